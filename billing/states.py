@@ -1,0 +1,54 @@
+"""Kinds and states of the books."""
+
+from django.db.models import TextChoices
+
+from marketplace.core.states import Arrows
+
+
+class Side(TextChoices):
+    DEBIT = "debit"
+    CREDIT = "credit"
+
+
+class AccountKind(TextChoices):
+    """The chart of accounts; the comment after each is its normal side and what it holds."""
+
+    BANK = "bank"  # debit: money received outside of a payment provider
+    WALLET = "wallet"  # credit, guarded: a tenant's prepaid money
+    DEFERRED = "deferred"  # credit, guarded: paid for a reservation and not yet earned
+    OWNER_ACCRUED = "owner_accrued"  # credit: earned by an owner's lease, not yet payable
+    OWNER_PAYABLE = "owner_payable"  # credit: due to an owner
+    PLATFORM_FEE = "platform_fee"  # credit: ours
+    U_BOUGHT = "u_bought"  # credit: GPU-seconds that a reservation bought
+    U_OPEN = "u_open"  # debit, guarded: of these, not yet accounted for
+    U_BUSY = "u_busy"  # debit: delivered, and a kernel ran
+    U_IDLE = "u_idle"  # debit: delivered, and none ran or none was seen
+    U_UNDELIVERED = "u_undelivered"  # debit: not delivered, refunded
+
+
+class EntryKind(TextChoices):
+    DEPOSIT = "deposit"
+    PURCHASE = "purchase"
+    SETTLEMENT = "settlement"
+    RELEASE = "release"
+    REVERSAL = "reversal"
+
+
+class PayoutStatus(TextChoices):
+    DUE = "due"
+    IN_TRANSIT = "in_transit"
+    PAID = "paid"
+    FAILED = "failed"
+
+
+PAYOUT_ARROWS = Arrows(
+    initial=(PayoutStatus.DUE,),
+    moves={
+        PayoutStatus.DUE: (PayoutStatus.IN_TRANSIT,),
+        PayoutStatus.IN_TRANSIT: (PayoutStatus.PAID, PayoutStatus.FAILED),
+        PayoutStatus.PAID: (),
+        PayoutStatus.FAILED: (PayoutStatus.DUE,),
+    },
+)
+
+GPU_SECONDS = "gpu_second"  # the "currency" of the second set of books

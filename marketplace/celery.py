@@ -1,0 +1,27 @@
+"""The Celery application and the whole beat table: how often anything runs is decided here, nowhere else."""
+
+import os
+
+from celery import Celery
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "marketplace.settings")
+
+app = Celery("headroom")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.autodiscover_tasks(["agents", "scheduler", "billing", "marketplace"])
+
+# A tick that could not run while the broker or the worker was away must not pile up: each message dies
+# after its own period. Every task takes no input, reconciles from the database, and may run twice.
+_CADENCES_SECONDS: dict[str, float] = {
+    "scheduler.end_due_leases": 1,
+    "scheduler.start_due_reservations": 1,
+    "scheduler.expire_quotes": 15,
+    "billing.settle_leases": 2,
+    "billing.release_earnings": 5,
+    "agents.prune_readings": 3600,
+    "marketplace.prune_idempotency_records": 3600,
+}
+app.conf.beat_schedule = {
+    name: {"task": name, "schedule": seconds, "options": {"expires": seconds}}
+    for name, seconds in _CADENCES_SECONDS.items()
+}

@@ -1,0 +1,69 @@
+"""Public identifiers: opaque, prefixed, ordered by the time of their making."""
+
+import secrets
+import time
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
+_RANDOM_BITS = 80
+_LENGTH = 26  # 48 bits of milliseconds and 80 random bits, as in a ULID
+ID_LENGTH_MAX = 32
+
+PREFIXES = frozenset(
+    "org usr key nde gpu tok lst qte rsv lse ext inv pay pot evt whk set ent acc".split()  # noqa: SIM905
+)
+
+
+def new_id(prefix: str) -> str:
+    """Return a new identifier such as `rsv_01k…`: unguessable, and later ones sort after earlier ones."""
+    assert prefix in PREFIXES, prefix
+    number = (time.time_ns() // 1_000_000) << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS)
+    digits = [_ALPHABET[(number >> shift) & 31] for shift in range((_LENGTH - 1) * 5, -1, -5)]
+    return f"{prefix}_{''.join(digits)}"
+
+
+def new_organization_id() -> str:
+    return new_id("org")
+
+
+def new_api_key_id() -> str:
+    return new_id("key")
+
+
+def new_listing_id() -> str:
+    return new_id("lst")
+
+
+def new_enrolment_token_id() -> str:
+    return new_id("tok")
+
+
+def new_node_id() -> str:
+    return new_id("nde")
+
+
+def new_gpu_id() -> str:
+    return new_id("gpu")
+
+
+def new_quote_id() -> str:
+    return new_id("qte")
+
+
+def new_reservation_id() -> str:
+    return new_id("rsv")
+
+
+def new_lease_id() -> str:
+    return new_id("lse")
+
+
+def new_entry_id() -> str:
+    return new_id("ent")
+
+
+def new_settlement_id() -> str:
+    return new_id("set")
+
+
+def new_payout_id() -> str:
+    return new_id("pot")

@@ -1,0 +1,47 @@
+"""The catalogue's state machines."""
+
+from django.db.models import TextChoices
+
+from marketplace.core.states import Arrows
+
+
+class ListingStatus(TextChoices):
+    DRAFT = "draft"
+    PUBLISHED = "published"
+    PAUSED = "paused"
+    RETIRED = "retired"
+
+
+LISTING_ARROWS = Arrows(
+    initial=(ListingStatus.DRAFT,),
+    moves={
+        ListingStatus.DRAFT: (ListingStatus.PUBLISHED, ListingStatus.RETIRED),
+        ListingStatus.PUBLISHED: (ListingStatus.PAUSED, ListingStatus.RETIRED),
+        ListingStatus.PAUSED: (ListingStatus.PUBLISHED, ListingStatus.RETIRED),
+        ListingStatus.RETIRED: (),
+    },
+)
+
+
+class Tier(TextChoices):
+    """A firm lease cannot be taken back; a reclaimable one can, after its notice."""
+
+    FIRM = "firm"
+    RECLAIMABLE = "reclaimable"
+
+
+class ListingMode(TextChoices):
+    ALWAYS = "always"
+    WHEN_IDLE = "when_idle"
+
+
+class Scope(TextChoices):
+    """What an API key may do."""
+
+    MARKET_READ = "market:read"
+    RESERVATIONS_READ = "reservations:read"
+    RESERVATIONS_WRITE = "reservations:write"
+    OWNER_READ = "owner:read"
+    OWNER_WRITE = "owner:write"
+    BILLING_READ = "billing:read"
+    BILLING_WRITE = "billing:write"

@@ -1,0 +1,114 @@
+"""The state machines of quotes, reservations and leases, with the reasons of each move."""
+
+from django.db.models import TextChoices
+
+from marketplace.core.states import Arrows
+
+
+class QuoteStatus(TextChoices):
+    OPEN = "open"
+    USED = "used"
+    EXPIRED = "expired"
+
+
+QUOTE_ARROWS = Arrows(
+    initial=(QuoteStatus.OPEN,),
+    moves={
+        QuoteStatus.OPEN: (QuoteStatus.USED, QuoteStatus.EXPIRED),
+        QuoteStatus.USED: (),
+        QuoteStatus.EXPIRED: (),
+    },
+)
+
+
+class ReservationStatus(TextChoices):
+    PAYMENT_PENDING = "payment_pending"
+    SCHEDULED = "scheduled"
+    ACTIVE = "active"
+    COMPLETED = "completed"
+    PAYMENT_FAILED = "payment_failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    RECLAIMED = "reclaimed"
+    FAILED = "failed"
+
+
+RESERVATION_ARROWS = Arrows(
+    initial=(ReservationStatus.PAYMENT_PENDING,),
+    moves={
+        ReservationStatus.PAYMENT_PENDING: (
+            ReservationStatus.SCHEDULED,
+            ReservationStatus.PAYMENT_FAILED,
+            ReservationStatus.EXPIRED,
+            ReservationStatus.CANCELLED,
+        ),
+        ReservationStatus.SCHEDULED: (
+            ReservationStatus.ACTIVE,
+            ReservationStatus.CANCELLED,
+            ReservationStatus.FAILED,
+        ),
+        ReservationStatus.ACTIVE: (
+            ReservationStatus.COMPLETED,
+            ReservationStatus.RECLAIMED,
+            ReservationStatus.FAILED,
+        ),
+        ReservationStatus.COMPLETED: (),
+        ReservationStatus.PAYMENT_FAILED: (),
+        ReservationStatus.EXPIRED: (),
+        ReservationStatus.CANCELLED: (),
+        ReservationStatus.RECLAIMED: (),
+        ReservationStatus.FAILED: (),
+    },
+)
+
+
+class ReservationReason(TextChoices):
+    """Why a reservation moved."""
+
+    QUOTE_ACCEPTED = "quote_accepted"
+    PAID = "paid"
+    PAYMENT_DECLINED = "payment_declined"
+    PAYMENT_WINDOW_CLOSED = "payment_window_closed"
+    WINDOW_STARTED = "window_started"
+    WINDOW_ENDED = "window_ended"
+    TENANT_CANCELLED = "tenant_cancelled"
+    OWNER_RECLAIMED = "owner_reclaimed"
+    NOTHING_DELIVERED = "nothing_delivered"
+
+
+class LeaseStatus(TextChoices):
+    PROVISIONING = "provisioning"
+    ACTIVE = "active"
+    RETURNING = "returning"
+    RECLAIMING = "reclaiming"
+    ENDED = "ended"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+
+LEASE_ARROWS = Arrows(
+    initial=(LeaseStatus.PROVISIONING,),
+    moves={
+        LeaseStatus.PROVISIONING: (LeaseStatus.ACTIVE, LeaseStatus.FAILED),
+        LeaseStatus.ACTIVE: (LeaseStatus.RETURNING, LeaseStatus.RECLAIMING, LeaseStatus.INTERRUPTED),
+        LeaseStatus.RETURNING: (LeaseStatus.ENDED, LeaseStatus.INTERRUPTED),
+        LeaseStatus.RECLAIMING: (LeaseStatus.ENDED, LeaseStatus.INTERRUPTED),
+        LeaseStatus.ENDED: (),
+        LeaseStatus.INTERRUPTED: (),
+        LeaseStatus.FAILED: (),
+    },
+)
+
+
+class LeaseReason(TextChoices):
+    """Why a lease moved."""
+
+    WINDOW_STARTED = "window_started"
+    HANDED_OVER = "handed_over"
+    WINDOW_ENDED = "window_ended"
+    RETURNED = "returned"
+    RETURN_UNCONFIRMED = "return_unconfirmed"
+    HANDOVER_TIMED_OUT = "handover_timed_out"
+    HANDOVER_FAILED = "handover_failed"
+    NODE_FAULT = "node_fault"
+    OWNER_RECLAIMED = "owner_reclaimed"
