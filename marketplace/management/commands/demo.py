@@ -1,0 +1,365 @@
+"""Tell the whole story of one lease, through HTTP alone, against a market that runs in the demo profile."""
+
+import argparse
+import base64
+import datetime as dt
+import json
+import re
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from django.core.management.base import BaseCommand, CommandError
+
+from marketplace.core.windows import format_duration
+
+GPUS = 2
+FLOOR_RATE = "1.900000"  # below the seeded listings', so that this listing is the one that serves
+POLL_SECONDS = 1.0
+GRID_SECONDS_MAX = 300  # on an hourly grid the story would take hours
+FLEET_SECONDS_MAX = 60  # a fleet's first report takes a few report intervals
+SETTLEMENT_SECONDS_MAX = 90  # the return receipt, the meters' grace and two ticks
+OUTAGE_SECONDS_MAX = 60  # a part of the market that was killed is back by then
+REQUEST_TRIES_MAX = 120
+
+
+class StepFailed(CommandError):
+    """A step of the story did not happen."""
+
+
+class Client:
+    """A REST client that survives restarts of the market: every call that it repeats is idempotent."""
+
+    def __init__(self, *, base_url: str, api_key: str = "") -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(base_url=base_url, headers=headers, timeout=10, trust_env=False)
+
+    def get(self, path: str, **query: object) -> Any:  # noqa: ANN401 - JSON
+        return self.call("GET", path, params={k: str(v) for k, v in query.items()}).json()
+
+    def post(self, path: str, body: dict[str, Any], *, key: str | None = None) -> Any:  # noqa: ANN401 - JSON
+        return self.call("POST", path, json=body, headers={"Idempotency-Key": key or secrets.token_hex(12)}).json()
+
+    def call(self, method: str, path: str, **request: Any) -> httpx.Response:  # noqa: ANN401
+        """Send a request, again while the market is away.
+
+        :raises StepFailed: when it answers with an error, or is away for longer than `OUTAGE_SECONDS_MAX`.
+        """
+        away_since = time.monotonic()
+        for _ in range(REQUEST_TRIES_MAX):
+            try:
+                response = self._http.request(method, path, **request)
+            except httpx.TransportError as error:
+                trouble = f"{type(error).__name__}: {error}"
+            else:
+                if response.status_code < 500 and response.status_code != 429 and not _in_flight(response):
+                    return _require_success(method, path, response)
+                trouble = f"{response.status_code} {response.text[:200]}"
+            if time.monotonic() - away_since > OUTAGE_SECONDS_MAX:
+                break
+            time.sleep(POLL_SECONDS / 2)
+        raise StepFailed(f"{method} {path}: no answer for {OUTAGE_SECONDS_MAX} s ({trouble})")
+
+
+def _in_flight(response: httpx.Response) -> bool:
+    """Say whether an earlier try of the same call, whose answer was lost, still runs."""
+    return response.status_code == 409 and response.json().get("code") == "idempotency_in_flight"
+
+
+def _require_success(method: str, path: str, response: httpx.Response) -> httpx.Response:
+    if response.status_code >= 400:
+        problem = response.json() if "json" in response.headers.get("content-type", "") else {}
+        detail = problem.get("detail") or response.text[:200]
+        raise StepFailed(f"{method} {path} answered {response.status_code} {problem.get('code', '')}: {detail}")
+    return response
+
+
+class Storyteller:
+    """Print each step with what happened and how long it took."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._live = sys.stdout.isatty()
+        self.started = time.monotonic()
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[Callable[[str], None]]:
+        self._number += 1
+        began = time.monotonic()
+        lines: list[str] = []
+        yield lines.append
+        self._clear()
+        print(f"{self._number:2}. {title:<58} {time.monotonic() - began:6.1f} s", flush=True)
+        for line in lines:
+            print(f"      {line}", flush=True)
+
+    def progress(self, text: str) -> None:
+        """Show a line that the next one replaces; nothing where no person watches."""
+        if self._live:
+            print(f"\r\x1b[2K    … {text}", end="", flush=True)
+
+    def _clear(self) -> None:
+        if self._live:
+            print("\r\x1b[2K", end="")
+
+    def wait(self, what: str, probe: Callable[[], Any], *, seconds_max: float, until: str = "") -> Any:  # noqa: ANN401
+        """Poll until `probe` returns something true and return it.
+
+        :raises StepFailed: when it does not within `seconds_max`.
+        """
+        began = time.monotonic()
+        while not (found := probe()):
+            waited = time.monotonic() - began
+            if waited > seconds_max:
+                raise StepFailed(f"waited {waited:.0f} s for {what}, in vain")
+            self.progress(f"{what} {until} ({waited:.0f} s)")
+            time.sleep(POLL_SECONDS)
+        return found
+
+
+def _amount(money: dict[str, Any]) -> str:
+    return f"{money['amount_minor'] / 100:,.2f} {money['currency'].upper()}"
+
+
+def _instant(text: str) -> dt.datetime:
+    return dt.datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def _clock(text: str) -> str:
+    return _instant(text).strftime("%H:%M:%S")
+
+
+def _ssh_public_key() -> str:
+    """Return a well-formed Ed25519 public key line; the private half does not exist."""
+    name = b"ssh-ed25519"
+    blob = len(name).to_bytes(4, "big") + name + (32).to_bytes(4, "big") + secrets.token_bytes(32)
+    return f"ssh-ed25519 {base64.b64encode(blob).decode()} demo"
+
+
+class Command(BaseCommand):
+    help = __doc__
+    requires_system_checks: list[str] = []
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--demo-json", default="var/demo.json", help="the addresses and keys that `up` wrote")
+        parser.add_argument("--base-url", help="instead of the address in the file")
+        parser.add_argument("--steps-of-grid", type=int, default=1, help="length of the window in grid steps")
+
+    def handle(self, *, demo_json: str, base_url: str | None, steps_of_grid: int, **_: object) -> None:
+        try:
+            keys = json.loads(Path(demo_json).read_text())
+        except (OSError, ValueError):
+            raise CommandError(f"{demo_json} cannot be read: start the market with `python3 manage.py up`") from None
+        base_url = base_url or keys["base_url"]
+        owner = Client(base_url=base_url, api_key=keys["owner"]["api_key"])
+        tenant = Client(base_url=base_url, api_key=keys["tenant"]["api_key"])
+        teller = Storyteller()
+        market = self._open(teller, tenant, base_url)
+        model, region = self._fleet(teller, owner)
+        listing = self._list(teller, owner, model=model, region=region, market=market)
+        try:
+            reservation = self._buy(teller, tenant, model=model, region=region, grid_seconds=market["grid_seconds"] * steps_of_grid)
+            lease = self._live(teller, tenant, reservation)
+            self._settle(teller, tenant, owner, reservation=reservation, lease=lease)
+        finally:
+            owner.post(f"/v1/listings/{listing['id']}/retire", {})
+        self._books(teller, base_url=base_url, admin=keys["admin"])
+        print(f"\nThe whole story took {time.monotonic() - teller.started:.0f} s. Every step happened.")
+
+    def _open(self, teller: Storyteller, tenant: Client, base_url: str) -> dict[str, Any]:
+        with teller.step(f"The market answers at {base_url}") as say:
+            market: dict[str, Any] = tenant.get("/v1/market")
+            if market["grid_seconds"] > GRID_SECONDS_MAX:
+                raise StepFailed(
+                    f"windows here lie on a grid of {market['grid_seconds']} s; the story needs at most "
+                    f"{GRID_SECONDS_MAX} s (set HEADROOM_GRID_SECONDS=60)"
+                )
+            say(f"windows start on a grid of {market['grid_seconds']} s and reach {market['horizon_days']} days ahead")
+            simulated = [w for w in ("hardware", "payments") if market[f"simulated_{w}"]]
+            if simulated:
+                say(f"SIMULATED here: {' and '.join(simulated)}")
+        return market
+
+    def _fleet(self, teller: Storyteller, owner: Client) -> tuple[str, str]:
+        """Wait for GPUs that an owner could sell; return the model and region with the most of them."""
+        with teller.step("Node agents publish the owner's GPUs") as say:
+
+            def sellable() -> dict[tuple[str, str], int]:
+                nodes = {n["id"]: n for n in owner.get("/v1/nodes", limit=200)["data"]}
+                counts: dict[tuple[str, str], int] = {}
+                for gpu in owner.get("/v1/gpus", limit=200, health="healthy")["data"]:
+                    if gpu["gpu_model"] and not gpu["leased"] and nodes[gpu["node_id"]]["last_report_at"]:
+                        place = (gpu["gpu_model"], nodes[gpu["node_id"]]["region"])
+                        counts[place] = counts.get(place, 0) + 1
+                return {place: n for place, n in counts.items() if n >= GPUS}
+
+            counts = teller.wait("for the first reports", sellable, seconds_max=FLEET_SECONDS_MAX)
+            for (model, region), n in sorted(counts.items()):
+                say(f"{n} × {model} in {region}, healthy and not leased")
+        model, region = max(counts, key=lambda place: (counts[place], place))
+        return model, region
+
+    def _list(
+        self, teller: Storyteller, owner: Client, *, model: str, region: str, market: dict[str, Any]
+    ) -> dict[str, Any]:
+        with teller.step("The owner lists them") as say:
+            listing: dict[str, Any] = owner.post(
+                "/v1/listings",
+                {
+                    "name": f"demo {dt.datetime.now(tz=dt.UTC):%H:%M:%S}",
+                    "selector": {"gpu_model": model, "region": region},
+                    "starts_at": market["now"],
+                    "floor_rate": FLOOR_RATE,
+                    "tier": "firm",
+                    "mode": "always",
+                },
+            )
+            owner.post(f"/v1/listings/{listing['id']}/publish", {})
+            say(f"{listing['id']}: {model} in {region}, firm, at least {FLOOR_RATE} per GPU-hour for the owner")
+        return listing
+
+    def _buy(
+        self, teller: Storyteller, tenant: Client, *, model: str, region: str, grid_seconds: int
+    ) -> dict[str, Any]:
+        with teller.step("The tenant finds a window") as say:
+            now = dt.datetime.now(tz=dt.UTC)
+            duration = dt.timedelta(seconds=grid_seconds)
+            offers = tenant.get(
+                "/v1/offerings",
+                gpu_model=model,
+                gpus=GPUS,
+                region=region,
+                duration=format_duration(duration),
+                earliest_start=(now + dt.timedelta(seconds=5)).isoformat().replace("+00:00", "Z"),
+                latest_end=(now + 10 * duration + dt.timedelta(minutes=10)).isoformat().replace("+00:00", "Z"),
+            )
+            if not offers["data"]:
+                raise StepFailed(f"no window for {GPUS} × {model}: {offers['no_offer_reason']}")
+            offer = min(offers["data"], key=lambda o: o["starts_at"])
+            say(
+                f"{offer['gpus']} × {model}, {_clock(offer['starts_at'])}–{_clock(offer['ends_at'])} UTC, "
+                f"{offer['rate']} per GPU-hour, {_amount(offer['total'])} in all"
+            )
+        with teller.step("… locks price and GPUs in a quote") as say:
+            quote = tenant.post(
+                "/v1/quotes",
+                {
+                    "gpu_model": model,
+                    "gpus": GPUS,
+                    "region": region,
+                    "starts_at": offer["starts_at"],
+                    "ends_at": offer["ends_at"],
+                    "hold": True,
+                },
+            )
+            say(f"{quote['id']}: {quote['rate']} per GPU-hour until {_clock(quote['expires_at'])}, GPUs held")
+        with teller.step("… reserves and pays from its wallet") as say:
+            before = tenant.get("/v1/wallet")["balance"]
+            body = {
+                "quote_id": quote["id"],
+                "payment_method": "wallet",
+                "name": "demo run",
+                "project": "demo",
+                "ssh_public_keys": [_ssh_public_key()],
+            }
+            key = secrets.token_hex(12)
+            reservation: dict[str, Any] = tenant.post("/v1/reservations", body, key=key)
+            again = tenant.post("/v1/reservations", body, key=key)
+            after = tenant.get("/v1/wallet")["balance"]
+            if again["id"] != reservation["id"]:
+                raise StepFailed("the same request with the same key bought twice")
+            if before["amount_minor"] - after["amount_minor"] != quote["total"]["amount_minor"]:
+                raise StepFailed(f"the wallet went from {_amount(before)} to {_amount(after)}: not the quoted price")
+            say(f"{reservation['id']} is {reservation['status']}; wallet {_amount(before)} → {_amount(after)}")
+            say("sent twice with one Idempotency-Key: bought once")
+        return reservation
+
+    def _live(self, teller: Storyteller, tenant: Client, reservation: dict[str, Any]) -> dict[str, Any]:
+        path = f"/v1/reservations/{reservation['id']}"
+
+        def lease_in(*statuses: str) -> Callable[[], Any]:
+            def probe() -> Any:  # noqa: ANN401 - JSON
+                found = tenant.get(path)
+                if found["status"] == "failed":
+                    raise StepFailed(f"{found['id']} failed: {found['history'][-1]}")
+                leases = [tenant.get(f"/v1/leases/{lease['id']}") for lease in found["leases"]]
+                return leases[0] if leases and all(lease["status"] in statuses for lease in leases) else None
+
+            return probe
+
+        to_start = (_instant(reservation["starts_at"]) - dt.datetime.now(tz=dt.UTC)).total_seconds()
+        with teller.step("Celery starts the window, the agent hands over") as say:
+            lease = teller.wait(
+                "for the window to start",
+                lease_in("active", "returning", "ended"),
+                seconds_max=max(to_start, 0) + OUTAGE_SECONDS_MAX,
+                until=f"at {_clock(reservation['starts_at'])}",
+            )
+            access = lease["access"]
+            say(f"{lease['id']}: ssh -p {access['port']} {access['username']}@{access['host']}")
+            say(f"usable from {_clock(lease['handed_over_at'])}: {', '.join(lease['gpu_uuids'])}")
+        to_end = (_instant(reservation["ends_at"]) - dt.datetime.now(tz=dt.UTC)).total_seconds()
+        with teller.step("The tenant works, the window ends, the GPUs return") as say:
+            lease = teller.wait(
+                "for the window to end",
+                lease_in("ended"),
+                seconds_max=max(to_end, 0) + OUTAGE_SECONDS_MAX,
+                until=f"at {_clock(reservation['ends_at'])}",
+            )
+            say(f"{lease['id']} is {lease['status']}, returned at {_clock(lease['returned_at'])}")
+        return dict(lease)
+
+    def _settle(
+        self,
+        teller: Storyteller,
+        tenant: Client,
+        owner: Client,
+        *,
+        reservation: dict[str, Any],
+        lease: dict[str, Any],
+    ) -> None:
+        path = f"/v1/reservations/{reservation['id']}/bill"
+        with teller.step("Billing settles the lease") as say:
+
+            def final() -> Any:  # noqa: ANN401 - JSON
+                bill = tenant.get(path)
+                return bill if bill["final"] else None
+
+            bill = teller.wait("for the settlement", final, seconds_max=SETTLEMENT_SECONDS_MAX)
+            seconds = bill["gpu_seconds"]
+            for name in ("bought", "delivered", "busy"):
+                say(f"{name:<10} {seconds[name]:>7} GPU-seconds")
+            for name in ("bought", "refunded", "net"):
+                say(f"{name:<10} {_amount(bill[name]):>15}")
+            if seconds["bought"] != seconds["delivered"] + seconds["undelivered"]:
+                raise StepFailed("bought is not delivered plus undelivered")
+            if not 0 < seconds["busy"] <= seconds["delivered"]:
+                raise StepFailed("nothing was metered, or more than was delivered")
+        with teller.step("The owner's payout is due") as say:
+
+            def payout_of_lease() -> Any:  # noqa: ANN401 - JSON
+                payouts = owner.get("/v1/payouts", limit=200)["data"]
+                return next((p for p in payouts if p["lease_id"] == lease["id"]), None)
+
+            payout = teller.wait("for the payout", payout_of_lease, seconds_max=SETTLEMENT_SECONDS_MAX)
+            say(f"{payout['id']}: {_amount(payout['amount'])} {payout['status']} at {_clock(payout['due_at'])}")
+
+    def _books(self, teller: Storyteller, *, base_url: str, admin: dict[str, str]) -> None:
+        with teller.step("The books balance") as say:
+            with httpx.Client(base_url=base_url, timeout=30, follow_redirects=True, trust_env=False) as browser:
+                page = browser.get("/admin/login/")
+                token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
+                if token is None:
+                    raise StepFailed("the admin's sign-in page cannot be read")
+                form = {**admin, "csrfmiddlewaretoken": token[1], "next": "/admin/"}
+                browser.post("/admin/login/", data=form, headers={"Referer": f"{base_url}/admin/login/"})
+                report = browser.get("/admin/books/", params={"format": "json"}).json()
+            broken = [check for check in report["checks"] if not check["ok"]]
+            if broken or not report["ok"]:
+                raise StepFailed("; ".join(f"{check['name']}: {check['detail']}" for check in broken))
+            say(f"{len(report['checks'])} invariants of the ledger checked in SQL, all hold")
