@@ -21,8 +21,12 @@ def _choices(values: type[protocol.StrEnum]) -> list[tuple[str, str]]:
 class EnrolmentToken(models.Model):
     """A secret with which up to `nodes_max` machines may enrol; shown once, only its SHA-256 is kept."""
 
-    id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_enrolment_token_id)
-    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="enrolment_tokens")
+    id = models.CharField(
+        primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_enrolment_token_id
+    )
+    organization = models.ForeignKey(
+        Organization, on_delete=models.PROTECT, related_name="enrolment_tokens"
+    )
     secret_sha256 = models.CharField(max_length=64, unique=True)
     region = models.CharField(max_length=60)
     fabric = models.CharField(max_length=100, blank=True)
@@ -35,7 +39,9 @@ class EnrolmentToken(models.Model):
 
     class Meta:
         constraints: ClassVar = [
-            models.CheckConstraint(condition=Q(nodes_enrolled__lte=F("nodes_max")), name="token_uses_are_bounded")
+            models.CheckConstraint(
+                condition=Q(nodes_enrolled__lte=F("nodes_max")), name="token_uses_are_bounded"
+            )
         ]
 
     def __str__(self) -> str:
@@ -53,7 +59,9 @@ class Node(models.Model):
     id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_node_id)
     organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="nodes")
     hostname = models.CharField(max_length=255)
-    machine_id = models.CharField(max_length=100, db_comment="as the machine names itself; survives reinstalls of the agent")
+    machine_id = models.CharField(
+        max_length=100, db_comment="as the machine names itself; survives reinstalls of the agent"
+    )
     region = models.CharField(max_length=60)
     fabric = models.CharField(max_length=100, blank=True)
     labels = models.JSONField(default=dict, blank=True)
@@ -61,9 +69,13 @@ class Node(models.Model):
     simulated = models.BooleanField(db_comment="its GPUs do not exist")
     public_key = models.CharField(max_length=44, unique=True, db_comment="Ed25519, base64url")
     agent_version = models.CharField(max_length=40)
-    slot_base = models.IntegerField(unique=True, db_comment="multiple of 16, from sequence agents_slot_block")
+    slot_base = models.IntegerField(
+        unique=True, db_comment="multiple of 16, from sequence agents_slot_block"
+    )
     boot_id = models.CharField(max_length=100, blank=True)
-    last_epoch = models.BigIntegerField(default=0, db_comment="(epoch, sequence) of the last accepted report")
+    last_epoch = models.BigIntegerField(
+        default=0, db_comment="(epoch, sequence) of the last accepted report"
+    )
     last_sequence = models.BigIntegerField(default=0)
     last_report_at = models.DateTimeField(null=True, blank=True, db_comment="server clock")
     reader_hung_since = models.DateTimeField(null=True, blank=True)
@@ -74,8 +86,12 @@ class Node(models.Model):
     class Meta:
         ordering: ClassVar = ["id"]
         constraints: ClassVar = [
-            models.UniqueConstraint(fields=["organization", "machine_id"], name="node_machine_is_unique"),
-            models.CheckConstraint(condition=Q(slot_base__gte=0), name="node_slot_base_is_not_negative"),
+            models.UniqueConstraint(
+                fields=["organization", "machine_id"], name="node_machine_is_unique"
+            ),
+            models.CheckConstraint(
+                condition=Q(slot_base__gte=0), name="node_slot_base_is_not_negative"
+            ),
         ]
         indexes: ClassVar = [models.Index(fields=["region", "fabric"], name="node_place")]
 
@@ -94,7 +110,9 @@ class NodeTransition(models.Model):
 
     class Meta:
         constraints: ClassVar = [
-            models.CheckConstraint(condition=NODE_ARROWS.as_check(), name="node_transition_is_legal")
+            models.CheckConstraint(
+                condition=NODE_ARROWS.as_check(), name="node_transition_is_legal"
+            )
         ]
 
     def __str__(self) -> str:
@@ -111,21 +129,37 @@ class Gpu(models.Model):
 
     id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_gpu_id)
     node = models.ForeignKey(Node, on_delete=models.PROTECT, related_name="gpus")
-    uuid = models.CharField(max_length=100, unique=True, db_comment="NVML UUID, the device's identity")
-    slot = models.IntegerField(unique=True, db_comment="place in the fleet calendar, within its node's block")
+    uuid = models.CharField(
+        max_length=100, unique=True, db_comment="NVML UUID, the device's identity"
+    )
+    slot = models.IntegerField(
+        unique=True, db_comment="place in the fleet calendar, within its node's block"
+    )
     product_name = models.CharField(max_length=100, db_comment="as NVML spells it")
-    gpu_model = models.ForeignKey(GpuModel, null=True, on_delete=models.PROTECT, related_name="gpus", db_comment="null: not in the catalogue, never sold")
+    gpu_model = models.ForeignKey(
+        GpuModel,
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="gpus",
+        db_comment="null: not in the catalogue, never sold",
+    )
     memory_total_bytes = models.BigIntegerField()
     serial = models.CharField(max_length=100, blank=True)
     pci_bus_id = models.CharField(max_length=40, blank=True)
     mig_enabled = models.BooleanField(null=True)
     present = models.BooleanField(default=True, db_comment="in the node's last inventory")
-    health = models.CharField(max_length=20, choices=_choices(protocol.Health), default=protocol.Health.HEALTHY)
+    health = models.CharField(
+        max_length=20, choices=_choices(protocol.Health), default=protocol.Health.HEALTHY
+    )
     health_reason = models.CharField(max_length=500, blank=True)
     quarantined_by_market = models.CharField(
-        max_length=200, blank=True, db_comment="why the market withdrew it; empty: it did not. Only the owner's resume clears it"
+        max_length=200,
+        blank=True,
+        db_comment="why the market withdrew it; empty: it did not. Only the owner's resume clears it",
     )
-    idle_state = models.CharField(max_length=20, choices=_choices(protocol.IdleState), default=protocol.IdleState.UNKNOWN)
+    idle_state = models.CharField(
+        max_length=20, choices=_choices(protocol.IdleState), default=protocol.IdleState.UNKNOWN
+    )
     idle_since = models.DateTimeField(null=True)
     measured_at = models.DateTimeField(null=True)
     first_seen_at = models.DateTimeField()
@@ -153,7 +187,9 @@ class Reading(models.Model):
     process_count = models.IntegerField(null=True)
 
     class Meta:
-        constraints: ClassVar = [models.UniqueConstraint(fields=["gpu", "measured_at"], name="reading_is_unique")]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["gpu", "measured_at"], name="reading_is_unique")
+        ]
         indexes: ClassVar = [models.Index(fields=["measured_at"], name="reading_measured_at")]
 
     def __str__(self) -> str:
@@ -172,7 +208,9 @@ class Grant(models.Model):
     desired_state = models.CharField(max_length=10, choices=_choices(protocol.DesiredState))
     ssh_public_keys = models.JSONField(default=list, blank=True)
     image = models.CharField(max_length=500, blank=True)
-    reported_state = models.CharField(max_length=20, blank=True, choices=_choices(protocol.LeaseState))
+    reported_state = models.CharField(
+        max_length=20, blank=True, choices=_choices(protocol.LeaseState)
+    )
     reported_detail = models.CharField(max_length=500, blank=True)
     reported_at = models.DateTimeField(null=True)
     closed_at = models.DateTimeField(null=True, db_comment="no longer sent to the node")
@@ -181,10 +219,14 @@ class Grant(models.Model):
     class Meta:
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["lease_id", "lease_epoch"], name="grant_is_unique"),
-            models.CheckConstraint(condition=Q(not_after__gt=F("not_before")), name="grant_ends_after_start"),
+            models.CheckConstraint(
+                condition=Q(not_after__gt=F("not_before")), name="grant_ends_after_start"
+            ),
         ]
         indexes: ClassVar = [
-            models.Index(fields=["node"], condition=Q(closed_at__isnull=True), name="grant_open_by_node")
+            models.Index(
+                fields=["node"], condition=Q(closed_at__isnull=True), name="grant_open_by_node"
+            )
         ]
 
     def __str__(self) -> str:
@@ -207,7 +249,9 @@ class Receipt(models.Model):
 
     class Meta:
         constraints: ClassVar = [
-            models.UniqueConstraint(fields=["lease_id", "lease_epoch", "kind"], name="receipt_is_unique")
+            models.UniqueConstraint(
+                fields=["lease_id", "lease_epoch", "kind"], name="receipt_is_unique"
+            )
         ]
 
     def __str__(self) -> str:
@@ -226,7 +270,9 @@ class MeterReading(models.Model):
     starts_at = models.DateTimeField(db_comment="node's clock")
     ends_at = models.DateTimeField()
     up_seconds = models.PositiveIntegerField(db_comment="the tenant had the GPU")
-    busy_seconds = models.PositiveIntegerField(null=True, db_comment="a kernel ran; null: not measured")
+    busy_seconds = models.PositiveIntegerField(
+        null=True, db_comment="a kernel ran; null: not measured"
+    )
     energy_millijoules = models.BigIntegerField(null=True)
     memory_used_bytes_max = models.BigIntegerField(null=True)
     temperature_celsius_max = models.SmallIntegerField(null=True)
@@ -235,8 +281,12 @@ class MeterReading(models.Model):
 
     class Meta:
         constraints: ClassVar = [
-            models.UniqueConstraint(fields=["node", "epoch", "sequence"], name="meter_reading_is_unique"),
-            models.CheckConstraint(condition=Q(ends_at__gt=F("starts_at")), name="meter_ends_after_start"),
+            models.UniqueConstraint(
+                fields=["node", "epoch", "sequence"], name="meter_reading_is_unique"
+            ),
+            models.CheckConstraint(
+                condition=Q(ends_at__gt=F("starts_at")), name="meter_ends_after_start"
+            ),
             models.CheckConstraint(
                 condition=Q(busy_seconds__isnull=True) | Q(busy_seconds__lte=F("up_seconds")),
                 name="meter_busy_within_up",

@@ -29,8 +29,12 @@ PROTOCOL_VERSION = 1
 
 GPUS_PER_NODE_MAX = 16  # HGX and NVL boards carry at most 16 GPUs under one operating system
 REPORT_BODY_BYTES_MAX = 256 * 1024  # 200 meter readings and 16 GPUs take about 60 KiB
-REPORT_METERS_MAX = 200  # one hour of minute readings of a three-GPU lease; more wait for the next report
-REPORT_READINGS_MAX = GPUS_PER_NODE_MAX * 4  # a report may carry the samples of up to four missed ones
+REPORT_METERS_MAX = (
+    200  # one hour of minute readings of a three-GPU lease; more wait for the next report
+)
+REPORT_READINGS_MAX = (
+    GPUS_PER_NODE_MAX * 4
+)  # a report may carry the samples of up to four missed ones
 REPORT_RECEIPTS_MAX = 32
 REPORT_LEASES_MAX = 64
 TEXT_LENGTH_MAX = 500
@@ -336,7 +340,7 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _parse(expected: Any, value: Any, *, pointer: str, limit: int = LIST_LENGTH_MAX) -> Any:  # noqa: ANN401, C901, PLR0911, PLR0912
+def _parse(expected: Any, value: Any, *, pointer: str, limit: int = LIST_LENGTH_MAX) -> Any:  # noqa: ANN401
     """Check `value` against the annotation `expected`; return it, built into dataclasses."""
     origin = typing.get_origin(expected)
     if origin in (typing.Union, types.UnionType):
@@ -351,7 +355,9 @@ def _parse(expected: Any, value: Any, *, pointer: str, limit: int = LIST_LENGTH_
         if not isinstance(value, list):
             raise MalformedMessage(pointer=pointer, detail="must be a list")
         if len(value) > limit:
-            raise MalformedMessage(pointer=pointer, detail=f"has {len(value)} items, at most {limit}")
+            raise MalformedMessage(
+                pointer=pointer, detail=f"has {len(value)} items, at most {limit}"
+            )
         (item,) = typing.get_args(expected)
         return [_parse(item, v, pointer=f"{pointer}/{i}") for i, v in enumerate(value)]
     if origin is dict:
@@ -387,7 +393,9 @@ def _parse(expected: Any, value: Any, *, pointer: str, limit: int = LIST_LENGTH_
         long_text = pointer.rsplit("/", 2)[-2:-1] == ["ssh_public_keys"]
         length_max = 20_000 if long_text else TEXT_LENGTH_MAX
         if len(value) > length_max or "\x00" in value:
-            raise MalformedMessage(pointer=pointer, detail=f"must have at most {length_max} characters")
+            raise MalformedMessage(
+                pointer=pointer, detail=f"must have at most {length_max} characters"
+            )
         return value
     raise AssertionError(f"no rule for {expected!r}")
 
@@ -424,7 +432,9 @@ def _parse_instant(value: object, *, pointer: str) -> dt.datetime:
     if not isinstance(value, str) or not re.fullmatch(
         r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z", value, flags=re.ASCII
     ):
-        raise MalformedMessage(pointer=pointer, detail="must be an RFC 3339 instant in UTC, ending in Z")
+        raise MalformedMessage(
+            pointer=pointer, detail="must be an RFC 3339 instant in UTC, ending in Z"
+        )
     try:
         return dt.datetime.fromisoformat(value.replace("Z", "+00:00"))
     except ValueError:
@@ -459,7 +469,9 @@ def signature_parameters(*, key_id: str, created_at: dt.datetime) -> str:
     return f'({components});created={math.floor(created_at.timestamp())};keyid="{key_id}";alg="ed25519"'
 
 
-def signature_base(*, method: str, authority: str, path: str, digest: str, parameters: str) -> bytes:
+def signature_base(
+    *, method: str, authority: str, path: str, digest: str, parameters: str
+) -> bytes:
     """Return the bytes that are signed (RFC 9421 section 2.5)."""
     values = (method.upper(), authority.lower(), path, digest)
     lines = [f'"{name}": {value}' for name, value in zip(SIGNED_COMPONENTS, values, strict=True)]
@@ -483,7 +495,9 @@ def parse_signature(*, signature_input: str, signature: str) -> SignatureInput:
     parameters = _SIGNATURE_INPUT.fullmatch(signature_input)
     value = _SIGNATURE.fullmatch(signature)
     if parameters is None or value is None:
-        raise BadSignature("Signature-Input and Signature must name sig1 with the four covered components")
+        raise BadSignature(
+            "Signature-Input and Signature must name sig1 with the four covered components"
+        )
     return SignatureInput(
         key_id=parameters[3],
         created_at=dt.datetime.fromtimestamp(int(parameters[2]), tz=dt.UTC),

@@ -6,7 +6,7 @@ from marketplace.core.states import Arrows
 
 
 class NodeStatus(TextChoices):
-    """An active node may serve new leases, a draining one finishes what it serves, a revoked one may not report."""
+    """Only an active node serves new leases; a draining one finishes its own, a revoked one is deaf."""
 
     ACTIVE = "active"
     DRAINING = "draining"

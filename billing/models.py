@@ -26,8 +26,12 @@ class Account(models.Model):
     currency = models.CharField(max_length=12, db_comment="ISO 4217 lower case, or gpu_second")
     normal_side = models.CharField(max_length=6, choices=Side)
     guarded = models.BooleanField(db_comment="its balance may not fall below zero")
-    balance = models.BigIntegerField(default=0, db_comment="guarded accounts only; kept by trigger, normal side")
-    organization = models.ForeignKey(Organization, null=True, on_delete=models.PROTECT, related_name="accounts")
+    balance = models.BigIntegerField(
+        default=0, db_comment="guarded accounts only; kept by trigger, normal side"
+    )
+    organization = models.ForeignKey(
+        Organization, null=True, on_delete=models.PROTECT, related_name="accounts"
+    )
 
     class Meta:
         constraints: ClassVar = [
@@ -44,12 +48,20 @@ class Entry(models.Model):
 
     id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_entry_id)
     idempotency_key = models.CharField(max_length=200, unique=True)
-    content_sha256 = models.CharField(max_length=64, db_comment="hex; the same key with other content is refused")
+    content_sha256 = models.CharField(
+        max_length=64, db_comment="hex; the same key with other content is refused"
+    )
     kind = models.CharField(max_length=20, choices=EntryKind)
-    subject_id = models.CharField(max_length=ids.ID_LENGTH_MAX, db_index=True, db_comment="what it is about")
-    reverses = models.OneToOneField("self", null=True, on_delete=models.PROTECT, related_name="reversed_by")
+    subject_id = models.CharField(
+        max_length=ids.ID_LENGTH_MAX, db_index=True, db_comment="what it is about"
+    )
+    reverses = models.OneToOneField(
+        "self", null=True, on_delete=models.PROTECT, related_name="reversed_by"
+    )
     effective_at = models.DateTimeField(db_comment="business time")
-    recorded_at = models.DateTimeField(db_default=models.functions.Now(), db_comment="database clock")
+    recorded_at = models.DateTimeField(
+        db_default=models.functions.Now(), db_comment="database clock"
+    )
     transaction_id = models.BigIntegerField(
         db_default=0, db_comment="pg_current_xact_id of its making, set by trigger: seals it"
     )
@@ -88,17 +100,25 @@ class SettlementQuerySet(models.QuerySet["Settlement"]):
 class Settlement(models.Model):
     """A finished lease as final money and GPU-seconds, with the evidence it rests on."""
 
-    id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_settlement_id)
+    id = models.CharField(
+        primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_settlement_id
+    )
     lease = models.OneToOneField(Lease, on_delete=models.PROTECT, related_name="settlement")
     owner = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="settlements")
     entry = models.OneToOneField(Entry, on_delete=models.PROTECT, related_name="settlement")
     currency = models.CharField(max_length=3)
     gpu_seconds_bought = models.BigIntegerField()
-    gpu_seconds_delivered = models.BigIntegerField(db_comment="between the receipts, within the window")
+    gpu_seconds_delivered = models.BigIntegerField(
+        db_comment="between the receipts, within the window"
+    )
     gpu_seconds_busy = models.BigIntegerField(db_comment="a kernel ran; at most delivered")
-    gpu_seconds_metered = models.BigIntegerField(db_comment="covered by meter readings; at most delivered")
+    gpu_seconds_metered = models.BigIntegerField(
+        db_comment="covered by meter readings; at most delivered"
+    )
     bought_minor = models.BigIntegerField(db_comment="the lease's part of the reservation's price")
-    earned_minor = models.BigIntegerField(db_comment="for what was delivered: owner's part plus fee")
+    earned_minor = models.BigIntegerField(
+        db_comment="for what was delivered: owner's part plus fee"
+    )
     fee_minor = models.BigIntegerField()
     owner_minor = models.BigIntegerField()
     refunded_minor = models.BigIntegerField(db_comment="for what was not delivered; to the wallet")
@@ -124,7 +144,9 @@ class Settlement(models.Model):
         ]
         indexes: ClassVar = [
             models.Index(
-                fields=["release_due_at"], condition=Q(released_at__isnull=True), name="settlement_due_to_release"
+                fields=["release_due_at"],
+                condition=Q(released_at__isnull=True),
+                name="settlement_due_to_release",
             )
         ]
 

@@ -32,7 +32,10 @@ class Env:
         text = self.variables.get(name, "").strip()
         if not text:
             return default
-        if not re.fullmatch(r"-?\d{1,12}", text, flags=re.ASCII) or not minimum <= int(text) <= maximum:
+        if (
+            not re.fullmatch(r"-?\d{1,12}", text, flags=re.ASCII)
+            or not minimum <= int(text) <= maximum
+        ):
             raise ImproperlyConfigured(
                 f"{name} must be a whole number from {minimum} to {maximum}, not {text!r}"
             )

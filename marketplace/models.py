@@ -16,7 +16,9 @@ from marketplace.states import LISTING_ARROWS, ListingMode, ListingStatus, Scope
 class Organization(models.Model):
     """A company: an owner sells, a tenant buys, and one may be both."""
 
-    id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_organization_id)
+    id = models.CharField(
+        primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_organization_id
+    )
     name = models.CharField(max_length=NAME_LENGTH_MAX, unique=True)
     is_owner = models.BooleanField(default=False, db_comment="may enrol nodes and publish listings")
     is_tenant = models.BooleanField(default=False, db_comment="may reserve")
@@ -24,7 +26,9 @@ class Organization(models.Model):
 
     class Meta:
         constraints: ClassVar = [
-            models.CheckConstraint(condition=Q(is_owner=True) | Q(is_tenant=True), name="organization_has_a_role")
+            models.CheckConstraint(
+                condition=Q(is_owner=True) | Q(is_tenant=True), name="organization_has_a_role"
+            )
         ]
 
     def __str__(self) -> str:
@@ -34,7 +38,9 @@ class Organization(models.Model):
 class User(AbstractUser):
     """A person who signs in to the admin or the console. Staff belong to no organization."""
 
-    organization = models.ForeignKey(Organization, null=True, blank=True, on_delete=models.PROTECT, related_name="users")
+    organization = models.ForeignKey(
+        Organization, null=True, blank=True, on_delete=models.PROTECT, related_name="users"
+    )
 
 
 class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
@@ -43,7 +49,9 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
 
     def usable(self, *, at: dt.datetime) -> Self:
         """Keep the keys that are neither revoked nor expired."""
-        return self.filter(Q(expires_at__isnull=True) | Q(expires_at__gt=at), revoked_at__isnull=True)
+        return self.filter(
+            Q(expires_at__isnull=True) | Q(expires_at__gt=at), revoked_at__isnull=True
+        )
 
 
 class ApiKey(models.Model):
@@ -52,11 +60,19 @@ class ApiKey(models.Model):
     The secret has 256 random bits, so a fast hash is enough: there is nothing to guess.
     """
 
-    id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_api_key_id)
-    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="api_keys")
+    id = models.CharField(
+        primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_api_key_id
+    )
+    organization = models.ForeignKey(
+        Organization, on_delete=models.PROTECT, related_name="api_keys"
+    )
     name = models.CharField(max_length=NAME_LENGTH_MAX)
-    prefix = models.CharField(max_length=16, db_comment="first characters of the secret, to recognise it by")
-    secret_sha256 = models.CharField(max_length=64, unique=True, db_comment="hex SHA-256 of the whole secret")
+    prefix = models.CharField(
+        max_length=16, db_comment="first characters of the secret, to recognise it by"
+    )
+    secret_sha256 = models.CharField(
+        max_length=64, unique=True, db_comment="hex SHA-256 of the whole secret"
+    )
     scopes = ArrayField(models.CharField(max_length=40, choices=Scope.choices))
     created_at = models.DateTimeField()
     expires_at = models.DateTimeField(null=True, blank=True)
@@ -78,7 +94,8 @@ class GpuModel(models.Model):
     name = models.CharField(max_length=NAME_LENGTH_MAX)
     memory_gib = models.PositiveIntegerField()
     nvml_names = ArrayField(
-        models.CharField(max_length=NAME_LENGTH_MAX), db_comment="product names under which NVML reports this model"
+        models.CharField(max_length=NAME_LENGTH_MAX),
+        db_comment="product names under which NVML reports this model",
     )
 
     class Meta:
@@ -103,30 +120,44 @@ class Listing(models.Model):
     An empty selector field matches everything. A change never touches what is already sold.
     """
 
-    id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_listing_id)
-    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="listings")
+    id = models.CharField(
+        primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_listing_id
+    )
+    organization = models.ForeignKey(
+        Organization, on_delete=models.PROTECT, related_name="listings"
+    )
     name = models.CharField(max_length=NAME_LENGTH_MAX)
     status = models.CharField(max_length=20, choices=ListingStatus, default=ListingStatus.DRAFT)
     gpu_model = models.ForeignKey(GpuModel, on_delete=models.PROTECT, related_name="listings")
     region = models.CharField(max_length=60, blank=True)
     fabric = models.CharField(max_length=100, blank=True)
-    labels = models.JSONField(default=dict, blank=True, db_comment="text to text; a node must carry all of them")
+    labels = models.JSONField(
+        default=dict, blank=True, db_comment="text to text; a node must carry all of them"
+    )
     starts_at = models.DateTimeField()
     ends_at = models.DateTimeField(null=True, blank=True)
     floor_rate = models.DecimalField(
-        max_digits=18, decimal_places=6, db_comment="per GPU-hour; what the owner receives at least, fee excluded"
+        max_digits=18,
+        decimal_places=6,
+        db_comment="per GPU-hour; what the owner receives at least, fee excluded",
     )
     currency = models.CharField(max_length=3)
     tier = models.CharField(max_length=20, choices=Tier, default=Tier.FIRM)
-    reclaim_notice_seconds = models.PositiveIntegerField(default=0, db_comment="0 for the firm tier")
+    reclaim_notice_seconds = models.PositiveIntegerField(
+        default=0, db_comment="0 for the firm tier"
+    )
     duration_seconds_min = models.PositiveIntegerField(default=0)
     duration_seconds_max = models.PositiveIntegerField(null=True, blank=True)
     gpus_min = models.PositiveIntegerField(default=1)
     blackouts = models.JSONField(
-        default=list, blank=True, db_comment="[[starts_at, ends_at], …] RFC 3339 UTC, half-open: never on offer"
+        default=list,
+        blank=True,
+        db_comment="[[starts_at, ends_at], …] RFC 3339 UTC, half-open: never on offer",
     )
     mode = models.CharField(max_length=20, choices=ListingMode, default=ListingMode.ALWAYS)
-    idle_for_seconds = models.PositiveIntegerField(default=0, db_comment="when_idle: quiet at least this long")
+    idle_for_seconds = models.PositiveIntegerField(
+        default=0, db_comment="when_idle: quiet at least this long"
+    )
     rolling_seconds = models.PositiveIntegerField(
         default=0, db_comment="when_idle: offered from now at most this far ahead"
     )
@@ -140,7 +171,8 @@ class Listing(models.Model):
         constraints: ClassVar = [
             models.CheckConstraint(condition=Q(floor_rate__gt=0), name="listing_floor_is_positive"),
             models.CheckConstraint(
-                condition=Q(ends_at__isnull=True) | Q(ends_at__gt=F("starts_at")), name="listing_ends_after_start"
+                condition=Q(ends_at__isnull=True) | Q(ends_at__gt=F("starts_at")),
+                name="listing_ends_after_start",
             ),
             models.CheckConstraint(
                 condition=Q(duration_seconds_max__isnull=True)
@@ -152,7 +184,9 @@ class Listing(models.Model):
                 | Q(tier=Tier.RECLAIMABLE, reclaim_notice_seconds__gt=0),
                 name="listing_notice_fits_tier",
             ),
-            models.CheckConstraint(condition=Q(gpus_min__gte=1), name="listing_gpus_min_is_positive"),
+            models.CheckConstraint(
+                condition=Q(gpus_min__gte=1), name="listing_gpus_min_is_positive"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -170,7 +204,9 @@ class ListingTransition(models.Model):
 
     class Meta:
         constraints: ClassVar = [
-            models.CheckConstraint(condition=LISTING_ARROWS.as_check(), name="listing_transition_is_legal")
+            models.CheckConstraint(
+                condition=LISTING_ARROWS.as_check(), name="listing_transition_is_legal"
+            )
         ]
 
     def __str__(self) -> str:
@@ -183,14 +219,20 @@ class IdempotencyRecord(models.Model):
     organization = models.ForeignKey(Organization, on_delete=models.CASCADE)
     key = models.CharField(max_length=255)
     request_sha256 = models.CharField(max_length=64, db_comment="hex; over method, path and body")
-    response_status = models.PositiveSmallIntegerField(null=True, db_comment="null while the first call runs")
+    response_status = models.PositiveSmallIntegerField(
+        null=True, db_comment="null while the first call runs"
+    )
     response_body = models.JSONField(null=True)
     created_at = models.DateTimeField()
-    locked_until = models.DateTimeField(db_comment="a call that died is forgotten after this instant")
+    locked_until = models.DateTimeField(
+        db_comment="a call that died is forgotten after this instant"
+    )
 
     class Meta:
         constraints: ClassVar = [
-            models.UniqueConstraint(fields=["organization", "key"], name="idempotency_key_is_unique")
+            models.UniqueConstraint(
+                fields=["organization", "key"], name="idempotency_key_is_unique"
+            )
         ]
         indexes: ClassVar = [models.Index(fields=["created_at"], name="idempotency_created_at")]
 

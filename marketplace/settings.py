@@ -9,42 +9,72 @@ from marketplace.env import env
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 # `demo` is what `manage.py up` runs on a bare machine; `production` refuses what only a demo may do.
-PROFILE = env.choice("HEADROOM_PROFILE", default="production", choices=("demo", "production", "test"))
+PROFILE = env.choice(
+    "HEADROOM_PROFILE", default="production", choices=("demo", "production", "test")
+)
 IS_PRODUCTION = PROFILE == "production"
 DATA_DIR = Path(env.text("HEADROOM_DATA_DIR", default=str(BASE_DIR / "var")))
 BASE_URL = env.text("HEADROOM_BASE_URL", default="http://127.0.0.1:8000")
 
 DEMO_SECRET_KEY = "headroom-demo-secret-key-that-production-refuses"  # noqa: S105 - refused below
-SECRET_KEY = env.text("SECRET_KEY", default=None if IS_PRODUCTION else DEMO_SECRET_KEY, secret_length_min=32)
+SECRET_KEY = env.text(
+    "SECRET_KEY", default=None if IS_PRODUCTION else DEMO_SECRET_KEY, secret_length_min=32
+)
 if IS_PRODUCTION and SECRET_KEY == DEMO_SECRET_KEY:
-    raise ImproperlyConfigured("SECRET_KEY is the demo's; set one of your own of 50 random characters")
+    raise ImproperlyConfigured(
+        "SECRET_KEY is the demo's; set one of your own of 50 random characters"
+    )
 DEBUG = env.switch("DEBUG", default=False)
 if IS_PRODUCTION and DEBUG:
     raise ImproperlyConfigured("DEBUG must be false in production: its error pages show secrets")
-ALLOWED_HOSTS = env.words("ALLOWED_HOSTS", default=() if IS_PRODUCTION else ("127.0.0.1", "localhost", "[::1]"))
+ALLOWED_HOSTS = env.words(
+    "ALLOWED_HOSTS", default=() if IS_PRODUCTION else ("127.0.0.1", "localhost", "[::1]")
+)
 if IS_PRODUCTION and not ALLOWED_HOSTS:
     raise ImproperlyConfigured("ALLOWED_HOSTS is not set; it should look like market.example.com")
 CSRF_TRUSTED_ORIGINS = [BASE_URL]
-SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if env.switch("TRUST_FORWARDED_PROTO", default=False) else None
+SECURE_PROXY_SSL_HEADER = (
+    ("HTTP_X_FORWARDED_PROTO", "https")
+    if env.switch("TRUST_FORWARDED_PROTO", default=False)
+    else None
+)
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = IS_PRODUCTION
 
 # --- the market ------------------------------------------------------------------------------------
-GRID_SECONDS = env.integer("HEADROOM_GRID_SECONDS", default=60 if PROFILE == "demo" else 3600, minimum=60, maximum=3600)
+GRID_SECONDS = env.integer(
+    "HEADROOM_GRID_SECONDS", default=60 if PROFILE == "demo" else 3600, minimum=60, maximum=3600
+)
 if 3600 % GRID_SECONDS:
-    raise ImproperlyConfigured("HEADROOM_GRID_SECONDS must divide an hour: 60, 300, 900, 1800 or 3600")
-CURRENCY = env.choice("HEADROOM_CURRENCY", default="usd", choices=("usd", "eur", "gbp", "jpy", "kwd"))
-ALLOW_SIMULATED_HARDWARE = env.switch("HEADROOM_ALLOW_SIMULATED_HARDWARE", default=not IS_PRODUCTION)
+    raise ImproperlyConfigured(
+        "HEADROOM_GRID_SECONDS must divide an hour: 60, 300, 900, 1800 or 3600"
+    )
+CURRENCY = env.choice(
+    "HEADROOM_CURRENCY", default="usd", choices=("usd", "eur", "gbp", "jpy", "kwd")
+)
+ALLOW_SIMULATED_HARDWARE = env.switch(
+    "HEADROOM_ALLOW_SIMULATED_HARDWARE", default=not IS_PRODUCTION
+)
 if IS_PRODUCTION and ALLOW_SIMULATED_HARDWARE:
-    raise ImproperlyConfigured("HEADROOM_ALLOW_SIMULATED_HARDWARE must be false in production: nobody may buy a simulated GPU")
+    raise ImproperlyConfigured(
+        "HEADROOM_ALLOW_SIMULATED_HARDWARE must be false in production: nobody may buy a simulated GPU"
+    )
 AGENT_REPORT_INTERVAL_SECONDS = env.integer(
-    "HEADROOM_AGENT_REPORT_INTERVAL_SECONDS", default=2 if PROFILE == "demo" else 15, minimum=1, maximum=300
+    "HEADROOM_AGENT_REPORT_INTERVAL_SECONDS",
+    default=2 if PROFILE == "demo" else 15,
+    minimum=1,
+    maximum=300,
 )
 # Money becomes payable to the owner once a tenant can no longer reasonably dispute the lease.
 PAYOUT_DELAY_SECONDS = env.integer(
-    "HEADROOM_PAYOUT_DELAY_SECONDS", default=0 if PROFILE == "demo" else 7 * 86_400, minimum=0, maximum=90 * 86_400
+    "HEADROOM_PAYOUT_DELAY_SECONDS",
+    default=0 if PROFILE == "demo" else 7 * 86_400,
+    minimum=0,
+    maximum=90 * 86_400,
 )
 # Share of the price that the platform keeps, in basis points; a listing's floor is what the owner receives.
-PLATFORM_FEE_BASIS_POINTS = env.integer("HEADROOM_PLATFORM_FEE_BASIS_POINTS", default=1500, minimum=0, maximum=9000)
+PLATFORM_FEE_BASIS_POINTS = env.integer(
+    "HEADROOM_PLATFORM_FEE_BASIS_POINTS", default=1500, minimum=0, maximum=9000
+)
 STRIPE_SECRET_KEY = env.text("STRIPE_SECRET_KEY", default="")
 STRIPE_WEBHOOK_SECRET = env.text("STRIPE_WEBHOOK_SECRET", default="")
 if STRIPE_SECRET_KEY and not STRIPE_SECRET_KEY.startswith(("sk_", "rk_")):
@@ -108,7 +138,10 @@ DATABASES = {
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 AUTH_USER_MODEL = "marketplace.User"
 AUTH_PASSWORD_VALIDATORS = [
-    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {
+        "NAME": "django.contrib.auth.password_validation.MinimumLengthValidator",
+        "OPTIONS": {"min_length": 12},
+    },
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 LANGUAGE_CODE = "en-us"
@@ -121,7 +154,9 @@ STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
 }
-DATA_UPLOAD_MAX_MEMORY_SIZE = 512 * 1024  # above every body that a view accepts; views set lower limits
+DATA_UPLOAD_MAX_MEMORY_SIZE = (
+    512 * 1024
+)  # above every body that a view accepts; views set lower limits
 
 # --- Celery: figures measured in a kill test, see scheduler/README.md ----------------------------------
 CELERY_BROKER_URL = env.broker("CELERY_BROKER_URL")

@@ -51,13 +51,23 @@ class Quote(models.Model):
     starts_at = models.DateTimeField()
     ends_at = models.DateTimeField()
     floor_rate = models.DecimalField(
-        max_digits=18, decimal_places=6, db_comment="per GPU-hour; only listings with at most this floor may serve"
+        max_digits=18,
+        decimal_places=6,
+        db_comment="per GPU-hour; only listings with at most this floor may serve",
     )
-    rate = models.DecimalField(max_digits=18, decimal_places=6, db_comment="per GPU-hour, tenant's view, locked")
-    total_minor = models.BigIntegerField(db_comment="minor units of currency, tenant's view, locked")
+    rate = models.DecimalField(
+        max_digits=18, decimal_places=6, db_comment="per GPU-hour, tenant's view, locked"
+    )
+    total_minor = models.BigIntegerField(
+        db_comment="minor units of currency, tenant's view, locked"
+    )
     currency = models.CharField(max_length=3)
-    fee_basis_points = models.PositiveIntegerField(db_comment="platform's share of the price, locked")
-    price_breakdown = models.JSONField(db_comment="inputs and steps from which the rate can be recomputed")
+    fee_basis_points = models.PositiveIntegerField(
+        db_comment="platform's share of the price, locked"
+    )
+    price_breakdown = models.JSONField(
+        db_comment="inputs and steps from which the rate can be recomputed"
+    )
     hold = models.BooleanField(default=False)
     simulated = models.BooleanField(db_comment="priced on GPUs that do not exist")
     created_at = models.DateTimeField()
@@ -68,11 +78,19 @@ class Quote(models.Model):
 
     class Meta:
         constraints: ClassVar = [
-            models.CheckConstraint(condition=Q(ends_at__gt=F("starts_at")), name="quote_ends_after_start"),
-            models.CheckConstraint(condition=Q(total_minor__gte=0, gpus__gte=1, rate__gt=0), name="quote_is_positive"),
+            models.CheckConstraint(
+                condition=Q(ends_at__gt=F("starts_at")), name="quote_ends_after_start"
+            ),
+            models.CheckConstraint(
+                condition=Q(total_minor__gte=0, gpus__gte=1, rate__gt=0), name="quote_is_positive"
+            ),
         ]
         indexes: ClassVar = [
-            models.Index(fields=["expires_at"], condition=Q(status=QuoteStatus.OPEN), name="quote_open_by_expiry")
+            models.Index(
+                fields=["expires_at"],
+                condition=Q(status=QuoteStatus.OPEN),
+                name="quote_open_by_expiry",
+            )
         ]
 
     def __str__(self) -> str:
@@ -91,10 +109,16 @@ class ReservationQuerySet(models.QuerySet["Reservation"]):
 class Reservation(models.Model):
     """The promise: N GPUs of a model for a window, at a locked rate."""
 
-    id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_reservation_id)
-    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="reservations")
+    id = models.CharField(
+        primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_reservation_id
+    )
+    organization = models.ForeignKey(
+        Organization, on_delete=models.PROTECT, related_name="reservations"
+    )
     quote = models.OneToOneField(Quote, on_delete=models.PROTECT, related_name="reservation")
-    status = models.CharField(max_length=20, choices=ReservationStatus, default=ReservationStatus.PAYMENT_PENDING)
+    status = models.CharField(
+        max_length=20, choices=ReservationStatus, default=ReservationStatus.PAYMENT_PENDING
+    )
     gpu_model = models.ForeignKey(GpuModel, on_delete=models.PROTECT)
     gpus = models.PositiveIntegerField()
     region = models.CharField(max_length=60)
@@ -102,7 +126,9 @@ class Reservation(models.Model):
     spread = models.CharField(max_length=20, choices=SPREADS)
     starts_at = models.DateTimeField()
     ends_at = models.DateTimeField()
-    rate = models.DecimalField(max_digits=18, decimal_places=6, db_comment="per GPU-hour, locked by the quote")
+    rate = models.DecimalField(
+        max_digits=18, decimal_places=6, db_comment="per GPU-hour, locked by the quote"
+    )
     total_minor = models.BigIntegerField(db_comment="minor units, tenant's view; never changes")
     currency = models.CharField(max_length=3)
     fee_basis_points = models.PositiveIntegerField()
@@ -121,14 +147,20 @@ class Reservation(models.Model):
     class Meta:
         ordering: ClassVar = ["-id"]
         constraints: ClassVar = [
-            models.CheckConstraint(condition=Q(ends_at__gt=F("starts_at")), name="reservation_ends_after_start")
+            models.CheckConstraint(
+                condition=Q(ends_at__gt=F("starts_at")), name="reservation_ends_after_start"
+            )
         ]
         indexes: ClassVar = [
             models.Index(
-                fields=["starts_at"], condition=Q(status=ReservationStatus.SCHEDULED), name="reservation_due_to_start"
+                fields=["starts_at"],
+                condition=Q(status=ReservationStatus.SCHEDULED),
+                name="reservation_due_to_start",
             ),
             models.Index(
-                fields=["ends_at"], condition=Q(status=ReservationStatus.ACTIVE), name="reservation_due_to_end"
+                fields=["ends_at"],
+                condition=Q(status=ReservationStatus.ACTIVE),
+                name="reservation_due_to_end",
             ),
             models.Index(
                 fields=["payment_due_at"],
@@ -167,9 +199,15 @@ class Lease(models.Model):
     starts_at = models.DateTimeField(db_comment="promised")
     ends_at = models.DateTimeField(db_comment="promised")
     created_at = models.DateTimeField()
-    handed_over_at = models.DateTimeField(null=True, db_comment="from the handover receipt, clipped to the promise")
-    returned_at = models.DateTimeField(null=True, db_comment="from the return receipt, clipped to the promise")
-    closed_at = models.DateTimeField(null=True, db_comment="when a final status was reached, server's clock")
+    handed_over_at = models.DateTimeField(
+        null=True, db_comment="from the handover receipt, clipped to the promise"
+    )
+    returned_at = models.DateTimeField(
+        null=True, db_comment="from the return receipt, clipped to the promise"
+    )
+    closed_at = models.DateTimeField(
+        null=True, db_comment="when a final status was reached, server's clock"
+    )
     access = models.JSONField(null=True, db_comment="host, port, username, host_key_fingerprint")
 
     objects = LeaseQuerySet.as_manager()
@@ -177,8 +215,12 @@ class Lease(models.Model):
     class Meta:
         ordering: ClassVar = ["-id"]
         constraints: ClassVar = [
-            models.CheckConstraint(condition=Q(ends_at__gt=F("starts_at")), name="lease_ends_after_start"),
-            models.UniqueConstraint(fields=["reservation", "node", "epoch"], name="lease_is_unique"),
+            models.CheckConstraint(
+                condition=Q(ends_at__gt=F("starts_at")), name="lease_ends_after_start"
+            ),
+            models.UniqueConstraint(
+                fields=["reservation", "node", "epoch"], name="lease_is_unique"
+            ),
         ]
         indexes: ClassVar = [
             models.Index(
@@ -186,7 +228,9 @@ class Lease(models.Model):
                 condition=Q(status__in=["provisioning", "active", "returning", "reclaiming"]),
                 name="lease_open_by_end",
             ),
-            models.Index(fields=["closed_at"], condition=Q(closed_at__isnull=False), name="lease_by_close"),
+            models.Index(
+                fields=["closed_at"], condition=Q(closed_at__isnull=False), name="lease_by_close"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -210,19 +254,30 @@ class Allocation(models.Model):
 
     node = models.ForeignKey(Node, on_delete=models.PROTECT, related_name="allocations")
     listing = models.ForeignKey(Listing, on_delete=models.PROTECT, related_name="allocations")
-    quote = models.ForeignKey(Quote, null=True, on_delete=models.PROTECT, related_name="allocations")
-    reservation = models.ForeignKey(Reservation, null=True, on_delete=models.PROTECT, related_name="allocations")
-    lease = models.ForeignKey(Lease, null=True, on_delete=models.PROTECT, related_name="allocations")
+    quote = models.ForeignKey(
+        Quote, null=True, on_delete=models.PROTECT, related_name="allocations"
+    )
+    reservation = models.ForeignKey(
+        Reservation, null=True, on_delete=models.PROTECT, related_name="allocations"
+    )
+    lease = models.ForeignKey(
+        Lease, null=True, on_delete=models.PROTECT, related_name="allocations"
+    )
     slots = IntegerRangeField(db_comment="half-open, within the node's block")
     period = DateTimeRangeField(db_comment="half-open")
-    live = models.BooleanField(default=True, db_comment="false: expired, cancelled or over; kept as history")
+    live = models.BooleanField(
+        default=True, db_comment="false: expired, cancelled or over; kept as history"
+    )
     created_at = models.DateTimeField()
 
     class Meta:
         constraints: ClassVar = [
             ExclusionConstraint(
                 name="allocation_no_overlap",
-                expressions=[("slots", RangeOperators.OVERLAPS), ("period", RangeOperators.OVERLAPS)],
+                expressions=[
+                    ("slots", RangeOperators.OVERLAPS),
+                    ("period", RangeOperators.OVERLAPS),
+                ],
                 condition=Q(live=True),
             ),
             models.CheckConstraint(
@@ -231,7 +286,8 @@ class Allocation(models.Model):
                 name="allocation_serves_one_promise",
             ),
             models.CheckConstraint(
-                condition=Q(slots__isempty=False, period__isempty=False), name="allocation_is_not_empty"
+                condition=Q(slots__isempty=False, period__isempty=False),
+                name="allocation_is_not_empty",
             ),
         ]
 
@@ -242,7 +298,9 @@ class Allocation(models.Model):
 class ReservationTransition(models.Model):
     """One move of a reservation: append-only, written by the winner in the transaction of the move."""
 
-    reservation = models.ForeignKey(Reservation, on_delete=models.PROTECT, related_name="transitions")
+    reservation = models.ForeignKey(
+        Reservation, on_delete=models.PROTECT, related_name="transitions"
+    )
     from_status = models.CharField(max_length=20, blank=True)
     to_status = models.CharField(max_length=20, choices=ReservationStatus)
     reason = models.CharField(max_length=40, choices=ReservationReason)
@@ -252,7 +310,9 @@ class ReservationTransition(models.Model):
     class Meta:
         ordering: ClassVar = ["id"]
         constraints: ClassVar = [
-            models.CheckConstraint(condition=RESERVATION_ARROWS.as_check(), name="reservation_transition_is_legal")
+            models.CheckConstraint(
+                condition=RESERVATION_ARROWS.as_check(), name="reservation_transition_is_legal"
+            )
         ]
 
     def __str__(self) -> str:
@@ -272,7 +332,9 @@ class LeaseTransition(models.Model):
     class Meta:
         ordering: ClassVar = ["id"]
         constraints: ClassVar = [
-            models.CheckConstraint(condition=LEASE_ARROWS.as_check(), name="lease_transition_is_legal")
+            models.CheckConstraint(
+                condition=LEASE_ARROWS.as_check(), name="lease_transition_is_legal"
+            )
         ]
 
     def __str__(self) -> str:

@@ -90,7 +90,11 @@ LEASE_ARROWS = Arrows(
     initial=(LeaseStatus.PROVISIONING,),
     moves={
         LeaseStatus.PROVISIONING: (LeaseStatus.ACTIVE, LeaseStatus.FAILED),
-        LeaseStatus.ACTIVE: (LeaseStatus.RETURNING, LeaseStatus.RECLAIMING, LeaseStatus.INTERRUPTED),
+        LeaseStatus.ACTIVE: (
+            LeaseStatus.RETURNING,
+            LeaseStatus.RECLAIMING,
+            LeaseStatus.INTERRUPTED,
+        ),
         LeaseStatus.RETURNING: (LeaseStatus.ENDED, LeaseStatus.INTERRUPTED),
         LeaseStatus.RECLAIMING: (LeaseStatus.ENDED, LeaseStatus.INTERRUPTED),
         LeaseStatus.ENDED: (),

@@ -8,222 +8,509 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('marketplace', '0001_first_tables'),
+        ("marketplace", "0001_first_tables"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='Node',
+            name="Node",
             fields=[
-                ('id', models.CharField(default=marketplace.core.ids.new_node_id, max_length=32, primary_key=True, serialize=False)),
-                ('hostname', models.CharField(max_length=255)),
-                ('machine_id', models.CharField(db_comment='as the machine names itself; survives reinstalls of the agent', max_length=100)),
-                ('region', models.CharField(max_length=60)),
-                ('fabric', models.CharField(blank=True, max_length=100)),
-                ('labels', models.JSONField(blank=True, default=dict)),
-                ('status', models.CharField(choices=[('active', 'Active'), ('draining', 'Draining'), ('revoked', 'Revoked')], default='active', max_length=20)),
-                ('simulated', models.BooleanField(db_comment='its GPUs do not exist')),
-                ('public_key', models.CharField(db_comment='Ed25519, base64url', max_length=44, unique=True)),
-                ('agent_version', models.CharField(max_length=40)),
-                ('slot_base', models.IntegerField(db_comment='multiple of 16, from sequence agents_slot_block', unique=True)),
-                ('boot_id', models.CharField(blank=True, max_length=100)),
-                ('last_epoch', models.BigIntegerField(db_comment='(epoch, sequence) of the last accepted report', default=0)),
-                ('last_sequence', models.BigIntegerField(default=0)),
-                ('last_report_at', models.DateTimeField(blank=True, db_comment='server clock', null=True)),
-                ('reader_hung_since', models.DateTimeField(blank=True, null=True)),
-                ('enrolled_at', models.DateTimeField()),
-                ('organization', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='nodes', to='marketplace.organization')),
+                (
+                    "id",
+                    models.CharField(
+                        default=marketplace.core.ids.new_node_id,
+                        max_length=32,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                ("hostname", models.CharField(max_length=255)),
+                (
+                    "machine_id",
+                    models.CharField(
+                        db_comment="as the machine names itself; survives reinstalls of the agent",
+                        max_length=100,
+                    ),
+                ),
+                ("region", models.CharField(max_length=60)),
+                ("fabric", models.CharField(blank=True, max_length=100)),
+                ("labels", models.JSONField(blank=True, default=dict)),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("active", "Active"),
+                            ("draining", "Draining"),
+                            ("revoked", "Revoked"),
+                        ],
+                        default="active",
+                        max_length=20,
+                    ),
+                ),
+                ("simulated", models.BooleanField(db_comment="its GPUs do not exist")),
+                (
+                    "public_key",
+                    models.CharField(db_comment="Ed25519, base64url", max_length=44, unique=True),
+                ),
+                ("agent_version", models.CharField(max_length=40)),
+                (
+                    "slot_base",
+                    models.IntegerField(
+                        db_comment="multiple of 16, from sequence agents_slot_block", unique=True
+                    ),
+                ),
+                ("boot_id", models.CharField(blank=True, max_length=100)),
+                (
+                    "last_epoch",
+                    models.BigIntegerField(
+                        db_comment="(epoch, sequence) of the last accepted report", default=0
+                    ),
+                ),
+                ("last_sequence", models.BigIntegerField(default=0)),
+                (
+                    "last_report_at",
+                    models.DateTimeField(blank=True, db_comment="server clock", null=True),
+                ),
+                ("reader_hung_since", models.DateTimeField(blank=True, null=True)),
+                ("enrolled_at", models.DateTimeField()),
+                (
+                    "organization",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="nodes",
+                        to="marketplace.organization",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['id'],
+                "ordering": ["id"],
             },
         ),
         migrations.CreateModel(
-            name='MeterReading',
+            name="MeterReading",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('epoch', models.BigIntegerField()),
-                ('sequence', models.BigIntegerField()),
-                ('lease_id', models.CharField(max_length=32)),
-                ('lease_epoch', models.PositiveIntegerField()),
-                ('gpu_uuid', models.CharField(max_length=100)),
-                ('starts_at', models.DateTimeField(db_comment="node's clock")),
-                ('ends_at', models.DateTimeField()),
-                ('up_seconds', models.PositiveIntegerField(db_comment='the tenant had the GPU')),
-                ('busy_seconds', models.PositiveIntegerField(db_comment='a kernel ran; null: not measured', null=True)),
-                ('energy_millijoules', models.BigIntegerField(null=True)),
-                ('memory_used_bytes_max', models.BigIntegerField(null=True)),
-                ('temperature_celsius_max', models.SmallIntegerField(null=True)),
-                ('simulated', models.BooleanField()),
-                ('received_at', models.DateTimeField(db_comment="server's clock")),
-                ('node', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='meter_readings', to='agents.node')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("epoch", models.BigIntegerField()),
+                ("sequence", models.BigIntegerField()),
+                ("lease_id", models.CharField(max_length=32)),
+                ("lease_epoch", models.PositiveIntegerField()),
+                ("gpu_uuid", models.CharField(max_length=100)),
+                ("starts_at", models.DateTimeField(db_comment="node's clock")),
+                ("ends_at", models.DateTimeField()),
+                ("up_seconds", models.PositiveIntegerField(db_comment="the tenant had the GPU")),
+                (
+                    "busy_seconds",
+                    models.PositiveIntegerField(
+                        db_comment="a kernel ran; null: not measured", null=True
+                    ),
+                ),
+                ("energy_millijoules", models.BigIntegerField(null=True)),
+                ("memory_used_bytes_max", models.BigIntegerField(null=True)),
+                ("temperature_celsius_max", models.SmallIntegerField(null=True)),
+                ("simulated", models.BooleanField()),
+                ("received_at", models.DateTimeField(db_comment="server's clock")),
+                (
+                    "node",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="meter_readings",
+                        to="agents.node",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Grant',
+            name="Grant",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('lease_id', models.CharField(max_length=32)),
-                ('lease_epoch', models.PositiveIntegerField(default=1)),
-                ('gpu_uuids', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=100), size=None)),
-                ('not_before', models.DateTimeField()),
-                ('not_after', models.DateTimeField()),
-                ('desired_state', models.CharField(choices=[('run', 'run'), ('stop', 'stop')], max_length=10)),
-                ('ssh_public_keys', models.JSONField(blank=True, default=list)),
-                ('image', models.CharField(blank=True, max_length=500)),
-                ('reported_state', models.CharField(blank=True, choices=[('preparing', 'preparing'), ('active', 'active'), ('stopping', 'stopping'), ('ended', 'ended'), ('failed', 'failed')], max_length=20)),
-                ('reported_detail', models.CharField(blank=True, max_length=500)),
-                ('reported_at', models.DateTimeField(null=True)),
-                ('closed_at', models.DateTimeField(db_comment='no longer sent to the node', null=True)),
-                ('created_at', models.DateTimeField()),
-                ('node', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='grants', to='agents.node')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("lease_id", models.CharField(max_length=32)),
+                ("lease_epoch", models.PositiveIntegerField(default=1)),
+                (
+                    "gpu_uuids",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=100), size=None
+                    ),
+                ),
+                ("not_before", models.DateTimeField()),
+                ("not_after", models.DateTimeField()),
+                (
+                    "desired_state",
+                    models.CharField(choices=[("run", "run"), ("stop", "stop")], max_length=10),
+                ),
+                ("ssh_public_keys", models.JSONField(blank=True, default=list)),
+                ("image", models.CharField(blank=True, max_length=500)),
+                (
+                    "reported_state",
+                    models.CharField(
+                        blank=True,
+                        choices=[
+                            ("preparing", "preparing"),
+                            ("active", "active"),
+                            ("stopping", "stopping"),
+                            ("ended", "ended"),
+                            ("failed", "failed"),
+                        ],
+                        max_length=20,
+                    ),
+                ),
+                ("reported_detail", models.CharField(blank=True, max_length=500)),
+                ("reported_at", models.DateTimeField(null=True)),
+                (
+                    "closed_at",
+                    models.DateTimeField(db_comment="no longer sent to the node", null=True),
+                ),
+                ("created_at", models.DateTimeField()),
+                (
+                    "node",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="grants",
+                        to="agents.node",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Gpu',
+            name="Gpu",
             fields=[
-                ('id', models.CharField(default=marketplace.core.ids.new_gpu_id, max_length=32, primary_key=True, serialize=False)),
-                ('uuid', models.CharField(db_comment="NVML UUID, the device's identity", max_length=100, unique=True)),
-                ('slot', models.IntegerField(db_comment="place in the fleet calendar, within its node's block", unique=True)),
-                ('product_name', models.CharField(db_comment='as NVML spells it', max_length=100)),
-                ('memory_total_bytes', models.BigIntegerField()),
-                ('serial', models.CharField(blank=True, max_length=100)),
-                ('pci_bus_id', models.CharField(blank=True, max_length=40)),
-                ('mig_enabled', models.BooleanField(null=True)),
-                ('present', models.BooleanField(db_comment="in the node's last inventory", default=True)),
-                ('health', models.CharField(choices=[('healthy', 'healthy'), ('suspect', 'suspect'), ('quarantined', 'quarantined'), ('lost', 'lost')], default=agents.protocol.Health['HEALTHY'], max_length=20)),
-                ('health_reason', models.CharField(blank=True, max_length=500)),
-                ('quarantined_by_market', models.CharField(blank=True, db_comment="why the market withdrew it; empty: it did not. Only the owner's resume clears it", max_length=200)),
-                ('idle_state', models.CharField(choices=[('unknown', 'unknown'), ('busy', 'busy'), ('parked', 'parked'), ('free', 'free')], default=agents.protocol.IdleState['UNKNOWN'], max_length=20)),
-                ('idle_since', models.DateTimeField(null=True)),
-                ('measured_at', models.DateTimeField(null=True)),
-                ('first_seen_at', models.DateTimeField()),
-                ('gpu_model', models.ForeignKey(db_comment='null: not in the catalogue, never sold', null=True, on_delete=django.db.models.deletion.PROTECT, related_name='gpus', to='marketplace.gpumodel')),
-                ('node', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='gpus', to='agents.node')),
+                (
+                    "id",
+                    models.CharField(
+                        default=marketplace.core.ids.new_gpu_id,
+                        max_length=32,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "uuid",
+                    models.CharField(
+                        db_comment="NVML UUID, the device's identity", max_length=100, unique=True
+                    ),
+                ),
+                (
+                    "slot",
+                    models.IntegerField(
+                        db_comment="place in the fleet calendar, within its node's block",
+                        unique=True,
+                    ),
+                ),
+                ("product_name", models.CharField(db_comment="as NVML spells it", max_length=100)),
+                ("memory_total_bytes", models.BigIntegerField()),
+                ("serial", models.CharField(blank=True, max_length=100)),
+                ("pci_bus_id", models.CharField(blank=True, max_length=40)),
+                ("mig_enabled", models.BooleanField(null=True)),
+                (
+                    "present",
+                    models.BooleanField(db_comment="in the node's last inventory", default=True),
+                ),
+                (
+                    "health",
+                    models.CharField(
+                        choices=[
+                            ("healthy", "healthy"),
+                            ("suspect", "suspect"),
+                            ("quarantined", "quarantined"),
+                            ("lost", "lost"),
+                        ],
+                        default=agents.protocol.Health["HEALTHY"],
+                        max_length=20,
+                    ),
+                ),
+                ("health_reason", models.CharField(blank=True, max_length=500)),
+                (
+                    "quarantined_by_market",
+                    models.CharField(
+                        blank=True,
+                        db_comment="why the market withdrew it; empty: it did not. Only the owner's resume clears it",
+                        max_length=200,
+                    ),
+                ),
+                (
+                    "idle_state",
+                    models.CharField(
+                        choices=[
+                            ("unknown", "unknown"),
+                            ("busy", "busy"),
+                            ("parked", "parked"),
+                            ("free", "free"),
+                        ],
+                        default=agents.protocol.IdleState["UNKNOWN"],
+                        max_length=20,
+                    ),
+                ),
+                ("idle_since", models.DateTimeField(null=True)),
+                ("measured_at", models.DateTimeField(null=True)),
+                ("first_seen_at", models.DateTimeField()),
+                (
+                    "gpu_model",
+                    models.ForeignKey(
+                        db_comment="null: not in the catalogue, never sold",
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="gpus",
+                        to="marketplace.gpumodel",
+                    ),
+                ),
+                (
+                    "node",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="gpus",
+                        to="agents.node",
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'GPU',
-                'ordering': ['slot'],
+                "verbose_name": "GPU",
+                "ordering": ["slot"],
             },
         ),
         migrations.CreateModel(
-            name='NodeTransition',
+            name="NodeTransition",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('from_status', models.CharField(blank=True, max_length=20)),
-                ('to_status', models.CharField(choices=[('active', 'Active'), ('draining', 'Draining'), ('revoked', 'Revoked')], max_length=20)),
-                ('actor', models.CharField(max_length=100)),
-                ('at', models.DateTimeField()),
-                ('node', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='transitions', to='agents.node')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("from_status", models.CharField(blank=True, max_length=20)),
+                (
+                    "to_status",
+                    models.CharField(
+                        choices=[
+                            ("active", "Active"),
+                            ("draining", "Draining"),
+                            ("revoked", "Revoked"),
+                        ],
+                        max_length=20,
+                    ),
+                ),
+                ("actor", models.CharField(max_length=100)),
+                ("at", models.DateTimeField()),
+                (
+                    "node",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="transitions",
+                        to="agents.node",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Reading',
+            name="Reading",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('measured_at', models.DateTimeField(db_comment="node's clock")),
-                ('utilization_percent', models.SmallIntegerField(null=True)),
-                ('memory_used_bytes', models.BigIntegerField(null=True)),
-                ('power_draw_milliwatts', models.BigIntegerField(null=True)),
-                ('energy_millijoules', models.BigIntegerField(db_comment='counter since driver load', null=True)),
-                ('temperature_celsius', models.SmallIntegerField(null=True)),
-                ('process_count', models.IntegerField(null=True)),
-                ('gpu', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='readings', to='agents.gpu')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("measured_at", models.DateTimeField(db_comment="node's clock")),
+                ("utilization_percent", models.SmallIntegerField(null=True)),
+                ("memory_used_bytes", models.BigIntegerField(null=True)),
+                ("power_draw_milliwatts", models.BigIntegerField(null=True)),
+                (
+                    "energy_millijoules",
+                    models.BigIntegerField(db_comment="counter since driver load", null=True),
+                ),
+                ("temperature_celsius", models.SmallIntegerField(null=True)),
+                ("process_count", models.IntegerField(null=True)),
+                (
+                    "gpu",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="readings",
+                        to="agents.gpu",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Receipt',
+            name="Receipt",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('lease_id', models.CharField(max_length=32)),
-                ('lease_epoch', models.PositiveIntegerField()),
-                ('kind', models.CharField(choices=[('handover', 'handover'), ('return', 'return')], max_length=10)),
-                ('at', models.DateTimeField(db_comment="node's clock")),
-                ('clean', models.BooleanField()),
-                ('access', models.JSONField(db_comment='host, port, username, host_key_fingerprint', null=True)),
-                ('document', models.JSONField(db_comment='the receipt as it was signed')),
-                ('signature', models.CharField(max_length=88)),
-                ('received_at', models.DateTimeField(db_comment="server's clock")),
-                ('node', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='receipts', to='agents.node')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("lease_id", models.CharField(max_length=32)),
+                ("lease_epoch", models.PositiveIntegerField()),
+                (
+                    "kind",
+                    models.CharField(
+                        choices=[("handover", "handover"), ("return", "return")], max_length=10
+                    ),
+                ),
+                ("at", models.DateTimeField(db_comment="node's clock")),
+                ("clean", models.BooleanField()),
+                (
+                    "access",
+                    models.JSONField(
+                        db_comment="host, port, username, host_key_fingerprint", null=True
+                    ),
+                ),
+                ("document", models.JSONField(db_comment="the receipt as it was signed")),
+                ("signature", models.CharField(max_length=88)),
+                ("received_at", models.DateTimeField(db_comment="server's clock")),
+                (
+                    "node",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="receipts",
+                        to="agents.node",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='EnrolmentToken',
+            name="EnrolmentToken",
             fields=[
-                ('id', models.CharField(default=marketplace.core.ids.new_enrolment_token_id, max_length=32, primary_key=True, serialize=False)),
-                ('secret_sha256', models.CharField(max_length=64, unique=True)),
-                ('region', models.CharField(max_length=60)),
-                ('fabric', models.CharField(blank=True, max_length=100)),
-                ('labels', models.JSONField(blank=True, default=dict)),
-                ('nodes_max', models.PositiveIntegerField()),
-                ('nodes_enrolled', models.PositiveIntegerField(default=0)),
-                ('created_at', models.DateTimeField()),
-                ('expires_at', models.DateTimeField()),
-                ('revoked_at', models.DateTimeField(blank=True, null=True)),
-                ('organization', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='enrolment_tokens', to='marketplace.organization')),
+                (
+                    "id",
+                    models.CharField(
+                        default=marketplace.core.ids.new_enrolment_token_id,
+                        max_length=32,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                ("secret_sha256", models.CharField(max_length=64, unique=True)),
+                ("region", models.CharField(max_length=60)),
+                ("fabric", models.CharField(blank=True, max_length=100)),
+                ("labels", models.JSONField(blank=True, default=dict)),
+                ("nodes_max", models.PositiveIntegerField()),
+                ("nodes_enrolled", models.PositiveIntegerField(default=0)),
+                ("created_at", models.DateTimeField()),
+                ("expires_at", models.DateTimeField()),
+                ("revoked_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "organization",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="enrolment_tokens",
+                        to="marketplace.organization",
+                    ),
+                ),
             ],
             options={
-                'constraints': [models.CheckConstraint(condition=models.Q(('nodes_enrolled__lte', models.F('nodes_max'))), name='token_uses_are_bounded')],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(("nodes_enrolled__lte", models.F("nodes_max"))),
+                        name="token_uses_are_bounded",
+                    )
+                ],
             },
         ),
         migrations.AddIndex(
-            model_name='node',
-            index=models.Index(fields=['region', 'fabric'], name='node_place'),
+            model_name="node",
+            index=models.Index(fields=["region", "fabric"], name="node_place"),
         ),
         migrations.AddConstraint(
-            model_name='node',
-            constraint=models.UniqueConstraint(fields=('organization', 'machine_id'), name='node_machine_is_unique'),
+            model_name="node",
+            constraint=models.UniqueConstraint(
+                fields=("organization", "machine_id"), name="node_machine_is_unique"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='node',
-            constraint=models.CheckConstraint(condition=models.Q(('slot_base__gte', 0)), name='node_slot_base_is_not_negative'),
+            model_name="node",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("slot_base__gte", 0)), name="node_slot_base_is_not_negative"
+            ),
         ),
         migrations.AddIndex(
-            model_name='meterreading',
-            index=models.Index(fields=['lease_id', 'starts_at'], name='meter_by_lease'),
+            model_name="meterreading",
+            index=models.Index(fields=["lease_id", "starts_at"], name="meter_by_lease"),
         ),
         migrations.AddConstraint(
-            model_name='meterreading',
-            constraint=models.UniqueConstraint(fields=('node', 'epoch', 'sequence'), name='meter_reading_is_unique'),
+            model_name="meterreading",
+            constraint=models.UniqueConstraint(
+                fields=("node", "epoch", "sequence"), name="meter_reading_is_unique"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='meterreading',
-            constraint=models.CheckConstraint(condition=models.Q(('ends_at__gt', models.F('starts_at'))), name='meter_ends_after_start'),
+            model_name="meterreading",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("ends_at__gt", models.F("starts_at"))),
+                name="meter_ends_after_start",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='meterreading',
-            constraint=models.CheckConstraint(condition=models.Q(('busy_seconds__isnull', True), ('busy_seconds__lte', models.F('up_seconds')), _connector='OR'), name='meter_busy_within_up'),
+            model_name="meterreading",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("busy_seconds__isnull", True),
+                    ("busy_seconds__lte", models.F("up_seconds")),
+                    _connector="OR",
+                ),
+                name="meter_busy_within_up",
+            ),
         ),
         migrations.AddIndex(
-            model_name='grant',
-            index=models.Index(condition=models.Q(('closed_at__isnull', True)), fields=['node'], name='grant_open_by_node'),
+            model_name="grant",
+            index=models.Index(
+                condition=models.Q(("closed_at__isnull", True)),
+                fields=["node"],
+                name="grant_open_by_node",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='grant',
-            constraint=models.UniqueConstraint(fields=('lease_id', 'lease_epoch'), name='grant_is_unique'),
+            model_name="grant",
+            constraint=models.UniqueConstraint(
+                fields=("lease_id", "lease_epoch"), name="grant_is_unique"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='grant',
-            constraint=models.CheckConstraint(condition=models.Q(('not_after__gt', models.F('not_before'))), name='grant_ends_after_start'),
+            model_name="grant",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("not_after__gt", models.F("not_before"))),
+                name="grant_ends_after_start",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='nodetransition',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('from_status', ''), ('to_status__in', ['active'])), models.Q(('from_status', 'active'), ('to_status', 'draining')), models.Q(('from_status', 'active'), ('to_status', 'revoked')), models.Q(('from_status', 'draining'), ('to_status', 'active')), models.Q(('from_status', 'draining'), ('to_status', 'revoked')), _connector='OR'), name='node_transition_is_legal'),
+            model_name="nodetransition",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("from_status", ""), ("to_status__in", ["active"])),
+                    models.Q(("from_status", "active"), ("to_status", "draining")),
+                    models.Q(("from_status", "active"), ("to_status", "revoked")),
+                    models.Q(("from_status", "draining"), ("to_status", "active")),
+                    models.Q(("from_status", "draining"), ("to_status", "revoked")),
+                    _connector="OR",
+                ),
+                name="node_transition_is_legal",
+            ),
         ),
         migrations.AddIndex(
-            model_name='reading',
-            index=models.Index(fields=['measured_at'], name='reading_measured_at'),
+            model_name="reading",
+            index=models.Index(fields=["measured_at"], name="reading_measured_at"),
         ),
         migrations.AddConstraint(
-            model_name='reading',
-            constraint=models.UniqueConstraint(fields=('gpu', 'measured_at'), name='reading_is_unique'),
+            model_name="reading",
+            constraint=models.UniqueConstraint(
+                fields=("gpu", "measured_at"), name="reading_is_unique"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='receipt',
-            constraint=models.UniqueConstraint(fields=('lease_id', 'lease_epoch', 'kind'), name='receipt_is_unique'),
+            model_name="receipt",
+            constraint=models.UniqueConstraint(
+                fields=("lease_id", "lease_epoch", "kind"), name="receipt_is_unique"
+            ),
         ),
     ]

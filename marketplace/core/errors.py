@@ -13,7 +13,9 @@ class DomainError(Exception):
     code: ClassVar[str] = "domain_error"
     title: ClassVar[str] = "The request was refused"
 
-    def __init__(self, detail: str, *, pointer: str | None = None, extra: dict[str, object] | None = None) -> None:
+    def __init__(
+        self, detail: str, *, pointer: str | None = None, extra: dict[str, object] | None = None
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.pointer = pointer

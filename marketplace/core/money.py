@@ -8,7 +8,27 @@ from fractions import Fraction
 
 # ISO 4217 exponents of the currencies that Stripe settles and that are not 2.
 _EXPONENTS = {
-    **dict.fromkeys(("bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "ugx", "vnd", "vuv", "xaf", "xof", "xpf"), 0),
+    **dict.fromkeys(
+        (
+            "bif",
+            "clp",
+            "djf",
+            "gnf",
+            "jpy",
+            "kmf",
+            "krw",
+            "mga",
+            "pyg",
+            "rwf",
+            "ugx",
+            "vnd",
+            "vuv",
+            "xaf",
+            "xof",
+            "xpf",
+        ),
+        0,
+    ),
     **dict.fromkeys(("bhd", "iqd", "jod", "kwd", "lyd", "omr", "tnd"), 3),
 }
 RATE_DECIMAL_PLACES = 6
@@ -42,7 +62,9 @@ class Money:
 
     def __str__(self) -> str:
         exponent = currency_exponent(self.currency)
-        return f"{Decimal(self.amount_minor).scaleb(-exponent):.{exponent}f} {self.currency.upper()}"
+        return (
+            f"{Decimal(self.amount_minor).scaleb(-exponent):.{exponent}f} {self.currency.upper()}"
+        )
 
 
 def round_half_even(value: Fraction) -> int:

@@ -15,7 +15,9 @@ StatusT = TypeVar("StatusT", bound=TextChoices)
 class Arrows(Generic[StatusT]):
     """The legal moves of one state machine. Every status is a key; a final one leads nowhere."""
 
-    def __init__(self, *, initial: tuple[StatusT, ...], moves: Mapping[StatusT, tuple[StatusT, ...]]) -> None:
+    def __init__(
+        self, *, initial: tuple[StatusT, ...], moves: Mapping[StatusT, tuple[StatusT, ...]]
+    ) -> None:
         statuses = set(type(initial[0]))
         assert set(moves) == statuses, f"without a row: {statuses - set(moves)}"
         self.initial = initial

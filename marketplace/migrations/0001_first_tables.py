@@ -10,182 +10,520 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('auth', '0012_alter_user_first_name_max_length'),
+        ("auth", "0012_alter_user_first_name_max_length"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='GpuModel',
+            name="GpuModel",
             fields=[
-                ('id', models.SlugField(max_length=60, primary_key=True, serialize=False)),
-                ('name', models.CharField(max_length=200)),
-                ('memory_gib', models.PositiveIntegerField()),
-                ('nvml_names', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=200), db_comment='product names under which NVML reports this model', size=None)),
+                ("id", models.SlugField(max_length=60, primary_key=True, serialize=False)),
+                ("name", models.CharField(max_length=200)),
+                ("memory_gib", models.PositiveIntegerField()),
+                (
+                    "nvml_names",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=200),
+                        db_comment="product names under which NVML reports this model",
+                        size=None,
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'GPU model',
+                "verbose_name": "GPU model",
             },
         ),
         migrations.CreateModel(
-            name='Organization',
+            name="Organization",
             fields=[
-                ('id', models.CharField(default=marketplace.core.ids.new_organization_id, max_length=32, primary_key=True, serialize=False)),
-                ('name', models.CharField(max_length=200, unique=True)),
-                ('is_owner', models.BooleanField(db_comment='may enrol nodes and publish listings', default=False)),
-                ('is_tenant', models.BooleanField(db_comment='may reserve', default=False)),
-                ('created_at', models.DateTimeField()),
+                (
+                    "id",
+                    models.CharField(
+                        default=marketplace.core.ids.new_organization_id,
+                        max_length=32,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                ("name", models.CharField(max_length=200, unique=True)),
+                (
+                    "is_owner",
+                    models.BooleanField(
+                        db_comment="may enrol nodes and publish listings", default=False
+                    ),
+                ),
+                ("is_tenant", models.BooleanField(db_comment="may reserve", default=False)),
+                ("created_at", models.DateTimeField()),
             ],
             options={
-                'constraints': [models.CheckConstraint(condition=models.Q(('is_owner', True), ('is_tenant', True), _connector='OR'), name='organization_has_a_role')],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("is_owner", True), ("is_tenant", True), _connector="OR"
+                        ),
+                        name="organization_has_a_role",
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
-            name='Listing',
+            name="Listing",
             fields=[
-                ('id', models.CharField(default=marketplace.core.ids.new_listing_id, max_length=32, primary_key=True, serialize=False)),
-                ('name', models.CharField(max_length=200)),
-                ('status', models.CharField(choices=[('draft', 'Draft'), ('published', 'Published'), ('paused', 'Paused'), ('retired', 'Retired')], default='draft', max_length=20)),
-                ('region', models.CharField(blank=True, max_length=60)),
-                ('fabric', models.CharField(blank=True, max_length=100)),
-                ('labels', models.JSONField(blank=True, db_comment='text to text; a node must carry all of them', default=dict)),
-                ('starts_at', models.DateTimeField()),
-                ('ends_at', models.DateTimeField(blank=True, null=True)),
-                ('floor_rate', models.DecimalField(db_comment='per GPU-hour; what the owner receives at least, fee excluded', decimal_places=6, max_digits=18)),
-                ('currency', models.CharField(max_length=3)),
-                ('tier', models.CharField(choices=[('firm', 'Firm'), ('reclaimable', 'Reclaimable')], default='firm', max_length=20)),
-                ('reclaim_notice_seconds', models.PositiveIntegerField(db_comment='0 for the firm tier', default=0)),
-                ('duration_seconds_min', models.PositiveIntegerField(default=0)),
-                ('duration_seconds_max', models.PositiveIntegerField(blank=True, null=True)),
-                ('gpus_min', models.PositiveIntegerField(default=1)),
-                ('blackouts', models.JSONField(blank=True, db_comment='[[starts_at, ends_at], …] RFC 3339 UTC, half-open: never on offer', default=list)),
-                ('mode', models.CharField(choices=[('always', 'Always'), ('when_idle', 'When Idle')], default='always', max_length=20)),
-                ('idle_for_seconds', models.PositiveIntegerField(db_comment='when_idle: quiet at least this long', default=0)),
-                ('rolling_seconds', models.PositiveIntegerField(db_comment='when_idle: offered from now at most this far ahead', default=0)),
-                ('created_at', models.DateTimeField()),
-                ('updated_at', models.DateTimeField()),
-                ('gpu_model', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='listings', to='marketplace.gpumodel')),
-                ('organization', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='listings', to='marketplace.organization')),
+                (
+                    "id",
+                    models.CharField(
+                        default=marketplace.core.ids.new_listing_id,
+                        max_length=32,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                ("name", models.CharField(max_length=200)),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("draft", "Draft"),
+                            ("published", "Published"),
+                            ("paused", "Paused"),
+                            ("retired", "Retired"),
+                        ],
+                        default="draft",
+                        max_length=20,
+                    ),
+                ),
+                ("region", models.CharField(blank=True, max_length=60)),
+                ("fabric", models.CharField(blank=True, max_length=100)),
+                (
+                    "labels",
+                    models.JSONField(
+                        blank=True,
+                        db_comment="text to text; a node must carry all of them",
+                        default=dict,
+                    ),
+                ),
+                ("starts_at", models.DateTimeField()),
+                ("ends_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "floor_rate",
+                    models.DecimalField(
+                        db_comment="per GPU-hour; what the owner receives at least, fee excluded",
+                        decimal_places=6,
+                        max_digits=18,
+                    ),
+                ),
+                ("currency", models.CharField(max_length=3)),
+                (
+                    "tier",
+                    models.CharField(
+                        choices=[("firm", "Firm"), ("reclaimable", "Reclaimable")],
+                        default="firm",
+                        max_length=20,
+                    ),
+                ),
+                (
+                    "reclaim_notice_seconds",
+                    models.PositiveIntegerField(db_comment="0 for the firm tier", default=0),
+                ),
+                ("duration_seconds_min", models.PositiveIntegerField(default=0)),
+                ("duration_seconds_max", models.PositiveIntegerField(blank=True, null=True)),
+                ("gpus_min", models.PositiveIntegerField(default=1)),
+                (
+                    "blackouts",
+                    models.JSONField(
+                        blank=True,
+                        db_comment="[[starts_at, ends_at], …] RFC 3339 UTC, half-open: never on offer",
+                        default=list,
+                    ),
+                ),
+                (
+                    "mode",
+                    models.CharField(
+                        choices=[("always", "Always"), ("when_idle", "When Idle")],
+                        default="always",
+                        max_length=20,
+                    ),
+                ),
+                (
+                    "idle_for_seconds",
+                    models.PositiveIntegerField(
+                        db_comment="when_idle: quiet at least this long", default=0
+                    ),
+                ),
+                (
+                    "rolling_seconds",
+                    models.PositiveIntegerField(
+                        db_comment="when_idle: offered from now at most this far ahead", default=0
+                    ),
+                ),
+                ("created_at", models.DateTimeField()),
+                ("updated_at", models.DateTimeField()),
+                (
+                    "gpu_model",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="listings",
+                        to="marketplace.gpumodel",
+                    ),
+                ),
+                (
+                    "organization",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="listings",
+                        to="marketplace.organization",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['id'],
+                "ordering": ["id"],
             },
         ),
         migrations.CreateModel(
-            name='IdempotencyRecord',
+            name="IdempotencyRecord",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('key', models.CharField(max_length=255)),
-                ('request_sha256', models.CharField(db_comment='hex; over method, path and body', max_length=64)),
-                ('response_status', models.PositiveSmallIntegerField(db_comment='null while the first call runs', null=True)),
-                ('response_body', models.JSONField(null=True)),
-                ('created_at', models.DateTimeField()),
-                ('locked_until', models.DateTimeField(db_comment='a call that died is forgotten after this instant')),
-                ('organization', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, to='marketplace.organization')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("key", models.CharField(max_length=255)),
+                (
+                    "request_sha256",
+                    models.CharField(db_comment="hex; over method, path and body", max_length=64),
+                ),
+                (
+                    "response_status",
+                    models.PositiveSmallIntegerField(
+                        db_comment="null while the first call runs", null=True
+                    ),
+                ),
+                ("response_body", models.JSONField(null=True)),
+                ("created_at", models.DateTimeField()),
+                (
+                    "locked_until",
+                    models.DateTimeField(
+                        db_comment="a call that died is forgotten after this instant"
+                    ),
+                ),
+                (
+                    "organization",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, to="marketplace.organization"
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='AuditEvent',
+            name="AuditEvent",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('at', models.DateTimeField()),
-                ('actor', models.CharField(db_comment='key id, user name or task name', max_length=100)),
-                ('action', models.CharField(db_comment='for example listing.published', max_length=60)),
-                ('object_id', models.CharField(db_index=True, max_length=32)),
-                ('detail', models.JSONField(default=dict)),
-                ('organization', models.ForeignKey(null=True, on_delete=django.db.models.deletion.PROTECT, to='marketplace.organization')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("at", models.DateTimeField()),
+                (
+                    "actor",
+                    models.CharField(db_comment="key id, user name or task name", max_length=100),
+                ),
+                (
+                    "action",
+                    models.CharField(db_comment="for example listing.published", max_length=60),
+                ),
+                ("object_id", models.CharField(db_index=True, max_length=32)),
+                ("detail", models.JSONField(default=dict)),
+                (
+                    "organization",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        to="marketplace.organization",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-id'],
+                "ordering": ["-id"],
             },
         ),
         migrations.CreateModel(
-            name='ApiKey',
+            name="ApiKey",
             fields=[
-                ('id', models.CharField(default=marketplace.core.ids.new_api_key_id, max_length=32, primary_key=True, serialize=False)),
-                ('name', models.CharField(max_length=200)),
-                ('prefix', models.CharField(db_comment='first characters of the secret, to recognise it by', max_length=16)),
-                ('secret_sha256', models.CharField(db_comment='hex SHA-256 of the whole secret', max_length=64, unique=True)),
-                ('scopes', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(choices=[('market:read', 'Market Read'), ('reservations:read', 'Reservations Read'), ('reservations:write', 'Reservations Write'), ('owner:read', 'Owner Read'), ('owner:write', 'Owner Write'), ('billing:read', 'Billing Read'), ('billing:write', 'Billing Write')], max_length=40), size=None)),
-                ('created_at', models.DateTimeField()),
-                ('expires_at', models.DateTimeField(blank=True, null=True)),
-                ('revoked_at', models.DateTimeField(blank=True, null=True)),
-                ('organization', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='api_keys', to='marketplace.organization')),
+                (
+                    "id",
+                    models.CharField(
+                        default=marketplace.core.ids.new_api_key_id,
+                        max_length=32,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                ("name", models.CharField(max_length=200)),
+                (
+                    "prefix",
+                    models.CharField(
+                        db_comment="first characters of the secret, to recognise it by",
+                        max_length=16,
+                    ),
+                ),
+                (
+                    "secret_sha256",
+                    models.CharField(
+                        db_comment="hex SHA-256 of the whole secret", max_length=64, unique=True
+                    ),
+                ),
+                (
+                    "scopes",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(
+                            choices=[
+                                ("market:read", "Market Read"),
+                                ("reservations:read", "Reservations Read"),
+                                ("reservations:write", "Reservations Write"),
+                                ("owner:read", "Owner Read"),
+                                ("owner:write", "Owner Write"),
+                                ("billing:read", "Billing Read"),
+                                ("billing:write", "Billing Write"),
+                            ],
+                            max_length=40,
+                        ),
+                        size=None,
+                    ),
+                ),
+                ("created_at", models.DateTimeField()),
+                ("expires_at", models.DateTimeField(blank=True, null=True)),
+                ("revoked_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "organization",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="api_keys",
+                        to="marketplace.organization",
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'API key',
+                "verbose_name": "API key",
             },
         ),
         migrations.CreateModel(
-            name='User',
+            name="User",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('password', models.CharField(max_length=128, verbose_name='password')),
-                ('last_login', models.DateTimeField(blank=True, null=True, verbose_name='last login')),
-                ('is_superuser', models.BooleanField(default=False, help_text='Designates that this user has all permissions without explicitly assigning them.', verbose_name='superuser status')),
-                ('username', models.CharField(error_messages={'unique': 'A user with that username already exists.'}, help_text='Required. 150 characters or fewer. Letters, digits and @/./+/-/_ only.', max_length=150, unique=True, validators=[django.contrib.auth.validators.UnicodeUsernameValidator()], verbose_name='username')),
-                ('first_name', models.CharField(blank=True, max_length=150, verbose_name='first name')),
-                ('last_name', models.CharField(blank=True, max_length=150, verbose_name='last name')),
-                ('email', models.EmailField(blank=True, max_length=254, verbose_name='email address')),
-                ('is_staff', models.BooleanField(default=False, help_text='Designates whether the user can log into this admin site.', verbose_name='staff status')),
-                ('is_active', models.BooleanField(default=True, help_text='Designates whether this user should be treated as active. Unselect this instead of deleting accounts.', verbose_name='active')),
-                ('date_joined', models.DateTimeField(default=django.utils.timezone.now, verbose_name='date joined')),
-                ('groups', models.ManyToManyField(blank=True, help_text='The groups this user belongs to. A user will get all permissions granted to each of their groups.', related_name='user_set', related_query_name='user', to='auth.group', verbose_name='groups')),
-                ('user_permissions', models.ManyToManyField(blank=True, help_text='Specific permissions for this user.', related_name='user_set', related_query_name='user', to='auth.permission', verbose_name='user permissions')),
-                ('organization', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='users', to='marketplace.organization')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("password", models.CharField(max_length=128, verbose_name="password")),
+                (
+                    "last_login",
+                    models.DateTimeField(blank=True, null=True, verbose_name="last login"),
+                ),
+                (
+                    "is_superuser",
+                    models.BooleanField(
+                        default=False,
+                        help_text="Designates that this user has all permissions without explicitly assigning them.",
+                        verbose_name="superuser status",
+                    ),
+                ),
+                (
+                    "username",
+                    models.CharField(
+                        error_messages={"unique": "A user with that username already exists."},
+                        help_text="Required. 150 characters or fewer. Letters, digits and @/./+/-/_ only.",
+                        max_length=150,
+                        unique=True,
+                        validators=[django.contrib.auth.validators.UnicodeUsernameValidator()],
+                        verbose_name="username",
+                    ),
+                ),
+                (
+                    "first_name",
+                    models.CharField(blank=True, max_length=150, verbose_name="first name"),
+                ),
+                (
+                    "last_name",
+                    models.CharField(blank=True, max_length=150, verbose_name="last name"),
+                ),
+                (
+                    "email",
+                    models.EmailField(blank=True, max_length=254, verbose_name="email address"),
+                ),
+                (
+                    "is_staff",
+                    models.BooleanField(
+                        default=False,
+                        help_text="Designates whether the user can log into this admin site.",
+                        verbose_name="staff status",
+                    ),
+                ),
+                (
+                    "is_active",
+                    models.BooleanField(
+                        default=True,
+                        help_text="Designates whether this user should be treated as active. Unselect this instead of deleting accounts.",
+                        verbose_name="active",
+                    ),
+                ),
+                (
+                    "date_joined",
+                    models.DateTimeField(
+                        default=django.utils.timezone.now, verbose_name="date joined"
+                    ),
+                ),
+                (
+                    "groups",
+                    models.ManyToManyField(
+                        blank=True,
+                        help_text="The groups this user belongs to. A user will get all permissions granted to each of their groups.",
+                        related_name="user_set",
+                        related_query_name="user",
+                        to="auth.group",
+                        verbose_name="groups",
+                    ),
+                ),
+                (
+                    "user_permissions",
+                    models.ManyToManyField(
+                        blank=True,
+                        help_text="Specific permissions for this user.",
+                        related_name="user_set",
+                        related_query_name="user",
+                        to="auth.permission",
+                        verbose_name="user permissions",
+                    ),
+                ),
+                (
+                    "organization",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="users",
+                        to="marketplace.organization",
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'user',
-                'verbose_name_plural': 'users',
-                'abstract': False,
+                "verbose_name": "user",
+                "verbose_name_plural": "users",
+                "abstract": False,
             },
             managers=[
-                ('objects', django.contrib.auth.models.UserManager()),
+                ("objects", django.contrib.auth.models.UserManager()),
             ],
         ),
         migrations.CreateModel(
-            name='ListingTransition',
+            name="ListingTransition",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('from_status', models.CharField(blank=True, max_length=20)),
-                ('to_status', models.CharField(choices=[('draft', 'Draft'), ('published', 'Published'), ('paused', 'Paused'), ('retired', 'Retired')], max_length=20)),
-                ('actor', models.CharField(max_length=100)),
-                ('at', models.DateTimeField()),
-                ('listing', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='transitions', to='marketplace.listing')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("from_status", models.CharField(blank=True, max_length=20)),
+                (
+                    "to_status",
+                    models.CharField(
+                        choices=[
+                            ("draft", "Draft"),
+                            ("published", "Published"),
+                            ("paused", "Paused"),
+                            ("retired", "Retired"),
+                        ],
+                        max_length=20,
+                    ),
+                ),
+                ("actor", models.CharField(max_length=100)),
+                ("at", models.DateTimeField()),
+                (
+                    "listing",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="transitions",
+                        to="marketplace.listing",
+                    ),
+                ),
             ],
             options={
-                'constraints': [models.CheckConstraint(condition=models.Q(models.Q(('from_status', ''), ('to_status__in', ['draft'])), models.Q(('from_status', 'draft'), ('to_status', 'published')), models.Q(('from_status', 'draft'), ('to_status', 'retired')), models.Q(('from_status', 'published'), ('to_status', 'paused')), models.Q(('from_status', 'published'), ('to_status', 'retired')), models.Q(('from_status', 'paused'), ('to_status', 'published')), models.Q(('from_status', 'paused'), ('to_status', 'retired')), _connector='OR'), name='listing_transition_is_legal')],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("from_status", ""), ("to_status__in", ["draft"])),
+                            models.Q(("from_status", "draft"), ("to_status", "published")),
+                            models.Q(("from_status", "draft"), ("to_status", "retired")),
+                            models.Q(("from_status", "published"), ("to_status", "paused")),
+                            models.Q(("from_status", "published"), ("to_status", "retired")),
+                            models.Q(("from_status", "paused"), ("to_status", "published")),
+                            models.Q(("from_status", "paused"), ("to_status", "retired")),
+                            _connector="OR",
+                        ),
+                        name="listing_transition_is_legal",
+                    )
+                ],
             },
         ),
         migrations.AddConstraint(
-            model_name='listing',
-            constraint=models.CheckConstraint(condition=models.Q(('floor_rate__gt', 0)), name='listing_floor_is_positive'),
+            model_name="listing",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("floor_rate__gt", 0)), name="listing_floor_is_positive"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='listing',
-            constraint=models.CheckConstraint(condition=models.Q(('ends_at__isnull', True), ('ends_at__gt', models.F('starts_at')), _connector='OR'), name='listing_ends_after_start'),
+            model_name="listing",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("ends_at__isnull", True),
+                    ("ends_at__gt", models.F("starts_at")),
+                    _connector="OR",
+                ),
+                name="listing_ends_after_start",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='listing',
-            constraint=models.CheckConstraint(condition=models.Q(('duration_seconds_max__isnull', True), ('duration_seconds_max__gte', models.F('duration_seconds_min')), _connector='OR'), name='listing_durations_are_ordered'),
+            model_name="listing",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("duration_seconds_max__isnull", True),
+                    ("duration_seconds_max__gte", models.F("duration_seconds_min")),
+                    _connector="OR",
+                ),
+                name="listing_durations_are_ordered",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='listing',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('reclaim_notice_seconds', 0), ('tier', 'firm')), models.Q(('reclaim_notice_seconds__gt', 0), ('tier', 'reclaimable')), _connector='OR'), name='listing_notice_fits_tier'),
+            model_name="listing",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("reclaim_notice_seconds", 0), ("tier", "firm")),
+                    models.Q(("reclaim_notice_seconds__gt", 0), ("tier", "reclaimable")),
+                    _connector="OR",
+                ),
+                name="listing_notice_fits_tier",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='listing',
-            constraint=models.CheckConstraint(condition=models.Q(('gpus_min__gte', 1)), name='listing_gpus_min_is_positive'),
+            model_name="listing",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("gpus_min__gte", 1)), name="listing_gpus_min_is_positive"
+            ),
         ),
         migrations.AddIndex(
-            model_name='idempotencyrecord',
-            index=models.Index(fields=['created_at'], name='idempotency_created_at'),
+            model_name="idempotencyrecord",
+            index=models.Index(fields=["created_at"], name="idempotency_created_at"),
         ),
         migrations.AddConstraint(
-            model_name='idempotencyrecord',
-            constraint=models.UniqueConstraint(fields=('organization', 'key'), name='idempotency_key_is_unique'),
+            model_name="idempotencyrecord",
+            constraint=models.UniqueConstraint(
+                fields=("organization", "key"), name="idempotency_key_is_unique"
+            ),
         ),
     ]

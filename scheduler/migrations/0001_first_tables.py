@@ -9,202 +9,644 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('agents', '0001_first_tables'),
-        ('marketplace', '0001_first_tables'),
+        ("agents", "0001_first_tables"),
+        ("marketplace", "0001_first_tables"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='Quote',
+            name="Quote",
             fields=[
-                ('id', models.CharField(default=marketplace.core.ids.new_quote_id, max_length=32, primary_key=True, serialize=False)),
-                ('status', models.CharField(choices=[('open', 'Open'), ('used', 'Used'), ('expired', 'Expired')], default='open', max_length=20)),
-                ('gpus', models.PositiveIntegerField()),
-                ('region', models.CharField(max_length=60)),
-                ('tier', models.CharField(choices=[('firm', 'Firm'), ('reclaimable', 'Reclaimable')], max_length=20)),
-                ('spread', models.CharField(choices=[('single_node', 'single_node'), ('same_fabric', 'same_fabric'), ('any', 'any')], max_length=20)),
-                ('starts_at', models.DateTimeField()),
-                ('ends_at', models.DateTimeField()),
-                ('floor_rate', models.DecimalField(db_comment='per GPU-hour; only listings with at most this floor may serve', decimal_places=6, max_digits=18)),
-                ('rate', models.DecimalField(db_comment="per GPU-hour, tenant's view, locked", decimal_places=6, max_digits=18)),
-                ('total_minor', models.BigIntegerField(db_comment="minor units of currency, tenant's view, locked")),
-                ('currency', models.CharField(max_length=3)),
-                ('fee_basis_points', models.PositiveIntegerField(db_comment="platform's share of the price, locked")),
-                ('price_breakdown', models.JSONField(db_comment='inputs and steps from which the rate can be recomputed')),
-                ('hold', models.BooleanField(default=False)),
-                ('simulated', models.BooleanField(db_comment='priced on GPUs that do not exist')),
-                ('created_at', models.DateTimeField()),
-                ('expires_at', models.DateTimeField()),
-                ('used_at', models.DateTimeField(null=True)),
-                ('gpu_model', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, to='marketplace.gpumodel')),
-                ('organization', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='quotes', to='marketplace.organization')),
+                (
+                    "id",
+                    models.CharField(
+                        default=marketplace.core.ids.new_quote_id,
+                        max_length=32,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[("open", "Open"), ("used", "Used"), ("expired", "Expired")],
+                        default="open",
+                        max_length=20,
+                    ),
+                ),
+                ("gpus", models.PositiveIntegerField()),
+                ("region", models.CharField(max_length=60)),
+                (
+                    "tier",
+                    models.CharField(
+                        choices=[("firm", "Firm"), ("reclaimable", "Reclaimable")], max_length=20
+                    ),
+                ),
+                (
+                    "spread",
+                    models.CharField(
+                        choices=[
+                            ("single_node", "single_node"),
+                            ("same_fabric", "same_fabric"),
+                            ("any", "any"),
+                        ],
+                        max_length=20,
+                    ),
+                ),
+                ("starts_at", models.DateTimeField()),
+                ("ends_at", models.DateTimeField()),
+                (
+                    "floor_rate",
+                    models.DecimalField(
+                        db_comment="per GPU-hour; only listings with at most this floor may serve",
+                        decimal_places=6,
+                        max_digits=18,
+                    ),
+                ),
+                (
+                    "rate",
+                    models.DecimalField(
+                        db_comment="per GPU-hour, tenant's view, locked",
+                        decimal_places=6,
+                        max_digits=18,
+                    ),
+                ),
+                (
+                    "total_minor",
+                    models.BigIntegerField(
+                        db_comment="minor units of currency, tenant's view, locked"
+                    ),
+                ),
+                ("currency", models.CharField(max_length=3)),
+                (
+                    "fee_basis_points",
+                    models.PositiveIntegerField(db_comment="platform's share of the price, locked"),
+                ),
+                (
+                    "price_breakdown",
+                    models.JSONField(
+                        db_comment="inputs and steps from which the rate can be recomputed"
+                    ),
+                ),
+                ("hold", models.BooleanField(default=False)),
+                ("simulated", models.BooleanField(db_comment="priced on GPUs that do not exist")),
+                ("created_at", models.DateTimeField()),
+                ("expires_at", models.DateTimeField()),
+                ("used_at", models.DateTimeField(null=True)),
+                (
+                    "gpu_model",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, to="marketplace.gpumodel"
+                    ),
+                ),
+                (
+                    "organization",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="quotes",
+                        to="marketplace.organization",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Reservation',
+            name="Reservation",
             fields=[
-                ('id', models.CharField(default=marketplace.core.ids.new_reservation_id, max_length=32, primary_key=True, serialize=False)),
-                ('status', models.CharField(choices=[('payment_pending', 'Payment Pending'), ('scheduled', 'Scheduled'), ('active', 'Active'), ('completed', 'Completed'), ('payment_failed', 'Payment Failed'), ('expired', 'Expired'), ('cancelled', 'Cancelled'), ('reclaimed', 'Reclaimed'), ('failed', 'Failed')], default='payment_pending', max_length=20)),
-                ('gpus', models.PositiveIntegerField()),
-                ('region', models.CharField(max_length=60)),
-                ('tier', models.CharField(choices=[('firm', 'Firm'), ('reclaimable', 'Reclaimable')], max_length=20)),
-                ('spread', models.CharField(choices=[('single_node', 'single_node'), ('same_fabric', 'same_fabric'), ('any', 'any')], max_length=20)),
-                ('starts_at', models.DateTimeField()),
-                ('ends_at', models.DateTimeField()),
-                ('rate', models.DecimalField(db_comment='per GPU-hour, locked by the quote', decimal_places=6, max_digits=18)),
-                ('total_minor', models.BigIntegerField(db_comment="minor units, tenant's view; never changes")),
-                ('currency', models.CharField(max_length=3)),
-                ('fee_basis_points', models.PositiveIntegerField()),
-                ('payment_method', models.CharField(choices=[('wallet', 'wallet'), ('card', 'card'), ('invoice', 'invoice')], max_length=20)),
-                ('simulated', models.BooleanField()),
-                ('name', models.CharField(blank=True, max_length=200)),
-                ('project', models.CharField(blank=True, max_length=200)),
-                ('tags', models.JSONField(blank=True, db_comment='text to text', default=dict)),
-                ('ssh_public_keys', models.JSONField(blank=True, default=list)),
-                ('image', models.CharField(blank=True, max_length=500)),
-                ('created_at', models.DateTimeField()),
-                ('payment_due_at', models.DateTimeField(db_comment='payment_pending ends here')),
-                ('gpu_model', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, to='marketplace.gpumodel')),
-                ('organization', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='reservations', to='marketplace.organization')),
-                ('quote', models.OneToOneField(on_delete=django.db.models.deletion.PROTECT, related_name='reservation', to='scheduler.quote')),
+                (
+                    "id",
+                    models.CharField(
+                        default=marketplace.core.ids.new_reservation_id,
+                        max_length=32,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("payment_pending", "Payment Pending"),
+                            ("scheduled", "Scheduled"),
+                            ("active", "Active"),
+                            ("completed", "Completed"),
+                            ("payment_failed", "Payment Failed"),
+                            ("expired", "Expired"),
+                            ("cancelled", "Cancelled"),
+                            ("reclaimed", "Reclaimed"),
+                            ("failed", "Failed"),
+                        ],
+                        default="payment_pending",
+                        max_length=20,
+                    ),
+                ),
+                ("gpus", models.PositiveIntegerField()),
+                ("region", models.CharField(max_length=60)),
+                (
+                    "tier",
+                    models.CharField(
+                        choices=[("firm", "Firm"), ("reclaimable", "Reclaimable")], max_length=20
+                    ),
+                ),
+                (
+                    "spread",
+                    models.CharField(
+                        choices=[
+                            ("single_node", "single_node"),
+                            ("same_fabric", "same_fabric"),
+                            ("any", "any"),
+                        ],
+                        max_length=20,
+                    ),
+                ),
+                ("starts_at", models.DateTimeField()),
+                ("ends_at", models.DateTimeField()),
+                (
+                    "rate",
+                    models.DecimalField(
+                        db_comment="per GPU-hour, locked by the quote",
+                        decimal_places=6,
+                        max_digits=18,
+                    ),
+                ),
+                (
+                    "total_minor",
+                    models.BigIntegerField(db_comment="minor units, tenant's view; never changes"),
+                ),
+                ("currency", models.CharField(max_length=3)),
+                ("fee_basis_points", models.PositiveIntegerField()),
+                (
+                    "payment_method",
+                    models.CharField(
+                        choices=[("wallet", "wallet"), ("card", "card"), ("invoice", "invoice")],
+                        max_length=20,
+                    ),
+                ),
+                ("simulated", models.BooleanField()),
+                ("name", models.CharField(blank=True, max_length=200)),
+                ("project", models.CharField(blank=True, max_length=200)),
+                ("tags", models.JSONField(blank=True, db_comment="text to text", default=dict)),
+                ("ssh_public_keys", models.JSONField(blank=True, default=list)),
+                ("image", models.CharField(blank=True, max_length=500)),
+                ("created_at", models.DateTimeField()),
+                ("payment_due_at", models.DateTimeField(db_comment="payment_pending ends here")),
+                (
+                    "gpu_model",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, to="marketplace.gpumodel"
+                    ),
+                ),
+                (
+                    "organization",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="reservations",
+                        to="marketplace.organization",
+                    ),
+                ),
+                (
+                    "quote",
+                    models.OneToOneField(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="reservation",
+                        to="scheduler.quote",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-id'],
+                "ordering": ["-id"],
             },
         ),
         migrations.CreateModel(
-            name='Lease',
+            name="Lease",
             fields=[
-                ('id', models.CharField(default=marketplace.core.ids.new_lease_id, max_length=32, primary_key=True, serialize=False)),
-                ('status', models.CharField(choices=[('provisioning', 'Provisioning'), ('active', 'Active'), ('returning', 'Returning'), ('reclaiming', 'Reclaiming'), ('ended', 'Ended'), ('interrupted', 'Interrupted'), ('failed', 'Failed')], default='provisioning', max_length=20)),
-                ('epoch', models.PositiveIntegerField(db_comment="fencing: the grant's lease_epoch", default=1)),
-                ('gpu_uuids', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=100), size=None)),
-                ('starts_at', models.DateTimeField(db_comment='promised')),
-                ('ends_at', models.DateTimeField(db_comment='promised')),
-                ('created_at', models.DateTimeField()),
-                ('handed_over_at', models.DateTimeField(db_comment='from the handover receipt, clipped to the promise', null=True)),
-                ('returned_at', models.DateTimeField(db_comment='from the return receipt, clipped to the promise', null=True)),
-                ('closed_at', models.DateTimeField(db_comment="when a final status was reached, server's clock", null=True)),
-                ('access', models.JSONField(db_comment='host, port, username, host_key_fingerprint', null=True)),
-                ('node', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='leases', to='agents.node')),
-                ('reservation', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='leases', to='scheduler.reservation')),
+                (
+                    "id",
+                    models.CharField(
+                        default=marketplace.core.ids.new_lease_id,
+                        max_length=32,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("provisioning", "Provisioning"),
+                            ("active", "Active"),
+                            ("returning", "Returning"),
+                            ("reclaiming", "Reclaiming"),
+                            ("ended", "Ended"),
+                            ("interrupted", "Interrupted"),
+                            ("failed", "Failed"),
+                        ],
+                        default="provisioning",
+                        max_length=20,
+                    ),
+                ),
+                (
+                    "epoch",
+                    models.PositiveIntegerField(
+                        db_comment="fencing: the grant's lease_epoch", default=1
+                    ),
+                ),
+                (
+                    "gpu_uuids",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=100), size=None
+                    ),
+                ),
+                ("starts_at", models.DateTimeField(db_comment="promised")),
+                ("ends_at", models.DateTimeField(db_comment="promised")),
+                ("created_at", models.DateTimeField()),
+                (
+                    "handed_over_at",
+                    models.DateTimeField(
+                        db_comment="from the handover receipt, clipped to the promise", null=True
+                    ),
+                ),
+                (
+                    "returned_at",
+                    models.DateTimeField(
+                        db_comment="from the return receipt, clipped to the promise", null=True
+                    ),
+                ),
+                (
+                    "closed_at",
+                    models.DateTimeField(
+                        db_comment="when a final status was reached, server's clock", null=True
+                    ),
+                ),
+                (
+                    "access",
+                    models.JSONField(
+                        db_comment="host, port, username, host_key_fingerprint", null=True
+                    ),
+                ),
+                (
+                    "node",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="leases",
+                        to="agents.node",
+                    ),
+                ),
+                (
+                    "reservation",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="leases",
+                        to="scheduler.reservation",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-id'],
+                "ordering": ["-id"],
             },
         ),
         migrations.CreateModel(
-            name='Allocation',
+            name="Allocation",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('slots', django.contrib.postgres.fields.ranges.IntegerRangeField(db_comment="half-open, within the node's block")),
-                ('period', django.contrib.postgres.fields.ranges.DateTimeRangeField(db_comment='half-open')),
-                ('live', models.BooleanField(db_comment='false: expired, cancelled or over; kept as history', default=True)),
-                ('created_at', models.DateTimeField()),
-                ('listing', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='allocations', to='marketplace.listing')),
-                ('node', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='allocations', to='agents.node')),
-                ('lease', models.ForeignKey(null=True, on_delete=django.db.models.deletion.PROTECT, related_name='allocations', to='scheduler.lease')),
-                ('quote', models.ForeignKey(null=True, on_delete=django.db.models.deletion.PROTECT, related_name='allocations', to='scheduler.quote')),
-                ('reservation', models.ForeignKey(null=True, on_delete=django.db.models.deletion.PROTECT, related_name='allocations', to='scheduler.reservation')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                (
+                    "slots",
+                    django.contrib.postgres.fields.ranges.IntegerRangeField(
+                        db_comment="half-open, within the node's block"
+                    ),
+                ),
+                (
+                    "period",
+                    django.contrib.postgres.fields.ranges.DateTimeRangeField(
+                        db_comment="half-open"
+                    ),
+                ),
+                (
+                    "live",
+                    models.BooleanField(
+                        db_comment="false: expired, cancelled or over; kept as history",
+                        default=True,
+                    ),
+                ),
+                ("created_at", models.DateTimeField()),
+                (
+                    "listing",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="allocations",
+                        to="marketplace.listing",
+                    ),
+                ),
+                (
+                    "node",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="allocations",
+                        to="agents.node",
+                    ),
+                ),
+                (
+                    "lease",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="allocations",
+                        to="scheduler.lease",
+                    ),
+                ),
+                (
+                    "quote",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="allocations",
+                        to="scheduler.quote",
+                    ),
+                ),
+                (
+                    "reservation",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="allocations",
+                        to="scheduler.reservation",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='ReservationTransition',
+            name="ReservationTransition",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('from_status', models.CharField(blank=True, max_length=20)),
-                ('to_status', models.CharField(choices=[('payment_pending', 'Payment Pending'), ('scheduled', 'Scheduled'), ('active', 'Active'), ('completed', 'Completed'), ('payment_failed', 'Payment Failed'), ('expired', 'Expired'), ('cancelled', 'Cancelled'), ('reclaimed', 'Reclaimed'), ('failed', 'Failed')], max_length=20)),
-                ('reason', models.CharField(choices=[('quote_accepted', 'Quote Accepted'), ('paid', 'Paid'), ('payment_declined', 'Payment Declined'), ('payment_window_closed', 'Payment Window Closed'), ('window_started', 'Window Started'), ('window_ended', 'Window Ended'), ('tenant_cancelled', 'Tenant Cancelled'), ('owner_reclaimed', 'Owner Reclaimed'), ('nothing_delivered', 'Nothing Delivered')], max_length=40)),
-                ('actor', models.CharField(max_length=100)),
-                ('at', models.DateTimeField()),
-                ('reservation', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='transitions', to='scheduler.reservation')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("from_status", models.CharField(blank=True, max_length=20)),
+                (
+                    "to_status",
+                    models.CharField(
+                        choices=[
+                            ("payment_pending", "Payment Pending"),
+                            ("scheduled", "Scheduled"),
+                            ("active", "Active"),
+                            ("completed", "Completed"),
+                            ("payment_failed", "Payment Failed"),
+                            ("expired", "Expired"),
+                            ("cancelled", "Cancelled"),
+                            ("reclaimed", "Reclaimed"),
+                            ("failed", "Failed"),
+                        ],
+                        max_length=20,
+                    ),
+                ),
+                (
+                    "reason",
+                    models.CharField(
+                        choices=[
+                            ("quote_accepted", "Quote Accepted"),
+                            ("paid", "Paid"),
+                            ("payment_declined", "Payment Declined"),
+                            ("payment_window_closed", "Payment Window Closed"),
+                            ("window_started", "Window Started"),
+                            ("window_ended", "Window Ended"),
+                            ("tenant_cancelled", "Tenant Cancelled"),
+                            ("owner_reclaimed", "Owner Reclaimed"),
+                            ("nothing_delivered", "Nothing Delivered"),
+                        ],
+                        max_length=40,
+                    ),
+                ),
+                ("actor", models.CharField(max_length=100)),
+                ("at", models.DateTimeField()),
+                (
+                    "reservation",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="transitions",
+                        to="scheduler.reservation",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['id'],
+                "ordering": ["id"],
             },
         ),
         migrations.CreateModel(
-            name='LeaseTransition',
+            name="LeaseTransition",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('from_status', models.CharField(blank=True, max_length=20)),
-                ('to_status', models.CharField(choices=[('provisioning', 'Provisioning'), ('active', 'Active'), ('returning', 'Returning'), ('reclaiming', 'Reclaiming'), ('ended', 'Ended'), ('interrupted', 'Interrupted'), ('failed', 'Failed')], max_length=20)),
-                ('reason', models.CharField(choices=[('window_started', 'Window Started'), ('handed_over', 'Handed Over'), ('window_ended', 'Window Ended'), ('returned', 'Returned'), ('return_unconfirmed', 'Return Unconfirmed'), ('handover_timed_out', 'Handover Timed Out'), ('handover_failed', 'Handover Failed'), ('node_fault', 'Node Fault'), ('owner_reclaimed', 'Owner Reclaimed')], max_length=40)),
-                ('actor', models.CharField(max_length=100)),
-                ('at', models.DateTimeField()),
-                ('lease', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='transitions', to='scheduler.lease')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("from_status", models.CharField(blank=True, max_length=20)),
+                (
+                    "to_status",
+                    models.CharField(
+                        choices=[
+                            ("provisioning", "Provisioning"),
+                            ("active", "Active"),
+                            ("returning", "Returning"),
+                            ("reclaiming", "Reclaiming"),
+                            ("ended", "Ended"),
+                            ("interrupted", "Interrupted"),
+                            ("failed", "Failed"),
+                        ],
+                        max_length=20,
+                    ),
+                ),
+                (
+                    "reason",
+                    models.CharField(
+                        choices=[
+                            ("window_started", "Window Started"),
+                            ("handed_over", "Handed Over"),
+                            ("window_ended", "Window Ended"),
+                            ("returned", "Returned"),
+                            ("return_unconfirmed", "Return Unconfirmed"),
+                            ("handover_timed_out", "Handover Timed Out"),
+                            ("handover_failed", "Handover Failed"),
+                            ("node_fault", "Node Fault"),
+                            ("owner_reclaimed", "Owner Reclaimed"),
+                        ],
+                        max_length=40,
+                    ),
+                ),
+                ("actor", models.CharField(max_length=100)),
+                ("at", models.DateTimeField()),
+                (
+                    "lease",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="transitions",
+                        to="scheduler.lease",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['id'],
-                'constraints': [models.CheckConstraint(condition=models.Q(models.Q(('from_status', ''), ('to_status__in', ['provisioning'])), models.Q(('from_status', 'provisioning'), ('to_status', 'active')), models.Q(('from_status', 'provisioning'), ('to_status', 'failed')), models.Q(('from_status', 'active'), ('to_status', 'returning')), models.Q(('from_status', 'active'), ('to_status', 'reclaiming')), models.Q(('from_status', 'active'), ('to_status', 'interrupted')), models.Q(('from_status', 'returning'), ('to_status', 'ended')), models.Q(('from_status', 'returning'), ('to_status', 'interrupted')), models.Q(('from_status', 'reclaiming'), ('to_status', 'ended')), models.Q(('from_status', 'reclaiming'), ('to_status', 'interrupted')), _connector='OR'), name='lease_transition_is_legal')],
+                "ordering": ["id"],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("from_status", ""), ("to_status__in", ["provisioning"])),
+                            models.Q(("from_status", "provisioning"), ("to_status", "active")),
+                            models.Q(("from_status", "provisioning"), ("to_status", "failed")),
+                            models.Q(("from_status", "active"), ("to_status", "returning")),
+                            models.Q(("from_status", "active"), ("to_status", "reclaiming")),
+                            models.Q(("from_status", "active"), ("to_status", "interrupted")),
+                            models.Q(("from_status", "returning"), ("to_status", "ended")),
+                            models.Q(("from_status", "returning"), ("to_status", "interrupted")),
+                            models.Q(("from_status", "reclaiming"), ("to_status", "ended")),
+                            models.Q(("from_status", "reclaiming"), ("to_status", "interrupted")),
+                            _connector="OR",
+                        ),
+                        name="lease_transition_is_legal",
+                    )
+                ],
             },
         ),
         migrations.AddIndex(
-            model_name='quote',
-            index=models.Index(condition=models.Q(('status', 'open')), fields=['expires_at'], name='quote_open_by_expiry'),
+            model_name="quote",
+            index=models.Index(
+                condition=models.Q(("status", "open")),
+                fields=["expires_at"],
+                name="quote_open_by_expiry",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='quote',
-            constraint=models.CheckConstraint(condition=models.Q(('ends_at__gt', models.F('starts_at'))), name='quote_ends_after_start'),
+            model_name="quote",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("ends_at__gt", models.F("starts_at"))),
+                name="quote_ends_after_start",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='quote',
-            constraint=models.CheckConstraint(condition=models.Q(('gpus__gte', 1), ('rate__gt', 0), ('total_minor__gte', 0)), name='quote_is_positive'),
+            model_name="quote",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("gpus__gte", 1), ("rate__gt", 0), ("total_minor__gte", 0)),
+                name="quote_is_positive",
+            ),
         ),
         migrations.AddIndex(
-            model_name='reservation',
-            index=models.Index(condition=models.Q(('status', 'scheduled')), fields=['starts_at'], name='reservation_due_to_start'),
+            model_name="reservation",
+            index=models.Index(
+                condition=models.Q(("status", "scheduled")),
+                fields=["starts_at"],
+                name="reservation_due_to_start",
+            ),
         ),
         migrations.AddIndex(
-            model_name='reservation',
-            index=models.Index(condition=models.Q(('status', 'active')), fields=['ends_at'], name='reservation_due_to_end'),
+            model_name="reservation",
+            index=models.Index(
+                condition=models.Q(("status", "active")),
+                fields=["ends_at"],
+                name="reservation_due_to_end",
+            ),
         ),
         migrations.AddIndex(
-            model_name='reservation',
-            index=models.Index(condition=models.Q(('status', 'payment_pending')), fields=['payment_due_at'], name='reservation_due_to_pay'),
+            model_name="reservation",
+            index=models.Index(
+                condition=models.Q(("status", "payment_pending")),
+                fields=["payment_due_at"],
+                name="reservation_due_to_pay",
+            ),
         ),
         migrations.AddIndex(
-            model_name='reservation',
-            index=models.Index(fields=['organization', '-id'], name='reservation_by_tenant'),
+            model_name="reservation",
+            index=models.Index(fields=["organization", "-id"], name="reservation_by_tenant"),
         ),
         migrations.AddConstraint(
-            model_name='reservation',
-            constraint=models.CheckConstraint(condition=models.Q(('ends_at__gt', models.F('starts_at'))), name='reservation_ends_after_start'),
+            model_name="reservation",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("ends_at__gt", models.F("starts_at"))),
+                name="reservation_ends_after_start",
+            ),
         ),
         migrations.AddIndex(
-            model_name='lease',
-            index=models.Index(condition=models.Q(('status__in', ['provisioning', 'active', 'returning', 'reclaiming'])), fields=['ends_at'], name='lease_open_by_end'),
+            model_name="lease",
+            index=models.Index(
+                condition=models.Q(
+                    ("status__in", ["provisioning", "active", "returning", "reclaiming"])
+                ),
+                fields=["ends_at"],
+                name="lease_open_by_end",
+            ),
         ),
         migrations.AddIndex(
-            model_name='lease',
-            index=models.Index(condition=models.Q(('closed_at__isnull', False)), fields=['closed_at'], name='lease_by_close'),
+            model_name="lease",
+            index=models.Index(
+                condition=models.Q(("closed_at__isnull", False)),
+                fields=["closed_at"],
+                name="lease_by_close",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='lease',
-            constraint=models.CheckConstraint(condition=models.Q(('ends_at__gt', models.F('starts_at'))), name='lease_ends_after_start'),
+            model_name="lease",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("ends_at__gt", models.F("starts_at"))),
+                name="lease_ends_after_start",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='lease',
-            constraint=models.UniqueConstraint(fields=('reservation', 'node', 'epoch'), name='lease_is_unique'),
+            model_name="lease",
+            constraint=models.UniqueConstraint(
+                fields=("reservation", "node", "epoch"), name="lease_is_unique"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='allocation',
-            constraint=django.contrib.postgres.constraints.ExclusionConstraint(condition=models.Q(('live', True)), expressions=[('slots', '&&'), ('period', '&&')], name='allocation_no_overlap'),
+            model_name="allocation",
+            constraint=django.contrib.postgres.constraints.ExclusionConstraint(
+                condition=models.Q(("live", True)),
+                expressions=[("slots", "&&"), ("period", "&&")],
+                name="allocation_no_overlap",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='allocation',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('quote__isnull', False), ('reservation__isnull', True)), models.Q(('quote__isnull', True), ('reservation__isnull', False)), _connector='OR'), name='allocation_serves_one_promise'),
+            model_name="allocation",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("quote__isnull", False), ("reservation__isnull", True)),
+                    models.Q(("quote__isnull", True), ("reservation__isnull", False)),
+                    _connector="OR",
+                ),
+                name="allocation_serves_one_promise",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='allocation',
-            constraint=models.CheckConstraint(condition=models.Q(('period__isempty', False), ('slots__isempty', False)), name='allocation_is_not_empty'),
+            model_name="allocation",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("period__isempty", False), ("slots__isempty", False)),
+                name="allocation_is_not_empty",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='reservationtransition',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('from_status', ''), ('to_status__in', ['payment_pending'])), models.Q(('from_status', 'payment_pending'), ('to_status', 'scheduled')), models.Q(('from_status', 'payment_pending'), ('to_status', 'payment_failed')), models.Q(('from_status', 'payment_pending'), ('to_status', 'expired')), models.Q(('from_status', 'payment_pending'), ('to_status', 'cancelled')), models.Q(('from_status', 'scheduled'), ('to_status', 'active')), models.Q(('from_status', 'scheduled'), ('to_status', 'cancelled')), models.Q(('from_status', 'scheduled'), ('to_status', 'failed')), models.Q(('from_status', 'active'), ('to_status', 'completed')), models.Q(('from_status', 'active'), ('to_status', 'reclaimed')), models.Q(('from_status', 'active'), ('to_status', 'failed')), _connector='OR'), name='reservation_transition_is_legal'),
+            model_name="reservationtransition",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("from_status", ""), ("to_status__in", ["payment_pending"])),
+                    models.Q(("from_status", "payment_pending"), ("to_status", "scheduled")),
+                    models.Q(("from_status", "payment_pending"), ("to_status", "payment_failed")),
+                    models.Q(("from_status", "payment_pending"), ("to_status", "expired")),
+                    models.Q(("from_status", "payment_pending"), ("to_status", "cancelled")),
+                    models.Q(("from_status", "scheduled"), ("to_status", "active")),
+                    models.Q(("from_status", "scheduled"), ("to_status", "cancelled")),
+                    models.Q(("from_status", "scheduled"), ("to_status", "failed")),
+                    models.Q(("from_status", "active"), ("to_status", "completed")),
+                    models.Q(("from_status", "active"), ("to_status", "reclaimed")),
+                    models.Q(("from_status", "active"), ("to_status", "failed")),
+                    _connector="OR",
+                ),
+                name="reservation_transition_is_legal",
+            ),
         ),
     ]

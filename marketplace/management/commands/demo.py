@@ -43,7 +43,9 @@ class Client:
         return self.call("GET", path, params={k: str(v) for k, v in query.items()}).json()
 
     def post(self, path: str, body: dict[str, Any], *, key: str | None = None) -> Any:  # noqa: ANN401 - JSON
-        return self.call("POST", path, json=body, headers={"Idempotency-Key": key or secrets.token_hex(12)}).json()
+        return self.call(
+            "POST", path, json=body, headers={"Idempotency-Key": key or secrets.token_hex(12)}
+        ).json()
 
     def call(self, method: str, path: str, **request: Any) -> httpx.Response:  # noqa: ANN401
         """Send a request, again while the market is away.
@@ -57,7 +59,11 @@ class Client:
             except httpx.TransportError as error:
                 trouble = f"{type(error).__name__}: {error}"
             else:
-                if response.status_code < 500 and response.status_code != 429 and not _in_flight(response):
+                if (
+                    response.status_code < 500
+                    and response.status_code != 429
+                    and not _in_flight(response)
+                ):
                     return _require_success(method, path, response)
                 trouble = f"{response.status_code} {response.text[:200]}"
             if time.monotonic() - away_since > OUTAGE_SECONDS_MAX:
@@ -75,7 +81,9 @@ def _require_success(method: str, path: str, response: httpx.Response) -> httpx.
     if response.status_code >= 400:
         problem = response.json() if "json" in response.headers.get("content-type", "") else {}
         detail = problem.get("detail") or response.text[:200]
-        raise StepFailed(f"{method} {path} answered {response.status_code} {problem.get('code', '')}: {detail}")
+        raise StepFailed(
+            f"{method} {path} answered {response.status_code} {problem.get('code', '')}: {detail}"
+        )
     return response
 
 
@@ -107,7 +115,9 @@ class Storyteller:
         if self._live:
             print("\r\x1b[2K", end="")
 
-    def wait(self, what: str, probe: Callable[[], Any], *, seconds_max: float, until: str = "") -> Any:  # noqa: ANN401
+    def wait(
+        self, what: str, probe: Callable[[], Any], *, seconds_max: float, until: str = ""
+    ) -> Any:  # noqa: ANN401
         """Poll until `probe` returns something true and return it.
 
         :raises StepFailed: when it does not within `seconds_max`.
@@ -146,15 +156,23 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--demo-json", default="var/demo.json", help="the addresses and keys that `up` wrote")
+        parser.add_argument(
+            "--demo-json", default="var/demo.json", help="the addresses and keys that `up` wrote"
+        )
         parser.add_argument("--base-url", help="instead of the address in the file")
-        parser.add_argument("--steps-of-grid", type=int, default=1, help="length of the window in grid steps")
+        parser.add_argument(
+            "--steps-of-grid", type=int, default=1, help="length of the window in grid steps"
+        )
 
-    def handle(self, *, demo_json: str, base_url: str | None, steps_of_grid: int, **_: object) -> None:
+    def handle(
+        self, *, demo_json: str, base_url: str | None, steps_of_grid: int, **_: object
+    ) -> None:
         try:
             keys = json.loads(Path(demo_json).read_text())
         except (OSError, ValueError):
-            raise CommandError(f"{demo_json} cannot be read: start the market with `python3 manage.py up`") from None
+            raise CommandError(
+                f"{demo_json} cannot be read: start the market with `python3 manage.py up`"
+            ) from None
         base_url = base_url or keys["base_url"]
         owner = Client(base_url=base_url, api_key=keys["owner"]["api_key"])
         tenant = Client(base_url=base_url, api_key=keys["tenant"]["api_key"])
@@ -163,13 +181,21 @@ class Command(BaseCommand):
         model, region = self._fleet(teller, owner)
         listing = self._list(teller, owner, model=model, region=region, market=market)
         try:
-            reservation = self._buy(teller, tenant, model=model, region=region, grid_seconds=market["grid_seconds"] * steps_of_grid)
+            reservation = self._buy(
+                teller,
+                tenant,
+                model=model,
+                region=region,
+                window_seconds=market["grid_seconds"] * steps_of_grid,
+            )
             lease = self._live(teller, tenant, reservation)
             self._settle(teller, tenant, owner, reservation=reservation, lease=lease)
         finally:
             owner.post(f"/v1/listings/{listing['id']}/retire", {})
         self._books(teller, base_url=base_url, admin=keys["admin"])
-        print(f"\nThe whole story took {time.monotonic() - teller.started:.0f} s. Every step happened.")
+        print(
+            f"\nThe whole story took {time.monotonic() - teller.started:.0f} s. Every step happened."
+        )
 
     def _open(self, teller: Storyteller, tenant: Client, base_url: str) -> dict[str, Any]:
         with teller.step(f"The market answers at {base_url}") as say:
@@ -179,7 +205,8 @@ class Command(BaseCommand):
                     f"windows here lie on a grid of {market['grid_seconds']} s; the story needs at most "
                     f"{GRID_SECONDS_MAX} s (set HEADROOM_GRID_SECONDS=60)"
                 )
-            say(f"windows start on a grid of {market['grid_seconds']} s and reach {market['horizon_days']} days ahead")
+            grid, days = market["grid_seconds"], market["horizon_days"]
+            say(f"windows start on a grid of {grid} s and reach {days} days ahead")
             simulated = [w for w in ("hardware", "payments") if market[f"simulated_{w}"]]
             if simulated:
                 say(f"SIMULATED here: {' and '.join(simulated)}")
@@ -193,7 +220,11 @@ class Command(BaseCommand):
                 nodes = {n["id"]: n for n in owner.get("/v1/nodes", limit=200)["data"]}
                 counts: dict[tuple[str, str], int] = {}
                 for gpu in owner.get("/v1/gpus", limit=200, health="healthy")["data"]:
-                    if gpu["gpu_model"] and not gpu["leased"] and nodes[gpu["node_id"]]["last_report_at"]:
+                    if (
+                        gpu["gpu_model"]
+                        and not gpu["leased"]
+                        and nodes[gpu["node_id"]]["last_report_at"]
+                    ):
                         place = (gpu["gpu_model"], nodes[gpu["node_id"]]["region"])
                         counts[place] = counts.get(place, 0) + 1
                 return {place: n for place, n in counts.items() if n >= GPUS}
@@ -220,15 +251,17 @@ class Command(BaseCommand):
                 },
             )
             owner.post(f"/v1/listings/{listing['id']}/publish", {})
-            say(f"{listing['id']}: {model} in {region}, firm, at least {FLOOR_RATE} per GPU-hour for the owner")
+            say(
+                f"{listing['id']}: {model} in {region}, firm, owner gets at least {FLOOR_RATE} per GPU-hour"
+            )
         return listing
 
     def _buy(
-        self, teller: Storyteller, tenant: Client, *, model: str, region: str, grid_seconds: int
+        self, teller: Storyteller, tenant: Client, *, model: str, region: str, window_seconds: int
     ) -> dict[str, Any]:
         with teller.step("The tenant finds a window") as say:
             now = dt.datetime.now(tz=dt.UTC)
-            duration = dt.timedelta(seconds=grid_seconds)
+            duration = dt.timedelta(seconds=window_seconds)
             offers = tenant.get(
                 "/v1/offerings",
                 gpu_model=model,
@@ -236,7 +269,9 @@ class Command(BaseCommand):
                 region=region,
                 duration=format_duration(duration),
                 earliest_start=(now + dt.timedelta(seconds=5)).isoformat().replace("+00:00", "Z"),
-                latest_end=(now + 10 * duration + dt.timedelta(minutes=10)).isoformat().replace("+00:00", "Z"),
+                latest_end=(now + 10 * duration + dt.timedelta(minutes=10))
+                .isoformat()
+                .replace("+00:00", "Z"),
             )
             if not offers["data"]:
                 raise StepFailed(f"no window for {GPUS} × {model}: {offers['no_offer_reason']}")
@@ -257,7 +292,9 @@ class Command(BaseCommand):
                     "hold": True,
                 },
             )
-            say(f"{quote['id']}: {quote['rate']} per GPU-hour until {_clock(quote['expires_at'])}, GPUs held")
+            say(
+                f"{quote['id']}: {quote['rate']} per GPU-hour until {_clock(quote['expires_at'])}, GPUs held"
+            )
         with teller.step("… reserves and pays from its wallet") as say:
             before = tenant.get("/v1/wallet")["balance"]
             body = {
@@ -274,12 +311,18 @@ class Command(BaseCommand):
             if again["id"] != reservation["id"]:
                 raise StepFailed("the same request with the same key bought twice")
             if before["amount_minor"] - after["amount_minor"] != quote["total"]["amount_minor"]:
-                raise StepFailed(f"the wallet went from {_amount(before)} to {_amount(after)}: not the quoted price")
-            say(f"{reservation['id']} is {reservation['status']}; wallet {_amount(before)} → {_amount(after)}")
+                raise StepFailed(
+                    f"the wallet went from {_amount(before)} to {_amount(after)}: not the quoted price"
+                )
+            say(
+                f"{reservation['id']} is {reservation['status']}; wallet {_amount(before)} → {_amount(after)}"
+            )
             say("sent twice with one Idempotency-Key: bought once")
         return reservation
 
-    def _live(self, teller: Storyteller, tenant: Client, reservation: dict[str, Any]) -> dict[str, Any]:
+    def _live(
+        self, teller: Storyteller, tenant: Client, reservation: dict[str, Any]
+    ) -> dict[str, Any]:
         path = f"/v1/reservations/{reservation['id']}"
 
         def lease_in(*statuses: str) -> Callable[[], Any]:
@@ -288,7 +331,11 @@ class Command(BaseCommand):
                 if found["status"] == "failed":
                     raise StepFailed(f"{found['id']} failed: {found['history'][-1]}")
                 leases = [tenant.get(f"/v1/leases/{lease['id']}") for lease in found["leases"]]
-                return leases[0] if leases and all(lease["status"] in statuses for lease in leases) else None
+                return (
+                    leases[0]
+                    if leases and all(lease["status"] in statuses for lease in leases)
+                    else None
+                )
 
             return probe
 
@@ -346,20 +393,29 @@ class Command(BaseCommand):
                 payouts = owner.get("/v1/payouts", limit=200)["data"]
                 return next((p for p in payouts if p["lease_id"] == lease["id"]), None)
 
-            payout = teller.wait("for the payout", payout_of_lease, seconds_max=SETTLEMENT_SECONDS_MAX)
-            say(f"{payout['id']}: {_amount(payout['amount'])} {payout['status']} at {_clock(payout['due_at'])}")
+            payout = teller.wait(
+                "for the payout", payout_of_lease, seconds_max=SETTLEMENT_SECONDS_MAX
+            )
+            due = _clock(payout["due_at"])
+            say(f"{payout['id']}: {_amount(payout['amount'])} {payout['status']} at {due}")
 
     def _books(self, teller: Storyteller, *, base_url: str, admin: dict[str, str]) -> None:
         with teller.step("The books balance") as say:
-            with httpx.Client(base_url=base_url, timeout=30, follow_redirects=True, trust_env=False) as browser:
+            with httpx.Client(
+                base_url=base_url, timeout=30, follow_redirects=True, trust_env=False
+            ) as browser:
                 page = browser.get("/admin/login/")
                 token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
                 if token is None:
                     raise StepFailed("the admin's sign-in page cannot be read")
                 form = {**admin, "csrfmiddlewaretoken": token[1], "next": "/admin/"}
-                browser.post("/admin/login/", data=form, headers={"Referer": f"{base_url}/admin/login/"})
+                browser.post(
+                    "/admin/login/", data=form, headers={"Referer": f"{base_url}/admin/login/"}
+                )
                 report = browser.get("/admin/books/", params={"format": "json"}).json()
             broken = [check for check in report["checks"] if not check["ok"]]
             if broken or not report["ok"]:
-                raise StepFailed("; ".join(f"{check['name']}: {check['detail']}" for check in broken))
+                raise StepFailed(
+                    "; ".join(f"{check['name']}: {check['detail']}" for check in broken)
+                )
             say(f"{len(report['checks'])} invariants of the ledger checked in SQL, all hold")
