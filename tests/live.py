@@ -33,10 +33,11 @@ def web_server(
     """Serve an application with gunicorn on a free port of the loopback; yield its base URL."""
     with socket.create_server(("127.0.0.1", 0), backlog=BACKLOG) as listener:
         port = listener.getsockname()[1]
+        command = [sys.executable, "-m", "gunicorn", application]
+        command += ["--bind", f"fd://{listener.fileno()}", "--worker-class", "gthread"]
+        command += ["--workers", "1", "--threads", str(threads), "--log-level", "warning"]
         server = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", application, "--bind", f"fd://{listener.fileno()}"]
-            + ["--worker-class", "gthread", "--workers", "1", "--threads", str(threads)]
-            + ["--log-level", "warning", "--timeout", "60"],
+            command,
             cwd=PROJECT,
             env={**os.environ, "DATABASE_URL": database_url(), **variables},
             pass_fds=(listener.fileno(),),
