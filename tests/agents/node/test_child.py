@@ -58,7 +58,7 @@ class TestChildReader:
                 child.read(at=AT)
         assert process_id(child) == first, "no second process joins it in the driver"
 
-    def test_takes_the_child_back_and_drops_the_answer_that_came_too_late(
+    def test_takes_the_child_back_but_not_its_late_answer(
         self, child: ChildReader, journal: Journal
     ) -> None:
         child.identify()
