@@ -236,7 +236,7 @@ def _store_readings(
     changed = [
         gpus[uuid] for uuid, reading in newest.items() if _takes(gpu=gpus[uuid], reading=reading)
     ]
-    Gpu.objects.bulk_update(changed, [*_STATE_COLUMNS, "measured_at"])
+    inventory.write(gpus=changed, columns=[*_STATE_COLUMNS, "measured_at"])
 
 
 def _takes(*, gpu: Gpu, reading: protocol.Reading) -> bool:

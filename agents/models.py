@@ -134,6 +134,10 @@ class GpuQuerySet(models.QuerySet["Gpu"]):
     def visible_to(self, organization: Organization) -> Self:
         return self.filter(node__organization=organization)
 
+    def held_in_order(self) -> Self:
+        """Lock the rows in one order everywhere, so that two writers of several GPUs cannot deadlock."""
+        return self.order_by("pk").select_for_update(no_key=True)
+
 
 class Gpu(models.Model):
     """One device. Its slot never changes; what the agent last said of it is overwritten by later reports."""
