@@ -96,7 +96,16 @@ class LeaseAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]  # unfold has no t
 
 @admin.register(Allocation)
 class AllocationAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]  # unfold has no types
-    list_display: ClassVar = ["id", "node", "slots", "period", "live", "listing", "quote", "reservation"]
+    list_display: ClassVar = [
+        "id",
+        "node",
+        "slots",
+        "period",
+        "live",
+        "listing",
+        "quote",
+        "reservation",
+    ]
     list_filter: ClassVar = ["live", "node__region"]
     list_select_related: ClassVar = ["node", "listing", "quote", "reservation"]
     search_fields: ClassVar = [

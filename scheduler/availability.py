@@ -128,8 +128,8 @@ def search(*, query: OfferingQuery, at: dt.datetime) -> SearchResult:
             offers=[offerings.offer(p, wish=wish) for p in affordable[: query.limit]]
         )
     if priced:
-        nearest = offerings.offer(priced[0], wish=wish)
-        return SearchResult(offers=[], no_offer_reason="price_above_max", nearest=nearest)
+        dearer = offerings.offer(priced[0], wish=wish)
+        return SearchResult(offers=[], no_offer_reason="price_above_max", nearest=dearer)
     reason = offerings.refusal(found, wish=wish)
     if reason is not None:
         return SearchResult(offers=[], no_offer_reason=reason)

@@ -22,6 +22,7 @@ from scheduler.pools import Pool
 
 Seconds: TypeAlias = npt.NDArray[np.int64]
 Flags: TypeAlias = npt.NDArray[np.bool_]
+Counts: TypeAlias = npt.NDArray[np.int64]
 Levels: TypeAlias = npt.NDArray[np.int16]
 
 
@@ -40,11 +41,9 @@ class Groups:
 
     starts: npt.NDArray[np.int64]
 
-    def counts(self, chosen: Flags) -> npt.NDArray[np.int64]:
+    def counts(self, chosen: Flags) -> Counts:
         """Return how many GPUs are chosen per row and group."""
-        counts: npt.NDArray[np.int64] = np.add.reduceat(
-            chosen.astype(np.int64), self.starts, axis=1
-        )
+        counts: Counts = np.add.reduceat(chosen.astype(np.int64), self.starts, axis=1)
         return counts
 
 

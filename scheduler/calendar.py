@@ -75,9 +75,7 @@ def horizon_at(*, at: dt.datetime) -> dt.datetime:
     return at + dt.timedelta(days=HORIZON_DAYS)
 
 
-def check_window(
-    *, starts_at: dt.datetime | None, ends_at: dt.datetime, at: dt.datetime
-) -> Window:
+def check_window(*, starts_at: dt.datetime | None, ends_at: dt.datetime, at: dt.datetime) -> Window:
     """Return the window that a request names; `starts_at` `None` is now, to the next whole second.
 
     :raises WindowOffGrid: when an end is not on the grid of `settings.GRID_SECONDS`.
@@ -106,16 +104,17 @@ def busy(*, slot_bases: Iterable[int], window: Window, at: dt.datetime) -> list[
     of the pool and what is booked in the window, not what is booked in all.
     """
     with connection.cursor() as cursor:
+        blocks: list[object] = list(_blocks(slot_bases))
         cursor.execute(
             """
             SELECT lower(a.slots), upper(a.slots), lower(a.period), upper(a.period),
                    CASE WHEN q.status = 'open' AND q.expires_at <= %(at)s THEN q.id END
               FROM unnest(%(blocks)s::int4range[]) AS pool (block)
               JOIN scheduler_allocation a
-                ON a.live AND a.slots && pool.block AND a.period && %(period)s::tstzrange
+                ON a.live AND a.slots && pool.block AND a.period && tstzrange(%(from)s, %(to)s)
               LEFT JOIN scheduler_quote q ON q.id = a.quote_id
             """,
-            {"at": at, "blocks": _blocks(slot_bases), "period": _period(window)},
+            {"at": at, "blocks": blocks, "from": window.starts_at, "to": window.ends_at},
         )
         return [
             Busy(
@@ -151,7 +150,7 @@ def take_for_reservation(
 def hand_hold_over(*, quote_id: str, reservation_id: str) -> int:
     """Turn a quote's held places into a reservation's; return how many slots those are."""
     held = Allocation.objects.filter(quote_id=quote_id, live=True)
-    slots = sum(row.upper - row.lower for row in held.values_list("slots", flat=True))
+    slots = sum(place.slots.upper - place.slots.lower for place in held)
     held.update(quote=None, reservation_id=reservation_id)
     return slots
 
@@ -209,10 +208,7 @@ def _take(
             Allocation.objects.bulk_create(rows)
     except IntegrityError as error:
         cause = error.__cause__
-        if (
-            isinstance(cause, psycopg.Error)
-            and cause.diag.constraint_name == OVERLAP_CONSTRAINT
-        ):
+        if isinstance(cause, psycopg.Error) and cause.diag.constraint_name == OVERLAP_CONSTRAINT:
             raise CapacityTaken("somebody else took a GPU of this window") from error
         raise
 

@@ -12,7 +12,7 @@ from django.db.models import Exists, F, Max, OuterRef, Q, QuerySet
 from django.db.models.functions import Greatest
 
 from agents import grants, inventory, protocol
-from agents.models import Grant, Gpu, MeterReading, Receipt
+from agents.models import Gpu, Grant, MeterReading, Receipt
 from marketplace.core.errors import StateConflict
 from scheduler import calendar, ticks
 from scheduler.models import Allocation, Lease, LeaseTransition, Reservation
@@ -220,9 +220,7 @@ def _in(status: LeaseStatus) -> QuerySet[Lease]:
 
 
 def _receipts(kind: protocol.ReceiptKind) -> QuerySet[Receipt]:
-    return Receipt.objects.filter(
-        lease_id=OuterRef("pk"), lease_epoch=OuterRef("epoch"), kind=kind
-    )
+    return Receipt.objects.filter(lease_id=OuterRef("pk"), lease_epoch=OuterRef("epoch"), kind=kind)
 
 
 def _with_receipt(due: QuerySet[Lease], kind: protocol.ReceiptKind) -> QuerySet[Lease]:

@@ -31,7 +31,6 @@ from scheduler.states import (
 )
 
 
-
 class QuoteQuerySet(models.QuerySet["Quote"]):
     def visible_to(self, organization: Organization) -> Self:
         return self.filter(organization=organization)

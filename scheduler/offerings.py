@@ -10,9 +10,8 @@ from django.conf import settings
 
 from marketplace.core.money import Money
 from marketplace.core.windows import Window
-from marketplace.states import Tier
 from scheduler import calendar, placement, pools
-from scheduler.board import Board, Flags, Levels, Seconds, to_instant, to_seconds
+from scheduler.board import Board, Counts, Flags, Levels, Seconds, to_instant, to_seconds
 from scheduler.placement import Demand
 from scheduler.pools import Pool
 from scheduler.pricing import PricedWindow, PriceInputs, quote_rate
@@ -124,7 +123,9 @@ def evaluate(board: Board, *, wish: Wish, starts: Seconds) -> Iterator[Priced]:
         levels = board.levels(starts=some, ends=ends, listings=serving, at=wish.at)
         lowest = np.full(len(some), len(pool.floors), dtype=np.int16)
         for level in reversed(range(len(pool.floors))):
-            lowest[room(board, chosen=free & (levels <= level), spread=wish.spread) >= wish.gpus] = level
+            lowest[
+                room(board, chosen=free & (levels <= level), spread=wish.spread) >= wish.gpus
+            ] = level
         booked = board.booked_gpu_seconds(starts=some, ends=ends)
         prices: dict[tuple[int, int], PricedWindow] = {}
         for start, level, load in zip(some.tolist(), lowest.tolist(), booked.tolist(), strict=True):
@@ -145,12 +146,14 @@ def evaluate(board: Board, *, wish: Wish, starts: Seconds) -> Iterator[Priced]:
                 )
 
 
-def room(board: Board, *, chosen: Flags, spread: Spread) -> Seconds:
+def room(board: Board, *, chosen: Flags, spread: Spread) -> Counts:
     """Return per row how many of the chosen GPUs one request of this spread can have."""
     if spread is Spread.ANY:
-        return chosen.sum(axis=1, dtype=np.int64)
+        every: Counts = chosen.sum(axis=1, dtype=np.int64)
+        return every
     groups = board.by_node if spread is Spread.SINGLE_NODE else board.by_island
-    return groups.counts(chosen).max(axis=1)
+    most: Counts = groups.counts(chosen).max(axis=1)
+    return most
 
 
 def roomiest(board: Board, *, wish: Wish, starts: Seconds) -> int:

@@ -126,9 +126,7 @@ def assign(*, demand: Demand, take: Take, at: dt.datetime) -> list[Place]:
     )
 
 
-def offers(
-    *, pool: Pool, demand: Demand, at: dt.datetime
-) -> Iterator[tuple[PoolGpu, Listing]]:
+def offers(*, pool: Pool, demand: Demand, at: dt.datetime) -> Iterator[tuple[PoolGpu, Listing]]:
     """Yield each GPU that is on offer for a demand, with the cheapest listing that sells it."""
     admitted = {
         listing.id
@@ -299,7 +297,9 @@ def _lock_patiently(shares: Sequence[NodeShare]) -> set[int]:
     """Lock the first choice of the shares, waiting for rivals: all wait in the order of the slots."""
     slots = sorted(slot for share in shares for slot in share.slots[: share.count])
     with connection.cursor() as cursor:
-        cursor.execute("SELECT set_config('lock_timeout', %s, true)", [f"{LOCK_WAIT_MILLISECONDS_MAX}ms"])
+        cursor.execute(
+            "SELECT set_config('lock_timeout', %s, true)", [f"{LOCK_WAIT_MILLISECONDS_MAX}ms"]
+        )
         cursor.execute(
             "SELECT slot FROM agents_gpu WHERE slot = ANY(%s) ORDER BY slot FOR NO KEY UPDATE",
             [slots],
@@ -319,9 +319,7 @@ def _end_lapsed_holds(*, slots: set[int], booked: Sequence[Busy], at: dt.datetim
         holds.expire(quote_ids=lapsed, at=at)
 
 
-def _places(
-    *, slots: set[int], offered: Mapping[int, tuple[PoolGpu, Listing]]
-) -> Iterator[Place]:
+def _places(*, slots: set[int], offered: Mapping[int, tuple[PoolGpu, Listing]]) -> Iterator[Place]:
     """Yield the runs of neighbouring slots of one node and one listing."""
     run: list[int] = []
 

@@ -16,7 +16,9 @@ from agents.protocol import IdleState
 from marketplace.models import Listing
 from marketplace.states import ListingMode, Tier
 
-Island = tuple[str, str, str]  # owner, region, fabric; a node without a fabric is an island of its own
+Island = tuple[
+    str, str, str
+]  # owner, region, fabric; a node without a fabric is an island of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +102,19 @@ def read(
     nodes: dict[str, PoolNode] = {}
     matched: dict[str, list[Listing]] = {}
     members: dict[tuple[str, str, Tier], list[PoolGpu]] = defaultdict(list)
-    for slot, model, idle_state, idle_since, node_id, base, owner, place, fabric, labels, sim in rows:
+    for (
+        slot,
+        model,
+        idle_state,
+        idle_since,
+        node_id,
+        base,
+        owner,
+        place,
+        fabric,
+        labels,
+        sim,
+    ) in rows:
         if node_id not in nodes:
             nodes[node_id] = PoolNode(
                 id=node_id,

@@ -63,9 +63,7 @@ def quote_rate(inputs: PriceInputs) -> PricedWindow:
     assert inputs.window_seconds > 0, inputs
     share = booked_share(booked=inputs.booked_gpu_seconds, listed=inputs.listed_gpu_seconds)
     multiplier = multiplier_for(share)
-    base = (
-        Fraction(inputs.floor_rate) * BASIS_POINTS / (BASIS_POINTS - inputs.fee_basis_points)
-    )
+    base = Fraction(inputs.floor_rate) * BASIS_POINTS / (BASIS_POINTS - inputs.fee_basis_points)
     rate = _round_up(base * Fraction(multiplier))
     gpu_seconds = inputs.gpus * inputs.window_seconds
     total = amount_for(rate=rate, gpu_seconds=gpu_seconds, currency=inputs.currency)
@@ -101,7 +99,7 @@ def booked_share(*, booked: int, listed: int) -> Decimal:
 
 
 def multiplier_for(share: Decimal) -> Decimal:
-    """Return `1 + SURGE_SLOPE × share²`, at most `MULTIPLIER_CAP`: exact, and never falling with the share."""
+    """Return `1 + SURGE_SLOPE × share²`, at most `MULTIPLIER_CAP`: exact, never falling."""
     assert 0 <= share <= 1, share
     with localcontext() as context:
         context.prec = 40

@@ -17,7 +17,9 @@ from scheduler.models import Quote
 from scheduler.placement import Demand
 from scheduler.states import QUOTE_ARROWS, QuoteStatus, Spread
 
-QUOTE_LIFETIME_SECONDS = 600  # long enough to decide, short enough that the price still means something
+QUOTE_LIFETIME_SECONDS = (
+    600  # long enough to decide, short enough that the price still means something
+)
 # A quote ends when its window begins, so that nobody buys time that has passed; but one for a window that
 # begins at once must leave time to answer. What passes until the handover is not charged in any case.
 QUOTE_LIFETIME_SECONDS_MIN = 120
@@ -225,7 +227,10 @@ def _check_limits(*, organization: Organization, request: QuoteRequest, window: 
     held = open_quotes.filter(hold=True)
     if held.count() >= OPEN_HOLDS_MAX:
         raise LimitExceeded(f"at most {OPEN_HOLDS_MAX} quotes with a hold", pointer="/hold")
-    gpu_seconds = sum(gpus * (ends_at - starts_at) // dt.timedelta(seconds=1) for gpus, starts_at, ends_at in held.values_list("gpus", "starts_at", "ends_at"))
+    gpu_seconds = sum(
+        gpus * (ends_at - starts_at) // dt.timedelta(seconds=1)
+        for gpus, starts_at, ends_at in held.values_list("gpus", "starts_at", "ends_at")
+    )
     gpu_seconds += request.gpus * window.seconds
     if gpu_seconds > HELD_GPU_HOURS_MAX * SECONDS_PER_HOUR:
         raise LimitExceeded(f"at most {HELD_GPU_HOURS_MAX} GPU-hours on hold", pointer="/hold")

@@ -6,18 +6,17 @@ Every arrow is one function here. Payment is known only as a word: whoever takes
 
 import datetime as dt
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import structlog
 from django.db import transaction
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import Exists, OuterRef
 
 from marketplace.core.errors import InvalidValue, NotFound, StateConflict
 from marketplace.core.limits import NAME_LENGTH_MAX, SSH_KEY_LENGTH_MAX, SSH_KEYS_MAX, TAGS_MAX
 from marketplace.models import Organization
 from scheduler import calendar, holds, leases, placement, quotes, ticks
-from scheduler.models import Lease, Quote, Reservation, ReservationTransition
+from scheduler.models import Lease, Reservation, ReservationTransition
 from scheduler.states import (
     LEASE_ARROWS,
     RESERVATION_ARROWS,
@@ -41,7 +40,8 @@ TAG_LENGTH_MAX = 200
 SYSTEM = "scheduler"  # actor of what happens because its time has come
 # As in authorized_keys(5): a type, base64 and a comment on one line; options are not taken.
 _SSH_KEY = re.compile(
-    r"(?:ssh|ecdsa|sk)-[a-z0-9@.-]{3,60} [A-Za-z0-9+/]{16,}={0,3}(?: [^\x00-\x1f\x7f]{0,200})?", re.ASCII
+    r"(?:ssh|ecdsa|sk)-[a-z0-9@.-]{3,60} [A-Za-z0-9+/]{16,}={0,3}(?: [^\x00-\x1f\x7f]{0,200})?",
+    re.ASCII,
 )
 _FINAL_LEASES = [status for status in LeaseStatus if LEASE_ARROWS.is_final(status)]
 
@@ -155,7 +155,13 @@ def confirm(*, reservation_id: str, at: dt.datetime, actor: str) -> Reservation:
         raise StateConflict(
             f"{reservation_id} had to be paid by {reservation.payment_due_at.isoformat()}"
         )
-    _move(reservation, to=ReservationStatus.SCHEDULED, reason=ReservationReason.PAID, at=at, actor=actor)
+    _move(
+        reservation,
+        to=ReservationStatus.SCHEDULED,
+        reason=ReservationReason.PAID,
+        at=at,
+        actor=actor,
+    )
     return reservation
 
 
@@ -363,5 +369,10 @@ def _move(
         raise StateConflict(f"{reservation.pk} is {came_from} or moved on; it cannot become {to}")
     reservation.status = to
     ReservationTransition.objects.create(
-        reservation=reservation, from_status=came_from, to_status=to, reason=reason, actor=actor, at=at
+        reservation=reservation,
+        from_status=came_from,
+        to_status=to,
+        reason=reason,
+        actor=actor,
+        at=at,
     )

@@ -36,7 +36,7 @@ def drain(*, due: QuerySet[RowT], advance: Callable[[RowT], None], name: str) ->
                     with transaction.atomic():
                         advance(row)
                     moved += 1
-                except Exception:  # noqa: BLE001 - one bad row must not stop the market's clock
+                except Exception:
                     log.exception("tick_left_a_row", tick=name, pk=row.pk)
                     stuck.append(row.pk)
         if len(rows) < BATCH:
