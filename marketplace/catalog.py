@@ -1,14 +1,23 @@
 """The kinds of GPU that the market knows. A product that is not here is never sold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import TypedDict
 
 from marketplace.core.errors import DomainError
 from marketplace.models import GpuModel
 
+
+class _Row(TypedDict):
+    id: str
+    name: str
+    memory_gib: int
+    nvml_names: list[str]
+
+
 # Names as NVML's nvmlDeviceGetName spells them, which `nvidia-smi --query-gpu=name` prints too; memory is
 # what the driver reports as total, rounded to whole GiB. Sources: NVIDIA's own tables of supported
 # products in the driver's README, and nvidia-smi of such machines.
-BUILT_IN_GPU_MODELS: Sequence[Mapping[str, object]] = (
+BUILT_IN_GPU_MODELS: Sequence[_Row] = (
     {
         "id": "b200-sxm-180gb",
         "name": "NVIDIA B200 SXM 180 GB",

@@ -19,13 +19,19 @@ def hours(count: float) -> dt.timedelta:
 
 def an_owner(*, name: str | None = None) -> Organization:
     return organizations.create_organization(
-        name=f"Owner {next(_numbers)}" if name is None else name, is_owner=True, is_tenant=False, at=NOON
+        name=f"Owner {next(_numbers)}" if name is None else name,
+        is_owner=True,
+        is_tenant=False,
+        at=NOON,
     )
 
 
 def a_tenant(*, name: str | None = None) -> Organization:
     return organizations.create_organization(
-        name=f"Tenant {next(_numbers)}" if name is None else name, is_owner=False, is_tenant=True, at=NOON
+        name=f"Tenant {next(_numbers)}" if name is None else name,
+        is_owner=False,
+        is_tenant=True,
+        at=NOON,
     )
 
 

@@ -2,6 +2,7 @@
 
 import datetime as dt
 from decimal import Decimal
+from typing import Any, cast
 
 import pytest
 from django.db import DatabaseError, IntegrityError, transaction
@@ -16,6 +17,7 @@ from marketplace.listings import (
     DurationsRefused,
     FloorRateRefused,
     GpusMinRefused,
+    ListingChanges,
     ListingRefused,
     ModeRefused,
     NotAnOwner,
@@ -129,7 +131,7 @@ class TestCreate:
 
     @pytest.mark.parametrize(("part", "refusal", "pointer"), NONSENSE)
     def test_refuses_nonsense_and_points_at_it(
-        self, part: dict[str, object], refusal: type[ListingRefused], pointer: str
+        self, part: dict[str, Any], refusal: type[ListingRefused], pointer: str
     ) -> None:
         with pytest.raises(refusal) as caught:
             a_listing(**part)
@@ -176,12 +178,14 @@ class TestUpdate:
 
     @pytest.mark.parametrize(("part", "refusal", "pointer"), NONSENSE)
     def test_refuses_nonsense_and_keeps_the_old_wish(
-        self, part: dict[str, object], refusal: type[ListingRefused], pointer: str
+        self, part: dict[str, Any], refusal: type[ListingRefused], pointer: str
     ) -> None:
         listing = a_listing()
         before = listings.fields_of(listing=listing)
         with pytest.raises(refusal) as caught:
-            listings.update(listing=listing, changes=part, at=NOON, actor="test")
+            listings.update(
+                listing=listing, changes=cast("ListingChanges", part), at=NOON, actor="test"
+            )
         assert caught.value.pointer == pointer
         assert listings.fields_of(listing=Listing.objects.get()) == before
 
@@ -284,7 +288,7 @@ class TestTables:
             )
 
     @pytest.mark.parametrize("history", [ListingTransition, AuditEvent])
-    def test_refuse_to_rewrite_history(self, history: type) -> None:
+    def test_refuse_to_rewrite_history(self, history: type[ListingTransition | AuditEvent]) -> None:
         a_listing()
         with pytest.raises(DatabaseError, match="append-only"), transaction.atomic():
             history.objects.update(actor="somebody else")

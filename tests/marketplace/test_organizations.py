@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,8 @@ from tests.marketplace.factories import NOON, a_tenant, an_owner, hours
 pytestmark = pytest.mark.django_db
 
 
-def a_key(**changes: object) -> tuple[ApiKey, str]:
-    wish = {
+def a_key(**changes: Any) -> tuple[ApiKey, str]:
+    wish: dict[str, Any] = {
         "organization": a_tenant(),
         "name": "build server",
         "scopes": [Scope.MARKET_READ],
