@@ -129,7 +129,7 @@ TEMPLATES = [
         },
     }
 ]
-# Calls a minute from one address without a key, per web process; and how many proxies of ours stand before us.
+# Calls a minute from one address without a key, per web process; how many proxies of ours stand before us.
 KEYLESS_CALLS_PER_MINUTE = env.integer(
     "HEADROOM_KEYLESS_CALLS_PER_MINUTE", default=300, minimum=1, maximum=1_000_000
 )

@@ -33,7 +33,7 @@ class Caller:
 
 
 class ApiKeyAuthentication(BaseAuthentication):
-    """Authenticate by bearer key. No header is no caller; a wrong one is refused even where none is needed."""
+    """Authenticate by bearer key. No header is no caller; a wrong one is refused even on public addresses."""
 
     def authenticate(self, request: Request) -> tuple[Caller, ApiKey] | None:
         """Return the caller, or None when there is no Authorization header.

@@ -23,7 +23,7 @@ def openapi_json(request: HttpRequest) -> HttpResponse:
     return HttpResponse(committed_document(), content_type="application/json")
 
 
-class DocsPage(SpectacularSwaggerView):  # type: ignore[misc] # drf-spectacular has no types
+class DocsPage(SpectacularSwaggerView):
     """A readable page of the contract; scripts and styles come from this host."""
 
     url_name = "openapi"

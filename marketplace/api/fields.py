@@ -7,7 +7,7 @@ carry stable codes: `unknown_field`, `repeated_parameter`, `required`, `null`, `
 
 import datetime as dt
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, ClassVar
 
@@ -45,14 +45,18 @@ class StrictSerializer(serializers.Serializer[Any]):
     Built from a `QueryDict` it also refuses a parameter that is given twice, unless it is a list.
     """
 
-    default_error_messages: ClassVar[dict[str, str]] = {"invalid": "must be an object"}
+    default_error_messages = {"invalid": "must be an object"}
 
     def to_internal_value(self, data: Any) -> Any:  # noqa: ANN401 - parsed JSON
         if isinstance(data, QueryDict):
             data = self._from_query(data)
         if not isinstance(data, Mapping):
             raise serializers.ValidationError(
-                {"non_field_errors": [serializers.ErrorDetail("must be an object", code="wrong_type")]}
+                {
+                    "non_field_errors": [
+                        serializers.ErrorDetail("must be an object", code="wrong_type")
+                    ]
+                }
             )
         writable = {name for name, field in self.fields.items() if not field.read_only}
         unknown = [str(name) for name in data if name not in writable]
@@ -96,7 +100,7 @@ class NoParameters(StrictSerializer):
 class _Strict:
     """Shared words of refusal."""
 
-    default_error_messages: ClassVar[dict[str, str]] = {
+    default_error_messages: ClassVar[dict[str, Any]] = {
         "null": "must not be null",
         "required": "is missing",
         "wrong_type": "is of the wrong type",
@@ -109,7 +113,7 @@ class _Strict:
 class TextField(_Strict, serializers.CharField):
     """A string. Numbers are not turned into one; spaces at the ends are kept."""
 
-    default_error_messages: ClassVar[dict[str, str]] = {
+    default_error_messages = {
         "wrong_type": "must be a string",
         "too_long": "must have at most {max_length} characters",
         "unstorable": "must not hold NUL or half a surrogate pair",
@@ -117,7 +121,13 @@ class TextField(_Strict, serializers.CharField):
         "wrong_form": "does not have the right form",
     }
 
-    def __init__(self, *, max_length: int = NAME_LENGTH_MAX, form: str | None = None, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        *,
+        max_length: int = NAME_LENGTH_MAX,
+        form: str | None = None,
+        **kwargs: Any,  # noqa: ANN401 - the framework's options
+    ) -> None:
         kwargs.setdefault("trim_whitespace", False)
         super().__init__(max_length=max_length, **kwargs)
         self._form = re.compile(form, flags=re.ASCII) if form else None
@@ -142,7 +152,7 @@ class TextField(_Strict, serializers.CharField):
 class ChoiceField(_Strict, serializers.ChoiceField):
     """One of a few strings."""
 
-    default_error_messages: ClassVar[dict[str, str]] = {
+    default_error_messages = {
         "invalid_choice": "must be one of {allowed}",
     }
 
@@ -158,12 +168,19 @@ class ChoiceField(_Strict, serializers.ChoiceField):
 class WholeNumberField(_Strict, serializers.IntegerField):
     """An integer as JSON has it: not `"8"`, not 8.0, not true. `from_text` reads a query string's."""
 
-    default_error_messages: ClassVar[dict[str, str]] = {
+    default_error_messages = {
         "wrong_type": "must be a whole number",
         "out_of_range": "must be from {min_value} to {max_value}",
     }
 
-    def __init__(self, *, min_value: int, max_value: int, from_text: bool = False, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        *,
+        min_value: int,
+        max_value: int,
+        from_text: bool = False,
+        **kwargs: Any,  # noqa: ANN401 - the framework's options
+    ) -> None:
         super().__init__(min_value=min_value, max_value=max_value, **kwargs)
         self.from_text = from_text
 
@@ -182,7 +199,7 @@ class WholeNumberField(_Strict, serializers.IntegerField):
 class SwitchField(_Strict, serializers.BooleanField):
     """True or false as JSON has them; `from_text` reads `true` and `false` of a query string."""
 
-    default_error_messages: ClassVar[dict[str, str]] = {"wrong_type": "must be true or false"}
+    default_error_messages = {"wrong_type": "must be true or false"}
 
     def __init__(self, *, from_text: bool = False, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(**kwargs)
@@ -196,11 +213,13 @@ class SwitchField(_Strict, serializers.BooleanField):
         return data
 
 
-@extend_schema_field({"type": "string", "format": "date-time", "examples": ["2026-11-23T19:00:00Z"]})
+@extend_schema_field(
+    {"type": "string", "format": "date-time", "examples": ["2026-11-23T19:00:00Z"]}
+)
 class InstantField(_Strict, serializers.Field[dt.datetime, str, str, Any]):
     """An instant: RFC 3339 in UTC, with `Z`; other offsets are refused, so that nobody guesses."""
 
-    default_error_messages: ClassVar[dict[str, str]] = {
+    default_error_messages = {
         "wrong_form": "must be an RFC 3339 instant in UTC such as 2026-11-23T19:00:00Z",
         "out_of_range": "must lie between 1970 and 2999",
     }
@@ -229,7 +248,7 @@ class InstantField(_Strict, serializers.Field[dt.datetime, str, str, Any]):
 class StartField(InstantField):
     """An instant, or `now`, which becomes None: the verb knows where the running grid step begins."""
 
-    default_error_messages: ClassVar[dict[str, str]] = {
+    default_error_messages = {
         "wrong_form": 'must be "now" or an RFC 3339 instant in UTC such as 2026-11-23T19:00:00Z',
     }
 
@@ -241,7 +260,7 @@ class StartField(InstantField):
 class DurationField(_Strict, serializers.Field[dt.timedelta, str, str, Any]):
     """A duration: ISO 8601 or short on the way in, ISO 8601 on the way out."""
 
-    default_error_messages: ClassVar[dict[str, str]] = {
+    default_error_messages = {
         "wrong_form": "must be a duration such as PT48H, 48h, 90m or 2d",
     }
 
@@ -274,7 +293,7 @@ class SecondsAsDurationField(DurationField):
 class RateField(_Strict, serializers.Field[Decimal, str, str, Any]):
     """A price per GPU-hour: a decimal string; a JSON number is refused."""
 
-    default_error_messages: ClassVar[dict[str, str]] = {
+    default_error_messages = {
         "wrong_type": 'must be a decimal string such as "2.437500", not a number',
         "wrong_form": 'must be a decimal string with at most six places such as "2.437500"',
         "out_of_range": f"must be above 0 and at most {RATE_MAX}",
@@ -301,11 +320,13 @@ class MoneySerializer(serializers.Serializer[Money]):
     currency = serializers.CharField(help_text="ISO 4217, lower case")
 
 
-@extend_schema_field({"type": "object", "additionalProperties": {"type": "string"}, "examples": [{"team": "nlp"}]})
+@extend_schema_field(
+    {"type": "object", "additionalProperties": {"type": "string"}, "examples": [{"team": "nlp"}]}
+)
 class TagsField(_Strict, serializers.Field[dict[str, str], Any, dict[str, str], Any]):
     """A small object of text to text."""
 
-    default_error_messages: ClassVar[dict[str, str]] = {
+    default_error_messages = {
         "wrong_type": "must be an object of strings",
         "too_many": "must have at most {tags_max} entries",
         "too_long": f"names and values must have at most {TAG_LENGTH_MAX} characters",
@@ -340,7 +361,7 @@ class TagsField(_Strict, serializers.Field[dict[str, str], Any, dict[str, str], 
 class StrictListField(serializers.ListField):
     """A list with a limit; a string is not a list of characters."""
 
-    default_error_messages: ClassVar[dict[str, str]] = {
+    default_error_messages = {
         "wrong_type": "must be a list",
         "too_many": "must have at most {max_length} items",
         "null": "must not be null",
@@ -351,7 +372,7 @@ class StrictListField(serializers.ListField):
         super().__init__(max_length=max_length, **kwargs)
 
     def to_internal_value(self, data: Any) -> list[Any]:  # noqa: ANN401 - parsed JSON
-        if not isinstance(data, Sequence) or isinstance(data, str | bytes):
+        if not isinstance(data, list):
             self.fail("wrong_type")
         assert self.max_length is not None
         if len(data) > self.max_length:

@@ -18,10 +18,12 @@ from marketplace.api import metrics
 
 logger = structlog.get_logger(__name__)
 
-BROKER_TIMEOUT_SECONDS = 2  # a load balancer asks every few seconds and wants an answer before it asks again
+BROKER_TIMEOUT_SECONDS = (
+    2  # a load balancer asks every few seconds and wants an answer before it asks again
+)
 
 
-class NotReady(Exception):  # noqa: N818 - named after what it says
+class NotReady(Exception):
     """Say in one sentence what is missing; it is shown to whoever asks."""
 
 

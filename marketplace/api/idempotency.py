@@ -32,7 +32,9 @@ HEADER = "Idempotency-Key"
 REPLAYED_HEADER = "Idempotent-Replayed"
 KEY_LENGTH_MAX = 255
 _KEY_FORM = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?", flags=re.ASCII)
-CLAIM_SECONDS = 60  # above the web server's own time limit for a request: a claim this old is a dead process's
+CLAIM_SECONDS = (
+    60  # above the web server's own time limit for a request: a claim this old is a dead process's
+)
 KEPT_DAYS = 7
 PRUNE_BATCH = 5_000  # rows per delete: a second of work, so that no lock is held for long
 
@@ -63,7 +65,7 @@ class IdempotencyInFlight(DomainError):
     title = "The first call with this Idempotency-Key is still running"
 
 
-class _ClaimLost(Exception):  # noqa: N818 - named after what happened
+class _ClaimLost(Exception):
     """Another process took the claim over while this one worked; roll back and let it answer."""
 
 
@@ -116,10 +118,14 @@ def once(
     at = timezone.now()
     claimed_until = at + dt.timedelta(seconds=CLAIM_SECONDS)
     record = _claim(
-        organization=organization, key=key, request_sha256=request_sha256, at=at, until=claimed_until
+        organization=organization,
+        key=key,
+        request_sha256=request_sha256,
+        at=at,
+        until=claimed_until,
     )
     if record.response_status is not None:
-        response = _rendered(status=record.response_status, text=record.response_body)
+        response = _rendered(status=record.response_status, text=str(record.response_body))
         response[REPLAYED_HEADER] = "true"
         return response
     try:
@@ -158,7 +164,12 @@ def _run(
 
 
 def _claim(
-    *, organization: Organization, key: str, request_sha256: str, at: dt.datetime, until: dt.datetime
+    *,
+    organization: Organization,
+    key: str,
+    request_sha256: str,
+    at: dt.datetime,
+    until: dt.datetime,
 ) -> IdempotencyRecord:
     """Return the record: ours to work on, or with the first answer in it."""
     try:
@@ -182,7 +193,10 @@ def _claim(
     if record.response_status is not None:
         return record
     taken_over = records.filter(
-        pk=record.pk, response_status__isnull=True, locked_until=record.locked_until, locked_until__lte=at
+        pk=record.pk,
+        response_status__isnull=True,
+        locked_until=record.locked_until,
+        locked_until__lte=at,
     ).update(locked_until=until)
     if not taken_over:
         raise _in_flight()
@@ -193,7 +207,9 @@ def _in_flight() -> IdempotencyInFlight:
     return IdempotencyInFlight("ask again with the same key", extra={"retry_after_seconds": 1})
 
 
-def _close(*, record: IdempotencyRecord, claimed_until: dt.datetime, status: int, text: str) -> None:
+def _close(
+    *, record: IdempotencyRecord, claimed_until: dt.datetime, status: int, text: str
+) -> None:
     closed = IdempotencyRecord.objects.filter(
         pk=record.pk, response_status__isnull=True, locked_until=claimed_until
     ).update(response_status=status, response_body=text)
@@ -209,11 +225,13 @@ def _release(*, record: IdempotencyRecord, claimed_until: dt.datetime) -> None:
 
 
 def _text(body: object) -> str:
-    return JSONRenderer().render(body).decode()
+    return str(JSONRenderer().render(body), "utf-8")
 
 
 def _rendered(*, status: int, text: str) -> HttpResponse:
-    content_type = errors.PROBLEM_CONTENT_TYPE if status >= HTTPStatus.BAD_REQUEST else "application/json"
+    content_type = (
+        errors.PROBLEM_CONTENT_TYPE if status >= HTTPStatus.BAD_REQUEST else "application/json"
+    )
     return HttpResponse(text, status=status, content_type=content_type)
 
 

@@ -20,10 +20,16 @@ from scheduler.states import LEASE_ARROWS, LeaseStatus, ReservationStatus
 registry = CollectorRegistry()
 
 _requests = Counter(
-    "headroom_http_requests", "Answers by route, method and status", ["method", "route", "status"], registry=registry
+    "headroom_http_requests",
+    "Answers by route, method and status",
+    ["method", "route", "status"],
+    registry=registry,
 )
 _seconds = Histogram(
-    "headroom_http_request_seconds", "Time to answer, by route", ["method", "route"], registry=registry
+    "headroom_http_request_seconds",
+    "Time to answer, by route",
+    ["method", "route"],
+    registry=registry,
 )
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -58,8 +64,16 @@ class MarketCollector(Collector):
         now = timezone.now()
         for name, what, rows in (
             ("headroom_nodes", "Nodes by status", Node.objects.values_list("status")),
-            ("headroom_gpus", "GPUs by health", Gpu.objects.filter(present=True).values_list("health")),
-            ("headroom_reservations", "Reservations by status", Reservation.objects.values_list("status")),
+            (
+                "headroom_gpus",
+                "GPUs by health",
+                Gpu.objects.filter(present=True).values_list("health"),
+            ),
+            (
+                "headroom_reservations",
+                "Reservations by status",
+                Reservation.objects.values_list("status"),
+            ),
             ("headroom_leases", "Leases by status", Lease.objects.values_list("status")),
         ):
             family = GaugeMetricFamily(name, what, labels=["state"])
@@ -67,14 +81,29 @@ class MarketCollector(Collector):
                 family.add_metric([state], count)
             yield family
         late = GaugeMetricFamily(
-            "headroom_oldest_due_seconds", "How long the oldest thing that is due has waited", labels=["what"]
+            "headroom_oldest_due_seconds",
+            "How long the oldest thing that is due has waited",
+            labels=["what"],
         )
         final = [status for status in LeaseStatus if LEASE_ARROWS.is_final(status)]
         for what, due in (
-            ("start", Reservation.objects.filter(status=ReservationStatus.SCHEDULED).aggregate(at=Min("starts_at"))),
+            (
+                "start",
+                Reservation.objects.filter(status=ReservationStatus.SCHEDULED).aggregate(
+                    at=Min("starts_at")
+                ),
+            ),
             ("end", Lease.objects.filter(status=LeaseStatus.ACTIVE).aggregate(at=Min("ends_at"))),
-            ("settle", Lease.objects.filter(status__in=final, settlement=None).aggregate(at=Min("closed_at"))),
-            ("release", Settlement.objects.filter(released_at=None).aggregate(at=Min("release_due_at"))),
+            (
+                "settle",
+                Lease.objects.filter(status__in=final, settlement=None).aggregate(
+                    at=Min("closed_at")
+                ),
+            ),
+            (
+                "release",
+                Settlement.objects.filter(released_at=None).aggregate(at=Min("release_due_at")),
+            ),
         ):
             waited = (now - due["at"]).total_seconds() if due["at"] else 0.0
             late.add_metric([what], max(waited, 0.0))

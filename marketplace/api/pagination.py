@@ -26,7 +26,9 @@ class Page(Generic[ModelT]):
         self.next_cursor = next_cursor
 
 
-def page_of(queryset: QuerySet[ModelT], *, query: Mapping[str, Any], order: str = "-id") -> Page[ModelT]:
+def page_of(
+    queryset: QuerySet[ModelT], *, query: Mapping[str, Any], order: str = "-id"
+) -> Page[ModelT]:
     """Return the page that `limit` and `cursor` of a `PageQuery` ask for.
 
     `order` is one unique column, with `-` for newest first. Ids sort by the time of their making.
@@ -60,12 +62,7 @@ def _decode(cursor: str, *, order: str) -> str | int:
         value = json.loads(raw)
     except (ValueError, binascii.Error, RecursionError):
         value = None
-    if (
-        isinstance(value, list)
-        and len(value) == 2
-        and value[0] == order
-        and _is_plain(value[1])
-    ):
+    if isinstance(value, list) and len(value) == 2 and value[0] == order and _is_plain(value[1]):
         return value[1]  # type: ignore[no-any-return] # checked on the line above
     raise _foreign_cursor()
 
@@ -82,7 +79,9 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
-def page_serializer(item: type[serializers.BaseSerializer[Any]], *, name: str) -> type[serializers.Serializer[Any]]:
+def page_serializer(
+    item: type[serializers.BaseSerializer[Any]], *, name: str
+) -> type[serializers.Serializer[Any]]:
     """Return the serializer of a page of `item`; `name` is its name in the OpenAPI document."""
     return type(
         name,

@@ -18,7 +18,9 @@ def parse_json(body: bytes) -> Any:  # noqa: ANN401 - a JSON value has no narrow
     """
     try:
         return json.loads(
-            body.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_refuse_repetition
+            body.decode("utf-8"),
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_refuse_repetition,
         )
     except (ValueError, RecursionError) as error:
         raise MalformedJson(f"the body is not JSON: {_plain(error)}") from None

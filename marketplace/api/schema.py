@@ -13,10 +13,20 @@ from marketplace.api.fields import StrictSerializer
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
-_EVERY_CALL = ("invalid_request", "rate_limited", "internal_error", "service_unavailable", "invalid_api_key")
+_EVERY_CALL = (
+    "invalid_request",
+    "rate_limited",
+    "internal_error",
+    "service_unavailable",
+    "invalid_api_key",
+)
 _WITH_KEY = ("api_key_required", "scope_missing")
 _WITH_BODY = ("malformed_json", "body_too_large", "unsupported_media_type")
-_WITH_IDEMPOTENCY_KEY = ("idempotency_key_malformed", "idempotency_key_reused", "idempotency_in_flight")
+_WITH_IDEMPOTENCY_KEY = (
+    "idempotency_key_malformed",
+    "idempotency_key_reused",
+    "idempotency_in_flight",
+)
 
 
 class FieldErrorSerializer(serializers.Serializer[Any]):
@@ -37,7 +47,7 @@ class ProblemSerializer(serializers.Serializer[Any]):
     status = serializers.IntegerField()
     detail = serializers.CharField()
     code = serializers.CharField()
-    errors = FieldErrorSerializer(many=True)
+    errors = FieldErrorSerializer(many=True)  # type: ignore[assignment] # RFC 9457 extensions are ours to name
     request_id = serializers.CharField(help_text="also in the header X-Request-Id")
 
 
@@ -85,12 +95,15 @@ def operation(
         )
         for status, names in sorted(by_status.items())
     }
-    return extend_schema(  # type: ignore[no-any-return, no-untyped-call] # drf-spectacular has no types
+    return extend_schema(
         summary=summary,
-        description=description,
+        description=description or summary,
         operation_id=operation_id,
         request=request,
-        responses={**{(status, "application/json"): body for status, body in responses.items()}, **problems},
+        responses={
+            **{(status, "application/json"): body for status, body in responses.items()},
+            **problems,
+        },
         parameters=parameters,
     )
 
@@ -101,7 +114,10 @@ def only_v1(endpoints: Sequence[Any]) -> list[Any]:
 
 
 def close_requests(
-    result: dict[str, Any], generator: SchemaGenerator, request: object, public: bool  # noqa: FBT001 - the framework calls it so
+    result: dict[str, Any],
+    generator: SchemaGenerator,
+    request: object,
+    public: bool,  # noqa: FBT001 - the framework calls it so
 ) -> dict[str, Any]:
     """Say of every request body that a field that is not named is refused."""
     for name, component in result.get("components", {}).get("schemas", {}).items():

@@ -11,8 +11,10 @@ def simulated_hardware() -> bool:
 
 
 def simulated_payments() -> bool:
-    """Say whether money here is play money: outside production, or with a test key of the payment provider."""
-    return not settings.IS_PRODUCTION or settings.STRIPE_SECRET_KEY.startswith(("sk_test_", "rk_test_"))
+    """Say whether money here is play money: outside production, or with a test key of the provider."""
+    return not settings.IS_PRODUCTION or settings.STRIPE_SECRET_KEY.startswith(
+        ("sk_test_", "rk_test_")
+    )
 
 
 def header_value() -> str:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from django.conf import settings
 
-BUCKETS_MAX = 10_000  # the longest unused goes first: an attacker's addresses must not fill the memory
+BUCKETS_MAX = (
+    10_000  # the longest unused goes first: an attacker's addresses must not fill the memory
+)
 
 
 @dataclass(slots=True)

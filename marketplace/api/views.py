@@ -1,9 +1,8 @@
 """The frame of every view of /v1: who calls, may they, what they ask, and one effect per key."""
 
+import datetime as dt
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NoReturn, TypeVar
-
-import datetime as dt
 
 from django.db.models import Model, QuerySet
 from django.http import HttpResponse
@@ -68,7 +67,12 @@ class ApiView(APIView):
         self._check_scope(self.scopes[method])
         self.query = _validated(self.queries.get(method, NoParameters), request.query_params)
 
-    def http_method_not_allowed(self, request: Request, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - the framework's signature
+    def http_method_not_allowed(  # type: ignore[override] # the framework passes its own request
+        self,
+        request: Request,
+        *args: Any,  # noqa: ANN401 - the framework's signature
+        **kwargs: Any,  # noqa: ANN401 - the framework's signature
+    ) -> NoReturn:
         allowed = sorted(self.scopes)
         raise MethodNotAllowed(
             f"this address takes {', '.join(allowed)}", extra={"allow": ", ".join(allowed)}
@@ -148,5 +152,3 @@ def _validated(serializer_type: type[StrictSerializer], data: object) -> Mapping
     serializer.is_valid(raise_exception=True)
     validated: Mapping[str, Any] = serializer.validated_data
     return validated
-
-

@@ -14,7 +14,9 @@ class Command(BaseCommand):
     help = "Write marketplace/api/openapi.json from the views; with --check, only compare."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--check", action="store_true", help="fail when the committed document is not current")
+        parser.add_argument(
+            "--check", action="store_true", help="fail when the committed document is not current"
+        )
 
     def handle(self, *args: object, **options: object) -> None:
         """Write or compare.
@@ -29,8 +31,12 @@ class Command(BaseCommand):
         text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
         if not options["check"]:
             documents.COMMITTED.write_text(text)
-            self.stdout.write(f"wrote {documents.COMMITTED.name}: {len(document['paths'])} addresses")
+            self.stdout.write(
+                f"wrote {documents.COMMITTED.name}: {len(document['paths'])} addresses"
+            )
         elif not documents.COMMITTED.exists() or documents.COMMITTED.read_text() != text:
-            raise CommandError("marketplace/api/openapi.json is not current; run manage.py export_schema")
+            raise CommandError(
+                "marketplace/api/openapi.json is not current; run manage.py export_schema"
+            )
         else:
             self.stdout.write("openapi.json is current")
