@@ -105,6 +105,7 @@ INSTALLED_APPS = [
     "billing",
 ]
 MIDDLEWARE = [
+    "marketplace.api.middleware.RequestFrame",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -131,6 +132,39 @@ TEMPLATES = [
         },
     }
 ]
+# Calls a minute from one address without a key, per web process; how many proxies of ours stand before us.
+KEYLESS_CALLS_PER_MINUTE = env.integer(
+    "HEADROOM_KEYLESS_CALLS_PER_MINUTE", default=300, minimum=1, maximum=1_000_000
+)
+TRUSTED_PROXIES = env.integer("HEADROOM_TRUSTED_PROXIES", default=0, minimum=0, maximum=10)
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["marketplace.api.authentication.ApiKeyAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": [],  # `ApiView.scopes` decides, per method
+    "DEFAULT_PARSER_CLASSES": ["marketplace.api.parsing.StrictJsonParser"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_METADATA_CLASS": None,
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "marketplace.api.errors.exception_handler",
+    "UNAUTHENTICATED_USER": None,
+    "URL_FORMAT_OVERRIDE": None,
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Headroom",
+    "DESCRIPTION": "Reserve idle GPUs for a window, and sell yours.",
+    "VERSION": "1.0.0",
+    "OAS_VERSION": "3.1.0",
+    "SCHEMA_PATH_PREFIX": "/v1",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "COMPONENT_SPLIT_REQUEST": True,
+    "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
+    "PREPROCESSING_HOOKS": ["marketplace.api.schema.only_v1"],
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "marketplace.api.schema.close_requests",
+    ],
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+}
 DATABASES = {
     "default": {
         **env.database("DATABASE_URL"),
