@@ -1,4 +1,4 @@
-"""Fleets, listings, quotes and the words of nodes, for tests: plain functions, valid unless told otherwise."""
+"""Fleets, listings, quotes and the words of nodes: plain functions, valid unless told otherwise."""
 
 import datetime as dt
 import itertools
