@@ -11,7 +11,7 @@ WRITERS = {
     "marketplace/listings.py",
     "agents/enrolment.py",
     "agents/inventory.py",
-    "scheduler/quotes.py",
+    "scheduler/holds.py",
     "scheduler/reservations.py",
     "scheduler/leases.py",
     "billing/payouts.py",

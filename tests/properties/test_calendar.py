@@ -55,13 +55,17 @@ class Market(RuleBasedStateMachine):
         try:
             reservation = reserve(quote, at=self.now)
         except DomainError as refusal:
-            if is_open:
-                assert refusal.code == "capacity_taken"
-                assert not quote.hold
-            return
-        assert is_open
-        if pays:
-            reservations.confirm(reservation_id=reservation.pk, at=self.now, actor="test")
+            outcome = refusal.code
+        else:
+            outcome = "reserved"
+            if pays:
+                reservations.confirm(reservation_id=reservation.pk, at=self.now, actor="test")
+        if not is_open:
+            assert outcome in ("quote_used", "quote_expired")
+        elif quote.hold:
+            assert outcome == "reserved"
+        else:
+            assert outcome in ("reserved", "capacity_taken")
 
     @rule(minutes=st.integers(min_value=1, max_value=180))
     def wait(self, minutes: int) -> None:

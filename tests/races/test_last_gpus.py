@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from django.db import connection, transaction
 
+from marketplace.core.errors import DomainError
 from scheduler import leases, placement, quotes, reservations
 from scheduler.calendar import CapacityTaken
 from scheduler.models import Allocation, LeaseTransition, Quote, Reservation
@@ -135,8 +136,8 @@ class TestLastGpus:
         def buy() -> str:
             try:
                 return buying(Quote.objects.get(pk=quote.pk))()
-            except Exception as refusal:
-                return getattr(refusal, "code", repr(refusal))
+            except DomainError as refusal:
+                return refusal.code
 
         assert at_once([buy] * 10) == {"sold": 1, "quote_used": 9}
 
