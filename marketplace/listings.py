@@ -15,7 +15,7 @@ from marketplace.core.errors import DomainError, NotFound, StateConflict
 from marketplace.core.limits import GPUS_PER_REQUEST_MAX, HORIZON_DAYS
 from marketplace.core.money import RATE_DECIMAL_PLACES, RATE_MAX, format_rate
 from marketplace.core.text import check_labels, check_name, check_text
-from marketplace.core.windows import Window, is_on_grid
+from marketplace.core.windows import Window
 from marketplace.models import Listing, ListingTransition, Organization
 from marketplace.states import LISTING_ARROWS, ListingMode, ListingStatus, Tier
 
@@ -51,7 +51,7 @@ class FloorRateRefused(ListingRefused):
 
 
 class PeriodRefused(ListingRefused):
-    """The period is off the grid, upside down or over."""
+    """The period is upside down or over."""
 
     code = "listing_period_invalid"
 
@@ -75,7 +75,7 @@ class GpusMinRefused(ListingRefused):
 
 
 class BlackoutsRefused(ListingRefused):
-    """There are too many blackouts, or one is off the grid."""
+    """There are too many blackouts."""
 
     code = "blackouts_invalid"
 
@@ -90,8 +90,9 @@ class ModeRefused(ListingRefused):
 class ListingFields:
     """The whole wish. An empty `region`, `fabric` or `labels` matches every node of the owner.
 
-    The period is half-open and on the market's grid, `ends_at` None: until withdrawn. `floor_rate` is what
-    the owner receives at least, per GPU-hour, in the market's currency, the platform's fee excluded.
+    The period is half-open, `ends_at` None: until withdrawn. It and the blackouts need not lie on the
+    market's grid: what is sold lies within the one and outside of the others. `floor_rate` is what the owner
+    receives at least, per GPU-hour, in the market's currency, the platform's fee excluded.
     """
 
     name: str
@@ -334,11 +335,6 @@ def _check_floor_rate(*, floor_rate: Decimal) -> None:
 
 
 def _check_period(*, fields: ListingFields, at: dt.datetime) -> None:
-    for pointer, instant in (("/starts_at", fields.starts_at), ("/ends_at", fields.ends_at)):
-        if instant is not None and not is_on_grid(instant, grid_seconds=settings.GRID_SECONDS):
-            raise PeriodRefused(
-                f"must be a multiple of {settings.GRID_SECONDS} seconds", pointer=pointer
-            )
     if fields.ends_at is not None and fields.ends_at <= fields.starts_at:
         raise PeriodRefused("must be after starts_at", pointer="/ends_at")
     if fields.ends_at is not None and fields.ends_at <= at:
@@ -375,11 +371,6 @@ def _check_durations(*, fields: ListingFields) -> None:
 def _check_blackouts(*, blackouts: tuple[Window, ...]) -> None:
     if len(blackouts) > BLACKOUTS_MAX:
         raise BlackoutsRefused(f"there may be at most {BLACKOUTS_MAX}", pointer="/blackouts")
-    for number, blackout in enumerate(blackouts):
-        for instant in (blackout.starts_at, blackout.ends_at):
-            if not is_on_grid(instant, grid_seconds=settings.GRID_SECONDS):
-                detail = f"must begin and end at multiples of {settings.GRID_SECONDS} seconds"
-                raise BlackoutsRefused(detail, pointer=f"/blackouts/{number}")
 
 
 def _check_mode(*, fields: ListingFields) -> None:

@@ -81,6 +81,8 @@ if STRIPE_SECRET_KEY and not STRIPE_SECRET_KEY.startswith(("sk_", "rk_")):
     raise ImproperlyConfigured("STRIPE_SECRET_KEY should look like sk_live_… or rk_live_…")
 if STRIPE_WEBHOOK_SECRET and not STRIPE_WEBHOOK_SECRET.startswith("whsec_"):
     raise ImproperlyConfigured("STRIPE_WEBHOOK_SECRET should look like whsec_…")
+# Money is play money outside production, and with a test key of the payment provider.
+SIMULATED_PAYMENTS = not IS_PRODUCTION or STRIPE_SECRET_KEY.startswith(("sk_test_", "rk_test_"))
 
 # --- Django ----------------------------------------------------------------------------------------
 INSTALLED_APPS = [
@@ -119,6 +121,7 @@ ASGI_APPLICATION = "marketplace.asgi.application"
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "marketplace" / "console" / "templates"],
         "APP_DIRS": True,
         "OPTIONS": {
             "context_processors": [
@@ -191,6 +194,39 @@ STORAGES = {
 DATA_UPLOAD_MAX_MEMORY_SIZE = (
     512 * 1024
 )  # above every body that a view accepts; views set lower limits
+
+# --- the admin -------------------------------------------------------------------------------------
+UNFOLD = {
+    "SITE_TITLE": "Headroom",
+    "SITE_HEADER": "Headroom",
+    "SITE_SUBHEADER": "GPU market",
+    "SITE_URL": "/",
+    "SITE_SYMBOL": "memory",
+    "SHOW_HISTORY": True,
+    "ENVIRONMENT": "marketplace.console.admin_menu.environment",
+    "DASHBOARD_CALLBACK": "marketplace.console.dashboard.context",
+    "BORDER_RADIUS": "6px",
+    "COLORS": {
+        "primary": {  # a teal of one hue, light to dark
+            "50": "oklch(97.5% .02 180)",
+            "100": "oklch(94% .045 180)",
+            "200": "oklch(88% .075 181)",
+            "300": "oklch(80% .1 182)",
+            "400": "oklch(72% .115 183)",
+            "500": "oklch(63% .11 184)",
+            "600": "oklch(53% .095 185)",
+            "700": "oklch(45% .08 186)",
+            "800": "oklch(38% .066 187)",
+            "900": "oklch(33% .055 188)",
+            "950": "oklch(24% .042 190)",
+        }
+    },
+    "SIDEBAR": {
+        "show_search": True,
+        "show_all_applications": False,
+        "navigation": "marketplace.console.admin_menu.navigation",
+    },
+}
 
 # --- Celery: figures measured in a kill test, see scheduler/README.md ----------------------------------
 CELERY_BROKER_URL = env.broker("CELERY_BROKER_URL")

@@ -17,8 +17,8 @@ from tests.architecture.sources import (
 
 VENDORS = {"stripe": "billing/stripe_gateway.py", "pynvml": "agents/node/nvml.py"}
 MODEL_BASES = {"models.Model", "Model", "AbstractUser"}
-# Defaults of columns point at the core and at words of the wire, which are never renamed; and one migration installs
-# the data of the catalogue. Everything else in a migration must stay what it was on the day it was written.
+# Defaults of columns point at the core and at words of the wire, which are never renamed; one migration
+# installs the data of the catalogue. All else in a migration must stay what it was when it was written.
 FROZEN_IMPORTS = ("marketplace.core", "agents.protocol")
 DATA_MIGRATIONS = {"marketplace/migrations/0003_built_in_gpu_models.py": ("marketplace.catalog",)}
 
