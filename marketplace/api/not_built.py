@@ -1,7 +1,7 @@
 """The calls of the contract that this market does not answer yet: 501, with a sentence why."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 from django.urls import URLPattern, path
 from rest_framework.request import Request
@@ -52,40 +52,32 @@ _CALLS: tuple[tuple[str, Mapping[str, Scope], str], ...] = (
 
 
 def _view(address: str, scopes: Mapping[str, Scope], why: str) -> type[ApiView]:
-    """Return a view that refuses each of its methods, with the reason in the OpenAPI document as well."""
-
-    def refuse(self: ApiView, request: Request, **_parts: str) -> NoReturn:
-        raise CallNotImplemented(f"{why}.")
-
-    name = "".join(part.title() for part in address.replace("/", "-").split("-") if "<" not in part)
-    noun = "_".join(part for part in address.replace("/", "-").split("-") if "<" not in part)
-    one = "one_" if address.endswith(">") else ""
-    methods = {
-        method.lower(): operation(
+    """Return a view that refuses each of its methods; the OpenAPI document gives the reason as well."""
+    words = [part for part in address.replace("/", "-").split("-") if "<" not in part]
+    noun = "_".join(words) if not address.endswith(">") else "_".join([*words, "object"])
+    members: dict[str, object] = {
+        "__module__": __name__,
+        "__doc__": why,
+        "scopes": scopes,
+        "queries": dict.fromkeys(scopes, _AnyQuery),
+    }
+    for method in scopes:
+        describe = operation(
             summary=f"Not built yet: {why}",
             responses={},
             refusals=("not_implemented",),
-            operation_id=f"{method.lower()}_{one}{noun}",
-        )(_renamed(refuse, method.lower()))
-        for method in scopes
-    }
-    queries = dict.fromkeys(scopes, _AnyQuery)
-    return type(f"{name}View", (ApiView,), {"__module__": __name__, "__doc__": why, "scopes": scopes, "queries": queries, **methods})
+            operation_id=f"{method.lower()}_{noun}",
+        )
+        members[method.lower()] = describe(_refusing(method=method.lower(), why=why))
+    return type("".join(word.title() for word in [*words, "View"]), (ApiView,), members)
 
 
-def _renamed(function: Any, name: str) -> Any:  # noqa: ANN401 - a method under another name
-    """Return a copy: the decorator marks the function itself, and each method needs its own mark."""
+def _refusing(*, method: str, why: str) -> Callable[..., NoReturn]:
+    def refuse(self: ApiView, request: Request, **_parts: str) -> NoReturn:
+        raise CallNotImplemented(f"{why}.")
 
-    def method(self: ApiView, request: Request, **parts: str) -> NoReturn:
-        function(self, request, **parts)
-        raise AssertionError("it always refuses")
-
-    method.__name__ = name
-    return method
-
-
-class _Reasons:
-    calls: ClassVar = _CALLS
+    refuse.__name__ = method
+    return refuse
 
 
 urlpatterns: list[URLPattern] = [

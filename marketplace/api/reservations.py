@@ -297,7 +297,7 @@ class ReservationView(ApiView):
     )
     def patch(self, request: Request, reservation_id: str) -> Response:
         reservation = find(Reservation.objects.visible_to(self.organization), reservation_id)
-        changes = dict(self.body(ReservationChanges))
+        changes = reservations.DetailChanges(**self.body(ReservationChanges))
         reservations.change_details(reservation=reservation, changes=changes, at=self.now)
         return self._answer(reservation_id)
 
