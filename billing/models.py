@@ -30,7 +30,9 @@ class Account(models.Model):
 
     code = models.CharField(max_length=120, db_comment="kind, or kind:subject_id")
     subject_id = models.CharField(
-        max_length=ids.ID_LENGTH_MAX, blank=True, db_comment="what it belongs to; empty: the platform"
+        max_length=ids.ID_LENGTH_MAX,
+        blank=True,
+        db_comment="what it belongs to; empty: the platform",
     )
     kind = models.CharField(max_length=20, choices=AccountKind)
     currency = models.CharField(max_length=12, db_comment="ISO 4217 lower case, or gpu_second")

@@ -8,161 +8,461 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('marketplace', '0001_first_tables'),
-        ('scheduler', '0001_first_tables'),
+        ("marketplace", "0001_first_tables"),
+        ("scheduler", "0001_first_tables"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='Account',
+            name="Account",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('code', models.CharField(db_comment='kind, or kind:subject_id', max_length=120)),
-                ('subject_id', models.CharField(blank=True, db_comment='what it belongs to; empty: the platform', max_length=32)),
-                ('kind', models.CharField(choices=[('bank', 'Bank'), ('wallet', 'Wallet'), ('deferred', 'Deferred'), ('owner_accrued', 'Owner Accrued'), ('owner_payable', 'Owner Payable'), ('platform_fee', 'Platform Fee'), ('u_bought', 'U Bought'), ('u_open', 'U Open'), ('u_busy', 'U Busy'), ('u_idle', 'U Idle'), ('u_undelivered', 'U Undelivered')], max_length=20)),
-                ('currency', models.CharField(db_comment='ISO 4217 lower case, or gpu_second', max_length=12)),
-                ('normal_side', models.CharField(choices=[('debit', 'Debit'), ('credit', 'Credit')], max_length=6)),
-                ('guarded', models.BooleanField(db_comment='its balance may not fall below zero')),
-                ('balance', models.BigIntegerField(db_comment='guarded accounts only; kept by trigger, normal side', default=0)),
-                ('organization', models.ForeignKey(null=True, on_delete=django.db.models.deletion.PROTECT, related_name='accounts', to='marketplace.organization')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("code", models.CharField(db_comment="kind, or kind:subject_id", max_length=120)),
+                (
+                    "subject_id",
+                    models.CharField(
+                        blank=True,
+                        db_comment="what it belongs to; empty: the platform",
+                        max_length=32,
+                    ),
+                ),
+                (
+                    "kind",
+                    models.CharField(
+                        choices=[
+                            ("bank", "Bank"),
+                            ("wallet", "Wallet"),
+                            ("deferred", "Deferred"),
+                            ("owner_accrued", "Owner Accrued"),
+                            ("owner_payable", "Owner Payable"),
+                            ("platform_fee", "Platform Fee"),
+                            ("u_bought", "U Bought"),
+                            ("u_open", "U Open"),
+                            ("u_busy", "U Busy"),
+                            ("u_idle", "U Idle"),
+                            ("u_undelivered", "U Undelivered"),
+                        ],
+                        max_length=20,
+                    ),
+                ),
+                (
+                    "currency",
+                    models.CharField(
+                        db_comment="ISO 4217 lower case, or gpu_second", max_length=12
+                    ),
+                ),
+                (
+                    "normal_side",
+                    models.CharField(
+                        choices=[("debit", "Debit"), ("credit", "Credit")], max_length=6
+                    ),
+                ),
+                ("guarded", models.BooleanField(db_comment="its balance may not fall below zero")),
+                (
+                    "balance",
+                    models.BigIntegerField(
+                        db_comment="guarded accounts only; kept by trigger, normal side", default=0
+                    ),
+                ),
+                (
+                    "organization",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="accounts",
+                        to="marketplace.organization",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Entry',
+            name="Entry",
             fields=[
-                ('id', models.CharField(default=marketplace.core.ids.new_entry_id, max_length=32, primary_key=True, serialize=False)),
-                ('idempotency_key', models.CharField(max_length=200, unique=True)),
-                ('content_sha256', models.CharField(db_comment='hex; the same key with other content is refused', max_length=64)),
-                ('kind', models.CharField(choices=[('deposit', 'Deposit'), ('purchase', 'Purchase'), ('settlement', 'Settlement'), ('refund', 'Refund'), ('release', 'Release'), ('reversal', 'Reversal')], max_length=20)),
-                ('subject_id', models.CharField(db_comment='what it is about', db_index=True, max_length=32)),
-                ('effective_at', models.DateTimeField(db_comment='business time')),
-                ('recorded_at', models.DateTimeField(db_comment='database clock', db_default=django.db.models.functions.datetime.Now())),
-                ('transaction_id', models.BigIntegerField(db_comment='pg_current_xact_id of its making, set by trigger: seals it', db_default=0)),
-                ('reverses', models.OneToOneField(null=True, on_delete=django.db.models.deletion.PROTECT, related_name='reversed_by', to='billing.entry')),
+                (
+                    "id",
+                    models.CharField(
+                        default=marketplace.core.ids.new_entry_id,
+                        max_length=32,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                ("idempotency_key", models.CharField(max_length=200, unique=True)),
+                (
+                    "content_sha256",
+                    models.CharField(
+                        db_comment="hex; the same key with other content is refused", max_length=64
+                    ),
+                ),
+                (
+                    "kind",
+                    models.CharField(
+                        choices=[
+                            ("deposit", "Deposit"),
+                            ("purchase", "Purchase"),
+                            ("settlement", "Settlement"),
+                            ("refund", "Refund"),
+                            ("release", "Release"),
+                            ("reversal", "Reversal"),
+                        ],
+                        max_length=20,
+                    ),
+                ),
+                (
+                    "subject_id",
+                    models.CharField(db_comment="what it is about", db_index=True, max_length=32),
+                ),
+                ("effective_at", models.DateTimeField(db_comment="business time")),
+                (
+                    "recorded_at",
+                    models.DateTimeField(
+                        db_comment="database clock",
+                        db_default=django.db.models.functions.datetime.Now(),
+                    ),
+                ),
+                (
+                    "transaction_id",
+                    models.BigIntegerField(
+                        db_comment="pg_current_xact_id of its making, set by trigger: seals it",
+                        db_default=0,
+                    ),
+                ),
+                (
+                    "reverses",
+                    models.OneToOneField(
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="reversed_by",
+                        to="billing.entry",
+                    ),
+                ),
             ],
             options={
-                'verbose_name_plural': 'entries',
-                'ordering': ['-recorded_at', '-id'],
+                "verbose_name_plural": "entries",
+                "ordering": ["-recorded_at", "-id"],
             },
         ),
         migrations.CreateModel(
-            name='Payout',
+            name="Payout",
             fields=[
-                ('id', models.CharField(default=marketplace.core.ids.new_payout_id, max_length=32, primary_key=True, serialize=False)),
-                ('status', models.CharField(choices=[('due', 'Due'), ('in_transit', 'In Transit'), ('paid', 'Paid'), ('failed', 'Failed')], default='due', max_length=20)),
-                ('amount_minor', models.BigIntegerField()),
-                ('currency', models.CharField(max_length=3)),
-                ('due_at', models.DateTimeField()),
-                ('created_at', models.DateTimeField()),
-                ('entry', models.OneToOneField(on_delete=django.db.models.deletion.PROTECT, related_name='payout', to='billing.entry')),
-                ('owner', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='payouts', to='marketplace.organization')),
+                (
+                    "id",
+                    models.CharField(
+                        default=marketplace.core.ids.new_payout_id,
+                        max_length=32,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("due", "Due"),
+                            ("in_transit", "In Transit"),
+                            ("paid", "Paid"),
+                            ("failed", "Failed"),
+                        ],
+                        default="due",
+                        max_length=20,
+                    ),
+                ),
+                ("amount_minor", models.BigIntegerField()),
+                ("currency", models.CharField(max_length=3)),
+                ("due_at", models.DateTimeField()),
+                ("created_at", models.DateTimeField()),
+                (
+                    "entry",
+                    models.OneToOneField(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="payout",
+                        to="billing.entry",
+                    ),
+                ),
+                (
+                    "owner",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="payouts",
+                        to="marketplace.organization",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-id'],
+                "ordering": ["-id"],
             },
         ),
         migrations.CreateModel(
-            name='PayoutTransition',
+            name="PayoutTransition",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('from_status', models.CharField(blank=True, max_length=20)),
-                ('to_status', models.CharField(choices=[('due', 'Due'), ('in_transit', 'In Transit'), ('paid', 'Paid'), ('failed', 'Failed')], max_length=20)),
-                ('actor', models.CharField(max_length=100)),
-                ('at', models.DateTimeField()),
-                ('payout', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='transitions', to='billing.payout')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("from_status", models.CharField(blank=True, max_length=20)),
+                (
+                    "to_status",
+                    models.CharField(
+                        choices=[
+                            ("due", "Due"),
+                            ("in_transit", "In Transit"),
+                            ("paid", "Paid"),
+                            ("failed", "Failed"),
+                        ],
+                        max_length=20,
+                    ),
+                ),
+                ("actor", models.CharField(max_length=100)),
+                ("at", models.DateTimeField()),
+                (
+                    "payout",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="transitions",
+                        to="billing.payout",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['id'],
+                "ordering": ["id"],
             },
         ),
         migrations.CreateModel(
-            name='Posting',
+            name="Posting",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('side', models.CharField(choices=[('debit', 'Debit'), ('credit', 'Credit')], max_length=6)),
-                ('amount', models.BigIntegerField(db_comment='minor units, or GPU-seconds; positive')),
-                ('account', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='postings', to='billing.account')),
-                ('entry', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='postings', to='billing.entry')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                (
+                    "side",
+                    models.CharField(
+                        choices=[("debit", "Debit"), ("credit", "Credit")], max_length=6
+                    ),
+                ),
+                (
+                    "amount",
+                    models.BigIntegerField(db_comment="minor units, or GPU-seconds; positive"),
+                ),
+                (
+                    "account",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="postings",
+                        to="billing.account",
+                    ),
+                ),
+                (
+                    "entry",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="postings",
+                        to="billing.entry",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Settlement',
+            name="Settlement",
             fields=[
-                ('id', models.CharField(default=marketplace.core.ids.new_settlement_id, max_length=32, primary_key=True, serialize=False)),
-                ('currency', models.CharField(max_length=3)),
-                ('gpu_seconds_bought', models.BigIntegerField()),
-                ('gpu_seconds_delivered', models.BigIntegerField(db_comment='between the receipts, within the window')),
-                ('gpu_seconds_busy', models.BigIntegerField(db_comment='a kernel ran; at most delivered')),
-                ('gpu_seconds_metered', models.BigIntegerField(db_comment='covered by meter readings; at most delivered')),
-                ('bought_minor', models.BigIntegerField(db_comment="the lease's part of the reservation's price")),
-                ('earned_minor', models.BigIntegerField(db_comment="for what was delivered: owner's part plus fee")),
-                ('fee_minor', models.BigIntegerField()),
-                ('owner_minor', models.BigIntegerField()),
-                ('refunded_minor', models.BigIntegerField(db_comment='for what was not delivered; to the wallet')),
-                ('evidence', models.JSONField(db_comment='ids of receipts, meter coverage, statuses')),
-                ('settled_at', models.DateTimeField()),
-                ('release_due_at', models.DateTimeField(db_comment='becomes payable to the owner')),
-                ('released_at', models.DateTimeField(null=True)),
-                ('entry', models.OneToOneField(on_delete=django.db.models.deletion.PROTECT, related_name='settlement', to='billing.entry')),
-                ('lease', models.OneToOneField(on_delete=django.db.models.deletion.PROTECT, related_name='settlement', to='scheduler.lease')),
-                ('owner', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='settlements', to='marketplace.organization')),
+                (
+                    "id",
+                    models.CharField(
+                        default=marketplace.core.ids.new_settlement_id,
+                        max_length=32,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                ("currency", models.CharField(max_length=3)),
+                ("gpu_seconds_bought", models.BigIntegerField()),
+                (
+                    "gpu_seconds_delivered",
+                    models.BigIntegerField(db_comment="between the receipts, within the window"),
+                ),
+                (
+                    "gpu_seconds_busy",
+                    models.BigIntegerField(db_comment="a kernel ran; at most delivered"),
+                ),
+                (
+                    "gpu_seconds_metered",
+                    models.BigIntegerField(
+                        db_comment="covered by meter readings; at most delivered"
+                    ),
+                ),
+                (
+                    "bought_minor",
+                    models.BigIntegerField(
+                        db_comment="the lease's part of the reservation's price"
+                    ),
+                ),
+                (
+                    "earned_minor",
+                    models.BigIntegerField(
+                        db_comment="for what was delivered: owner's part plus fee"
+                    ),
+                ),
+                ("fee_minor", models.BigIntegerField()),
+                ("owner_minor", models.BigIntegerField()),
+                (
+                    "refunded_minor",
+                    models.BigIntegerField(db_comment="for what was not delivered; to the wallet"),
+                ),
+                (
+                    "evidence",
+                    models.JSONField(db_comment="ids of receipts, meter coverage, statuses"),
+                ),
+                ("settled_at", models.DateTimeField()),
+                ("release_due_at", models.DateTimeField(db_comment="becomes payable to the owner")),
+                ("released_at", models.DateTimeField(null=True)),
+                (
+                    "entry",
+                    models.OneToOneField(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="settlement",
+                        to="billing.entry",
+                    ),
+                ),
+                (
+                    "lease",
+                    models.OneToOneField(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="settlement",
+                        to="scheduler.lease",
+                    ),
+                ),
+                (
+                    "owner",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="settlements",
+                        to="marketplace.organization",
+                    ),
+                ),
             ],
         ),
         migrations.AddField(
-            model_name='payout',
-            name='settlement',
-            field=models.OneToOneField(on_delete=django.db.models.deletion.PROTECT, related_name='payout', to='billing.settlement'),
+            model_name="payout",
+            name="settlement",
+            field=models.OneToOneField(
+                on_delete=django.db.models.deletion.PROTECT,
+                related_name="payout",
+                to="billing.settlement",
+            ),
         ),
         migrations.AddIndex(
-            model_name='account',
-            index=models.Index(condition=models.Q(('balance__gt', 0), ('kind', 'u_open')), fields=['subject_id'], name='account_open_by_subject'),
+            model_name="account",
+            index=models.Index(
+                condition=models.Q(("balance__gt", 0), ("kind", "u_open")),
+                fields=["subject_id"],
+                name="account_open_by_subject",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='account',
-            constraint=models.UniqueConstraint(fields=('code', 'currency'), name='account_code_is_unique'),
+            model_name="account",
+            constraint=models.UniqueConstraint(
+                fields=("code", "currency"), name="account_code_is_unique"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='account',
-            constraint=models.CheckConstraint(condition=models.Q(('balance__gte', 0)), name='account_is_not_overdrawn'),
+            model_name="account",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("balance__gte", 0)), name="account_is_not_overdrawn"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='account',
-            constraint=models.CheckConstraint(condition=models.Q(('guarded', True), ('balance', 0), _connector='OR'), name='account_balance_only_where_guarded'),
+            model_name="account",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("guarded", True), ("balance", 0), _connector="OR"),
+                name="account_balance_only_where_guarded",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='entry',
-            constraint=models.UniqueConstraint(condition=models.Q(('kind__in', ('purchase', 'settlement', 'refund', 'release'))), fields=('kind', 'subject_id'), name='entry_fact_is_unique'),
+            model_name="entry",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("kind__in", ("purchase", "settlement", "refund", "release"))),
+                fields=("kind", "subject_id"),
+                name="entry_fact_is_unique",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='payouttransition',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('from_status', ''), ('to_status__in', ['due'])), models.Q(('from_status', 'due'), ('to_status', 'in_transit')), models.Q(('from_status', 'in_transit'), ('to_status', 'paid')), models.Q(('from_status', 'in_transit'), ('to_status', 'failed')), models.Q(('from_status', 'failed'), ('to_status', 'due')), _connector='OR'), name='payout_transition_is_legal'),
+            model_name="payouttransition",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("from_status", ""), ("to_status__in", ["due"])),
+                    models.Q(("from_status", "due"), ("to_status", "in_transit")),
+                    models.Q(("from_status", "in_transit"), ("to_status", "paid")),
+                    models.Q(("from_status", "in_transit"), ("to_status", "failed")),
+                    models.Q(("from_status", "failed"), ("to_status", "due")),
+                    _connector="OR",
+                ),
+                name="payout_transition_is_legal",
+            ),
         ),
         migrations.AddIndex(
-            model_name='posting',
-            index=models.Index(fields=['account', 'entry'], name='posting_by_account'),
+            model_name="posting",
+            index=models.Index(fields=["account", "entry"], name="posting_by_account"),
         ),
         migrations.AddConstraint(
-            model_name='posting',
-            constraint=models.CheckConstraint(condition=models.Q(('amount__gt', 0)), name='posting_amount_is_positive'),
+            model_name="posting",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("amount__gt", 0)), name="posting_amount_is_positive"
+            ),
         ),
         migrations.AddIndex(
-            model_name='settlement',
-            index=models.Index(condition=models.Q(('released_at__isnull', True)), fields=['release_due_at'], name='settlement_due_to_release'),
+            model_name="settlement",
+            index=models.Index(
+                condition=models.Q(("released_at__isnull", True)),
+                fields=["release_due_at"],
+                name="settlement_due_to_release",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='settlement',
-            constraint=models.CheckConstraint(condition=models.Q(('bought_minor', django.db.models.expressions.CombinedExpression(models.F('earned_minor'), '+', models.F('refunded_minor'))), ('earned_minor', django.db.models.expressions.CombinedExpression(models.F('owner_minor'), '+', models.F('fee_minor')))), name='settlement_money_adds_up'),
+            model_name="settlement",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    (
+                        "bought_minor",
+                        django.db.models.expressions.CombinedExpression(
+                            models.F("earned_minor"), "+", models.F("refunded_minor")
+                        ),
+                    ),
+                    (
+                        "earned_minor",
+                        django.db.models.expressions.CombinedExpression(
+                            models.F("owner_minor"), "+", models.F("fee_minor")
+                        ),
+                    ),
+                ),
+                name="settlement_money_adds_up",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='settlement',
-            constraint=models.CheckConstraint(condition=models.Q(('gpu_seconds_busy__lte', models.F('gpu_seconds_delivered')), ('gpu_seconds_delivered__lte', models.F('gpu_seconds_bought'))), name='settlement_seconds_are_ordered'),
+            model_name="settlement",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("gpu_seconds_busy__lte", models.F("gpu_seconds_delivered")),
+                    ("gpu_seconds_delivered__lte", models.F("gpu_seconds_bought")),
+                ),
+                name="settlement_seconds_are_ordered",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='payout',
-            constraint=models.CheckConstraint(condition=models.Q(('amount_minor__gt', 0)), name='payout_is_positive'),
+            model_name="payout",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("amount_minor__gt", 0)), name="payout_is_positive"
+            ),
         ),
     ]
