@@ -9,6 +9,7 @@ from marketplace.api import (
     market,
     not_built,
     offerings,
+    owner_urls,
     quotes,
     reservations,
     wallet,
@@ -31,5 +32,6 @@ urlpatterns = [
     path("leases/<str:lease_id>/utilization", leases.UtilizationView.as_view()),
     path("wallet", wallet.WalletView.as_view()),
     path("wallet/entries", wallet.WalletEntriesView.as_view()),
+    *owner_urls.urlpatterns,
     *not_built.urlpatterns,
 ]
