@@ -39,7 +39,11 @@ class TestTable:
     def test_has_no_row_that_nobody_raises(self) -> None:
         importlib.import_module("marketplace.urls")
         made = made_classes()
-        raised = {kind.code for kind in refusals() if kind.__name__ in made}
+        kinds = [kind for kind in refusals() if kind.__name__ in made]
+        # A parent that only groups its children is caught as one of them, and needs a row as well.
+        raised = {
+            parent.code for kind in kinds for parent in kind.__mro__ if hasattr(parent, "code")
+        }
         assert set(errors.STATUS_BY_CODE) - raised == set()
 
     def test_says_500_of_a_code_that_it_lacks(self) -> None:
@@ -63,7 +67,9 @@ class TestProblemResponse:
 
     def test_takes_a_status_of_its_own(self) -> None:
         request = RequestFactory().get("/")
-        assert errors.problem_response(request, code="odd", detail="", status=418).status_code == 418
+        assert (
+            errors.problem_response(request, code="odd", detail="", status=418).status_code == 418
+        )
 
 
 @pytest.mark.django_db

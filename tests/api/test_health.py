@@ -25,9 +25,7 @@ class TestReadyz:
         assert answer.status == 200
         assert answer.json["checks"] == {"database": "ok", "broker": "ok", "migrations": "ok"}
 
-    def test_is_not_ready_without_a_broker(
-        self, anybody: ApiClient, settings: Settings
-    ) -> None:
+    def test_is_not_ready_without_a_broker(self, anybody: ApiClient, settings: Settings) -> None:
         settings.CELERY_BROKER_URL = "redis+socket:///nowhere/broker.sock"
         answer = anybody.get("/readyz")
         assert answer.status == 503

@@ -97,7 +97,9 @@ class TestOnce:
 
     def test_knows_a_body_by_its_values(self, organization: Organization) -> None:
         call(organization=organization, body={"a": 1, "b": 2})
-        assert "Idempotent-Replayed" in call(organization=organization, body={"b": 2, "a": 1}).headers
+        assert (
+            "Idempotent-Replayed" in call(organization=organization, body={"b": 2, "a": 1}).headers
+        )
 
     def test_refuses_the_key_for_another_body(self, organization: Organization) -> None:
         call(organization=organization, body={"a": 1})

@@ -122,7 +122,9 @@ class TestPriceCurve:
     def test_covers_what_was_asked_for(self, anybody: ApiClient) -> None:
         a_fleet()
         window = a_window(hours=3)
-        points = self.curve(anybody, starts_at=window.starts_at, ends_at=window.ends_at).json["data"]
+        points = self.curve(anybody, starts_at=window.starts_at, ends_at=window.ends_at).json[
+            "data"
+        ]
         assert [point["starts_at"] for point in points][0] == format_instant(window.starts_at)
         assert len(points) == 3
 

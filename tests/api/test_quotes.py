@@ -163,7 +163,9 @@ class TestRefusal:
         answer = api.post("/v1/quotes", a_wish(gpus=9))
         assert (answer.status, answer.code) == (409, "not_enough_capacity")
 
-    def test_of_a_key_without_the_scope(self, organization: Organization, anybody: ApiClient) -> None:
+    def test_of_a_key_without_the_scope(
+        self, organization: Organization, anybody: ApiClient
+    ) -> None:
         _, secret = a_key(organization=organization, scopes=[Scope.RESERVATIONS_READ])
         answer = anybody.signed_in(secret=secret).post("/v1/quotes", a_wish())
         assert (answer.status, answer.json["scope"]) == (403, "reservations:write")
@@ -180,7 +182,10 @@ class TestGet:
         quote = a_quote(api)
         _, secret = a_key(organization=an_organization())
         stranger = api.signed_in(secret=secret)
-        nobodys, somebodys = stranger.get("/v1/quotes/qte_0"), stranger.get(f"/v1/quotes/{quote['id']}")
+        nobodys, somebodys = (
+            stranger.get("/v1/quotes/qte_0"),
+            stranger.get(f"/v1/quotes/{quote['id']}"),
+        )
         assert nobodys.status == somebodys.status == 404
         assert {**nobodys.json, "request_id": ""} == {**somebodys.json, "request_id": ""}
 

@@ -25,12 +25,12 @@ from tests.factories import a_key, an_organization
 
 pytestmark = pytest.mark.django_db
 
-SSH_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJx6Gf0nBQ0kJXh5y6N0b1S7yZ7yqP3b2w1a0c9d8e7f you@host"
+SSH_KEY = (
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJx6Gf0nBQ0kJXh5y6N0b1S7yZ7yqP3b2w1a0c9d8e7f you@host"
+)
 
 
-def buy(
-    api: ApiClient, *, quote: dict[str, Any], key: str | None = None, **changes: Any
-) -> Answer:
+def buy(api: ApiClient, *, quote: dict[str, Any], key: str | None = None, **changes: Any) -> Answer:
     body = {"quote_id": quote["id"], "payment_method": "wallet", **changes}
     return api.post("/v1/reservations", body, key=key or a_new_key())
 
@@ -228,7 +228,9 @@ class TestList:
         a = a_reservation(
             api, quote=a_quote(api, window=early, gpus=1), project="p", tags={"team": "nlp"}
         )
-        b = a_reservation(api, quote=a_quote(api, window=late, gpus=1), tags={"team": "cv", "x": ""})
+        b = a_reservation(
+            api, quote=a_quote(api, window=late, gpus=1), tags={"team": "cv", "x": ""}
+        )
 
         def found(**query: str) -> list[str]:
             return [r["id"] for r in api.get("/v1/reservations", **query).json["data"]]

@@ -8,6 +8,7 @@ from typing import Any
 from django.conf import settings
 from django.utils import timezone
 
+from agents.models import Node
 from billing import wallet
 from marketplace import listings
 from marketplace.api.fields import format_instant
@@ -15,7 +16,6 @@ from marketplace.core.money import Money
 from marketplace.core.windows import Window, grid_ceiling
 from marketplace.listings import ListingFields
 from marketplace.models import Organization
-from agents.models import Node
 from tests.agents.factories import make_node
 from tests.conftest import ApiClient
 from tests.factories import an_organization
@@ -77,7 +77,9 @@ def a_quote(api: ApiClient, **changes: Any) -> dict[str, Any]:
     return quote
 
 
-def a_reservation(api: ApiClient, *, quote: dict[str, Any] | None = None, **body: Any) -> dict[str, Any]:
+def a_reservation(
+    api: ApiClient, *, quote: dict[str, Any] | None = None, **body: Any
+) -> dict[str, Any]:
     quote_id = (quote or a_quote(api))["id"]
     answer = api.post(
         "/v1/reservations",
