@@ -9,7 +9,7 @@ from django.views.decorators.http import require_safe
 from drf_spectacular.views import SpectacularSwaggerView
 from rest_framework.negotiation import DefaultContentNegotiation
 
-SIDECAR = "drf_spectacular_sidecar/swagger-ui-dist"  # by plain names, which are there with and without a manifest
+SIDECAR = "drf_spectacular_sidecar/swagger-ui-dist"  # plain names: no manifest needed
 COMMITTED = Path(__file__).with_name("openapi.json")
 
 

@@ -31,7 +31,7 @@ def a_lease(api: ApiClient, *, organization: Organization, gpus: int = 2) -> Lea
 
 
 def handed_over(lease: Lease, *, minutes: int) -> Lease:
-    """Put the handover of a lease some minutes into the past, with a reading of its first GPU's first minute."""
+    """Put a lease's handover some minutes into the past, and meter the first minute of its first GPU."""
     starts_at = timezone.now() - dt.timedelta(minutes=minutes)
     Lease.objects.filter(pk=lease.pk).update(
         status=LeaseStatus.ACTIVE,

@@ -125,7 +125,7 @@ class TestPriceCurve:
         points = self.curve(anybody, starts_at=window.starts_at, ends_at=window.ends_at).json[
             "data"
         ]
-        assert [point["starts_at"] for point in points][0] == format_instant(window.starts_at)
+        assert points[0]["starts_at"] == format_instant(window.starts_at)
         assert len(points) == 3
 
     def test_refuses_a_range_that_does_not_fit(self, anybody: ApiClient) -> None:
