@@ -11,6 +11,7 @@ urlpatterns = [
     path("readyz", health.readyz),
     path("metrics", health.metrics_text),
     path("v1/", include("marketplace.api.urls")),
+    path("", include("marketplace.console.urls")),
 ]
 handler400 = "marketplace.api.errors.bad_request"
 handler404 = "marketplace.api.errors.not_found"

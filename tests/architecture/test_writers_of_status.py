@@ -11,6 +11,7 @@ WRITERS = {
     "marketplace/listings.py",
     "agents/enrolment.py",
     "agents/inventory.py",
+    "scheduler/holds.py",
     "scheduler/quotes.py",
     "scheduler/reservations.py",
     "scheduler/leases.py",
