@@ -76,7 +76,8 @@ def page(request: HttpRequest) -> HttpResponse:
 def _read(*, at: dt.datetime) -> dict[str, list[Offer] | list[GpuModel] | int | bool]:
     """Read what the page shows of the calendar."""
     summaries = market_summary(at=at)
-    offers, complete = [], True
+    offers: list[Offer] = []
+    complete = True
     for offer in _offers(summaries=summaries, at=at):
         if len(offers) == OFFERS_MAX:
             complete = False
