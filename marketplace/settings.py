@@ -159,7 +159,6 @@ SPECTACULAR_SETTINGS = {
     "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
     "PREPROCESSING_HOOKS": ["marketplace.api.schema.only_v1"],
     "POSTPROCESSING_HOOKS": [
-        "drf_spectacular.hooks.postprocess_schema_enums",
         "marketplace.api.schema.close_requests",
     ],
     "SWAGGER_UI_DIST": "SIDECAR",
