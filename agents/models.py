@@ -4,7 +4,9 @@ from typing import ClassVar, Self
 
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
-from django.db.models import F, Q
+from django.db.models import F, Q, Value
+from django.db.models.functions import Mod
+from django.db.models.lookups import Exact
 
 from agents import protocol
 from agents.states import NODE_ARROWS, NodeStatus
@@ -79,6 +81,10 @@ class Node(models.Model):
     last_sequence = models.BigIntegerField(default=0)
     last_report_at = models.DateTimeField(null=True, blank=True, db_comment="server clock")
     reader_hung_since = models.DateTimeField(null=True, blank=True)
+    enrolments = models.PositiveIntegerField(
+        default=1,
+        db_comment="how many keys the machine has had: each starts (epoch, sequence) anew",
+    )
     enrolled_at = models.DateTimeField()
 
     objects = NodeQuerySet.as_manager()
@@ -259,9 +265,16 @@ class Receipt(models.Model):
 
 
 class MeterReading(models.Model):
-    """What one leased GPU did in `[starts_at, ends_at)`: append-only, once per (node, epoch, sequence)."""
+    """What one leased GPU did in `[starts_at, ends_at)`: append-only, once per (node, epoch, sequence).
+
+    A machine that lost its disk counts its epochs from the start again, so the number of its enrolment is
+    part of the identity.
+    """
 
     node = models.ForeignKey(Node, on_delete=models.PROTECT, related_name="meter_readings")
+    enrolment = models.PositiveIntegerField(
+        default=1, db_comment="which of the node's enrolments counted it"
+    )
     epoch = models.BigIntegerField()
     sequence = models.BigIntegerField()
     lease_id = models.CharField(max_length=ids.ID_LENGTH_MAX)
@@ -282,7 +295,7 @@ class MeterReading(models.Model):
     class Meta:
         constraints: ClassVar = [
             models.UniqueConstraint(
-                fields=["node", "epoch", "sequence"], name="meter_reading_is_unique"
+                fields=["node", "enrolment", "epoch", "sequence"], name="meter_reading_is_unique"
             ),
             models.CheckConstraint(
                 condition=Q(ends_at__gt=F("starts_at")), name="meter_ends_after_start"
