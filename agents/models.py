@@ -98,6 +98,10 @@ class Node(models.Model):
             models.CheckConstraint(
                 condition=Q(slot_base__gte=0), name="node_slot_base_is_not_negative"
             ),
+            models.CheckConstraint(
+                condition=Exact(Mod(F("slot_base"), Value(SLOTS_PER_NODE)), Value(0)),
+                name="node_slot_base_is_a_block",
+            ),
         ]
         indexes: ClassVar = [models.Index(fields=["region", "fabric"], name="node_place")]
 

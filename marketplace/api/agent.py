@@ -15,7 +15,9 @@ from marketplace.api.errors import problem_response, refusal_response
 from marketplace.core.errors import DomainError
 
 
-def _signed_call(verb: Callable[[envelope.SignedRequest], object]) -> Callable[[HttpRequest], HttpResponse]:
+def _signed_call(
+    verb: Callable[[envelope.SignedRequest], object],
+) -> Callable[[HttpRequest], HttpResponse]:
     """Make a view of a verb that takes a signed request and returns a message."""
 
     @csrf_exempt

@@ -73,7 +73,9 @@ class TestReports:
         reply = protocol.decode(protocol.ReportReply, response.content)
         assert (reply.accepted, reply.last_epoch, reply.last_sequence) == (True, 1, 1)
         assert [g.lease_id for g in reply.grants] == [report.meters[0].lease_id]
-        assert MeterReading.objects.count() == Receipt.objects.count() == Reading.objects.count() == 1
+        assert (
+            MeterReading.objects.count() == Receipt.objects.count() == Reading.objects.count() == 1
+        )
 
     def test_takes_a_gzip_body_whose_digest_is_that_of_the_gzip(self, machine: Machine) -> None:
         body = gzip.compress(protocol.encode(full_report(machine)))
@@ -276,7 +278,8 @@ class TestEnrol:
         make.make_gpu_model()
         _, secret = make.make_token()
         key = make.new_key()
-        request = make.enrol_request(token=secret, key=key, **changes.pop("request", {}))
+        values = {"token": secret, "key": key, **changes.pop("request", {})}
+        request = make.enrol_request(**values)
         sealing: dict[str, Any] = {
             "key": key,
             "key_id": protocol.ENROL_KEY_ID,
