@@ -6,8 +6,8 @@ from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 
 from agents import metering
 from billing import ledger
-from billing.checkout import gpu_seconds_bought, reservation_account
 from billing.models import Settlement
+from billing.purchases import gpu_seconds_bought, reservation_account
 from billing.settlements import FINAL_RESERVATION_STATUSES, part_of_price
 from billing.states import GPU_SECONDS, AccountKind
 from marketplace.core.money import SECONDS_PER_HOUR, Money, currency_exponent, format_rate

@@ -4,8 +4,7 @@ import datetime as dt
 
 from django.db import transaction
 
-from billing import ledger, wallet
-from billing.states import GPU_SECONDS, AccountKind, EntryKind
+from billing import purchases
 from marketplace.core.errors import DomainError, InvalidValue
 from marketplace.models import Organization
 from scheduler import reservations
@@ -61,47 +60,7 @@ def purchase(
         at=at,
         actor=actor,
     )
-    post_purchase(reservation=reservation, at=at)
+    purchases.post(reservation=reservation, at=at)
     reservations.confirm(reservation_id=reservation.id, at=at, actor=actor)
     reservation.refresh_from_db()
     return reservation
-
-
-def post_purchase(*, reservation: Reservation, at: dt.datetime) -> None:
-    """Move the price from the wallet to what is deferred, and open the reservation's GPU-second books.
-
-    :raises ledger.InsufficientFunds: when the wallet does not cover the price.
-    """
-    tenant, currency = reservation.organization, reservation.currency
-    ledger.post(
-        idempotency_key=f"purchase:{reservation.id}",
-        kind=EntryKind.PURCHASE,
-        subject_id=reservation.id,
-        effective_at=at,
-        legs=[
-            *ledger.transfer(
-                debited=wallet.account(organization=tenant, currency=currency),
-                credited=reservation_account(
-                    kind=AccountKind.DEFERRED, reservation=reservation, currency=currency
-                ),
-                amount=reservation.total_minor,
-            ),
-            *ledger.transfer(
-                debited=reservation_account(kind=AccountKind.U_OPEN, reservation=reservation),
-                credited=reservation_account(kind=AccountKind.U_BOUGHT, reservation=reservation),
-                amount=gpu_seconds_bought(reservation=reservation),
-            ),
-        ],
-    )
-
-
-def reservation_account(
-    *, kind: AccountKind, reservation: Reservation, currency: str = GPU_SECONDS
-) -> ledger.AccountRef:
-    """Return the name of an account that belongs to one reservation."""
-    return ledger.AccountRef(kind, currency, reservation.id, reservation.organization)
-
-
-def gpu_seconds_bought(*, reservation: Reservation) -> int:
-    """Return the GPU-seconds that a reservation promises."""
-    return reservation.gpus * reservation.window.seconds

@@ -16,8 +16,8 @@ from django.db.models import Exists, OuterRef
 
 from agents import grants, metering
 from billing import ledger, wallet
-from billing.checkout import gpu_seconds_bought, reservation_account
 from billing.models import Account, Settlement
+from billing.purchases import gpu_seconds_bought, reservation_account
 from billing.states import AccountKind, EntryKind
 from marketplace.core.money import share_of
 from marketplace.core.windows import Window
@@ -41,7 +41,7 @@ FINAL_RESERVATION_STATUSES = tuple(s for s in ReservationStatus if RESERVATION_A
 
 
 class LeasesExceedReservation(Exception):
-    """The leases promise more GPU-seconds than was bought: a defect, and no division of the price is right."""
+    """The leases promise more GPU-seconds than was bought: no division of the price would be right."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,13 +3,13 @@
 import datetime as dt
 import hashlib
 
+from django.conf import settings
 from django.db import transaction
 from django.db.models import QuerySet
 
 from billing import ledger
 from billing.models import Entry, Posting
 from billing.states import AccountKind, EntryKind
-from django.conf import settings
 from marketplace import audit
 from marketplace.core.errors import InvalidValue
 from marketplace.core.money import Money

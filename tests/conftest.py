@@ -12,6 +12,9 @@ from marketplace.api import throttling
 from marketplace.models import Organization
 from tests import openapi
 from tests.factories import a_key, an_organization
+from tests.flush import flush_may_empty_the_books
+
+__all__ = ["flush_may_empty_the_books"]
 
 
 class Answer:

@@ -164,13 +164,17 @@ def _keep_rows(table: str, *, events: str) -> list[tuple[str, str]]:
     """Return the statements, each with its reverse, that let nothing of a table change or go."""
     return [
         (
-            f"CREATE TRIGGER books_keep_rows BEFORE {events} ON {table} "
-            "FOR EACH ROW EXECUTE FUNCTION billing_refuse_change();",
+            (
+                f"CREATE TRIGGER books_keep_rows BEFORE {events} ON {table} "
+                "FOR EACH ROW EXECUTE FUNCTION billing_refuse_change();"
+            ),
             f"DROP TRIGGER books_keep_rows ON {table};",
         ),
         (
-            f"CREATE TRIGGER books_keep_table BEFORE TRUNCATE ON {table} "
-            "FOR EACH STATEMENT EXECUTE FUNCTION billing_refuse_change();",
+            (
+                f"CREATE TRIGGER books_keep_table BEFORE TRUNCATE ON {table} "
+                "FOR EACH STATEMENT EXECUTE FUNCTION billing_refuse_change();"
+            ),
             f"DROP TRIGGER books_keep_table ON {table};",
         ),
     ]

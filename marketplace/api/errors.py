@@ -107,18 +107,6 @@ STATUS_BY_CODE: dict[str, int] = {
     # who may
     "invalid_api_key": 401,
     "scope_missing": 403,
-    # the catalogue
-    "organization_name_taken": 409,
-    "not_an_owner": 403,
-    "no_such_model": 422,
-    "listing_refused": 422,
-    "floor_rate_invalid": 422,
-    "listing_period_invalid": 422,
-    "reclaim_notice_invalid": 422,
-    "listing_durations_invalid": 422,
-    "min_gpus_invalid": 422,
-    "blackouts_invalid": 422,
-    "listing_mode_invalid": 422,
     # every room
     "invalid_value": 422,
     "not_found": 404,
