@@ -38,6 +38,11 @@ LAST_LINES_KEPT = 40
 # pip's own default of 5 keeps a person without a network waiting for minutes.
 DOWNLOAD_RETRIES = 2
 
+# What the system said, in the middle of pip's line about trying again.
+CAUSE_OF_RETRY = re.compile(r"(?:\[Errno -?\d+\] |: )([A-Z][A-Za-z ]+)[\"')]*: /")
+# What pip says of a package whose index it could not reach.
+NOT_FOUND = ("Could not find a version", "No matching distribution")
+
 OLDEST_PYTHON = (3, 11)
 FIRST_UNTESTED_PYTHON = (3, 14)
 
@@ -262,10 +267,19 @@ class Ended:
         self._lines = lines
 
     def reason(self) -> str:
-        """Return the line that explains a failure best: the first error, else the last line."""
-        for line in self._lines:
-            if line.startswith(("ERROR: ", "E: ", "Error: ")):
-                return line.partition(": ")[2]
+        """Return what explains a failure best: a lost connection, the first error, the last line."""
+        errors = [
+            line.partition(": ")[2]
+            for line in self._lines
+            if line.startswith(("ERROR: ", "E: ", "Error: "))
+        ]
+        retries = [line for line in self._lines if line.startswith("WARNING: Retrying ")]
+        if retries and (not errors or errors[0].startswith(NOT_FOUND)):
+            cause = CAUSE_OF_RETRY.search(retries[-1])
+            what = cause[1] if cause else "no connection"
+            return f"a download failed ({what}): check the network, the proxy, pip's settings"
+        if errors:
+            return errors[0]
         return self._lines[-1] if self._lines else describe_exit(returncode=self.status)
 
 

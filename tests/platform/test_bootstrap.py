@@ -217,6 +217,23 @@ class TestFollow:
         assert started[0].returncode == -signal.SIGKILL
 
 
+class TestReason:
+    RETRY = (
+        "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError("
+        "'<pip._vendor.urllib3.connection.HTTPSConnection object at 0x7f>: Failed to establish a"
+        " new connection: [Errno -2] Name or service not known')': /simple/amqp/"
+    )
+    NOT_FOUND = "ERROR: Could not find a version that satisfies the requirement amqp"
+
+    def test_is_the_lost_connection_and_not_what_pip_concludes_from_it(self):
+        reason = Ended(status=1, lines=[self.RETRY, self.NOT_FOUND]).reason()
+        assert reason.startswith("a download failed (Name or service not known)")
+
+    def test_is_the_first_error_when_the_connection_came_back(self):
+        lines = [self.RETRY, "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES", "ERROR: second"]
+        assert Ended(status=1, lines=lines).reason() == "THESE PACKAGES DO NOT MATCH THE HASHES"
+
+
 class TestBareness:
     def test_needs_nothing_that_is_not_in_the_standard_library(self):
         """No site-packages and no environment: the machine's Python before the first start."""
