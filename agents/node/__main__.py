@@ -50,13 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every request otherwise
         return _once(settings) if settings.once else _run(settings)
     except (BadSetting, StateUnusable, ReaderUnavailable) as error:
-        print(f"agents.node: {error}", file=sys.stderr)
+        _complain(error)
         return EXIT_CANNOT_RUN
     except sqlite3.Error as error:
-        print(f"agents.node: the spool cannot be written: {error}", file=sys.stderr)
+        _complain(f"the spool cannot be written: {error}")
         return EXIT_CANNOT_RUN
     except EnrolmentRefused as error:
-        print(f"agents.node: {error}", file=sys.stderr)
+        _complain(error)
         return EXIT_REFUSED
 
 
@@ -103,20 +103,24 @@ def _once(settings: Settings) -> int:
             "gpus": gpus,
             "call_milliseconds": milliseconds,
         }
-        print(json.dumps(seen, indent=2, sort_keys=True))
+        sys.stdout.write(json.dumps(seen, indent=2, sort_keys=True) + "\n")
         return 0
     marked = " (simulated)" if reader.simulated else ""
-    print(f"{settings.name}: {len(samples)} GPUs{marked}")
+    sys.stdout.write(f"{settings.name}: {len(samples)} GPUs{marked}\n")
     for sample in samples:
         identity = identities[sample.gpu_uuid]
         state, reason = judge(sample=sample)
-        print(
+        sys.stdout.write(
             f"  {identity.index} {identity.product_name} {identity.uuid} {state}{reason and ': '}{reason};"
             f" load {_or_unread(sample.utilization_percent)} %,"
             f" processes {_or_unread(sample.process_count)},"
-            f" power {_or_unread(sample.power_draw_milliwatts)} mW"
+            f" power {_or_unread(sample.power_draw_milliwatts)} mW\n"
         )
     return 0
+
+
+def _complain(what: object) -> None:
+    sys.stderr.write(f"agents.node: {what}\n")
 
 
 def _or_unread(value: int | None) -> str:
@@ -176,7 +180,7 @@ def _run(settings: Settings) -> int:
             ),
             token=settings.token,
             thresholds=Thresholds(free_after_seconds=settings.free_after_seconds),
-            dice=random.Random(),
+            dice=random.Random(),  # noqa: S311 - spreads retries, hides nothing
         )
         while not ends:
             system_clock.wait(seconds=agent.step())

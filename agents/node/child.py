@@ -230,7 +230,7 @@ def serve(*, reader: NvmlReader, requests: IO[bytes], answers: IO[bytes]) -> Non
 
 def main() -> None:
     """Be the child."""
-    from agents.node.nvml import NvmlReader  # noqa: PLC0415 - the parent must not load pynvml
+    from agents.node.nvml import NvmlReader
 
     serve(reader=NvmlReader(), requests=sys.stdin.buffer, answers=sys.stdout.buffer)
 

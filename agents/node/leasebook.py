@@ -19,7 +19,9 @@ class LeaseBook:
     def __init__(self, *, spool: Spool, key: NodeKey, epoch: int, simulated: bool) -> None:
         self.epoch = epoch
         self.node_id = ""
-        self.records: dict[LeaseKey, LeaseRecord] = {record.key: record for record in spool.leases()}
+        self.records: dict[LeaseKey, LeaseRecord] = {
+            record.key: record for record in spool.leases()
+        }
         self._spool = spool
         self._key = key
         self._simulated = simulated

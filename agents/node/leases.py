@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from agents.node.jobs import Jobs
 from agents.node.leasebook import LeaseBook
 from agents.node.metering import WINDOW_SECONDS_MAX, GpuMeter, MeterWindow
-from agents.node.provision import Presence, ProvisionAgain, ProvisionFailed, Provisioner
+from agents.node.provision import Presence, ProvisionAgain, Provisioner, ProvisionFailed
 from agents.node.reader import LOST, Sample
 from agents.node.spool import TERMINAL_STATES, LeaseKey, LeaseRecord
 from agents.protocol import (
@@ -92,7 +92,9 @@ class LeaseKeeper:
                     "lease %s (epoch %d): %d GPUs from %s to %s", *key, len(grant.gpu_uuids),
                     grant.not_before.isoformat(), grant.not_after.isoformat(),
                 )  # fmt: skip
-                self._book.save(record=LeaseRecord(grant=grant, state=LeaseState.PREPARING, changed_at=at))
+                self._book.save(
+                    record=LeaseRecord(grant=grant, state=LeaseState.PREPARING, changed_at=at)
+                )
             elif record.state in (LeaseState.PREPARING, LeaseState.ACTIVE):
                 # Only the term and the wish may change under one (lease, epoch), never the GPUs.
                 changed = replace(grant, gpu_uuids=record.grant.gpu_uuids)
@@ -195,7 +197,9 @@ class LeaseKeeper:
     def step(self, *, view: MachineView) -> set[str]:
         """Bring every lease one step on; return the GPUs that came back. Ends run before starts."""
         returned: set[str] = set()
-        for record in sorted(self._book.records.values(), key=lambda r: r.state is LeaseState.PREPARING):
+        for record in sorted(
+            self._book.records.values(), key=lambda r: r.state is LeaseState.PREPARING
+        ):
             if record.state is LeaseState.STOPPING:
                 self._go_on_stopping(record, view)
             elif record.state is LeaseState.ACTIVE and self._over(record, view.at):
@@ -294,7 +298,9 @@ class LeaseKeeper:
             metered_until=at,
         )
         energies = _energies(record.grant, view.samples)
-        receipt = self._book.receipt(record=active, kind=ReceiptKind.HANDOVER, at=at, energies=energies)
+        receipt = self._book.receipt(
+            record=active, kind=ReceiptKind.HANDOVER, at=at, energies=energies
+        )
         self._book.save(record=active, receipt=receipt)
         self._open_meters(active, samples=view.samples, blind=False)
         logger.info("lease %s (epoch %d) was handed over", *record.key)

@@ -28,6 +28,7 @@ from agents.protocol import (
     EnrolRequest,
     GpuIdentity,
     Health,
+    IdleState,
     Reading,
     from_json,
     to_json,
@@ -219,7 +220,7 @@ class Agent:
             return
         if not self._token:
             raise EnrolmentRefused(
-                "this machine is not enrolled yet: give --token or HEADROOM_TOKEN (from the market's owner pages)"
+                "this machine is not enrolled yet: give --token or HEADROOM_TOKEN of the owner"
             )
         request = EnrolRequest(
             protocol=PROTOCOL_VERSION,
@@ -277,7 +278,7 @@ def _reading(sample: Sample, track: idle.IdleTrack) -> Reading:
         measured_at=sample.measured_at,
         health=state,
         health_reason=reason,
-        idle_state=track.state if state is not Health.LOST else idle.IdleState.UNKNOWN,
+        idle_state=track.state if state is not Health.LOST else IdleState.UNKNOWN,
         idle_since=track.idle_since if state is not Health.LOST else None,
         utilization_percent=sample.utilization_percent,
         memory_used_bytes=sample.memory_used_bytes,

@@ -103,7 +103,7 @@ def parse_fleet(*, text: str) -> Fleet:
     if not 1 <= count <= GPUS_PER_NODE_MAX:
         raise BadFleet(f"{text!r}: a node has 1 to {GPUS_PER_NODE_MAX} GPUs")
     if match[3] in (None, "mixed"):
-        workloads = MIXED
+        workloads: tuple[Workload, ...] = MIXED
     elif match[3] in list(Workload) and match[3] != Workload.TENANT:
         workloads = (Workload(match[3]),)
     else:

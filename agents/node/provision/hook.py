@@ -121,7 +121,7 @@ class HookProvisioner:
         # The agent's own settings, the enrolment token among them, are none of the hook's business.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("HEADROOM_")}
         try:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603 - the owner's own program, no shell
                 [str(self._program), verb],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
