@@ -17,8 +17,8 @@ WRITERS = {
     "scheduler/leases.py",
     "billing/payouts.py",
 }
-# The program on the GPU host has no tables, and migrations describe columns.
-OUTSIDE = ("agents/node/", "/migrations/")
+# The program on the GPU host and the start-up of the market have no tables; migrations describe columns.
+OUTSIDE = ("agents/node/", "/migrations/", "marketplace/management/bootstrap.py")
 WRITING_CALLS = {"update", "create", "get_or_create", "update_or_create", "aupdate", "acreate"}
 
 
