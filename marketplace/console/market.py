@@ -4,7 +4,6 @@ import datetime as dt
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
-from decimal import Decimal
 
 from django.conf import settings
 from django.core.cache import cache
@@ -115,19 +114,11 @@ def _offer(gpu_model: GpuModel, *, region: str, tier: Tier, points: list[CurvePo
         tier=tier.label,
         gpus_listed=points[0].gpus_listed,
         gpus_free=points[0].gpus_free,
-        rate_now=_rate(points[0].rate),
-        rate_from=_rate(min(rates, default=None)),
-        rate_to=_rate(max(rates, default=None)),
+        rate_now=format_rate(points[0].rate) if points[0].rate else None,
+        rate_from=format_rate(min(rates)) if rates else None,
+        rate_to=format_rate(max(rates)) if rates else None,
         strip=strip.draw(points),
     )
-
-
-def _rate(rate: Decimal | None) -> str | None:
-    """Return a rate as people read it: two places where they say it all, else as it is published."""
-    if rate is None:
-        return None
-    exact = format_rate(rate)
-    return exact[:-4] if exact.endswith("0000") else exact
 
 
 def _words(duration: dt.timedelta) -> str:
