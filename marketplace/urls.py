@@ -12,6 +12,7 @@ urlpatterns = [
     path("metrics", health.metrics_text),
     *agent.urlpatterns,
     path("v1/", include("marketplace.api.urls")),
+    path("", include("marketplace.console.urls")),
 ]
 handler400 = "marketplace.api.errors.bad_request"
 handler404 = "marketplace.api.errors.not_found"

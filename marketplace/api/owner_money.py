@@ -76,7 +76,7 @@ class EarningsSerializer(serializers.Serializer[Any]):
     to = InstantField()
     group_by = serializers.CharField()
     total = EarningsRowSerializer()
-    data = EarningsRowSerializer(many=True)
+    groups = EarningsRowSerializer(many=True)
 
 
 class EarningsView(ApiView):
@@ -110,7 +110,7 @@ class EarningsView(ApiView):
             "to": ends_at,
             "group_by": self.query["group_by"],
             "total": total,
-            "data": list(_rows(settlements, group_by=self.query["group_by"])),
+            "groups": list(_rows(settlements, group_by=self.query["group_by"])),
         }
         return Response(EarningsSerializer(answer).data)
 
