@@ -262,6 +262,7 @@ class IdempotencyRecordAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfo
     exclude = ("response_body",)
 
 
+admin.site.index_title = "Today"
 admin.site.unregister(Group)
 
 

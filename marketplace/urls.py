@@ -3,14 +3,16 @@
 from django.contrib import admin
 from django.urls import include, path
 
-from marketplace.api import health
+from marketplace.api import agent, health
 
 urlpatterns = [
     path("admin/", admin.site.urls),
     path("healthz", health.healthz),
     path("readyz", health.readyz),
     path("metrics", health.metrics_text),
+    *agent.urlpatterns,
     path("v1/", include("marketplace.api.urls")),
+    path("", include("marketplace.console.urls")),
 ]
 handler400 = "marketplace.api.errors.bad_request"
 handler404 = "marketplace.api.errors.not_found"

@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from rest_framework import exceptions, serializers
 from rest_framework.response import Response
 
+from agents.envelope import BodyTooLarge
 from marketplace.core.errors import DomainError, NotFound
 
 logger = logging.getLogger(__name__)
@@ -30,11 +31,6 @@ class MalformedJson(DomainError):
 
     code = "malformed_json"
     title = "The body is not valid JSON"
-
-
-class BodyTooLarge(DomainError):
-    code = "body_too_large"
-    title = "The body is too large"
 
 
 class UnsupportedMediaType(DomainError):
@@ -73,7 +69,9 @@ class InvalidRequest(DomainError):
     title = "The request does not fit"
 
     def __init__(self, errors: Sequence[Mapping[str, str]]) -> None:
-        super().__init__("; ".join(f"{e['pointer'] or 'the body'}: {e['detail']}" for e in errors[:3]))
+        super().__init__(
+            "; ".join(f"{e['pointer'] or 'the body'}: {e['detail']}" for e in errors[:3])
+        )
         self.errors = list(errors[:FIELD_ERRORS_MAX])
 
 
@@ -115,6 +113,45 @@ STATUS_BY_CODE: dict[str, int] = {
     "invalid_value": 422,
     "not_found": 404,
     "state_conflict": 409,
+    # the catalogue
+    "no_such_model": 422,
+    "not_an_owner": 403,
+    "organization_name_taken": 409,
+    "listing_refused": 422,
+    "listing_period_invalid": 422,
+    "listing_mode_invalid": 422,
+    "listing_durations_invalid": 422,
+    "floor_rate_invalid": 422,
+    "reclaim_notice_invalid": 422,
+    "min_gpus_invalid": 422,
+    "blackouts_invalid": 422,
+    # agents
+    "malformed_report": 400,
+    "bad_signature": 401,
+    "enrolment_token_invalid": 401,
+    "node_revoked": 403,
+    "simulated_hardware_refused": 403,
+    "clock_skew": 409,
+    "gpu_already_enrolled": 409,
+    "node_already_enrolled": 409,
+    "report_replayed": 409,
+    # the scheduler
+    "off_grid": 422,
+    "window_in_past": 422,
+    "window_upside_down": 422,
+    "beyond_horizon": 422,
+    "window_too_short": 409,
+    "window_too_long": 409,
+    "too_few_gpus": 409,
+    "not_enough_capacity": 409,
+    "price_above_max": 409,
+    "capacity_taken": 409,
+    "quote_used": 409,
+    "quote_expired": 410,
+    "limit_exceeded": 403,
+    # money
+    "payment_required": 402,
+    "payment_method_unavailable": 501,
 }
 
 
@@ -230,7 +267,7 @@ def exception_handler(exception: Exception, context: Mapping[str, Any]) -> Respo
     )
 
 
-def as_refusal(exception: Exception) -> DomainError:  # noqa: PLR0911 - one line per kind of exception
+def as_refusal(exception: Exception) -> DomainError:
     """Return the refusal that an exception stands for."""
     match exception:
         case DomainError():
@@ -241,6 +278,8 @@ def as_refusal(exception: Exception) -> DomainError:  # noqa: PLR0911 - one line
             return InvalidRequest(flatten(exception.detail))
         case exceptions.MethodNotAllowed():
             return MethodNotAllowed(str(exception.detail))
+        case RequestDataTooBig():
+            return BodyTooLarge("the body has more bytes than any call takes")
         case exceptions.UnsupportedMediaType():
             return UnsupportedMediaType("send the body as application/json")
         case exceptions.ParseError():
@@ -255,7 +294,9 @@ def as_refusal(exception: Exception) -> DomainError:  # noqa: PLR0911 - one line
             return ServiceUnavailable(
                 "nothing was changed; try again", extra={"retry_after_seconds": RETRY_SOON_SECONDS}
             )
-    return InternalError("the fault is ours and was recorded; give the request_id when you ask about it")
+    return InternalError(
+        "the fault is ours and was recorded; give the request_id when you ask about it"
+    )
 
 
 def flatten(detail: Any, *, pointer: str = "") -> list[dict[str, str]]:  # noqa: ANN401 - nested lists and dicts
@@ -263,7 +304,11 @@ def flatten(detail: Any, *, pointer: str = "") -> list[dict[str, str]]:  # noqa:
     if isinstance(detail, dict):
         rows: list[dict[str, str]] = []
         for name, value in detail.items():
-            part = "" if name == "non_field_errors" else "/" + str(name).replace("~", "~0").replace("/", "~1")
+            part = (
+                ""
+                if name == "non_field_errors"
+                else "/" + str(name).replace("~", "~0").replace("/", "~1")
+            )
             rows += flatten(value, pointer=pointer + part)
         return rows
     if isinstance(detail, list):

@@ -320,6 +320,39 @@ class MoneySerializer(serializers.Serializer[Money]):
     currency = serializers.CharField(help_text="ISO 4217, lower case")
 
 
+@extend_schema_field(MoneySerializer)
+class MoneyField(serializers.Field[Money, Any, dict[str, object], Any]):
+    """Money in an answer: of a `Money`, or of a row that keeps its minor units in the column `minor`."""
+
+    def __init__(self, *, minor: str | None = None, **kwargs: Any) -> None:  # noqa: ANN401 - the framework's options
+        if minor is not None:
+            kwargs["source"] = "*"
+        super().__init__(read_only=True, **kwargs)
+        self._minor = minor
+
+    def to_representation(self, value: Any) -> dict[str, object]:  # noqa: ANN401 - Money or a row
+        amount_minor = getattr(value, self._minor or "amount_minor")
+        return {"amount_minor": amount_minor, "currency": value.currency}
+
+
+@extend_schema_field(
+    {
+        "type": "object",
+        "properties": {"method": {"type": "string"}, "method_version": {"type": "integer"}},
+        "required": ["method", "method_version"],
+        "additionalProperties": {"type": ["string", "integer", "null"]},
+    }
+)
+class PriceBreakdownField(serializers.Field[dict[str, object], Any, dict[str, object], Any]):
+    """The inputs and steps of a price; `method` and `method_version` name the formula they belong to."""
+
+    def __init__(self) -> None:
+        super().__init__(read_only=True)
+
+    def to_representation(self, value: dict[str, object]) -> dict[str, object]:
+        return value
+
+
 @extend_schema_field(
     {"type": "object", "additionalProperties": {"type": "string"}, "examples": [{"team": "nlp"}]}
 )

@@ -14,8 +14,6 @@ from kombu.exceptions import OperationalError as BrokerError
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from marketplace.api import metrics
-
 logger = structlog.get_logger(__name__)
 
 BROKER_TIMEOUT_SECONDS = (
@@ -81,4 +79,4 @@ def _outcome(name: str, check: Callable[[], None]) -> str:
 @require_safe
 def metrics_text(request: HttpRequest) -> HttpResponse:
     """Serve the counts in Prometheus' text form."""
-    return HttpResponse(generate_latest(metrics.registry), content_type=CONTENT_TYPE_LATEST)
+    return HttpResponse(generate_latest(), content_type=CONTENT_TYPE_LATEST)

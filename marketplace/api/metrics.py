@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from django.db import DatabaseError
 from django.db.models import Count, Min
 from django.utils import timezone
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import REGISTRY, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -17,19 +17,15 @@ from billing.models import Settlement
 from scheduler.models import Lease, Reservation
 from scheduler.states import LEASE_ARROWS, LeaseStatus, ReservationStatus
 
-registry = CollectorRegistry()
-
 _requests = Counter(
     "headroom_http_requests",
     "Answers by route, method and status",
     ["method", "route", "status"],
-    registry=registry,
 )
 _seconds = Histogram(
     "headroom_http_request_seconds",
     "Time to answer, by route",
     ["method", "route"],
-    registry=registry,
 )
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -110,4 +106,4 @@ class MarketCollector(Collector):
         yield late
 
 
-registry.register(MarketCollector())
+REGISTRY.register(MarketCollector())

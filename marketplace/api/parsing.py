@@ -6,7 +6,8 @@ from typing import IO, Any
 
 from rest_framework.parsers import BaseParser
 
-from marketplace.api.errors import BodyTooLarge, MalformedJson
+from agents.envelope import BodyTooLarge
+from marketplace.api.errors import MalformedJson
 from marketplace.core.limits import REQUEST_BODY_BYTES_MAX
 
 

@@ -1,10 +1,11 @@
 """How the admin looks: its menu by room, and the mark of what is not real."""
 
 from django.apps import apps
-from django.conf import settings
 from django.contrib import admin
 from django.http import HttpRequest
 from django.urls import reverse
+
+from marketplace.console.simulated import simulated_parts
 
 # Group → (title, model, Material symbol). A model without an admin class is left out.
 _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
@@ -77,15 +78,6 @@ def navigation(request: HttpRequest) -> list[dict[str, object]]:
         if items:
             groups.append({"title": title, "separator": True, "items": items})
     return groups
-
-
-def simulated_parts() -> list[str]:
-    """Return what of this market is not real: `hardware`, `payments`, both or neither."""
-    parts = (
-        ("hardware", settings.ALLOW_SIMULATED_HARDWARE),
-        ("payments", settings.SIMULATED_PAYMENTS),
-    )
-    return [name for name, simulated in parts if simulated]
 
 
 def environment(_request: HttpRequest) -> list[str] | None:

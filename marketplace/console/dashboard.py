@@ -13,9 +13,10 @@ from billing.models import Payout
 from billing.states import PayoutStatus
 from marketplace.models import Listing
 from marketplace.states import ListingStatus
-from scheduler.models import Lease, Reservation
-from scheduler.states import LEASE_ARROWS, LeaseStatus, ReservationStatus
+from scheduler.models import Lease, LeaseTransition, Quote, Reservation, ReservationTransition
+from scheduler.states import LEASE_ARROWS, LeaseStatus, QuoteStatus, ReservationStatus
 
+MOVES_MAX = 12  # what one screen shows below the cards
 FINAL_LEASES = [status for status in LeaseStatus if LEASE_ARROWS.is_final(status)]
 
 
@@ -46,9 +47,26 @@ def context(request: HttpRequest, page: dict[str, object]) -> dict[str, object]:
             leases.filter(status__in=FINAL_LEASES, settlement__isnull=True),
             "final, money not yet",
         ),
+        _card("Quotes open", Quote.objects.filter(status=QuoteStatus.OPEN), "prices promised"),
         _card("Payouts due", Payout.objects.filter(status=PayoutStatus.DUE), "owed to owners"),
     ]
-    return page | {"cards": cards}
+    return page | {"cards": cards, "moves": _latest_moves()}
+
+
+def _latest_moves() -> list[dict[str, object]]:
+    """Return the latest moves of reservations and leases together, the newest first."""
+    found = [
+        (move.at, subject, move.from_status, move.to_status, move.reason, move.actor)
+        for rows, name in (
+            (ReservationTransition.objects.all(), "reservation_id"),
+            (LeaseTransition.objects.all(), "lease_id"),
+        )
+        for move in rows.order_by("-id")[:MOVES_MAX]
+        for subject in (getattr(move, name),)
+    ]
+    names = ("at", "subject", "from_status", "to_status", "reason", "actor")
+    found.sort(key=lambda move: move[0], reverse=True)
+    return [dict(zip(names, move, strict=True)) for move in found[:MOVES_MAX]]
 
 
 def _card(title: str, rows: QuerySet[Model], note: str) -> dict[str, object]:

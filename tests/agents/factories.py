@@ -102,7 +102,7 @@ def identities(count: int) -> list[protocol.GpuIdentity]:
 
 
 def enrol_request(
-    *, token: str, key: Ed25519PrivateKey, gpus: int = 2, **changes: Any
+    *, token: str, key: Ed25519PrivateKey, gpu_count: int = 2, **changes: Any
 ) -> protocol.EnrolRequest:
     values: dict[str, Any] = {
         "protocol": protocol.PROTOCOL_VERSION,
@@ -112,22 +112,24 @@ def enrol_request(
         "machine_id": secrets.token_hex(16),
         "agent_version": "0.1.0",
         "simulated": True,
-        "gpus": identities(gpus),
+        "gpus": identities(gpu_count),
         **changes,
     }
     return protocol.EnrolRequest(**values)
 
 
 def make_machine(
-    *, organization: Organization | None = None, gpus: int = 2, at: dt.datetime = NOW, **changes: Any
+    *,
+    organization: Organization | None = None,
+    gpus: int = 2,
+    at: dt.datetime = NOW,
+    **changes: Any,
 ) -> Machine:
     """Enrol a machine through the verb, with GPUs of a model that the catalogue knows."""
     make_gpu_model()
-    _, secret = make_token(
-        organization=organization, at=at, expires_at=at + dt.timedelta(hours=1)
-    )
+    _, secret = make_token(organization=organization, at=at, expires_at=at + dt.timedelta(hours=1))
     key = new_key()
-    request = enrol_request(token=secret, key=key, gpus=gpus, **changes)
+    request = enrol_request(token=secret, key=key, gpu_count=gpus, **changes)
     node = enrolment.enrol(request=request, at=at)
     return Machine(key=key, node=node, gpu_uuids=tuple(g.uuid for g in request.gpus))
 
@@ -176,7 +178,7 @@ def reading(*, gpu_uuid: str, measured_at: dt.datetime = NOW, **changes: Any) ->
         "measured_at": measured_at,
         "health": protocol.Health.HEALTHY,
         "idle_state": protocol.IdleState.FREE,
-        "idle_since": measured_at - seconds(600),
+        "idle_since": NOW - seconds(600),
         "utilization_percent": 0,
         "memory_used_bytes": 4 * 2**20,
         "power_draw_milliwatts": 71_000,
@@ -208,9 +210,7 @@ def meter(*, grant: Grant, gpu_uuid: str | None = None, **changes: Any) -> proto
     return protocol.MeterReading(**values)
 
 
-def receipt(
-    *, grant: Grant, key: Ed25519PrivateKey, **changes: Any
-) -> protocol.Receipt:
+def receipt(*, grant: Grant, key: Ed25519PrivateKey, **changes: Any) -> protocol.Receipt:
     """Return a signed receipt of a grant; `signature` among the changes replaces the right one."""
     values: dict[str, Any] = {
         "kind": protocol.ReceiptKind.HANDOVER,
@@ -273,7 +273,7 @@ def sign(
     )
 
 
-def post(signed: envelope.SignedRequest, *, query: str = "", host: str = AUTHORITY) -> Any:  # noqa: ANN401
+def post(signed: envelope.SignedRequest, *, query: str = "", host: str = AUTHORITY) -> Any:
     """Send a sealed request over HTTP, as Django's client sees it; return the response."""
     headers: Mapping[str, str] = {
         "Content-Digest": signed.content_digest,

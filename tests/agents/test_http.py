@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import time_machine
+from django.db import OperationalError
 
-from agents import inventory, protocol
+from agents import ingest, inventory, protocol
 from agents.models import EnrolmentToken, Gpu, MeterReading, Node, Reading, Receipt
 from tests.agents import factories as make
 from tests.agents.factories import NOW, Machine
@@ -73,7 +74,9 @@ class TestReports:
         reply = protocol.decode(protocol.ReportReply, response.content)
         assert (reply.accepted, reply.last_epoch, reply.last_sequence) == (True, 1, 1)
         assert [g.lease_id for g in reply.grants] == [report.meters[0].lease_id]
-        assert MeterReading.objects.count() == Receipt.objects.count() == Reading.objects.count() == 1
+        assert (
+            MeterReading.objects.count() == Receipt.objects.count() == Reading.objects.count() == 1
+        )
 
     def test_takes_a_gzip_body_whose_digest_is_that_of_the_gzip(self, machine: Machine) -> None:
         body = gzip.compress(protocol.encode(full_report(machine)))
@@ -270,13 +273,24 @@ class TestReports:
         signed = seal(machine, protocol.encode(full_report(machine)))
         assert_refused(make.post(signed, query="?a=1"), status=400, code="malformed_report")
 
+    def test_asks_to_come_back_when_the_database_is_away(
+        self, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(**_: object) -> None:
+            raise OperationalError("the server closed the connection")
+
+        monkeypatch.setattr(ingest, "accept", fail)
+        response = make.post(seal(machine, protocol.encode(full_report(machine))))
+        assert_refused(response, status=503, code="service_unavailable")
+
 
 class TestEnrol:
     def enrol(self, **changes: Any) -> Any:
         make.make_gpu_model()
         _, secret = make.make_token()
         key = make.new_key()
-        request = make.enrol_request(token=secret, key=key, **changes.pop("request", {}))
+        values = {"token": secret, "key": key, **changes.pop("request", {})}
+        request = make.enrol_request(**values)
         sealing: dict[str, Any] = {
             "key": key,
             "key_id": protocol.ENROL_KEY_ID,

@@ -1,7 +1,7 @@
 """The beat table: every entry names a task that exists, takes nothing, and dies after its own period."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -19,8 +19,14 @@ def complaints(schedule: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         task = app.tasks.get(entry["task"])
         if task is None:
             yield f"{name} names no task: {entry['task']}"
-        elif inspect.signature(task.run).parameters:
+        elif _input_of(task.run):
             yield f"{name} takes parameters"
+
+
+def _input_of(task: Callable[..., object]) -> list[str]:
+    """Return the names of what a task takes; what it swallows of later versions' messages is no input."""
+    parameters = inspect.signature(task).parameters.values()
+    return [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
 
 
 def test_every_entry_names_a_task_without_input() -> None:

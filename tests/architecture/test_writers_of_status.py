@@ -12,12 +12,13 @@ WRITERS = {
     "agents/enrolment.py",
     "agents/inventory.py",
     "scheduler/holds.py",
+    "scheduler/quotes.py",
     "scheduler/reservations.py",
     "scheduler/leases.py",
     "billing/payouts.py",
 }
-# The program on the GPU host has no tables, and migrations describe columns.
-OUTSIDE = ("agents/node/", "/migrations/")
+# The program on the GPU host and the start-up of the market have no tables; migrations describe columns.
+OUTSIDE = ("agents/node/", "/migrations/", "marketplace/management/bootstrap.py")
 WRITING_CALLS = {"update", "create", "get_or_create", "update_or_create", "aupdate", "acreate"}
 
 
