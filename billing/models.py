@@ -8,7 +8,14 @@ from typing import ClassVar, Self
 from django.db import models
 from django.db.models import F, Q
 
-from billing.states import AccountKind, EntryKind, PayoutStatus, Side
+from billing.states import (
+    ONCE_PER_SUBJECT,
+    PAYOUT_ARROWS,
+    AccountKind,
+    EntryKind,
+    PayoutStatus,
+    Side,
+)
 from marketplace.core import ids
 from marketplace.models import Organization
 from scheduler.models import Lease
@@ -21,7 +28,12 @@ class Account(models.Model):
     refuses to let it fall below zero. Every other balance is the sum of postings.
     """
 
-    code = models.CharField(max_length=120, db_comment="kind, or kind:id of what it belongs to")
+    code = models.CharField(max_length=120, db_comment="kind, or kind:subject_id")
+    subject_id = models.CharField(
+        max_length=ids.ID_LENGTH_MAX,
+        blank=True,
+        db_comment="what it belongs to; empty: the platform",
+    )
     kind = models.CharField(max_length=20, choices=AccountKind)
     currency = models.CharField(max_length=12, db_comment="ISO 4217 lower case, or gpu_second")
     normal_side = models.CharField(max_length=6, choices=Side)
@@ -37,6 +49,16 @@ class Account(models.Model):
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["code", "currency"], name="account_code_is_unique"),
             models.CheckConstraint(condition=Q(balance__gte=0), name="account_is_not_overdrawn"),
+            models.CheckConstraint(
+                condition=Q(guarded=True) | Q(balance=0), name="account_balance_only_where_guarded"
+            ),
+        ]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["subject_id"],
+                condition=Q(kind=AccountKind.U_OPEN, balance__gt=0),
+                name="account_open_by_subject",
+            )
         ]
 
     def __str__(self) -> str:
@@ -69,6 +91,13 @@ class Entry(models.Model):
     class Meta:
         verbose_name_plural = "entries"
         ordering: ClassVar = ["-recorded_at", "-id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["kind", "subject_id"],
+                condition=Q(kind__in=ONCE_PER_SUBJECT),
+                name="entry_fact_is_unique",
+            )
+        ]
 
     def __str__(self) -> str:
         return f"{self.kind} {self.id}"
@@ -182,3 +211,24 @@ class Payout(models.Model):
 
     def __str__(self) -> str:
         return self.id
+
+
+class PayoutTransition(models.Model):
+    """One move of a payout: append-only, written by the winner in the transaction of the move."""
+
+    payout = models.ForeignKey(Payout, on_delete=models.PROTECT, related_name="transitions")
+    from_status = models.CharField(max_length=20, blank=True)
+    to_status = models.CharField(max_length=20, choices=PayoutStatus)
+    actor = models.CharField(max_length=100)
+    at = models.DateTimeField()
+
+    class Meta:
+        ordering: ClassVar = ["id"]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=PAYOUT_ARROWS.as_check(), name="payout_transition_is_legal"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.payout_id}: {self.from_status or '∅'} → {self.to_status}"

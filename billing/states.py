@@ -30,8 +30,18 @@ class EntryKind(TextChoices):
     DEPOSIT = "deposit"
     PURCHASE = "purchase"
     SETTLEMENT = "settlement"
+    REFUND = "refund"  # of what no lease of a reservation accounts for
     RELEASE = "release"
     REVERSAL = "reversal"
+
+
+# A reservation is bought, a lease settled, a settlement released at most once, whatever the keys say.
+ONCE_PER_SUBJECT = (
+    EntryKind.PURCHASE,
+    EntryKind.SETTLEMENT,
+    EntryKind.REFUND,
+    EntryKind.RELEASE,
+)
 
 
 class PayoutStatus(TextChoices):

@@ -1,0 +1,240 @@
+"""What a reservation cost and what it was worth: numbers that add up, also before they are final."""
+
+import datetime as dt
+from dataclasses import dataclass
+from decimal import ROUND_HALF_EVEN, Decimal, localcontext
+
+from agents import metering
+from billing import ledger
+from billing.models import Settlement
+from billing.purchases import gpu_seconds_bought, reservation_account
+from billing.settlements import FINAL_RESERVATION_STATUSES, part_of_price
+from billing.states import GPU_SECONDS, AccountKind
+from marketplace.core.money import SECONDS_PER_HOUR, Money, currency_exponent, format_rate
+from marketplace.core.windows import Window
+from scheduler.models import Lease, Reservation
+
+MILLIJOULES_PER_KWH = 3_600_000_000
+_KWH_QUANTUM = Decimal("0.000001")
+_COVERAGE_QUANTUM = Decimal("0.0001")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSeconds:
+    """`bought = delivered + undelivered + open` and `delivered = busy + idle`; `open` is 0 in a final bill.
+
+    Before a lease is settled its `delivered` is what the evidence shows so far, and the rest is `open`.
+    """
+
+    bought: int
+    delivered: int
+    busy: int
+    idle: int
+    undelivered: int
+    open: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BillLine:
+    """One lease. `bought = earned + refunded + open` in money; `open` is 0 once it is settled."""
+
+    lease_id: str
+    status: str
+    gpus: int
+    window: Window
+    gpu_seconds: GpuSeconds
+    bought: Money
+    earned: Money
+    refunded: Money
+    open: Money
+    settled: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bill:
+    """The bill of one reservation. `bought = earned + refunded + open`, `net = bought - refunded`.
+
+    The money is the tenant's view, fee included. Ratios are decimal strings, None where nothing was
+    measured or the bill is not final. `meter_coverage` is the share of delivered GPU-seconds with
+    readings. `final`: the reservation is over, and every GPU-second and minor unit has found its place.
+    """
+
+    reservation_id: str
+    final: bool
+    simulated: bool
+    rate: str
+    gpu_seconds: GpuSeconds
+    bought: Money
+    earned: Money
+    refunded: Money
+    open: Money
+    net: Money
+    cost_per_delivered_gpu_hour: str | None
+    cost_per_busy_gpu_hour: str | None
+    meter_coverage: str | None
+    energy_kwh: str | None
+    lines: list[BillLine]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """A lease's line, and what its meters add to the bill as a whole."""
+
+    line: BillLine
+    gpu_seconds_metered: int
+    energy_millijoules: int | None
+
+
+def reservation_bill(*, reservation: Reservation, at: dt.datetime) -> Bill:
+    """Return the bill of a reservation as it stands at an instant.
+
+    The money of settled leases and of a refund without a lease comes from the settlements and the books;
+    what is neither is `open`.
+    """
+    currency = reservation.currency
+    leases = reservation.leases.select_related("settlement", "reservation").order_by("pk")
+    measured = [_measured(lease=lease, at=at) for lease in leases]
+    lines = [each.line for each in measured]
+    is_over = reservation.status in FINAL_RESERVATION_STATUSES
+    is_paid = bool(_balance(AccountKind.U_BOUGHT, reservation=reservation))
+    # What was never paid for and no longer can be has bought nothing.
+    is_void = is_over and not is_paid
+    bought = 0 if is_void else gpu_seconds_bought(reservation=reservation)
+    total = Money(0 if is_void else reservation.total_minor, currency)
+    delivered = sum(line.gpu_seconds.delivered for line in lines)
+    busy = sum(line.gpu_seconds.busy for line in lines)
+    undelivered = _balance(AccountKind.U_UNDELIVERED, reservation=reservation)
+    earned = Money(sum(line.earned.amount_minor for line in lines), currency)
+    still_deferred = Money(
+        _balance(AccountKind.DEFERRED, reservation=reservation, currency=currency), currency
+    )
+    refunded = total - earned - still_deferred if is_paid else Money(0, currency)
+    opened = total - earned - refunded
+    seconds = GpuSeconds(
+        bought=bought,
+        delivered=delivered,
+        busy=busy,
+        idle=delivered - busy,
+        undelivered=undelivered,
+        open=bought - delivered - undelivered,
+    )
+    final = (
+        is_over
+        and all(line.settled for line in lines)
+        and not still_deferred.amount_minor
+        and not _balance(AccountKind.U_OPEN, reservation=reservation)
+    )
+    net = total - refunded
+    metered = sum(each.gpu_seconds_metered for each in measured)
+    energies = [each.energy_millijoules for each in measured if each.energy_millijoules is not None]
+    return Bill(
+        reservation_id=reservation.id,
+        final=final,
+        simulated=reservation.simulated,
+        rate=format_rate(reservation.rate),
+        gpu_seconds=seconds,
+        bought=total,
+        earned=earned,
+        refunded=refunded,
+        open=opened,
+        net=net,
+        cost_per_delivered_gpu_hour=_cost_per_hour(net, delivered) if final else None,
+        cost_per_busy_gpu_hour=_cost_per_hour(net, busy) if final else None,
+        meter_coverage=_ratio(metered, delivered, _COVERAGE_QUANTUM) if delivered else None,
+        energy_kwh=_ratio(sum(energies), MILLIJOULES_PER_KWH, _KWH_QUANTUM) if energies else None,
+        lines=lines,
+    )
+
+
+def _measured(*, lease: Lease, at: dt.datetime) -> _Measured:
+    settlement: Settlement | None = getattr(lease, "settlement", None)
+    if settlement is None:
+        return _so_far(lease=lease, at=at)
+    energy = settlement.evidence.get("energy_millijoules")
+    assert energy is None or isinstance(energy, int)
+    delivered, busy = settlement.gpu_seconds_delivered, settlement.gpu_seconds_busy
+    currency = settlement.currency
+    return _Measured(
+        line=BillLine(
+            lease_id=lease.id,
+            status=lease.status,
+            gpus=len(lease.gpu_uuids),
+            window=lease.window,
+            gpu_seconds=GpuSeconds(
+                bought=settlement.gpu_seconds_bought,
+                delivered=delivered,
+                busy=busy,
+                idle=delivered - busy,
+                undelivered=settlement.gpu_seconds_bought - delivered,
+                open=0,
+            ),
+            bought=Money(settlement.bought_minor, currency),
+            earned=Money(settlement.earned_minor, currency),
+            refunded=Money(settlement.refunded_minor, currency),
+            open=Money(0, currency),
+            settled=True,
+        ),
+        gpu_seconds_metered=settlement.gpu_seconds_metered,
+        energy_millijoules=energy,
+    )
+
+
+def _so_far(*, lease: Lease, at: dt.datetime) -> _Measured:
+    """Return the line of a lease that is not settled: what is known of its delivery, all money open."""
+    currency = lease.reservation.currency
+    bought, delivered, busy, metered = lease.gpu_seconds_bought, 0, 0, 0
+    energy: int | None = None
+    end = lease.returned_at or min(at, lease.ends_at)
+    if lease.handed_over_at is not None and lease.handed_over_at < end:
+        window = Window(lease.handed_over_at, end)
+        meters = metering.lease_meters(lease_id=lease.id, window=window)
+        delivered = min(len(lease.gpu_uuids) * window.seconds, bought)
+        metered = min(meters.gpu_seconds_metered, delivered)
+        busy = min(meters.gpu_seconds_busy, delivered)
+        energy = meters.energy_millijoules
+    part = Money(part_of_price(lease=lease), currency)
+    return _Measured(
+        line=BillLine(
+            lease_id=lease.id,
+            status=lease.status,
+            gpus=len(lease.gpu_uuids),
+            window=lease.window,
+            gpu_seconds=GpuSeconds(
+                bought=bought,
+                delivered=delivered,
+                busy=busy,
+                idle=delivered - busy,
+                undelivered=0,
+                open=bought - delivered,
+            ),
+            bought=part,
+            earned=Money(0, currency),
+            refunded=Money(0, currency),
+            open=part,
+            settled=False,
+        ),
+        gpu_seconds_metered=metered,
+        energy_millijoules=energy,
+    )
+
+
+def _balance(kind: AccountKind, *, reservation: Reservation, currency: str = GPU_SECONDS) -> int:
+    return ledger.balance(
+        account=reservation_account(kind=kind, reservation=reservation, currency=currency)
+    )
+
+
+def _cost_per_hour(net: Money, gpu_seconds: int) -> str | None:
+    """Return what a GPU-hour came to, as a rate; None when there was none."""
+    if not gpu_seconds:
+        return None
+    with localcontext() as context:
+        context.prec = 40
+        major = Decimal(net.amount_minor).scaleb(-currency_exponent(net.currency))
+        return format_rate(major * SECONDS_PER_HOUR / gpu_seconds)
+
+
+def _ratio(part: int, whole: int, quantum: Decimal) -> str:
+    with localcontext() as context:
+        context.prec = 40
+        return str((Decimal(part) / whole).quantize(quantum, rounding=ROUND_HALF_EVEN))

@@ -1,0 +1,306 @@
+"""Every invariant of the books, as SQL over what is stored: a second opinion beside the constraints.
+
+Each check is a query for breaches; a sound market returns no row from any. The queries derive everything
+from postings and trust neither the guards nor the verbs.
+"""
+
+import datetime as dt
+from dataclasses import dataclass
+
+from django.db import connection, transaction
+
+from billing.settlements import SETTLEMENT_GRACE_SECONDS
+
+# A finished lease is settled within seconds of its grace. Ten minutes on top cover a restart of everything.
+SETTLEMENT_OVERDUE_SECONDS = SETTLEMENT_GRACE_SECONDS + 600
+BREACHES_SHOWN_MAX = 5  # enough to begin the search with; the count says how many there are
+
+# Every trigger of `0002_guard_the_books`, as `table.trigger`.
+GUARDS = (
+    "billing_account.account_guard",
+    "billing_account.account_opening",
+    "billing_account.books_keep_rows",
+    "billing_account.books_keep_table",
+    "billing_entry.books_keep_rows",
+    "billing_entry.books_keep_table",
+    "billing_entry.entry_balance",
+    "billing_entry.entry_seal",
+    "billing_payout.books_keep_rows",
+    "billing_payout.books_keep_table",
+    "billing_payout.payout_guard",
+    "billing_payouttransition.books_keep_rows",
+    "billing_payouttransition.books_keep_table",
+    "billing_posting.books_keep_rows",
+    "billing_posting.books_keep_table",
+    "billing_posting.posting_balance",
+    "billing_posting.posting_seal",
+    "billing_settlement.books_keep_rows",
+    "billing_settlement.books_keep_table",
+    "billing_settlement.settlement_guard",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One invariant and whether it holds; `detail` says what was found."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class BooksReport:
+    """All invariants at one instant, of one snapshot of the database."""
+
+    at: dt.datetime
+    ok: bool
+    checks: list[Check]
+
+
+@dataclass(frozen=True, slots=True)
+class Invariant:
+    """A sentence that must hold, and the query that returns one line of text per breach."""
+
+    name: str
+    sentence: str
+    breaches: str
+
+
+# Signed by side: what a debit adds, a credit takes away.
+_SIGNED = "CASE p.side WHEN 'debit' THEN p.amount ELSE -p.amount END"
+# Balances of the accounts that belong to reservations, in their normal sides, derived from postings.
+_RESERVATION_BALANCES = """
+    SELECT a.subject_id, a.kind,
+        sum(CASE WHEN p.side = a.normal_side THEN p.amount ELSE -p.amount END) AS balance
+    FROM billing_account a JOIN billing_posting p ON p.account_id = a.id
+    WHERE a.kind IN ('deferred', 'u_bought', 'u_open', 'u_busy', 'u_idle', 'u_undelivered')
+    GROUP BY a.subject_id, a.kind
+"""
+# Paid reservations that ended long enough ago for all their leases to be settled.
+_CLOSED = """
+    SELECT r.id, r.gpus * extract(epoch FROM r.ends_at - r.starts_at)::bigint AS gpu_seconds
+    FROM scheduler_reservation r
+    WHERE r.status IN ('completed', 'failed', 'reclaimed', 'cancelled')
+        AND EXISTS (
+            SELECT FROM billing_entry e WHERE e.kind = 'purchase' AND e.subject_id = r.id
+        )
+        AND coalesce(
+            (SELECT max(t.at) FROM scheduler_reservationtransition t WHERE t.reservation_id = r.id),
+            r.ends_at
+        ) < %(overdue_before)s
+"""
+_SETTLED_AMOUNTS = """
+    SELECT s.id, s.bought_minor, s.owner_minor, s.fee_minor, s.refunded_minor,
+        s.gpu_seconds_bought, s.gpu_seconds_delivered, s.gpu_seconds_busy,
+        coalesce(sum(p.amount) FILTER (WHERE a.kind = 'deferred' AND p.side = 'debit'), 0) AS deferred,
+        coalesce(sum(p.amount) FILTER (WHERE a.kind = 'owner_accrued' AND p.side = 'credit'), 0) AS owner,
+        coalesce(sum(p.amount) FILTER (WHERE a.kind = 'platform_fee' AND p.side = 'credit'), 0) AS fee,
+        coalesce(sum(p.amount) FILTER (WHERE a.kind = 'wallet' AND p.side = 'credit'), 0) AS refunded,
+        coalesce(sum(p.amount) FILTER (WHERE a.kind = 'u_open' AND p.side = 'credit'), 0) AS seconds,
+        coalesce(sum(p.amount) FILTER (WHERE a.kind = 'u_busy' AND p.side = 'debit'), 0) AS busy,
+        coalesce(sum(p.amount) FILTER (WHERE a.kind = 'u_idle' AND p.side = 'debit'), 0) AS idle,
+        coalesce(sum(p.amount) FILTER (WHERE a.kind = 'u_undelivered' AND p.side = 'debit'), 0) AS undelivered
+    FROM billing_settlement s
+    LEFT JOIN billing_posting p ON p.entry_id = s.entry_id
+    LEFT JOIN billing_account a ON a.id = p.account_id
+    GROUP BY s.id
+"""
+
+INVARIANTS = (
+    Invariant(
+        "entries_balance",
+        "Every entry balances in every currency.",
+        f"""
+        SELECT e.id || ' is off by ' || sum({_SIGNED}) || ' ' || a.currency
+        FROM billing_entry e
+        JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
+        GROUP BY e.id, a.currency HAVING sum({_SIGNED}) <> 0
+        """,  # noqa: S608 - constants of this file
+    ),
+    Invariant(
+        "entries_have_postings",
+        "No entry is empty.",
+        """
+        SELECT e.id || ' has no postings' FROM billing_entry e
+        WHERE NOT EXISTS (SELECT FROM billing_posting p WHERE p.entry_id = e.id)
+        """,
+    ),
+    Invariant(
+        "accounts_sum_to_zero",
+        "All accounts of a currency together are zero.",
+        f"""
+        SELECT a.currency || ' is off by ' || sum({_SIGNED})
+        FROM billing_posting p JOIN billing_account a ON a.id = p.account_id
+        GROUP BY a.currency HAVING sum({_SIGNED}) <> 0
+        """,  # noqa: S608
+    ),
+    Invariant(
+        "guarded_balances_are_derived",
+        "Each guarded balance equals its postings and is not negative; no other account keeps one.",
+        """
+        SELECT a.code || ' keeps ' || a.balance || ', its postings make ' || d.balance
+        FROM billing_account a
+        CROSS JOIN LATERAL (
+            SELECT coalesce(
+                sum(CASE WHEN p.side = a.normal_side THEN p.amount ELSE -p.amount END), 0
+            ) AS balance
+            FROM billing_posting p WHERE p.account_id = a.id
+        ) d
+        WHERE CASE WHEN a.guarded THEN a.balance <> d.balance OR d.balance < 0 ELSE a.balance <> 0 END
+        """,
+    ),
+    Invariant(
+        "guards_are_in_place",
+        "Every trigger that guards the books exists and is enabled.",
+        """
+        SELECT guard || ' is missing or disabled' FROM unnest(%(guards)s::text[]) AS guard
+        WHERE NOT EXISTS (
+            SELECT FROM pg_trigger t
+            WHERE t.tgrelid = to_regclass(split_part(guard, '.', 1))
+                AND t.tgname = split_part(guard, '.', 2) AND t.tgenabled IN ('O', 'A')
+        )
+        """,
+    ),
+    Invariant(
+        "prices_are_locked",
+        "Each paid reservation cost what its quote promised, and its purchase took exactly that.",
+        """
+        SELECT r.id || ' costs ' || r.total_minor || ', was quoted ' || q.total_minor
+            || ', was charged ' || coalesce(charged.amount::text, 'nothing')
+        FROM scheduler_reservation r
+        JOIN scheduler_quote q ON q.id = r.quote_id
+        LEFT JOIN billing_entry e ON e.kind = 'purchase' AND e.subject_id = r.id
+        LEFT JOIN LATERAL (
+            SELECT coalesce(sum(p.amount), 0) AS amount
+            FROM billing_posting p JOIN billing_account a ON a.id = p.account_id
+            WHERE p.entry_id = e.id AND p.side = 'credit' AND a.kind = 'deferred'
+                AND a.currency = r.currency
+        ) charged ON e.id IS NOT NULL
+        WHERE r.status IN ('scheduled', 'active', 'completed', 'reclaimed', 'failed') AND (
+            (r.total_minor, r.rate, r.currency, r.fee_basis_points)
+                IS DISTINCT FROM (q.total_minor, q.rate, q.currency, q.fee_basis_points)
+            OR charged.amount IS DISTINCT FROM r.total_minor
+        )
+        """,
+    ),
+    Invariant(
+        "closed_reservations_are_empty",
+        "Nothing stays deferred or open in a reservation that is over.",
+        f"""
+        SELECT c.id || ' keeps ' || b.balance || ' in ' || b.kind
+        FROM ({_CLOSED}) c JOIN ({_RESERVATION_BALANCES}) b ON b.subject_id = c.id
+        WHERE b.kind IN ('deferred', 'u_open') AND b.balance <> 0
+        """,  # noqa: S608
+    ),
+    Invariant(
+        "gpu_seconds_add_up",
+        "Bought GPU-seconds are what was promised, and each is busy, idle, undelivered or still open.",
+        f"""
+        SELECT r.id || ' promised ' || r.gpus * extract(epoch FROM r.ends_at - r.starts_at)::bigint
+            || ', bought ' || t.bought || ', accounts for ' || t.found
+        FROM scheduler_reservation r JOIN (
+            SELECT subject_id,
+                coalesce(sum(balance) FILTER (WHERE kind = 'u_bought'), 0) AS bought,
+                coalesce(sum(balance) FILTER (WHERE kind IN
+                    ('u_open', 'u_busy', 'u_idle', 'u_undelivered')), 0) AS found
+            FROM ({_RESERVATION_BALANCES}) b GROUP BY subject_id
+        ) t ON t.subject_id = r.id
+        WHERE t.bought <> t.found
+            OR t.bought <> r.gpus * extract(epoch FROM r.ends_at - r.starts_at)::bigint
+        """,  # noqa: S608
+    ),
+    Invariant(
+        "settlements_equal_their_entries",
+        "Each settlement says what its entry posted.",
+        f"""
+        SELECT x.id || ' differs from its entry' FROM ({_SETTLED_AMOUNTS}) x
+        WHERE (x.bought_minor, x.owner_minor, x.fee_minor, x.refunded_minor)
+                IS DISTINCT FROM (x.deferred, x.owner, x.fee, x.refunded)
+            OR (x.gpu_seconds_bought, x.gpu_seconds_busy, x.gpu_seconds_delivered)
+                IS DISTINCT FROM (x.seconds, x.busy, x.busy + x.idle)
+            OR x.gpu_seconds_bought <> x.busy + x.idle + x.undelivered
+        """,  # noqa: S608
+    ),
+    Invariant(
+        "finished_leases_are_settled",
+        "Each lease that ended a while ago has one settlement; no other lease has any.",
+        """
+        SELECT l.id || ' closed at ' || coalesce(l.closed_at::text, 'no instant') || ' and has '
+            || count(s.id) || ' settlements'
+        FROM scheduler_lease l LEFT JOIN billing_settlement s ON s.lease_id = l.id
+        GROUP BY l.id
+        HAVING count(s.id) > 1
+            OR (l.status IN ('ended', 'interrupted', 'failed') AND count(s.id) = 0
+                AND coalesce(l.closed_at, l.ends_at) < %(overdue_before)s)
+            OR (l.status NOT IN ('ended', 'interrupted', 'failed') AND count(s.id) > 0)
+        """,
+    ),
+    Invariant(
+        "payouts_equal_releases",
+        "Each released settlement that earned something has one payout of that amount, posted as such.",
+        """
+        SELECT s.id || ' earned ' || s.owner_minor || ', payout ' || coalesce(o.amount_minor::text, 'none')
+            || ', posted ' || coalesce(posted.amount::text, 'nothing')
+        FROM billing_settlement s
+        LEFT JOIN billing_payout o ON o.settlement_id = s.id
+        LEFT JOIN LATERAL (
+            SELECT sum(p.amount) AS amount
+            FROM billing_entry e
+            JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
+            WHERE e.kind = 'release' AND e.subject_id = s.id AND a.kind = 'owner_payable'
+                AND p.side = 'credit' AND a.organization_id = s.owner_id AND a.currency = s.currency
+        ) posted ON true
+        WHERE (o.amount_minor IS DISTINCT FROM posted.amount)
+            OR coalesce(o.amount_minor, 0)
+                <> CASE WHEN s.released_at IS NULL THEN 0 ELSE s.owner_minor END
+            OR (o.id IS NOT NULL AND (o.owner_id, o.currency) <> (s.owner_id, s.currency))
+        """,
+    ),
+    Invariant(
+        "no_double_allocation",
+        "No GPU is promised twice at one instant.",
+        """
+        SELECT 'allocations ' || a.id || ' and ' || b.id || ' overlap'
+        FROM scheduler_allocation a JOIN scheduler_allocation b
+            ON a.id < b.id AND a.slots && b.slots AND a.period && b.period
+        WHERE a.live AND b.live
+        """,
+    ),
+)
+
+
+def check(*, at: dt.datetime) -> BooksReport:
+    """Check every invariant on one snapshot of the database.
+
+    A lease or reservation that closed less than `SETTLEMENT_OVERDUE_SECONDS` before `at` may still wait for
+    its settlement.
+    """
+    overdue_before = at - dt.timedelta(seconds=SETTLEMENT_OVERDUE_SECONDS)
+    parameters = {"overdue_before": overdue_before, "guards": list(GUARDS)}
+    with transaction.atomic(), connection.cursor() as cursor:
+        if not _is_nested():
+            # Between two statements of READ COMMITTED a purchase may commit; of one snapshot it cannot.
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        checks = []
+        for invariant in INVARIANTS:
+            cursor.execute(
+                f"SELECT count(*) OVER (), breach FROM ({invariant.breaches}) AS found (breach)"  # noqa: S608
+                f" LIMIT {BREACHES_SHOWN_MAX}",
+                parameters,
+            )
+            checks.append(_judge(invariant, cursor.fetchall()))
+    return BooksReport(at=at, ok=all(each.ok for each in checks), checks=checks)
+
+
+def _is_nested() -> bool:
+    """Say whether a caller's transaction is open around ours: its isolation is the caller's choice."""
+    return bool(connection.savepoint_ids)
+
+
+def _judge(invariant: Invariant, rows: list[tuple[int, str]]) -> Check:
+    if not rows:
+        return Check(name=invariant.name, ok=True, detail=invariant.sentence)
+    count, shown = rows[0][0], "; ".join(text for _, text in rows)
+    rest = f"; and {count - len(rows)} more" if count > len(rows) else ""
+    return Check(name=invariant.name, ok=False, detail=f"{shown}{rest}")

@@ -1,0 +1,192 @@
+"""Rows that the books need, made directly: a fleet of one owner, and reservations in any state."""
+
+import datetime as dt
+import itertools
+import uuid
+from decimal import Decimal
+
+from agents import protocol
+from agents.models import MeterReading, Node, Receipt
+from billing import purchases, wallet
+from marketplace.core.money import Money, amount_for
+from marketplace.models import GpuModel, Organization
+from scheduler.models import Lease, Quote, Reservation, ReservationTransition
+from scheduler.states import LeaseStatus, QuoteStatus, ReservationReason, ReservationStatus
+
+START = dt.datetime(2026, 11, 2, 8, tzinfo=dt.UTC)
+RATE = Decimal("2.352942")
+_numbers = itertools.count(1)
+
+
+def owner(*, name: str = "Nordlicht Compute") -> Organization:
+    return Organization.objects.get_or_create(
+        name=name, defaults={"is_owner": True, "created_at": START}
+    )[0]
+
+
+def tenant(*, name: str = "Perceptron AG", funds_minor: int = 0) -> Organization:
+    row, _ = Organization.objects.get_or_create(
+        name=name, defaults={"is_tenant": True, "created_at": START}
+    )
+    if funds_minor:
+        wallet.record_deposit(
+            organization=row,
+            amount=Money(funds_minor, "usd"),
+            idempotency_key=str(uuid.uuid4()),
+            at=START,
+            actor="test",
+        )
+    return row
+
+
+def node(*, of: Organization | None = None) -> Node:
+    number = next(_numbers)
+    return Node.objects.create(
+        organization=of or owner(),
+        hostname=f"gpu-{number}",
+        machine_id=f"machine-{number}",
+        region="eu-north",
+        simulated=True,
+        public_key=f"key-{number}",
+        agent_version="1",
+        slot_base=16 * number,
+        enrolled_at=START,
+    )
+
+
+def reservation(
+    *,
+    buyer: Organization,
+    gpus: int = 2,
+    hours: int = 1,
+    rate: Decimal = RATE,
+    status: ReservationStatus = ReservationStatus.ACTIVE,
+    total_minor: int | None = None,
+    paid: bool = True,
+    fee_basis_points: int = 1500,
+) -> Reservation:
+    """Return a reservation that began at START; a paid one has its purchase in the books."""
+    model, _ = GpuModel.objects.get_or_create(
+        id="h100-sxm-80gb", defaults={"name": "NVIDIA H100", "memory_gib": 80, "nvml_names": []}
+    )
+    ends_at = START + dt.timedelta(hours=hours)
+    if total_minor is None:
+        seconds = gpus * hours * 3600
+        total_minor = amount_for(rate=rate, gpu_seconds=seconds, currency="usd").amount_minor
+    shared = {
+        "organization": buyer,
+        "gpu_model": model,
+        "gpus": gpus,
+        "region": "eu-north",
+        "tier": "firm",
+        "spread": "any",
+        "starts_at": START,
+        "ends_at": ends_at,
+        "rate": rate,
+        "total_minor": total_minor,
+        "currency": "usd",
+        "fee_basis_points": fee_basis_points,
+        "simulated": True,
+        "created_at": START - dt.timedelta(hours=1),
+    }
+    quote = Quote.objects.create(
+        **shared,
+        status=QuoteStatus.USED,
+        floor_rate=rate,
+        price_breakdown={},
+        expires_at=START,
+    )
+    row = Reservation.objects.create(
+        **shared, quote=quote, status=status, payment_method="wallet", payment_due_at=START
+    )
+    ReservationTransition.objects.create(
+        reservation=row,
+        from_status="",
+        to_status=ReservationStatus.PAYMENT_PENDING,
+        reason=ReservationReason.QUOTE_ACCEPTED,
+        actor="test",
+        at=START,
+    )
+    if paid:
+        purchases.post(reservation=row, at=START - dt.timedelta(minutes=30))
+    return row
+
+
+def lease(
+    *,
+    of: Reservation,
+    gpus: int | None = None,
+    status: LeaseStatus = LeaseStatus.ENDED,
+    handed_over_after_seconds: int | None = 0,
+    returned_after_seconds: int | None = None,
+    on: Node | None = None,
+) -> Lease:
+    """Return a lease of all or some GPUs, by default delivered to the last second of its window."""
+    machine = on or node()
+    count = of.gpus if gpus is None else gpus
+    is_final = status in {LeaseStatus.ENDED, LeaseStatus.INTERRUPTED, LeaseStatus.FAILED}
+    if returned_after_seconds is None and handed_over_after_seconds is not None and is_final:
+        returned_after_seconds = of.window.seconds
+    return Lease.objects.create(
+        reservation=of,
+        node=machine,
+        status=status,
+        gpu_uuids=[f"GPU-{machine.slot_base + slot}" for slot in range(count)],
+        starts_at=of.starts_at,
+        ends_at=of.ends_at,
+        created_at=of.starts_at,
+        handed_over_at=_after(of, handed_over_after_seconds),
+        returned_at=_after(of, returned_after_seconds),
+        closed_at=of.ends_at if is_final else None,
+    )
+
+
+def meter(
+    *,
+    of: Lease,
+    gpu: int = 0,
+    from_second: int = 0,
+    seconds: int = 3600,
+    busy: int | None = 0,
+    energy_millijoules: int | None = None,
+) -> MeterReading:
+    number = next(_numbers)
+    return MeterReading.objects.create(
+        node=of.node,
+        epoch=1,
+        sequence=number,
+        lease_id=of.id,
+        lease_epoch=of.epoch,
+        gpu_uuid=of.gpu_uuids[gpu],
+        starts_at=of.starts_at + dt.timedelta(seconds=from_second),
+        ends_at=of.starts_at + dt.timedelta(seconds=from_second + seconds),
+        up_seconds=seconds,
+        busy_seconds=busy,
+        energy_millijoules=energy_millijoules,
+        simulated=True,
+        received_at=of.ends_at,
+    )
+
+
+def meter_fully(*, of: Lease, busy_of_each: int = 1800) -> None:
+    """Meter every GPU of a lease over the whole window."""
+    for gpu in range(len(of.gpu_uuids)):
+        meter(of=of, gpu=gpu, seconds=of.window.seconds, busy=busy_of_each)
+
+
+def receipt(*, of: Lease, kind: protocol.ReceiptKind) -> Receipt:
+    return Receipt.objects.create(
+        node=of.node,
+        lease_id=of.id,
+        lease_epoch=of.epoch,
+        kind=kind,
+        at=of.starts_at if kind is protocol.ReceiptKind.HANDOVER else of.ends_at,
+        clean=True,
+        document={},
+        signature="",
+        received_at=of.ends_at,
+    )
+
+
+def _after(of: Reservation, seconds: int | None) -> dt.datetime | None:
+    return None if seconds is None else of.starts_at + dt.timedelta(seconds=seconds)

@@ -1,0 +1,241 @@
+import datetime as dt
+import threading
+
+import pytest
+from django.db import connection, connections
+
+from billing import books, ledger, settlements, wallet
+from billing.models import Entry, Settlement
+from billing.states import AccountKind
+from scheduler.models import Reservation
+from scheduler.states import LeaseStatus, ReservationStatus
+from tests.billing import factories
+
+pytestmark = pytest.mark.django_db
+
+GRACE = dt.timedelta(seconds=settlements.SETTLEMENT_GRACE_SECONDS)
+LATER = factories.START + dt.timedelta(days=1)
+
+
+def finish(reservation: Reservation, *, status: ReservationStatus) -> None:
+    Reservation.objects.filter(pk=reservation.pk).update(status=status)
+
+
+def held(reservation: Reservation) -> int:
+    return wallet.balance(organization=reservation.organization).amount_minor
+
+
+class TestSettle:
+    def test_pays_owner_and_platform_for_a_lease_that_was_delivered_whole(self):
+        reservation = factories.reservation(buyer=factories.tenant(funds_minor=10_000))
+        lease = factories.lease(of=reservation)
+        factories.meter_fully(of=lease, busy_of_each=1200)
+
+        assert settlements.settle_ended(at=lease.closed_at) == 1
+
+        row = Settlement.objects.get()
+        # 2 GPU-hours at 2.352942 are 4.705884, which is 471 cents; 15 % of these are 70.65.
+        assert (row.bought_minor, row.earned_minor, row.refunded_minor) == (471, 471, 0)
+        assert (row.fee_minor, row.owner_minor) == (71, 400)
+        assert (row.gpu_seconds_bought, row.gpu_seconds_delivered) == (7200, 7200)
+        assert (row.gpu_seconds_busy, row.gpu_seconds_metered) == (2400, 7200)
+        assert held(reservation) == 10_000 - 471
+
+    def test_refunds_what_was_not_delivered(self):
+        reservation = factories.reservation(
+            buyer=factories.tenant(funds_minor=471), gpus=2, total_minor=471
+        )
+        lease = factories.lease(of=reservation, handed_over_after_seconds=900)
+        settlements.settle_ended(at=lease.closed_at + GRACE)
+        row = Settlement.objects.get()
+        assert row.gpu_seconds_delivered == 2 * 2700
+        assert (row.earned_minor, row.refunded_minor) == (353, 118)
+        assert held(reservation) == 118
+
+    def test_refunds_everything_of_a_lease_that_never_began(self):
+        reservation = factories.reservation(buyer=factories.tenant(funds_minor=471))
+        lease = factories.lease(
+            of=reservation, status=LeaseStatus.FAILED, handed_over_after_seconds=None
+        )
+        settlements.settle_ended(at=lease.closed_at)
+        row = Settlement.objects.get()
+        assert (row.gpu_seconds_delivered, row.owner_minor, row.refunded_minor) == (0, 0, 471)
+        assert held(reservation) == 471
+
+    def test_counts_whole_seconds_only(self):
+        reservation = factories.reservation(buyer=factories.tenant(funds_minor=471))
+        lease = factories.lease(of=reservation)
+        lease.handed_over_at += dt.timedelta(milliseconds=1)
+        lease.save(update_fields=["handed_over_at"])
+        assert settlements.delivery_of(lease=lease).delivered == 2 * 3599
+
+    def test_takes_the_meters_word_where_no_return_was_seen(self):
+        reservation = factories.reservation(buyer=factories.tenant(funds_minor=471))
+        lease = factories.lease(of=reservation, status=LeaseStatus.INTERRUPTED)
+        type(lease).objects.filter(pk=lease.pk).update(returned_at=None)
+        lease.refresh_from_db()
+        factories.meter(of=lease, gpu=0, seconds=600, busy=60)
+        factories.meter(of=lease, gpu=1, seconds=300, busy=None)
+        delivery = settlements.delivery_of(lease=lease)
+        assert (delivery.delivered, delivery.metered, delivery.busy) == (900, 900, 60)
+
+    def test_never_counts_more_than_was_delivered(self):
+        reservation = factories.reservation(buyer=factories.tenant(funds_minor=471))
+        lease = factories.lease(of=reservation, returned_after_seconds=60)
+        factories.meter_fully(of=lease, busy_of_each=3600)
+        delivery = settlements.delivery_of(lease=lease)
+        assert (delivery.delivered, delivery.metered, delivery.busy) == (120, 120, 120)
+
+    def test_waits_for_readings_on_their_way_and_no_longer_than_its_grace(self):
+        reservation = factories.reservation(buyer=factories.tenant(funds_minor=471))
+        lease = factories.lease(of=reservation)
+        factories.meter(of=lease, gpu=0)
+        just_before = lease.closed_at + GRACE - dt.timedelta(seconds=1)
+        assert settlements.settle_ended(at=just_before) == 0
+        assert settlements.settle_ended(at=lease.closed_at + GRACE) == 1
+
+    def test_leaves_an_open_lease_alone(self):
+        reservation = factories.reservation(buyer=factories.tenant(funds_minor=471))
+        factories.lease(of=reservation, status=LeaseStatus.ACTIVE)
+        assert settlements.settle_ended(at=LATER) == 0
+
+    def test_changes_nothing_when_it_comes_again(self):
+        reservation = factories.reservation(buyer=factories.tenant(funds_minor=471))
+        factories.lease(of=reservation)
+        assert settlements.settle_ended(at=LATER) == 1
+        assert settlements.settle_ended(at=LATER) == 0
+        assert Entry.objects.filter(kind="settlement").count() == 1
+
+    def test_ignores_readings_that_come_after_it(self):
+        reservation = factories.reservation(buyer=factories.tenant(funds_minor=471))
+        lease = factories.lease(of=reservation)
+        settlements.settle_ended(at=LATER)
+        factories.meter_fully(of=lease)
+        assert settlements.settle_ended(at=LATER + dt.timedelta(days=1)) == 0
+        assert Settlement.objects.get().gpu_seconds_busy == 0
+
+    def test_does_not_let_a_lease_that_cannot_be_settled_hold_up_the_others(self, caplog):
+        buyer = factories.tenant(funds_minor=10_000)
+        impossible = factories.reservation(buyer=buyer, gpus=1)
+        factories.lease(of=impossible, gpus=2)
+        sound = factories.lease(of=factories.reservation(buyer=buyer))
+        assert settlements.settle_ended(at=LATER) == 1
+        assert Settlement.objects.get().lease == sound
+        assert "could not be settled" in caplog.text
+
+    def test_shows_its_evidence(self):
+        reservation = factories.reservation(buyer=factories.tenant(funds_minor=471))
+        lease = factories.lease(of=reservation)
+        handover = factories.receipt(of=lease, kind=factories.protocol.ReceiptKind.HANDOVER)
+        settlements.settle_ended(at=LATER)
+        evidence = Settlement.objects.get().evidence
+        assert evidence["receipts"]["handover"]["id"] == handover.pk
+        assert "return" not in evidence["receipts"]
+        assert evidence["lease_status"] == "ended"
+
+    def test_handles_a_price_of_nothing(self):
+        reservation = factories.reservation(buyer=factories.tenant(), total_minor=0)
+        factories.lease(of=reservation)
+        assert settlements.settle_ended(at=LATER) == 1
+        assert Settlement.objects.get().bought_minor == 0
+
+
+class TestPartsOfPrice:
+    def test_add_up_to_the_price_in_whatever_order_leases_settle(self):
+        reservation = factories.reservation(
+            buyer=factories.tenant(funds_minor=1000), gpus=7, total_minor=1000
+        )
+        leases = [factories.lease(of=reservation, gpus=gpus) for gpus in (1, 2, 4)]
+        for lease in reversed(leases):
+            settlements.settle(lease_id=lease.id, at=LATER)
+        parts = Settlement.objects.order_by("lease_id").values_list("bought_minor", flat=True)
+        assert sum(parts) == 1000
+        assert sorted(parts) == [143, 286, 571]
+
+    def test_settle_one_node_that_never_delivered_beside_one_that_did(self):
+        reservation = factories.reservation(
+            buyer=factories.tenant(funds_minor=1001), gpus=4, total_minor=1001
+        )
+        factories.lease(of=reservation, gpus=2)
+        factories.lease(
+            of=reservation,
+            gpus=2,
+            status=LeaseStatus.FAILED,
+            handed_over_after_seconds=None,
+        )
+        finish(reservation, status=ReservationStatus.COMPLETED)
+        assert settlements.settle_ended(at=LATER) == 2
+        earned, refunded = (
+            sum(Settlement.objects.values_list(name, flat=True))
+            for name in ("earned_minor", "refunded_minor")
+        )
+        assert earned + refunded == 1001
+        assert held(reservation) == refunded
+        assert books.check(at=LATER).ok
+
+
+class TestRefundRest:
+    def test_returns_the_whole_price_of_a_reservation_that_failed_without_leases(self):
+        reservation = factories.reservation(
+            buyer=factories.tenant(funds_minor=471), status=ReservationStatus.FAILED
+        )
+        assert settlements.settle_ended(at=LATER) == 1
+        assert held(reservation) == 471
+        assert settlements.settle_ended(at=LATER) == 0
+        assert books.check(at=LATER + dt.timedelta(days=1)).ok
+
+    def test_returns_what_no_lease_accounts_for(self):
+        reservation = factories.reservation(
+            buyer=factories.tenant(funds_minor=999), gpus=3, total_minor=999
+        )
+        factories.lease(of=reservation, gpus=1)
+        assert settlements.settle_ended(at=LATER) == 1
+        finish(reservation, status=ReservationStatus.COMPLETED)
+        assert settlements.settle_ended(at=LATER) == 1
+        assert held(reservation) == 666
+
+    def test_waits_for_the_last_lease(self):
+        reservation = factories.reservation(
+            buyer=factories.tenant(funds_minor=471), status=ReservationStatus.FAILED
+        )
+        factories.lease(of=reservation, gpus=1, status=LeaseStatus.ACTIVE)
+        assert not settlements.refund_rest(reservation_id=reservation.id, at=LATER)
+        assert settlements.settle_ended(at=LATER) == 0
+
+    def test_leaves_a_running_reservation_alone(self):
+        reservation = factories.reservation(buyer=factories.tenant(funds_minor=471))
+        assert not settlements.refund_rest(reservation_id=reservation.id, at=LATER)
+
+    def test_leaves_an_unpaid_reservation_alone(self):
+        reservation = factories.reservation(
+            buyer=factories.tenant(), status=ReservationStatus.EXPIRED, paid=False
+        )
+        assert not settlements.refund_rest(reservation_id=reservation.id, at=LATER)
+
+
+@pytest.mark.django_db(transaction=True)
+class TestParallelWorkers:
+    def test_settle_each_lease_once(self):
+        buyer = factories.tenant(funds_minor=100_000)
+        for _ in range(10):
+            factories.lease(of=factories.reservation(buyer=buyer))
+        counts: list[int] = []
+        ready = threading.Barrier(3)
+
+        def work() -> None:
+            try:
+                ready.wait()
+                counts.append(settlements.settle_ended(at=LATER))
+            finally:
+                connections["default"].close()
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(counts) == 10
+        assert Settlement.objects.count() == 10
+        assert Entry.objects.filter(kind="settlement").count() == 10
+        assert ledger.balance(account=ledger.AccountRef(AccountKind.PLATFORM_FEE, "usd")) == 710
+        connection.close()
