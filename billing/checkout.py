@@ -8,9 +8,10 @@ from billing import purchases
 from marketplace.core.errors import DomainError, InvalidValue
 from marketplace.models import Organization
 from scheduler import reservations
-from scheduler.models import PAYMENT_METHODS, Reservation
+from scheduler.models import Reservation
+from scheduler.states import PaymentMethod
 
-_KNOWN_METHODS = frozenset(method for method, _ in PAYMENT_METHODS)
+_KNOWN_METHODS = frozenset(PaymentMethod.values)
 _WALLET = "wallet"
 
 

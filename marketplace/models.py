@@ -10,6 +10,7 @@ from django.db.models import F, Q
 
 from marketplace.core import ids
 from marketplace.core.limits import NAME_LENGTH_MAX
+from marketplace.core.money import RATE_MAX
 from marketplace.states import LISTING_ARROWS, ListingMode, ListingStatus, Scope, Tier
 
 
@@ -19,16 +20,17 @@ class Organization(models.Model):
     id = models.CharField(
         primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_organization_id
     )
-    name = models.CharField(max_length=NAME_LENGTH_MAX, unique=True)
+    name = models.CharField(max_length=NAME_LENGTH_MAX)
     is_owner = models.BooleanField(default=False, db_comment="may enrol nodes and publish listings")
     is_tenant = models.BooleanField(default=False, db_comment="may reserve")
     created_at = models.DateTimeField()
 
     class Meta:
         constraints: ClassVar = [
+            models.UniqueConstraint(fields=["name"], name="organization_name_is_unique"),
             models.CheckConstraint(
                 condition=Q(is_owner=True) | Q(is_tenant=True), name="organization_has_a_role"
-            )
+            ),
         ]
 
     def __str__(self) -> str:
@@ -82,6 +84,7 @@ class ApiKey(models.Model):
 
     class Meta:
         verbose_name = "API key"
+        ordering: ClassVar = ["-id"]
 
     def __str__(self) -> str:
         return f"{self.name} ({self.prefix}…)"
@@ -92,7 +95,9 @@ class GpuModel(models.Model):
 
     id = models.SlugField(primary_key=True, max_length=60)
     name = models.CharField(max_length=NAME_LENGTH_MAX)
-    memory_gib = models.PositiveIntegerField()
+    memory_gib = models.PositiveIntegerField(
+        db_comment="as the driver reports it, rounded to whole GiB"
+    )
     nvml_names = ArrayField(
         models.CharField(max_length=NAME_LENGTH_MAX),
         db_comment="product names under which NVML reports this model",
@@ -100,6 +105,7 @@ class GpuModel(models.Model):
 
     class Meta:
         verbose_name = "GPU model"
+        ordering: ClassVar = ["id"]
 
     def __str__(self) -> str:
         return self.name
@@ -169,7 +175,11 @@ class Listing(models.Model):
     class Meta:
         ordering: ClassVar = ["id"]
         constraints: ClassVar = [
-            models.CheckConstraint(condition=Q(floor_rate__gt=0), name="listing_floor_is_positive"),
+            # PostgreSQL sorts NaN above every number: the upper bound is what keeps it out.
+            models.CheckConstraint(
+                condition=Q(floor_rate__gt=0, floor_rate__lte=RATE_MAX),
+                name="listing_floor_is_a_price",
+            ),
             models.CheckConstraint(
                 condition=Q(ends_at__isnull=True) | Q(ends_at__gt=F("starts_at")),
                 name="listing_ends_after_start",
@@ -187,6 +197,18 @@ class Listing(models.Model):
             models.CheckConstraint(
                 condition=Q(gpus_min__gte=1), name="listing_gpus_min_is_positive"
             ),
+            models.CheckConstraint(
+                condition=Q(mode=ListingMode.ALWAYS, idle_for_seconds=0, rolling_seconds=0)
+                | Q(mode=ListingMode.WHEN_IDLE, idle_for_seconds__gt=0, rolling_seconds__gt=0),
+                name="listing_durations_fit_mode",
+            ),
+        ]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["gpu_model"],
+                condition=Q(status=ListingStatus.PUBLISHED),
+                name="listing_published_by_model",
+            )
         ]
 
     def __str__(self) -> str:
@@ -203,6 +225,7 @@ class ListingTransition(models.Model):
     at = models.DateTimeField()
 
     class Meta:
+        ordering: ClassVar = ["id"]
         constraints: ClassVar = [
             models.CheckConstraint(
                 condition=LISTING_ARROWS.as_check(), name="listing_transition_is_legal"
@@ -222,7 +245,7 @@ class IdempotencyRecord(models.Model):
     response_status = models.PositiveSmallIntegerField(
         null=True, db_comment="null while the first call runs"
     )
-    response_body = models.JSONField(null=True)
+    response_body = models.TextField(null=True, db_comment="as it was sent, byte for byte")  # noqa: DJ001 - null while the first call runs
     created_at = models.DateTimeField()
     locked_until = models.DateTimeField(
         db_comment="a call that died is forgotten after this instant"

@@ -81,6 +81,8 @@ if STRIPE_SECRET_KEY and not STRIPE_SECRET_KEY.startswith(("sk_", "rk_")):
     raise ImproperlyConfigured("STRIPE_SECRET_KEY should look like sk_live_… or rk_live_…")
 if STRIPE_WEBHOOK_SECRET and not STRIPE_WEBHOOK_SECRET.startswith("whsec_"):
     raise ImproperlyConfigured("STRIPE_WEBHOOK_SECRET should look like whsec_…")
+# Money is play money outside production, and with a test key of the payment provider.
+SIMULATED_PAYMENTS = not IS_PRODUCTION or STRIPE_SECRET_KEY.startswith(("sk_test_", "rk_test_"))
 
 # --- Django ----------------------------------------------------------------------------------------
 INSTALLED_APPS = [
@@ -103,6 +105,7 @@ INSTALLED_APPS = [
     "billing",
 ]
 MIDDLEWARE = [
+    "marketplace.api.middleware.RequestFrame",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -118,6 +121,7 @@ ASGI_APPLICATION = "marketplace.asgi.application"
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "marketplace" / "console" / "templates"],
         "APP_DIRS": True,
         "OPTIONS": {
             "context_processors": [
@@ -128,6 +132,38 @@ TEMPLATES = [
         },
     }
 ]
+# Calls a minute from one address without a key, per web process; how many proxies of ours stand before us.
+KEYLESS_CALLS_PER_MINUTE = env.integer(
+    "HEADROOM_KEYLESS_CALLS_PER_MINUTE", default=300, minimum=1, maximum=1_000_000
+)
+TRUSTED_PROXIES = env.integer("HEADROOM_TRUSTED_PROXIES", default=0, minimum=0, maximum=10)
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["marketplace.api.authentication.ApiKeyAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": [],  # `ApiView.scopes` decides, per method
+    "DEFAULT_PARSER_CLASSES": ["marketplace.api.parsing.StrictJsonParser"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_METADATA_CLASS": None,
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "marketplace.api.errors.exception_handler",
+    "UNAUTHENTICATED_USER": None,
+    "URL_FORMAT_OVERRIDE": None,
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Headroom",
+    "DESCRIPTION": "Reserve idle GPUs for a window, and sell yours.",
+    "VERSION": "1.0.0",
+    "OAS_VERSION": "3.1.0",
+    "SCHEMA_PATH_PREFIX": "/v1",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "COMPONENT_SPLIT_REQUEST": True,
+    "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
+    "PREPROCESSING_HOOKS": ["marketplace.api.schema.only_v1"],
+    "POSTPROCESSING_HOOKS": [
+        "marketplace.api.schema.close_requests",
+    ],
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+}
 DATABASES = {
     "default": {
         **env.database("DATABASE_URL"),
@@ -148,6 +184,7 @@ LANGUAGE_CODE = "en-us"
 TIME_ZONE = "UTC"
 USE_TZ = True
 USE_I18N = False
+DATETIME_FORMAT, DATE_FORMAT, TIME_FORMAT = "Y-m-d H:i:s", "Y-m-d", "H:i:s"  # UTC, as everywhere
 STATIC_URL = "/static/"
 STATIC_ROOT = DATA_DIR / "static"
 STORAGES = {
@@ -157,6 +194,39 @@ STORAGES = {
 DATA_UPLOAD_MAX_MEMORY_SIZE = (
     512 * 1024
 )  # above every body that a view accepts; views set lower limits
+
+# --- the admin -------------------------------------------------------------------------------------
+UNFOLD = {
+    "SITE_TITLE": "Headroom",
+    "SITE_HEADER": "Headroom",
+    "SITE_SUBHEADER": "GPU market",
+    "SITE_URL": "/",
+    "SITE_SYMBOL": "memory",
+    "SHOW_HISTORY": True,
+    "ENVIRONMENT": "marketplace.console.admin_menu.environment",
+    "DASHBOARD_CALLBACK": "marketplace.console.dashboard.context",
+    "BORDER_RADIUS": "6px",
+    "COLORS": {
+        "primary": {  # a teal of one hue, light to dark
+            "50": "oklch(97.5% .02 180)",
+            "100": "oklch(94% .045 180)",
+            "200": "oklch(88% .075 181)",
+            "300": "oklch(80% .1 182)",
+            "400": "oklch(72% .115 183)",
+            "500": "oklch(63% .11 184)",
+            "600": "oklch(53% .095 185)",
+            "700": "oklch(45% .08 186)",
+            "800": "oklch(38% .066 187)",
+            "900": "oklch(33% .055 188)",
+            "950": "oklch(24% .042 190)",
+        }
+    },
+    "SIDEBAR": {
+        "show_search": True,
+        "show_all_applications": False,
+        "navigation": "marketplace.console.admin_menu.navigation",
+    },
+}
 
 # --- Celery: figures measured in a kill test, see scheduler/README.md ----------------------------------
 CELERY_BROKER_URL = env.broker("CELERY_BROKER_URL")

@@ -1,6 +1,19 @@
 """Which face answers which path."""
 
 from django.contrib import admin
-from django.urls import path
+from django.urls import include, path
 
-urlpatterns = [path("admin/", admin.site.urls)]
+from marketplace.api import agent, health
+
+urlpatterns = [
+    path("admin/", admin.site.urls),
+    path("healthz", health.healthz),
+    path("readyz", health.readyz),
+    path("metrics", health.metrics_text),
+    *agent.urlpatterns,
+    path("v1/", include("marketplace.api.urls")),
+    path("", include("marketplace.console.urls")),
+]
+handler400 = "marketplace.api.errors.bad_request"
+handler404 = "marketplace.api.errors.not_found"
+handler500 = "marketplace.api.errors.server_error"

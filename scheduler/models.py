@@ -23,13 +23,12 @@ from scheduler.states import (
     RESERVATION_ARROWS,
     LeaseReason,
     LeaseStatus,
+    PaymentMethod,
     QuoteStatus,
     ReservationReason,
     ReservationStatus,
+    Spread,
 )
-
-SPREADS = [("single_node", "single_node"), ("same_fabric", "same_fabric"), ("any", "any")]
-PAYMENT_METHODS = [("wallet", "wallet"), ("card", "card"), ("invoice", "invoice")]
 
 
 class QuoteQuerySet(models.QuerySet["Quote"]):
@@ -47,7 +46,7 @@ class Quote(models.Model):
     gpus = models.PositiveIntegerField()
     region = models.CharField(max_length=60)
     tier = models.CharField(max_length=20, choices=Tier)
-    spread = models.CharField(max_length=20, choices=SPREADS)
+    spread = models.CharField(max_length=20, choices=Spread)
     starts_at = models.DateTimeField()
     ends_at = models.DateTimeField()
     floor_rate = models.DecimalField(
@@ -84,13 +83,23 @@ class Quote(models.Model):
             models.CheckConstraint(
                 condition=Q(total_minor__gte=0, gpus__gte=1, rate__gt=0), name="quote_is_positive"
             ),
+            models.CheckConstraint(
+                condition=Q(status=QuoteStatus.USED, used_at__isnull=False)
+                | (~Q(status=QuoteStatus.USED) & Q(used_at__isnull=True)),
+                name="quote_is_used_at_an_instant",
+            ),
         ]
         indexes: ClassVar = [
             models.Index(
                 fields=["expires_at"],
                 condition=Q(status=QuoteStatus.OPEN),
                 name="quote_open_by_expiry",
-            )
+            ),
+            models.Index(
+                fields=["organization"],
+                condition=Q(status=QuoteStatus.OPEN),
+                name="quote_open_by_tenant",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -123,7 +132,7 @@ class Reservation(models.Model):
     gpus = models.PositiveIntegerField()
     region = models.CharField(max_length=60)
     tier = models.CharField(max_length=20, choices=Tier)
-    spread = models.CharField(max_length=20, choices=SPREADS)
+    spread = models.CharField(max_length=20, choices=Spread)
     starts_at = models.DateTimeField()
     ends_at = models.DateTimeField()
     rate = models.DecimalField(
@@ -132,7 +141,7 @@ class Reservation(models.Model):
     total_minor = models.BigIntegerField(db_comment="minor units, tenant's view; never changes")
     currency = models.CharField(max_length=3)
     fee_basis_points = models.PositiveIntegerField()
-    payment_method = models.CharField(max_length=20, choices=PAYMENT_METHODS)
+    payment_method = models.CharField(max_length=20, choices=PaymentMethod)
     simulated = models.BooleanField()
     name = models.CharField(max_length=NAME_LENGTH_MAX, blank=True)
     project = models.CharField(max_length=NAME_LENGTH_MAX, blank=True)

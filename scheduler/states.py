@@ -5,6 +5,20 @@ from django.db.models import TextChoices
 from marketplace.core.states import Arrows
 
 
+class Spread(TextChoices):
+    """How far a request may be scattered; every reservation stays in one region."""
+
+    SINGLE_NODE = "single_node"
+    SAME_FABRIC = "same_fabric"
+    ANY = "any"
+
+
+class PaymentMethod(TextChoices):
+    WALLET = "wallet"
+    CARD = "card"
+    INVOICE = "invoice"
+
+
 class QuoteStatus(TextChoices):
     OPEN = "open"
     USED = "used"

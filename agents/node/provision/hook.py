@@ -1,0 +1,149 @@
+"""Hand GPUs over through a program of the owner: Slurm, virtual machines, bare metal, anything.
+
+The program is called as `PROGRAM VERB` with the grant as JSON on its standard input, for the verbs
+prepare, start, inspect, stop and destroy. Exit status 0 means done, 1 failed for good, 2 the request is
+wrong, 75 (EX_TEMPFAIL) try again. On standard output it may write one JSON object: `start` must answer
+{"host", "port", "username"} and may add "host_key_fingerprint"; `inspect` must answer {"state": ...}; any
+verb may answer {"state": "pending", "poll_after_s": N} with status 0 and is then called again. What it
+writes to standard error is kept as evidence in the detail of a failure. Every verb must be idempotent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from agents.node.provision import Presence, ProvisionAgain, ProvisionFailed
+from agents.protocol import TEXT_LENGTH_MAX, Access, Grant, MalformedMessage, encode, from_json
+
+VERB_SECONDS_MAX = {
+    "prepare": 1800.0,
+    "start": 600.0,
+    "stop": 300.0,
+    "destroy": 300.0,
+    "inspect": 10.0,
+}
+EXIT_FAILED, EXIT_BAD_REQUEST, EXIT_AGAIN = 1, 2, 75
+POLL_SECONDS_DEFAULT, POLL_SECONDS_MAX = 5.0, 300.0
+OUTPUT_BYTES_MAX = 64 * 1024  # an answer is one small object
+EVIDENCE_LENGTH_MAX = 300  # of standard error, so that the detail stays below what the wire carries
+
+
+class HookProvisioner:
+    """Calls the owner's program."""
+
+    blocking = True
+
+    def __init__(self, *, program: Path, verb_seconds_max: dict[str, float] | None = None) -> None:
+        self._program = program
+        self._verb_seconds_max = verb_seconds_max or VERB_SECONDS_MAX
+
+    def prepare(self, *, grant: Grant) -> None:
+        """Call `prepare`."""
+        self._call("prepare", grant)
+
+    def start(self, *, grant: Grant) -> Access:
+        """Call `start` and return its answer."""
+        answer = self._call("start", grant)
+        answer.pop("state", None)
+        try:
+            return from_json(Access, answer)
+        except MalformedMessage as error:
+            raise ProvisionFailed(
+                f"the owner's hook answered no access to start: {error}"
+            ) from None
+
+    def inspect(self, *, grant: Grant) -> Presence:
+        """Call `inspect` and return the state it names."""
+        try:
+            answer = self._call("inspect", grant)
+            return Presence(str(answer.get("state")))
+        except ProvisionAgain as error:
+            raise ProvisionFailed(f"the owner's hook cannot tell now: {error}") from None
+        except ValueError:
+            allowed = ", ".join(Presence)
+            raise ProvisionFailed(f"the owner's hook must answer a state of {allowed}") from None
+
+    def stop(self, *, grant: Grant) -> None:
+        """Call `stop`."""
+        self._call("stop", grant)
+
+    def destroy(self, *, grant: Grant) -> None:
+        """Call `destroy`."""
+        self._call("destroy", grant)
+
+    def _call(self, verb: str, grant: Grant) -> dict[str, Any]:
+        status, output, errors = self._run(verb, encode(grant))
+        evidence = (
+            errors.decode(errors="replace").strip().replace("\x00", "")[-EVIDENCE_LENGTH_MAX:]
+        )
+        if status == EXIT_AGAIN:
+            raise ProvisionAgain(
+                _detail(f"the owner's hook asks to try {verb} again", evidence),
+                after_seconds=POLL_SECONDS_DEFAULT,
+            )
+        if status == EXIT_BAD_REQUEST:
+            raise ProvisionFailed(_detail(f"the owner's hook refuses the request {verb}", evidence))
+        if status:
+            raise ProvisionFailed(
+                _detail(f"the owner's hook failed at {verb} with status {status}", evidence)
+            )
+        answer = self._parse(verb, output)
+        if answer.get("state") == "pending":
+            seconds = answer.get("poll_after_s")
+            if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0:
+                seconds = POLL_SECONDS_DEFAULT
+            raise ProvisionAgain(
+                f"the owner's hook works on {verb}", after_seconds=min(seconds, POLL_SECONDS_MAX)
+            )
+        return answer
+
+    @staticmethod
+    def _parse(verb: str, output: bytes) -> dict[str, Any]:
+        if not output.strip():
+            return {}
+        try:
+            answer = json.loads(output)
+        except ValueError:
+            answer = None
+        if len(output) > OUTPUT_BYTES_MAX or not isinstance(answer, dict):
+            raise ProvisionFailed(
+                f"the owner's hook answered {verb} with something that is no JSON object"
+            )
+        return answer
+
+    def _run(self, verb: str, request: bytes) -> tuple[int, bytes, bytes]:
+        limit = self._verb_seconds_max[verb]
+        # The agent's own settings, the enrolment token among them, are none of the hook's business.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("HEADROOM_")}
+        try:
+            process = subprocess.Popen(  # noqa: S603 - the owner's own program, no shell
+                [str(self._program), verb],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ProvisionFailed(f"the owner's hook cannot be run: {error.strerror}") from None
+        try:
+            output, errors = process.communicate(request, timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+            raise ProvisionFailed(
+                f"the owner's hook took longer than {limit:g} s for {verb}"
+            ) from None
+        return process.returncode, output, errors
+
+
+def _detail(what: str, evidence: str) -> str:
+    return (f"{what}: {evidence}" if evidence else what)[:TEXT_LENGTH_MAX]

@@ -1,0 +1,361 @@
+"""`/v1/enrolment-tokens`, `/v1/nodes` and `/v1/gpus`: the owner's machines, and who is on them.
+
+An owner sees leases by their id and window; the tenant's name is never shown.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.http import HttpResponse
+from drf_spectacular.utils import OpenApiExample, extend_schema_serializer
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from agents import enrolment, health, inventory, labelling
+from agents.models import Gpu, Node
+from agents.protocol import Health, IdleState
+from agents.states import NodeStatus
+from marketplace.api.fields import (
+    ChoiceField,
+    InstantField,
+    PageQuery,
+    StrictSerializer,
+    SwitchField,
+    TagsField,
+    TextField,
+    WholeNumberField,
+)
+from marketplace.api.owner_listings import NoFields
+from marketplace.api.pagination import page_of, page_serializer
+from marketplace.api.schema import operation
+from marketplace.api.views import ApiView, find
+from marketplace.core.text import LABELS_MAX
+from marketplace.models import Listing
+from marketplace.states import Scope
+from scheduler.models import Lease
+from scheduler.states import LEASE_ARROWS, LeaseStatus
+
+OPEN_LEASES = [status for status in LeaseStatus if not LEASE_ARROWS.is_final(status)]
+_SWITCH_FILTERS = ("idle", "listed", "leased")
+
+
+@extend_schema_serializer(
+    examples=[
+        OpenApiExample(
+            "A rack of sixteen machines",
+            value={
+                "labels": {"rack": "r17"},
+                "region": "us-east",
+                "fabric": "us-east-ib1",
+                "max_nodes": 16,
+                "expires_at": "2026-11-30T00:00:00Z",
+            },
+            request_only=True,
+        )
+    ]
+)
+class EnrolmentTokenWishSerializer(StrictSerializer):
+    """What the machines that enrol with the token will be."""
+
+    labels = TagsField(tags_max=LABELS_MAX, required=False, default=dict)
+    region = TextField(max_length=60)
+    fabric = TextField(
+        max_length=100,
+        required=False,
+        allow_null=True,
+        default=None,
+        help_text="the interconnect inside which blocks of several nodes are placed",
+    )
+    max_nodes = WholeNumberField(min_value=1, max_value=enrolment.TOKEN_NODES_MAX)
+    expires_at = InstantField()
+
+
+class EnrolmentTokenSerializer(serializers.Serializer[Any]):
+    """A token with its secret, which is shown this once."""
+
+    id = serializers.CharField()
+    token = serializers.CharField(help_text="give it to the agents; it is shown this once")
+    region = serializers.CharField()
+    fabric = serializers.CharField(allow_null=True)
+    labels = TagsField(tags_max=LABELS_MAX)
+    max_nodes = serializers.IntegerField(source="nodes_max")
+    expires_at = InstantField()
+    created_at = InstantField()
+
+
+class EnrolmentTokensView(ApiView):
+    scopes: ClassVar = {"POST": Scope.OWNER_WRITE}
+
+    @operation(
+        summary="Make a token with which machines enrol",
+        description="Answers are never kept, because this one holds a secret: a repeated call makes "
+        "another token.",
+        request=EnrolmentTokenWishSerializer,
+        responses={201: EnrolmentTokenSerializer},
+        refusals=("invalid_value",),
+        operation_id="create_enrolment_token",
+    )
+    def post(self, request: Request) -> Response:
+        body = self.body(EnrolmentTokenWishSerializer)
+        token, secret = enrolment.create_token(
+            organization=self.organization,
+            region=body["region"],
+            fabric=body["fabric"] or "",
+            labels=body["labels"],
+            nodes_max=body["max_nodes"],
+            expires_at=body["expires_at"],
+            at=self.now,
+        )
+        names = ("id", "region", "labels", "nodes_max", "expires_at", "created_at")
+        answer = {name: getattr(token, name) for name in names}
+        answer |= {"token": secret, "fabric": token.fabric or None}
+        return Response(EnrolmentTokenSerializer(answer).data, status=HTTPStatus.CREATED)
+
+
+class NodeLeaseSerializer(serializers.Serializer[Lease]):
+    """An open lease of a node. Whose it is, is the tenant's business."""
+
+    id = serializers.CharField()
+    status = ChoiceField(choices=LeaseStatus.choices)
+    gpu_uuids = serializers.ListField(child=serializers.CharField())
+    starts_at = InstantField()
+    ends_at = InstantField()
+
+
+class GpuSerializer(serializers.Serializer[Any]):
+    """One device."""
+
+    id = serializers.CharField()
+    node_id = serializers.CharField()
+    uuid = serializers.CharField(help_text="as NVML names the device")
+    gpu_model = serializers.CharField(
+        source="gpu_model_id", allow_null=True, help_text="null: not in the catalogue, never sold"
+    )
+    product_name = serializers.CharField(help_text="as NVML spells it")
+    memory_total_bytes = serializers.IntegerField()
+    present = serializers.BooleanField(help_text="in the node's last inventory")
+    health = serializers.ChoiceField(choices=[value.value for value in Health])
+    health_reason = serializers.CharField()
+    quarantined = serializers.CharField(
+        source="quarantined_by_market",
+        help_text="why the market withdrew it, or empty; the owner's resume clears it",
+    )
+    idle_state = serializers.ChoiceField(choices=[value.value for value in IdleState])
+    idle_since = InstantField(allow_null=True)
+    measured_at = InstantField(allow_null=True)
+    listed = serializers.BooleanField(help_text="a published listing selects it now")
+    leased = serializers.BooleanField(help_text="an open lease holds it")
+    simulated = serializers.BooleanField(source="node.simulated")
+
+
+class NodeSerializer(serializers.Serializer[Any]):
+    """One machine, its GPUs and its open leases."""
+
+    id = serializers.CharField()
+    hostname = serializers.CharField()
+    region = serializers.CharField()
+    fabric = serializers.CharField(allow_null=True)
+    labels = TagsField(tags_max=LABELS_MAX)
+    status = ChoiceField(choices=NodeStatus.choices)
+    liveness = serializers.ChoiceField(choices=[value.value for value in health.Liveness])
+    last_report_at = InstantField(allow_null=True)
+    agent_version = serializers.CharField()
+    enrolled_at = InstantField()
+    simulated = serializers.BooleanField(help_text="its GPUs do not exist")
+    gpus = GpuSerializer(many=True)
+    leases = NodeLeaseSerializer(many=True)
+
+
+class NodesQuery(PageQuery):
+    """Which nodes."""
+
+    status = ChoiceField(choices=NodeStatus.choices, required=False)
+    region = TextField(max_length=60, required=False)
+
+
+class GpusQuery(PageQuery):
+    """Which GPUs."""
+
+    gpu_model = TextField(max_length=60, required=False)
+    node_id = TextField(max_length=32, required=False)
+    health = ChoiceField(choices=[(value.value, value.value) for value in Health], required=False)
+    idle = SwitchField(from_text=True, required=False)
+    listed = SwitchField(from_text=True, required=False)
+    leased = SwitchField(from_text=True, required=False)
+
+
+class LabelsSerializer(StrictSerializer):
+    """What of a node its owner may change."""
+
+    labels = TagsField(tags_max=LABELS_MAX)
+
+
+def gpus_of(nodes: QuerySet[Node] | list[Node], *, at: Any) -> QuerySet[Gpu]:  # noqa: ANN401 - an instant
+    """Return the GPUs of some nodes, each with `listed` and `leased` as they are at `at`."""
+    selecting = Listing.objects.published().filter(
+        Q(ends_at__isnull=True) | Q(ends_at__gt=at),
+        Q(region="") | Q(region=OuterRef("node__region")),
+        Q(fabric="") | Q(fabric=OuterRef("node__fabric")),
+        starts_at__lte=at,
+        organization=OuterRef("node__organization"),
+        gpu_model=OuterRef("gpu_model"),
+        labels__contained_by=OuterRef("node__labels"),
+    )
+    holding = Lease.objects.filter(
+        node=OuterRef("node"), status__in=OPEN_LEASES, gpu_uuids__contains=[OuterRef("uuid")]
+    )
+    return (
+        Gpu.objects.filter(node__in=nodes)
+        .select_related("node")
+        .annotate(
+            listed=Exists(selecting),
+            leased=Exists(holding),
+            idle=Q(idle_state=IdleState.FREE.value),
+        )
+    )
+
+
+def nodes_as_answer(nodes: Iterable[Node], *, at: Any) -> list[Any]:  # noqa: ANN401 - an instant
+    """Return nodes as the contract shows them, in three queries however many they are."""
+    rows = list(nodes)
+    gpus, leases = defaultdict(list), defaultdict(list)
+    for gpu in gpus_of(rows, at=at).order_by("slot"):
+        gpus[gpu.node_id].append(gpu)
+    for lease in Lease.objects.filter(node__in=rows, status__in=OPEN_LEASES).order_by(
+        "starts_at", "id"
+    ):
+        leases[lease.node_id].append(lease)
+    names = ("id", "hostname", "region", "labels", "status", "last_report_at", "agent_version")
+    answers = [
+        {
+            **{name: getattr(node, name) for name in (*names, "enrolled_at", "simulated")},
+            "fabric": node.fabric or None,
+            "liveness": health.liveness(node=node, at=at).value,
+            "gpus": gpus[node.pk],
+            "leases": leases[node.pk],
+        }
+        for node in rows
+    ]
+    return [NodeSerializer(answer).data for answer in answers]
+
+
+class NodesView(ApiView):
+    scopes: ClassVar = {"GET": Scope.OWNER_READ}
+    queries: ClassVar = {"GET": NodesQuery}
+
+    @operation(
+        summary="List the owner's machines",
+        responses={200: page_serializer(NodeSerializer, name="NodePage")},
+        query=NodesQuery,
+        operation_id="list_nodes",
+    )
+    def get(self, request: Request) -> Response:
+        rows = Node.objects.visible_to(self.organization)
+        for name in ("status", "region"):
+            if name in self.query:
+                rows = rows.filter(**{name: self.query[name]})
+        page = page_of(rows, query=self.query)
+        data = nodes_as_answer(page.data, at=self.now)
+        return Response({"data": data, "next_cursor": page.next_cursor})
+
+
+class NodeView(ApiView):
+    scopes: ClassVar = {"GET": Scope.OWNER_READ, "PATCH": Scope.OWNER_WRITE}
+
+    @operation(
+        summary="A machine",
+        responses={200: NodeSerializer},
+        refusals=("not_found",),
+        operation_id="get_node",
+    )
+    def get(self, request: Request, node_id: str) -> Response:
+        node = find(Node.objects.visible_to(self.organization), node_id)
+        return Response(nodes_as_answer([node], at=self.now)[0])
+
+    @operation(
+        summary="Replace a machine's labels",
+        request=LabelsSerializer,
+        responses={200: NodeSerializer},
+        refusals=("not_found", "invalid_value"),
+        operation_id="label_node",
+    )
+    def patch(self, request: Request, node_id: str) -> Response:
+        node = find(Node.objects.visible_to(self.organization), node_id)
+        labels = self.body(LabelsSerializer)["labels"]
+        node = labelling.set_labels(node=node, labels=labels, at=self.now, actor=self.caller.actor)
+        return Response(nodes_as_answer([node], at=self.now)[0])
+
+
+class _NodeMoveView(ApiView):
+    """One arrow of a node."""
+
+    scopes: ClassVar = {"POST": Scope.OWNER_WRITE}
+    verb: ClassVar[Callable[..., None]]
+
+    def move(self, node_id: str) -> HttpResponse:
+        self.body(NoFields)
+
+        def act() -> tuple[int, Any]:
+            node = find(Node.objects.visible_to(self.organization), node_id)
+            type(self).verb(node=node, at=self.now, actor=self.caller.actor)
+            return HTTPStatus.OK, nodes_as_answer([node], at=self.now)[0]
+
+        return self.once(key_required=False, action=act)
+
+
+class DrainView(_NodeMoveView):
+    verb = staticmethod(inventory.drain)
+
+    @operation(
+        summary="Stop selling a machine's GPUs",
+        description="What it serves goes on to its end.",
+        request=NoFields,
+        responses={200: NodeSerializer},
+        refusals=("not_found", "state_conflict"),
+        idempotency_key="optional",
+        operation_id="drain_node",
+    )
+    def post(self, request: Request, node_id: str) -> HttpResponse:
+        return self.move(node_id)
+
+
+class ResumeView(_NodeMoveView):
+    verb = staticmethod(inventory.resume)
+
+    @operation(
+        summary="Sell a drained machine's GPUs again",
+        description="The owner vouches for them: what the market had quarantined is released.",
+        request=NoFields,
+        responses={200: NodeSerializer},
+        refusals=("not_found", "state_conflict"),
+        idempotency_key="optional",
+        operation_id="resume_node",
+    )
+    def post(self, request: Request, node_id: str) -> HttpResponse:
+        return self.move(node_id)
+
+
+class GpusView(ApiView):
+    scopes: ClassVar = {"GET": Scope.OWNER_READ}
+    queries: ClassVar = {"GET": GpusQuery}
+
+    @operation(
+        summary="List the owner's GPUs",
+        responses={200: page_serializer(GpuSerializer, name="GpuPage")},
+        query=GpusQuery,
+        operation_id="list_gpus",
+    )
+    def get(self, request: Request) -> Response:
+        rows = gpus_of(Node.objects.visible_to(self.organization), at=self.now)
+        columns = {"gpu_model": "gpu_model_id", "node_id": "node_id", "health": "health"}
+        columns |= {name: name for name in _SWITCH_FILTERS}
+        for word, column in columns.items():
+            if word in self.query:
+                rows = rows.filter(**{column: self.query[word]})
+        page = page_of(rows, query=self.query)
+        data = GpuSerializer(page.data, many=True).data
+        return Response({"data": data, "next_cursor": page.next_cursor})

@@ -1,0 +1,161 @@
+"""`POST /v1/quotes` and `GET /v1/quotes/{id}`: a price promise, and with `hold` a capacity promise."""
+
+import datetime as dt
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from django.http import HttpResponse
+from drf_spectacular.utils import OpenApiExample, extend_schema_field, extend_schema_serializer
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from marketplace.api.fields import (
+    ChoiceField,
+    InstantField,
+    MoneyField,
+    PriceBreakdownField,
+    RateField,
+    StartField,
+    StrictSerializer,
+    SwitchField,
+    TextField,
+    WholeNumberField,
+)
+from marketplace.api.schema import operation
+from marketplace.api.views import ApiView, find
+from marketplace.core.limits import GPUS_PER_REQUEST_MAX
+from marketplace.states import Scope, Tier
+from scheduler import quotes
+from scheduler.models import Quote
+from scheduler.states import QuoteStatus, Spread
+
+PRICING_REFUSALS = (
+    "no_such_model",
+    "off_grid",
+    "window_in_past",
+    "window_upside_down",
+    "beyond_horizon",
+    "invalid_value",
+)
+
+
+@extend_schema_serializer(
+    examples=[
+        OpenApiExample(
+            "Eight GPUs for a night",
+            value={
+                "gpu_model": "h100-sxm-80gb",
+                "gpus": 8,
+                "starts_at": "2026-11-24T20:00:00Z",
+                "ends_at": "2026-11-25T06:00:00Z",
+                "hold": True,
+            },
+            request_only=True,
+        )
+    ]
+)
+class QuoteWishSerializer(StrictSerializer):
+    """What to price."""
+
+    gpu_model = TextField(max_length=60, help_text="an id of the catalogue: h100-sxm-80gb")
+    gpus = WholeNumberField(min_value=1, max_value=GPUS_PER_REQUEST_MAX)
+    starts_at = StartField(help_text="on the market's grid, or `now`")
+    ends_at = InstantField(help_text="on the market's grid; the window is half-open")
+    region = TextField(max_length=60, required=False, allow_null=True, default=None)
+    tier = ChoiceField(choices=Tier.choices, required=False, default=Tier.FIRM.value)
+    spread = ChoiceField(
+        choices=Spread.choices,
+        required=False,
+        allow_null=True,
+        default=None,
+        help_text="by default single_node where one node suffices, else same_fabric",
+    )
+    max_rate = RateField(
+        required=False, allow_null=True, default=None, help_text="refuse a higher rate per GPU-hour"
+    )
+    hold = SwitchField(
+        required=False, default=False, help_text="keep the GPUs until the quote expires"
+    )
+
+
+class QuoteSerializer(serializers.Serializer[Quote]):
+    """A promise of a price, and with `held` of capacity, until `expires_at`."""
+
+    id = serializers.CharField()
+    status = serializers.SerializerMethodField()
+    gpu_model = serializers.CharField(source="gpu_model_id")
+    gpus = serializers.IntegerField()
+    region = serializers.CharField()
+    tier = ChoiceField(choices=Tier.choices)
+    spread = ChoiceField(choices=Spread.choices)
+    starts_at = InstantField()
+    ends_at = InstantField()
+    rate = RateField(help_text="per GPU-hour, locked")
+    total = MoneyField(minor="total_minor")
+    price_breakdown = PriceBreakdownField()
+    expires_at = InstantField()
+    held = serializers.SerializerMethodField(help_text="the GPUs are kept until `expires_at`")
+    created_at = InstantField()
+    simulated = serializers.BooleanField(help_text="priced on GPUs that do not exist")
+
+    @extend_schema_field(ChoiceField(choices=QuoteStatus.choices))
+    def get_status(self, quote: Quote) -> str:
+        return status_at(quote, at=self.context["now"]).value
+
+    def get_held(self, quote: Quote) -> bool:
+        return quote.hold and status_at(quote, at=self.context["now"]) == QuoteStatus.OPEN
+
+
+def status_at(quote: Quote, *, at: dt.datetime) -> QuoteStatus:
+    """Return a quote's status; one whose time is over is expired, whether or not a task has noted it."""
+    status = QuoteStatus(quote.status)
+    if status == QuoteStatus.OPEN and quote.expires_at <= at:
+        return QuoteStatus.EXPIRED
+    return status
+
+
+class QuotesView(ApiView):
+    scopes: ClassVar = {"POST": Scope.RESERVATIONS_WRITE}
+
+    @operation(
+        summary="Lock a price",
+        description="Locks the price for ten minutes; with `hold: true` also the GPUs, and then the call "
+        "needs an Idempotency-Key, because it moves capacity.",
+        request=QuoteWishSerializer,
+        responses={201: QuoteSerializer},
+        refusals=(
+            *PRICING_REFUSALS,
+            "price_above_max",
+            "not_enough_capacity",
+            "capacity_taken",
+            "limit_exceeded",
+            "idempotency_key_required",
+        ),
+        idempotency_key="optional",
+        operation_id="create_quote",
+    )
+    def post(self, request: Request) -> HttpResponse:
+        body = self.body(QuoteWishSerializer)
+
+        def create() -> tuple[int, Any]:
+            quote = quotes.create(
+                organization=self.organization, request=quotes.QuoteRequest(**body), at=self.now
+            )
+            return HTTPStatus.CREATED, QuoteSerializer(quote, context={"now": self.now}).data
+
+        return self.once(key_required=body["hold"], action=create)
+
+
+class QuoteView(ApiView):
+    scopes: ClassVar = {"GET": Scope.RESERVATIONS_READ}
+
+    @operation(
+        summary="A quote, with the inputs from which its price can be recomputed",
+        responses={200: QuoteSerializer},
+        refusals=("not_found",),
+        operation_id="get_quote",
+    )
+    def get(self, request: Request, quote_id: str) -> Response:
+        quote = find(Quote.objects.visible_to(self.organization), quote_id)
+        return Response(QuoteSerializer(quote, context={"now": self.now}).data)

@@ -1,0 +1,328 @@
+"""`/v1/reservations`: buy what a quote promises, look after it, and see what became of it."""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from django.db.models import Prefetch, QuerySet
+from django.http import HttpResponse
+from drf_spectacular.utils import OpenApiExample, extend_schema_field, extend_schema_serializer
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from billing import checkout
+from marketplace.api.fields import (
+    ChoiceField,
+    InstantField,
+    MoneyField,
+    PageQuery,
+    RateField,
+    StrictListField,
+    StrictSerializer,
+    TagsField,
+    TextField,
+)
+from marketplace.api.pagination import page_of, page_serializer
+from marketplace.api.schema import operation
+from marketplace.api.views import ApiView, find
+from marketplace.core.limits import NAME_LENGTH_MAX, SSH_KEY_LENGTH_MAX, SSH_KEYS_MAX, TAGS_MAX
+from marketplace.states import Scope, Tier
+from scheduler import reservations
+from scheduler.models import Allocation, Lease, Reservation, ReservationTransition
+from scheduler.states import (
+    LeaseStatus,
+    PaymentMethod,
+    ReservationReason,
+    ReservationStatus,
+    Spread,
+)
+
+IMAGE_LENGTH_MAX = 500  # the column's width; a reference with a digest takes about 150
+_PAYMENT_STATUSES = ("pending", "paid", "failed", "expired")
+_UNPAID = {
+    ReservationStatus.PAYMENT_PENDING: "pending",
+    ReservationStatus.PAYMENT_FAILED: "failed",
+    ReservationStatus.EXPIRED: "expired",
+}
+# Text of one line: what an OpenSSH public key, and the file that they are written to, consists of.
+SSH_KEY_FORM = r"[a-z0-9@.-]{3,60} [A-Za-z0-9+/=]{16,16000}( [^\x00-\x1f\x7f]{0,300})?"
+
+
+@extend_schema_serializer(
+    examples=[
+        OpenApiExample(
+            "From the wallet",
+            value={
+                "quote_id": "qte_01kc2h9n3v8r5w7x0y2z4a6b8c",
+                "payment_method": "wallet",
+                "name": "night run",
+                "project": "llm-7",
+                "tags": {"team": "nlp"},
+                "ssh_public_keys": [
+                    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAexampleexampleexample you@host"
+                ],
+            },
+            request_only=True,
+        )
+    ]
+)
+class PurchaseSerializer(StrictSerializer):
+    """Which quote to buy, how to pay, and what to call it."""
+
+    quote_id = TextField(max_length=32)
+    payment_method = ChoiceField(choices=PaymentMethod.choices)
+    name = TextField(max_length=NAME_LENGTH_MAX, required=False, default="", allow_blank=True)
+    project = TextField(max_length=NAME_LENGTH_MAX, required=False, default="", allow_blank=True)
+    tags = TagsField(tags_max=TAGS_MAX, required=False, default=dict)
+    ssh_public_keys = StrictListField(
+        child=TextField(max_length=SSH_KEY_LENGTH_MAX, form=SSH_KEY_FORM),
+        max_length=SSH_KEYS_MAX,
+        required=False,
+        default=list,
+    )
+    image = TextField(max_length=IMAGE_LENGTH_MAX, required=False, default="", allow_blank=True)
+
+
+class ReservationChanges(StrictSerializer):
+    """What may be changed later; what is not named stays."""
+
+    name = TextField(max_length=NAME_LENGTH_MAX, required=False, allow_blank=True)
+    project = TextField(max_length=NAME_LENGTH_MAX, required=False, allow_blank=True)
+    tags = TagsField(tags_max=TAGS_MAX, required=False)
+    ssh_public_keys = StrictListField(
+        child=TextField(max_length=SSH_KEY_LENGTH_MAX, form=SSH_KEY_FORM),
+        max_length=SSH_KEYS_MAX,
+        required=False,
+    )
+
+
+class ReservationsQuery(PageQuery):
+    """Which reservations."""
+
+    status = ChoiceField(choices=ReservationStatus.choices, required=False, default=None)
+    project = TextField(max_length=NAME_LENGTH_MAX, required=False, default=None)
+    starts_after = InstantField(
+        required=False, default=None, help_text="starts_at is this or later"
+    )
+    ends_before = InstantField(required=False, default=None, help_text="ends_at is this or earlier")
+    tag = TextField(
+        required=False, default=None, max_length=400, help_text="`name`, or `name:value`"
+    )
+
+
+class PaymentSerializer(serializers.Serializer[Reservation]):
+    """How far the payment has come."""
+
+    method = ChoiceField(choices=PaymentMethod.choices, source="payment_method")
+    status = serializers.SerializerMethodField()
+    due_at = InstantField(source="payment_due_at", help_text="an unpaid reservation ends here")
+    client_secret = serializers.SerializerMethodField(help_text="for card payments")
+    checkout_url = serializers.SerializerMethodField(help_text="for card payments")
+
+    @extend_schema_field(ChoiceField(choices=[(s, s) for s in _PAYMENT_STATUSES]))
+    def get_status(self, reservation: Reservation) -> str:
+        return _UNPAID.get(ReservationStatus(reservation.status), "paid")
+
+    def get_client_secret(self, reservation: Reservation) -> str | None:
+        return None
+
+    def get_checkout_url(self, reservation: Reservation) -> str | None:
+        return None
+
+
+class PlacementSerializer(serializers.Serializer[Allocation]):
+    """A node on which the reservation stands at the moment; until it starts, another may take its place."""
+
+    id = serializers.CharField(source="node_id")
+    region = serializers.CharField(source="node.region")
+    fabric = serializers.SerializerMethodField()
+    gpus = serializers.SerializerMethodField()
+
+    def get_fabric(self, allocation: Allocation) -> str | None:
+        return allocation.node.fabric or None
+
+    def get_gpus(self, allocation: Allocation) -> int:
+        return int(allocation.slots.upper - allocation.slots.lower)
+
+
+class LeaseSummarySerializer(serializers.Serializer[Lease]):
+    """A lease of this reservation; `GET /v1/leases/{id}` says more."""
+
+    id = serializers.CharField()
+    status = ChoiceField(choices=LeaseStatus.choices)
+    node_id = serializers.CharField()
+    gpus = serializers.SerializerMethodField()
+
+    def get_gpus(self, lease: Lease) -> int:
+        return len(lease.gpu_uuids)
+
+
+class ReservationMoveSerializer(serializers.Serializer[ReservationTransition]):
+    """One move of a reservation, and why."""
+
+    from_status = serializers.SerializerMethodField()
+    to_status = ChoiceField(choices=ReservationStatus.choices)
+    reason = ChoiceField(choices=ReservationReason.choices)
+    at = InstantField()
+
+    @extend_schema_field(ChoiceField(choices=ReservationStatus.choices, allow_null=True))
+    def get_from_status(self, move: ReservationTransition) -> str | None:
+        return move.from_status or None
+
+
+class ReservationSerializer(serializers.Serializer[Reservation]):
+    """The promise: N GPUs of a model for a window, at a locked rate."""
+
+    id = serializers.CharField()
+    status = ChoiceField(choices=ReservationStatus.choices)
+    quote_id = serializers.CharField()
+    name = serializers.CharField()
+    project = serializers.CharField()
+    tags = TagsField(tags_max=TAGS_MAX)
+    gpu_model = serializers.CharField(source="gpu_model_id")
+    gpus = serializers.IntegerField()
+    region = serializers.CharField()
+    tier = ChoiceField(choices=Tier.choices)
+    spread = ChoiceField(choices=Spread.choices)
+    starts_at = InstantField()
+    ends_at = InstantField()
+    rate = RateField(help_text="per GPU-hour, locked")
+    total = MoneyField(minor="total_minor")
+    payment = PaymentSerializer(source="*")
+    ssh_public_keys = serializers.ListField(child=serializers.CharField())
+    image = serializers.CharField()
+    nodes = PlacementSerializer(many=True, source="shown_allocations")
+    leases = LeaseSummarySerializer(many=True, source="shown_leases")
+    extensions = serializers.SerializerMethodField(help_text="none yet: they cannot be bought here")
+    history = ReservationMoveSerializer(many=True, source="shown_transitions")
+    created_at = InstantField()
+    simulated = serializers.BooleanField(help_text="on GPUs that do not exist")
+
+    @extend_schema_field({"type": "array", "items": {"type": "object"}, "maxItems": 0})
+    def get_extensions(self, reservation: Reservation) -> list[object]:
+        return []
+
+
+ReservationPage = page_serializer(ReservationSerializer, name="ReservationPage")
+
+
+def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
+    """Fetch with each reservation what its answer shows."""
+    return queryset.prefetch_related(
+        Prefetch(
+            "allocations",
+            queryset=Allocation.objects.filter(live=True).select_related("node").order_by("slots"),
+            to_attr="shown_allocations",
+        ),
+        Prefetch("leases", queryset=Lease.objects.order_by("id"), to_attr="shown_leases"),
+        Prefetch(
+            "transitions",
+            queryset=ReservationTransition.objects.order_by("id"),
+            to_attr="shown_transitions",
+        ),
+    )
+
+
+class ReservationsView(ApiView):
+    scopes: ClassVar = {"GET": Scope.RESERVATIONS_READ, "POST": Scope.RESERVATIONS_WRITE}
+    queries: ClassVar = {"GET": ReservationsQuery}
+
+    @operation(
+        summary="Reservations, newest first",
+        responses={200: ReservationPage},
+        query=ReservationsQuery,
+        operation_id="list_reservations",
+    )
+    def get(self, request: Request) -> Response:
+        wanted = _filtered(Reservation.objects.visible_to(self.organization), query=self.query)
+        return Response(ReservationPage(page_of(_shown(wanted), query=self.query)).data)
+
+    @operation(
+        summary="Reserve what a quote promises",
+        description="All or nothing: either the capacity is reserved and paid, or nothing has happened.",
+        request=PurchaseSerializer,
+        responses={201: ReservationSerializer},
+        refusals=(
+            "not_found",
+            "quote_used",
+            "quote_expired",
+            "capacity_taken",
+            "payment_required",
+            "payment_method_unavailable",
+            "limit_exceeded",
+            "state_conflict",
+            "invalid_value",
+        ),
+        idempotency_key="required",
+        operation_id="create_reservation",
+    )
+    def post(self, request: Request) -> HttpResponse:
+        body = dict(self.body(PurchaseSerializer))
+        quote_id, payment_method = body.pop("quote_id"), body.pop("payment_method")
+        details = reservations.ReservationDetails(**body)
+
+        def buy() -> tuple[int, Any]:
+            reservation = checkout.purchase(
+                organization=self.organization,
+                quote_id=quote_id,
+                payment_method=payment_method,
+                details=details,
+                at=self.now,
+                actor=self.caller.actor,
+            )
+            return HTTPStatus.CREATED, self._rendered(reservation)
+
+        return self.once(key_required=True, action=buy)
+
+    def _rendered(self, reservation: Reservation) -> Any:  # noqa: ANN401 - plain values to render
+        shown = _shown(Reservation.objects.visible_to(self.organization)).get(pk=reservation.pk)
+        return ReservationSerializer(shown).data
+
+
+class ReservationView(ApiView):
+    scopes: ClassVar = {"GET": Scope.RESERVATIONS_READ, "PATCH": Scope.RESERVATIONS_WRITE}
+
+    @operation(
+        summary="One reservation",
+        responses={200: ReservationSerializer},
+        refusals=("not_found",),
+        operation_id="get_reservation",
+    )
+    def get(self, request: Request, reservation_id: str) -> Response:
+        return self._answer(reservation_id)
+
+    @operation(
+        summary="Change name, project, tags or SSH keys",
+        request=ReservationChanges,
+        responses={200: ReservationSerializer},
+        refusals=("not_found", "state_conflict", "invalid_value"),
+        operation_id="update_reservation",
+    )
+    def patch(self, request: Request, reservation_id: str) -> Response:
+        reservation = find(Reservation.objects.visible_to(self.organization), reservation_id)
+        changes = reservations.DetailChanges(**self.body(ReservationChanges))
+        reservations.change_details(reservation=reservation, changes=changes, at=self.now)
+        return self._answer(reservation_id)
+
+    def _answer(self, reservation_id: str) -> Response:
+        visible = Reservation.objects.visible_to(self.organization)
+        return Response(ReservationSerializer(find(_shown(visible), reservation_id)).data)
+
+
+def _filtered(
+    queryset: QuerySet[Reservation],
+    *,
+    query: Any,  # noqa: ANN401 - validated by `ReservationsQuery`
+) -> QuerySet[Reservation]:
+    lookups: Sequence[tuple[str, str]] = (
+        ("status", "status"),
+        ("project", "project"),
+        ("starts_after", "starts_at__gte"),
+        ("ends_before", "ends_at__lte"),
+    )
+    wanted = {lookup: query[name] for name, lookup in lookups if query[name] is not None}
+    if query["tag"] is not None:
+        name, colon, value = query["tag"].partition(":")
+        wanted["tags__contains" if colon else "tags__has_key"] = {name: value} if colon else name
+    return queryset.filter(**wanted)

@@ -1,0 +1,37 @@
+"""The addresses of /v1."""
+
+from django.urls import path
+
+from marketplace.api import (
+    bills,
+    documents,
+    leases,
+    market,
+    not_built,
+    offerings,
+    owner_urls,
+    quotes,
+    reservations,
+    wallet,
+)
+
+urlpatterns = [
+    path("openapi.json", documents.openapi_json, name="openapi"),
+    path("docs", documents.DocsPage.as_view(), name="docs"),
+    path("market", market.MarketView.as_view()),
+    path("gpu-models", offerings.GpuModelsView.as_view()),
+    path("offerings", offerings.OfferingsView.as_view()),
+    path("price-curve", offerings.PriceCurveView.as_view()),
+    path("quotes", quotes.QuotesView.as_view()),
+    path("quotes/<str:quote_id>", quotes.QuoteView.as_view()),
+    path("reservations", reservations.ReservationsView.as_view()),
+    path("reservations/<str:reservation_id>", reservations.ReservationView.as_view()),
+    path("reservations/<str:reservation_id>/bill", bills.BillView.as_view()),
+    path("leases", leases.LeasesView.as_view()),
+    path("leases/<str:lease_id>", leases.LeaseView.as_view()),
+    path("leases/<str:lease_id>/utilization", leases.UtilizationView.as_view()),
+    path("wallet", wallet.WalletView.as_view()),
+    path("wallet/entries", wallet.WalletEntriesView.as_view()),
+    *owner_urls.urlpatterns,
+    *not_built.urlpatterns,
+]

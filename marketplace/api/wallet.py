@@ -1,0 +1,77 @@
+"""`GET /v1/wallet` and its entries: a tenant's prepaid money."""
+
+from typing import Any, ClassVar
+
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from billing import wallet
+from billing.models import Posting
+from billing.states import EntryKind, Side
+from marketplace.api import simulation
+from marketplace.api.fields import ChoiceField, InstantField, MoneyField, MoneySerializer, PageQuery
+from marketplace.api.pagination import page_of, page_serializer
+from marketplace.api.schema import operation
+from marketplace.api.views import ApiView
+from marketplace.states import Scope
+
+
+class WalletSerializer(serializers.Serializer[Any]):
+    """What the wallet holds."""
+
+    balance = MoneyField()
+    simulated = serializers.BooleanField(help_text="it is play money")
+
+
+class WalletEntrySerializer(serializers.Serializer[Posting]):
+    """One movement of the wallet; a negative amount left it."""
+
+    id = serializers.CharField(source="entry.id")
+    kind = ChoiceField(source="entry.kind", choices=EntryKind.choices)
+    amount = serializers.SerializerMethodField()
+    subject_id = serializers.CharField(
+        source="entry.subject_id",
+        help_text="the reservation, lease or organization that it is about",
+    )
+    effective_at = InstantField(source="entry.effective_at")
+    recorded_at = InstantField(source="entry.recorded_at")
+
+    @extend_schema_field(MoneySerializer)
+    def get_amount(self, posting: Posting) -> dict[str, object]:
+        """Return the movement as the wallet's owner sees it: a credit is money that came in."""
+        sign = 1 if posting.side == Side.CREDIT else -1
+        return {"amount_minor": sign * posting.amount, "currency": posting.account.currency}
+
+
+WalletEntryPage = page_serializer(WalletEntrySerializer, name="WalletEntryPage")
+
+
+class WalletView(ApiView):
+    scopes: ClassVar = {"GET": Scope.BILLING_READ}
+
+    @operation(
+        summary="The wallet's balance", responses={200: WalletSerializer}, operation_id="get_wallet"
+    )
+    def get(self, request: Request) -> Response:
+        held = {
+            "balance": wallet.balance(organization=self.organization),
+            "simulated": simulation.simulated_payments(),
+        }
+        return Response(WalletSerializer(held).data)
+
+
+class WalletEntriesView(ApiView):
+    scopes: ClassVar = {"GET": Scope.BILLING_READ}
+    queries: ClassVar = {"GET": PageQuery}
+
+    @operation(
+        summary="What moved the wallet, newest first",
+        responses={200: WalletEntryPage},
+        query=PageQuery,
+        operation_id="list_wallet_entries",
+    )
+    def get(self, request: Request) -> Response:
+        page = page_of(wallet.entries(organization=self.organization), query=self.query)
+        return Response(WalletEntryPage(page).data)

@@ -1,0 +1,86 @@
+"""How the admin looks: its menu by room, and the mark of what is not real."""
+
+from django.apps import apps
+from django.contrib import admin
+from django.http import HttpRequest
+from django.urls import reverse
+
+from marketplace.console.simulated import simulated_parts
+
+# Group → (title, model, Material symbol). A model without an admin class is left out.
+_GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
+    (
+        "Market",
+        (
+            ("Listings", "marketplace.Listing", "sell"),
+            ("GPU models", "marketplace.GpuModel", "memory"),
+            ("Trail", "marketplace.AuditEvent", "history"),
+        ),
+    ),
+    (
+        "Fleet",
+        (
+            ("Nodes", "agents.Node", "dns"),
+            ("GPUs", "agents.Gpu", "developer_board"),
+            ("Grants", "agents.Grant", "key"),
+            ("Receipts", "agents.Receipt", "receipt_long"),
+            ("Meter readings", "agents.MeterReading", "speed"),
+            ("Readings", "agents.Reading", "monitoring"),
+            ("Enrolment tokens", "agents.EnrolmentToken", "token"),
+        ),
+    ),
+    (
+        "Scheduling",
+        (
+            ("Reservations", "scheduler.Reservation", "event_available"),
+            ("Leases", "scheduler.Lease", "handshake"),
+            ("Quotes", "scheduler.Quote", "request_quote"),
+            ("Allocations", "scheduler.Allocation", "calendar_view_week"),
+        ),
+    ),
+    (
+        "Books",
+        (
+            ("Entries", "billing.Entry", "menu_book"),
+            ("Postings", "billing.Posting", "swap_vert"),
+            ("Accounts", "billing.Account", "account_balance"),
+            ("Settlements", "billing.Settlement", "task_alt"),
+            ("Payouts", "billing.Payout", "payments"),
+        ),
+    ),
+    (
+        "People",
+        (
+            ("Organizations", "marketplace.Organization", "apartment"),
+            ("API keys", "marketplace.ApiKey", "vpn_key"),
+            ("Users", "marketplace.User", "person"),
+            ("Groups", "auth.Group", "group"),
+        ),
+    ),
+)
+
+
+def navigation(request: HttpRequest) -> list[dict[str, object]]:
+    """Return the menu: a group per room of the house, with what this user may see."""
+    groups: list[dict[str, object]] = []
+    for title, entries in _GROUPS:
+        items = []
+        for name, label, icon in entries:
+            model = apps.get_model(label)
+            model_admin = (
+                admin.site.get_model_admin(model) if admin.site.is_registered(model) else None
+            )
+            if model_admin is None or not model_admin.has_view_permission(request):
+                continue
+            options = model._meta  # noqa: SLF001 - Django's documented name for it
+            link = reverse(f"admin:{options.app_label}_{options.model_name}_changelist")
+            items.append({"title": name, "icon": icon, "link": link})
+        if items:
+            groups.append({"title": title, "separator": True, "items": items})
+    return groups
+
+
+def environment(_request: HttpRequest) -> list[str] | None:
+    """Return the mark beside the user's name: what of this market is not real."""
+    parts = simulated_parts()
+    return [f"Simulated {' and '.join(parts)}", "warning"] if parts else None

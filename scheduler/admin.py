@@ -1,0 +1,113 @@
+"""Staff's view of promises and facts. Everything is read-only: statuses move by verbs alone."""
+
+from typing import Any, ClassVar
+
+from django.contrib import admin
+from django.db import models
+from django.http import HttpRequest
+from unfold.admin import ModelAdmin, TabularInline
+
+from scheduler.models import (
+    Allocation,
+    Lease,
+    LeaseTransition,
+    Quote,
+    Reservation,
+    ReservationTransition,
+)
+
+
+class ReadOnly:
+    """Refuse to add, change and delete, whoever asks."""
+
+    def has_add_permission(self, request: HttpRequest, *args: Any) -> bool:  # noqa: ANN401 - Django's signature
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: models.Model | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: models.Model | None = None) -> bool:
+        return False
+
+
+class ReservationTransitionInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold has no types
+    model = ReservationTransition
+    fields: ClassVar = ["at", "from_status", "to_status", "reason", "actor"]
+    extra = 0
+
+
+class LeaseTransitionInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold has no types
+    model = LeaseTransition
+    fields: ClassVar = ["at", "from_status", "to_status", "reason", "actor"]
+    extra = 0
+
+
+class LeaseInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold has no types
+    model = Lease
+    fields: ClassVar = ["id", "node", "status", "handed_over_at", "returned_at", "closed_at"]
+    show_change_link = True
+    extra = 0
+
+
+class AllocationInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold has no types
+    model = Allocation
+    fields: ClassVar = ["node", "listing", "slots", "period", "live"]
+    extra = 0
+
+
+@admin.register(Quote)
+class QuoteAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]  # unfold has no types
+    list_display: ClassVar = [
+        "id", "organization", "status", "gpus", "gpu_model", "region", "starts_at", "ends_at",
+        "rate", "total_minor", "currency", "hold", "expires_at", "simulated",
+    ]  # fmt: skip
+    list_filter: ClassVar = ["status", "gpu_model", "tier", "hold", "region", "simulated"]
+    list_select_related: ClassVar = ["organization", "gpu_model"]
+    search_fields: ClassVar = ["id", "organization__id", "organization__name"]
+    date_hierarchy = "created_at"
+    inlines: ClassVar = [AllocationInline]
+
+
+@admin.register(Reservation)
+class ReservationAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]  # unfold has no types
+    list_display: ClassVar = [
+        "id", "organization", "status", "gpus", "gpu_model", "region", "starts_at", "ends_at",
+        "rate", "total_minor", "currency", "payment_method", "simulated",
+    ]  # fmt: skip
+    list_filter: ClassVar = ["status", "gpu_model", "tier", "payment_method", "region", "simulated"]
+    list_select_related: ClassVar = ["organization", "gpu_model"]
+    search_fields: ClassVar = ["id", "quote__id", "organization__id", "organization__name", "name"]
+    date_hierarchy = "starts_at"
+    inlines: ClassVar = [ReservationTransitionInline, LeaseInline, AllocationInline]
+
+
+@admin.register(Lease)
+class LeaseAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]  # unfold has no types
+    list_display: ClassVar = [
+        "id", "reservation", "node", "status", "starts_at", "ends_at",
+        "handed_over_at", "returned_at", "closed_at",
+    ]  # fmt: skip
+    list_filter: ClassVar = ["status", "node__region"]
+    list_select_related: ClassVar = ["reservation", "node"]
+    search_fields: ClassVar = ["id", "reservation__id", "node__id", "node__hostname"]
+    date_hierarchy = "starts_at"
+    inlines: ClassVar = [LeaseTransitionInline, AllocationInline]
+
+
+@admin.register(Allocation)
+class AllocationAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]  # unfold has no types
+    list_display: ClassVar = [
+        "id",
+        "node",
+        "slots",
+        "period",
+        "live",
+        "listing",
+        "quote",
+        "reservation",
+    ]
+    list_filter: ClassVar = ["live", "node__region"]
+    list_select_related: ClassVar = ["node", "listing", "quote", "reservation"]
+    search_fields: ClassVar = [
+        "quote__id", "reservation__id", "lease__id", "node__id", "node__hostname", "listing__id"
+    ]  # fmt: skip

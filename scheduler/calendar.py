@@ -1,0 +1,228 @@
+"""The fleet's calendar: which windows can be asked for at all, and who has which slots when.
+
+The only module that writes allocations. `allocation_no_overlap` has the last word about every one of
+them; its refusal is `CapacityTaken` to the caller.
+"""
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import psycopg
+from django.conf import settings
+from django.db import DatabaseError, IntegrityError, connection, transaction
+from psycopg.types.range import Int4Range, TimestamptzRange
+
+from agents.models import SLOTS_PER_NODE
+from marketplace.core.errors import DomainError
+from marketplace.core.limits import HORIZON_DAYS
+from marketplace.core.windows import Window, is_on_grid
+from scheduler.models import Allocation, Lease
+
+OVERLAP_CONSTRAINT = "allocation_no_overlap"
+LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED = "55P03", "40P01"
+
+
+class CapacityTaken(DomainError):
+    """Somebody else was faster: the GPUs of the window are gone."""
+
+    code = "capacity_taken"
+    title = "The capacity is gone"
+
+
+class WindowOffGrid(DomainError):
+    code = "off_grid"
+    title = "The window is not on the market's grid"
+
+
+class WindowUpsideDown(DomainError):
+    code = "window_upside_down"
+    title = "The window does not end after it starts"
+
+
+class WindowInPast(DomainError):
+    code = "window_in_past"
+    title = "The window has begun already"
+
+
+class BeyondHorizon(DomainError):
+    code = "beyond_horizon"
+    title = "The window ends further ahead than anything is sold"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Busy:
+    """One live allocation. `lapsed_quote_id` names the expired hold that it serves, which counts as free."""
+
+    slot_lower: int
+    slot_upper: int
+    window: Window
+    lapsed_quote_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A run of one node's slots, half-open, that one listing sells."""
+
+    node_id: str
+    listing_id: str
+    slot_lower: int
+    slot_upper: int
+
+
+def horizon_at(*, at: dt.datetime) -> dt.datetime:
+    """Return the instant by which every window must have ended."""
+    return at + dt.timedelta(days=HORIZON_DAYS)
+
+
+def check_window(*, starts_at: dt.datetime | None, ends_at: dt.datetime, at: dt.datetime) -> Window:
+    """Return the window that a request names; `starts_at` `None` is now, to the next whole second.
+
+    :raises WindowOffGrid: when an end is not on the grid of `settings.GRID_SECONDS`.
+    :raises WindowUpsideDown: when it does not end after it starts.
+    :raises WindowInPast: when it starts before `at`.
+    :raises BeyondHorizon: when it ends later than `HORIZON_DAYS` from `at`.
+    """
+    grid = settings.GRID_SECONDS
+    for name, instant in (("starts_at", starts_at), ("ends_at", ends_at)):
+        if instant is not None and not is_on_grid(instant, grid_seconds=grid):
+            raise WindowOffGrid(f"must be a multiple of {grid} s, UTC", pointer=f"/{name}")
+    begin = starts_at or (at + dt.timedelta(seconds=1)).replace(microsecond=0)
+    if not begin < ends_at:
+        raise WindowUpsideDown("must be later than the start", pointer="/ends_at")
+    if begin < at:
+        raise WindowInPast(f"it is {at.isoformat()} already", pointer="/starts_at")
+    if ends_at > horizon_at(at=at):
+        raise BeyondHorizon(f"must end within {HORIZON_DAYS} days", pointer="/ends_at")
+    return Window(begin, ends_at)
+
+
+def busy(*, slot_bases: Iterable[int], window: Window, at: dt.datetime) -> list[Busy]:
+    """Return the live allocations on some nodes' blocks that overlap a window; one query.
+
+    It goes down the index of the exclusion constraint once per run of blocks: the cost follows the size
+    of the pool and what is booked in the window, not what is booked in all.
+    """
+    with connection.cursor() as cursor:
+        blocks: list[object] = list(_blocks(slot_bases))
+        cursor.execute(
+            """
+            SELECT lower(a.slots), upper(a.slots), lower(a.period), upper(a.period),
+                   CASE WHEN q.status = 'open' AND q.expires_at <= %(at)s THEN q.id END
+              FROM unnest(%(blocks)s::int4range[]) AS pool (block)
+              JOIN scheduler_allocation a
+                ON a.live AND a.slots && pool.block AND a.period && tstzrange(%(from)s, %(to)s)
+              LEFT JOIN scheduler_quote q ON q.id = a.quote_id
+            """,
+            {"at": at, "blocks": blocks, "from": window.starts_at, "to": window.ends_at},
+        )
+        return [
+            Busy(
+                slot_lower=lower,
+                slot_upper=upper,
+                window=Window(starts_at, ends_at),
+                lapsed_quote_id=lapsed,
+            )
+            for lower, upper, starts_at, ends_at, lapsed in cursor.fetchall()
+        ]
+
+
+def take_for_quote(
+    *, places: Sequence[Place], window: Window, quote_id: str, at: dt.datetime
+) -> None:
+    """Hold places for a quote, all or none.
+
+    :raises CapacityTaken: when one of them is taken.
+    """
+    _take(places=places, window=window, quote_id=quote_id, reservation_id=None, at=at)
+
+
+def take_for_reservation(
+    *, places: Sequence[Place], window: Window, reservation_id: str, at: dt.datetime
+) -> None:
+    """Give places to a reservation, all or none.
+
+    :raises CapacityTaken: when one of them is taken.
+    """
+    _take(places=places, window=window, quote_id=None, reservation_id=reservation_id, at=at)
+
+
+def hand_hold_over(*, quote_id: str, reservation_id: str) -> int:
+    """Turn a quote's held places into a reservation's; return how many slots those are."""
+    held = Allocation.objects.filter(quote_id=quote_id, live=True)
+    slots: int = sum(place.slots.upper - place.slots.lower for place in held)
+    held.update(quote=None, reservation_id=reservation_id)
+    return slots
+
+
+def bind_to_lease(*, reservation_id: str, node_id: str, lease: Lease) -> None:
+    """Write a lease on the places of its reservation on its node."""
+    Allocation.objects.filter(reservation_id=reservation_id, node_id=node_id, live=True).update(
+        lease=lease
+    )
+
+
+def free_holds(*, quote_ids: Sequence[str]) -> int:
+    """Put what quotes hold back on sale; return the number of places."""
+    return Allocation.objects.filter(quote_id__in=quote_ids, live=True).update(live=False)
+
+
+def free_reservation(*, reservation_id: str) -> int:
+    """Put all that a reservation has back on sale; return the number of places."""
+    return Allocation.objects.filter(reservation_id=reservation_id, live=True).update(live=False)
+
+
+def free_lease(*, lease_id: str) -> int:
+    """Close the places of a lease that is over; return their number."""
+    return Allocation.objects.filter(lease_id=lease_id, live=True).update(live=False)
+
+
+def sqlstate(error: DatabaseError) -> str | None:
+    """Return PostgreSQL's code of an error, as in appendix A of its manual."""
+    cause = error.__cause__
+    return cause.sqlstate if isinstance(cause, psycopg.Error) else None
+
+
+def _take(
+    *,
+    places: Sequence[Place],
+    window: Window,
+    quote_id: str | None,
+    reservation_id: str | None,
+    at: dt.datetime,
+) -> None:
+    rows = [
+        Allocation(
+            node_id=place.node_id,
+            listing_id=place.listing_id,
+            quote_id=quote_id,
+            reservation_id=reservation_id,
+            slots=Int4Range(place.slot_lower, place.slot_upper),
+            period=_period(window),
+            created_at=at,
+        )
+        for place in places
+    ]
+    try:
+        with transaction.atomic():
+            Allocation.objects.bulk_create(rows)
+    except IntegrityError as error:
+        cause = error.__cause__
+        if isinstance(cause, psycopg.Error) and cause.diag.constraint_name == OVERLAP_CONSTRAINT:
+            raise CapacityTaken("somebody else took a GPU of this window") from error
+        raise
+
+
+def _period(window: Window) -> TimestamptzRange:
+    return TimestamptzRange(window.starts_at, window.ends_at)
+
+
+def _blocks(slot_bases: Iterable[int]) -> list[Int4Range]:
+    """Join neighbouring blocks, so that a pool of neighbours is one range."""
+    runs: list[list[int]] = []
+    for base in sorted(set(slot_bases)):
+        if runs and runs[-1][1] == base:
+            runs[-1][1] = base + SLOTS_PER_NODE
+        else:
+            runs.append([base, base + SLOTS_PER_NODE])
+    return [Int4Range(lower, upper) for lower, upper in runs]

@@ -1,0 +1,373 @@
+"""Reservations: the promise, from the accepted quote to the end of its window.
+
+Every arrow is one function here. Payment is known only as a word: whoever takes the money calls
+`confirm` or `fail_payment`.
+"""
+
+import datetime as dt
+import re
+from dataclasses import dataclass, field
+
+import structlog
+from django.db import transaction
+from django.db.models import Exists, OuterRef
+
+from marketplace.core.errors import InvalidValue, NotFound, StateConflict
+from marketplace.core.limits import NAME_LENGTH_MAX, SSH_KEY_LENGTH_MAX, SSH_KEYS_MAX, TAGS_MAX
+from marketplace.core.text import check_text
+from marketplace.models import Organization
+from scheduler import calendar, holds, leases, placement, quotes, ticks
+from scheduler.models import Lease, Reservation, ReservationTransition
+from scheduler.states import (
+    LEASE_ARROWS,
+    RESERVATION_ARROWS,
+    LeaseStatus,
+    PaymentMethod,
+    ReservationReason,
+    ReservationStatus,
+)
+
+log = structlog.get_logger(__name__)
+
+# How long capacity is kept for a payment: a wallet answers at once, a person with a card needs minutes, a
+# bank transfer half a day.
+PAYMENT_WINDOW_SECONDS = {
+    PaymentMethod.WALLET: 15 * 60,
+    PaymentMethod.CARD: 15 * 60,
+    PaymentMethod.INVOICE: 12 * 3600,
+}
+IMAGE_LENGTH_MAX = 500
+TAG_LENGTH_MAX = 200
+SYSTEM = "scheduler"  # actor of what happens because its time has come
+# As in authorized_keys(5): a type, base64 and a comment on one line; options are not taken.
+_SSH_KEY = re.compile(
+    r"(?:ssh|ecdsa|sk)-[a-z0-9@.-]{3,60} [A-Za-z0-9+/]{16,}={0,3}(?: [^\x00-\x1f\x7f]{0,200})?",
+    re.ASCII,
+)
+_FINAL_LEASES = [status for status in LeaseStatus if LEASE_ARROWS.is_final(status)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReservationDetails:
+    """What the tenant says of its own reservation, and what its machines need to let it in."""
+
+    name: str = ""
+    project: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    ssh_public_keys: list[str] = field(default_factory=list)
+    image: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetailChanges:
+    """What of the details is to change; `None` leaves it. Keys reach leases that start later."""
+
+    name: str | None = None
+    project: str | None = None
+    tags: dict[str, str] | None = None
+    ssh_public_keys: list[str] | None = None
+
+
+@transaction.atomic
+def reserve(
+    *,
+    organization: Organization,
+    quote_id: str,
+    payment_method: str,
+    details: ReservationDetails,
+    at: dt.datetime,
+    actor: str,
+) -> Reservation:
+    """Make a reservation of a quote, all or nothing; it waits for its payment until `payment_due_at`.
+
+    The placement is chosen now, unless the quote holds one.
+
+    :raises NotFound: when the tenant has no such quote.
+    :raises InvalidValue: when the payment method or a detail makes no sense.
+    :raises QuoteUsed: when a reservation was made of it already.
+    :raises QuoteExpired: when its time is up.
+    :raises CapacityTaken: when a rival took the GPUs, and no others serve at this price; the quote stays.
+    """
+    if payment_method not in PaymentMethod.values:
+        raise InvalidValue(
+            f"must be one of {', '.join(PaymentMethod.values)}", pointer="/payment_method"
+        )
+    check_details(details)
+    quote = quotes.get(organization=organization, quote_id=quote_id)
+    holds.use(quote=quote, at=at)
+    patience = dt.timedelta(seconds=PAYMENT_WINDOW_SECONDS[PaymentMethod(payment_method)])
+    reservation = Reservation(
+        organization=organization,
+        quote=quote,
+        status=RESERVATION_ARROWS.initial[0],
+        gpu_model_id=quote.gpu_model_id,
+        gpus=quote.gpus,
+        region=quote.region,
+        tier=quote.tier,
+        spread=quote.spread,
+        starts_at=quote.starts_at,
+        ends_at=quote.ends_at,
+        rate=quote.rate,
+        total_minor=quote.total_minor,
+        currency=quote.currency,
+        fee_basis_points=quote.fee_basis_points,
+        payment_method=payment_method,
+        simulated=quote.simulated,
+        name=details.name,
+        project=details.project,
+        tags=details.tags,
+        ssh_public_keys=details.ssh_public_keys,
+        image=details.image,
+        created_at=at,
+        payment_due_at=min(at + patience, quote.ends_at),
+    )
+    reservation.save(force_insert=True)
+    ReservationTransition.objects.create(
+        reservation=reservation,
+        from_status="",
+        to_status=reservation.status,
+        reason=ReservationReason.QUOTE_ACCEPTED,
+        actor=actor,
+        at=at,
+    )
+    if quote.hold:
+        slots = calendar.hand_hold_over(quote_id=quote.pk, reservation_id=reservation.pk)
+        assert slots == quote.gpus, (slots, quote.pk)
+    else:
+        placement.assign(
+            demand=quotes.demand_of(quote),
+            take=lambda places: calendar.take_for_reservation(
+                places=places, window=quote.window, reservation_id=reservation.pk, at=at
+            ),
+            at=at,
+        )
+    return reservation
+
+
+@transaction.atomic
+def confirm(*, reservation_id: str, at: dt.datetime, actor: str) -> Reservation:
+    """Take the arrow payment_pending → scheduled: it is paid.
+
+    :raises NotFound: when there is no such reservation.
+    :raises StateConflict: when it does not wait for a payment any more, or its time to pay is over.
+    """
+    reservation = _find(reservation_id)
+    if reservation.payment_due_at <= at and reservation.status == ReservationStatus.PAYMENT_PENDING:
+        raise StateConflict(
+            f"{reservation_id} had to be paid by {reservation.payment_due_at.isoformat()}"
+        )
+    _move(
+        reservation,
+        to=ReservationStatus.SCHEDULED,
+        reason=ReservationReason.PAID,
+        at=at,
+        actor=actor,
+    )
+    return reservation
+
+
+@transaction.atomic
+def fail_payment(*, reservation_id: str, at: dt.datetime, actor: str) -> Reservation:
+    """Take the arrow payment_pending → payment_failed, and put the GPUs back on sale.
+
+    :raises NotFound: when there is no such reservation.
+    :raises StateConflict: when it does not wait for a payment any more.
+    """
+    reservation = _find(reservation_id)
+    _move(
+        reservation,
+        to=ReservationStatus.PAYMENT_FAILED,
+        reason=ReservationReason.PAYMENT_DECLINED,
+        at=at,
+        actor=actor,
+    )
+    calendar.free_reservation(reservation_id=reservation.pk)
+    return reservation
+
+
+def expire_unpaid(*, at: dt.datetime) -> int:
+    """Take the arrow payment_pending → expired for all whose time to pay is over; return how many."""
+    due = Reservation.objects.filter(
+        status=ReservationStatus.PAYMENT_PENDING, payment_due_at__lte=at
+    ).order_by("payment_due_at", "pk")
+    return ticks.drain(due=due, advance=lambda row: _expire(row, at=at), name="expire_unpaid")
+
+
+def start_due(*, at: dt.datetime) -> int:
+    """Start the reservations whose window has begun: one lease and one grant per node; return how many.
+
+    Ends run before starts, so that freed GPUs serve the next lease. One that nobody started before its
+    window was over has failed.
+    """
+    leases.end_due(at=at)
+    due = Reservation.objects.filter(
+        status=ReservationStatus.SCHEDULED, starts_at__lte=at
+    ).order_by("starts_at", "pk")
+
+    def advance(reservation: Reservation) -> None:
+        if reservation.ends_at <= at:
+            _fail(reservation, at=at)
+        else:
+            _start(reservation, at=at)
+
+    return ticks.drain(due=due, advance=advance, name="start_due")
+
+
+def finish_due(*, at: dt.datetime) -> int:
+    """Finish the active reservations whose leases are all over; return how many.
+
+    Completed when the window is over and at least one lease was handed over; failed, at once, when none
+    was.
+    """
+    open_leases = Lease.objects.filter(reservation=OuterRef("pk")).exclude(status__in=_FINAL_LEASES)
+    delivered = Lease.objects.filter(reservation=OuterRef("pk"), handed_over_at__isnull=False)
+    closed = Reservation.objects.filter(~Exists(open_leases), status=ReservationStatus.ACTIVE)
+    count = ticks.drain(
+        due=closed.filter(Exists(delivered), ends_at__lte=at).order_by("ends_at", "pk"),
+        advance=lambda row: _complete(row, at=at),
+        name="complete",
+    )
+    return count + ticks.drain(
+        due=closed.filter(~Exists(delivered)).order_by("ends_at", "pk"),
+        advance=lambda row: _fail(row, at=at),
+        name="fail",
+    )
+
+
+@transaction.atomic
+def change_details(
+    *, reservation: Reservation, changes: DetailChanges, at: dt.datetime
+) -> Reservation:
+    """Change what the tenant says of its reservation, nothing else.
+
+    :raises InvalidValue: when a detail makes no sense.
+    :raises StateConflict: when the reservation is over.
+    """
+    names = ("name", "project", "tags", "ssh_public_keys")
+    given = {n: getattr(changes, n) for n in names if getattr(changes, n) is not None}
+    current = _find(reservation.pk)
+    if RESERVATION_ARROWS.is_final(ReservationStatus(current.status)):
+        raise StateConflict(f"{current.pk} is {current.status} since before {at.isoformat()}")
+    check_details(ReservationDetails(**{n: getattr(current, n) for n in names} | given))
+    if given:
+        Reservation.objects.filter(pk=current.pk).update(**given)
+    return _find(reservation.pk)
+
+
+def get(*, organization: Organization, reservation_id: str) -> Reservation:
+    """Return a tenant's reservation.
+
+    :raises NotFound: when there is none of this id, or it is somebody else's.
+    """
+    known = Reservation.objects.visible_to(organization)
+    found = known.filter(pk=reservation_id).first() if "\x00" not in reservation_id else None
+    if found is None:
+        raise NotFound(f"no reservation {reservation_id}")
+    return found
+
+
+def check_details(details: ReservationDetails) -> None:
+    """Refuse details that could not be stored, or that would break a machine's file of keys.
+
+    :raises InvalidValue: with the pointer to the first one.
+    """
+    for name, text, length_max in (
+        ("name", details.name, NAME_LENGTH_MAX),
+        ("project", details.project, NAME_LENGTH_MAX),
+        ("image", details.image, IMAGE_LENGTH_MAX),
+    ):
+        check_text(text, length_max=length_max, pointer=f"/{name}")
+    if len(details.tags) > TAGS_MAX:
+        raise InvalidValue(f"at most {TAGS_MAX} tags", pointer="/tags")
+    for key, value in details.tags.items():
+        if not key:
+            raise InvalidValue("a tag needs a name", pointer="/tags")
+        check_text(key, length_max=TAG_LENGTH_MAX, pointer="/tags")
+        check_text(value, length_max=TAG_LENGTH_MAX, pointer="/tags")
+    if len(details.ssh_public_keys) > SSH_KEYS_MAX:
+        raise InvalidValue(f"at most {SSH_KEYS_MAX} keys", pointer="/ssh_public_keys")
+    for place, text in enumerate(details.ssh_public_keys):
+        if len(text) > SSH_KEY_LENGTH_MAX or not _SSH_KEY.fullmatch(text):
+            raise InvalidValue(
+                "must be one OpenSSH public key, such as `ssh-ed25519 AAAA… name`",
+                pointer=f"/ssh_public_keys/{place}",
+            )
+
+
+def _find(reservation_id: str) -> Reservation:
+    found = Reservation.objects.filter(pk=reservation_id).first()
+    if found is None:
+        raise NotFound(f"no reservation {reservation_id}")
+    return found
+
+
+def _expire(reservation: Reservation, *, at: dt.datetime) -> None:
+    _move(
+        reservation,
+        to=ReservationStatus.EXPIRED,
+        reason=ReservationReason.PAYMENT_WINDOW_CLOSED,
+        at=at,
+        actor=SYSTEM,
+    )
+    calendar.free_reservation(reservation_id=reservation.pk)
+
+
+def _start(reservation: Reservation, *, at: dt.datetime) -> None:
+    """Take the arrow scheduled → active."""
+    _move(
+        reservation,
+        to=ReservationStatus.ACTIVE,
+        reason=ReservationReason.WINDOW_STARTED,
+        at=at,
+        actor=SYSTEM,
+    )
+    leases.open_for(reservation=reservation, at=at)
+
+
+def _complete(reservation: Reservation, *, at: dt.datetime) -> None:
+    """Take the arrow active → completed."""
+    _move(
+        reservation,
+        to=ReservationStatus.COMPLETED,
+        reason=ReservationReason.WINDOW_ENDED,
+        at=at,
+        actor=SYSTEM,
+    )
+
+
+def _fail(reservation: Reservation, *, at: dt.datetime) -> None:
+    """Take the arrow scheduled or active → failed: nothing was delivered."""
+    _move(
+        reservation,
+        to=ReservationStatus.FAILED,
+        reason=ReservationReason.NOTHING_DELIVERED,
+        at=at,
+        actor=SYSTEM,
+    )
+    calendar.free_reservation(reservation_id=reservation.pk)
+
+
+def _move(
+    reservation: Reservation,
+    *,
+    to: ReservationStatus,
+    reason: ReservationReason,
+    at: dt.datetime,
+    actor: str,
+) -> None:
+    """Compare and set; the winner writes the transition in the same transaction, the loser raises."""
+    came_from = ReservationStatus(reservation.status)
+    won = RESERVATION_ARROWS.allows(came_from, to) and Reservation.objects.filter(
+        pk=reservation.pk, status=came_from
+    ).update(status=to)
+    if not won:
+        raise StateConflict(f"{reservation.pk} is {came_from} or moved on; it cannot become {to}")
+    reservation.status = to
+    ReservationTransition.objects.create(
+        reservation=reservation,
+        from_status=came_from,
+        to_status=to,
+        reason=reason,
+        actor=actor,
+        at=at,
+    )
