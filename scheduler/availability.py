@@ -11,8 +11,10 @@ from decimal import Decimal
 import numpy as np
 from django.conf import settings
 
-from marketplace.core.errors import DomainError, InvalidValue
+from marketplace import catalog
+from marketplace.core.errors import InvalidValue
 from marketplace.core.limits import GPUS_PER_REQUEST_MAX
+from marketplace.core.text import check_text
 from marketplace.core.windows import Window, grid_ceiling, grid_floor, is_on_grid
 from marketplace.models import GpuModel
 from marketplace.states import Tier
@@ -23,13 +25,9 @@ from scheduler.offerings import Offer, Priced, Step, Wish
 from scheduler.states import Spread
 
 OFFERS_MAX = 20  # more choices than that are read by nobody
+REGION_LENGTH_MAX = 60  # as the column
 LEAD_SECONDS = 5  # an offer that starts sooner would begin before it can be quoted and reserved
 CURVE_POINTS_MAX = 4_320  # 180 days of hours, or three days of the demo's minutes
-
-
-class NoSuchModel(DomainError):
-    code = "no_such_model"
-    title = "The market knows no such GPU model"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +94,8 @@ def search(*, query: OfferingQuery, at: dt.datetime) -> SearchResult:
     """
     check_gpus(query.gpus)
     tier, spread = parse_tier(query.tier), parse_spread(query.spread)
-    get_gpu_model(query.gpu_model)
+    catalog.get_gpu_model(gpu_model_id=query.gpu_model, pointer="/gpu_model")
+    check_region(query.region)
     grid = settings.GRID_SECONDS
     if not 1 <= query.limit <= OFFERS_MAX:
         raise InvalidValue(f"must be from 1 to {OFFERS_MAX}", pointer="/limit")
@@ -174,7 +173,8 @@ def price_curve(
     :raises WindowOffGrid: when an end of the window is not on the grid.
     :raises InvalidValue: when it has more than `CURVE_POINTS_MAX` steps, or the tier is unknown.
     """
-    get_gpu_model(gpu_model)
+    catalog.get_gpu_model(gpu_model_id=gpu_model, pointer="/gpu_model")
+    check_region(region)
     grid = settings.GRID_SECONDS
     for pointer, instant in (("/from", window.starts_at), ("/to", window.ends_at)):
         if not is_on_grid(instant, grid_seconds=grid):
@@ -231,17 +231,6 @@ def market_summary(*, at: dt.datetime) -> list[ModelSummary]:
     ]
 
 
-def get_gpu_model(gpu_model: str) -> GpuModel:
-    """Return a model of the catalogue.
-
-    :raises NoSuchModel: when there is none of this id.
-    """
-    found = GpuModel.objects.filter(pk=gpu_model).first()
-    if found is None:
-        raise NoSuchModel(f"no GPU model {gpu_model!r} in the catalogue", pointer="/gpu_model")
-    return found
-
-
 def check_gpus(gpus: int) -> None:
     """Refuse a number of GPUs that nobody can mean.
 
@@ -249,6 +238,15 @@ def check_gpus(gpus: int) -> None:
     """
     if not 1 <= gpus <= GPUS_PER_REQUEST_MAX:
         raise InvalidValue(f"must be from 1 to {GPUS_PER_REQUEST_MAX}", pointer="/gpus")
+
+
+def check_region(region: str | None) -> None:
+    """Refuse text that can be no region's name; an unknown region simply has nothing on offer.
+
+    :raises InvalidValue: then.
+    """
+    if region is not None:
+        check_text(region, length_max=REGION_LENGTH_MAX, pointer="/region")
 
 
 def parse_tier(text: str) -> Tier:

@@ -150,7 +150,7 @@ def take_for_reservation(
 def hand_hold_over(*, quote_id: str, reservation_id: str) -> int:
     """Turn a quote's held places into a reservation's; return how many slots those are."""
     held = Allocation.objects.filter(quote_id=quote_id, live=True)
-    slots = sum(place.slots.upper - place.slots.lower for place in held)
+    slots: int = sum(place.slots.upper - place.slots.lower for place in held)
     held.update(quote=None, reservation_id=reservation_id)
     return slots
 

@@ -7,6 +7,7 @@ from decimal import Decimal
 from django.conf import settings
 from django.db import connection, transaction
 
+from marketplace import catalog
 from marketplace.core.errors import DomainError, NotFound
 from marketplace.core.money import SECONDS_PER_HOUR, format_rate
 from marketplace.core.windows import Window
@@ -99,8 +100,9 @@ def create(*, organization: Organization, request: QuoteRequest, at: dt.datetime
     :raises LimitExceeded: when the tenant has too many open quotes, or holds too much.
     :raises CapacityTaken: when a rival took the GPUs that were to be held.
     """
-    gpu_model = availability.get_gpu_model(request.gpu_model)
+    gpu_model = catalog.get_gpu_model(gpu_model_id=request.gpu_model, pointer="/gpu_model")
     availability.check_gpus(request.gpus)
+    availability.check_region(request.region)
     tier, spread = (
         availability.parse_tier(request.tier),
         availability.parse_spread(request.spread),
@@ -164,7 +166,8 @@ def get(*, organization: Organization, quote_id: str) -> Quote:
 
     :raises NotFound: when there is none of this id, or it is somebody else's.
     """
-    quote = Quote.objects.visible_to(organization).filter(pk=quote_id).first()
+    known = Quote.objects.visible_to(organization)
+    quote = known.filter(pk=quote_id).first() if "\x00" not in quote_id else None
     if quote is None:
         raise NotFound(f"no quote {quote_id}")
     return quote

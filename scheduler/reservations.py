@@ -14,6 +14,7 @@ from django.db.models import Exists, OuterRef
 
 from marketplace.core.errors import InvalidValue, NotFound, StateConflict
 from marketplace.core.limits import NAME_LENGTH_MAX, SSH_KEY_LENGTH_MAX, SSH_KEYS_MAX, TAGS_MAX
+from marketplace.core.text import check_text
 from marketplace.models import Organization
 from scheduler import calendar, holds, leases, placement, quotes, ticks
 from scheduler.models import Lease, Reservation, ReservationTransition
@@ -258,7 +259,8 @@ def get(*, organization: Organization, reservation_id: str) -> Reservation:
 
     :raises NotFound: when there is none of this id, or it is somebody else's.
     """
-    found = Reservation.objects.visible_to(organization).filter(pk=reservation_id).first()
+    known = Reservation.objects.visible_to(organization)
+    found = known.filter(pk=reservation_id).first() if "\x00" not in reservation_id else None
     if found is None:
         raise NotFound(f"no reservation {reservation_id}")
     return found
@@ -274,14 +276,14 @@ def check_details(details: ReservationDetails) -> None:
         ("project", details.project, NAME_LENGTH_MAX),
         ("image", details.image, IMAGE_LENGTH_MAX),
     ):
-        _check_text(text, length_max=length_max, pointer=f"/{name}")
+        check_text(text, length_max=length_max, pointer=f"/{name}")
     if len(details.tags) > TAGS_MAX:
         raise InvalidValue(f"at most {TAGS_MAX} tags", pointer="/tags")
     for key, value in details.tags.items():
         if not key:
             raise InvalidValue("a tag needs a name", pointer="/tags")
-        _check_text(key, length_max=TAG_LENGTH_MAX, pointer="/tags")
-        _check_text(value, length_max=TAG_LENGTH_MAX, pointer="/tags")
+        check_text(key, length_max=TAG_LENGTH_MAX, pointer="/tags")
+        check_text(value, length_max=TAG_LENGTH_MAX, pointer="/tags")
     if len(details.ssh_public_keys) > SSH_KEYS_MAX:
         raise InvalidValue(f"at most {SSH_KEYS_MAX} keys", pointer="/ssh_public_keys")
     for place, text in enumerate(details.ssh_public_keys):
@@ -290,13 +292,6 @@ def check_details(details: ReservationDetails) -> None:
                 "must be one OpenSSH public key, such as `ssh-ed25519 AAAA… name`",
                 pointer=f"/ssh_public_keys/{place}",
             )
-
-
-def _check_text(text: str, *, length_max: int, pointer: str) -> None:
-    if len(text) > length_max or re.search(r"[\x00-\x1f\x7f]", text):
-        raise InvalidValue(
-            f"at most {length_max} characters, none of them a control character", pointer=pointer
-        )
 
 
 def _find(reservation_id: str) -> Reservation:
