@@ -1,0 +1,62 @@
+"""A real web server over the suite's database, for tests in which the network and threads matter."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+from django.db import connection
+
+PROJECT = Path(__file__).resolve().parents[1]
+START_TRIES_MAX = 200
+START_PAUSE_SECONDS = 0.1
+BACKLOG = 512  # more than the clients that race
+
+
+def database_url() -> str:
+    """Return the URL of the database of this test, for other processes."""
+    database = connection.settings_dict
+    host = quote(database["HOST"] or database["OPTIONS"].get("host", ""))
+    return f"postgres://{quote(database['USER'])}@/{quote(str(database['NAME']))}?host={host}"
+
+
+@contextmanager
+def web_server(
+    *, application: str = "marketplace.wsgi:application", threads: int = 16, **variables: str
+) -> Iterator[str]:
+    """Serve an application with gunicorn on a free port of the loopback; yield its base URL."""
+    with socket.create_server(("127.0.0.1", 0), backlog=BACKLOG) as listener:
+        port = listener.getsockname()[1]
+        command = [sys.executable, "-m", "gunicorn", application]
+        command += ["--bind", f"fd://{listener.fileno()}", "--worker-class", "gthread"]
+        command += ["--workers", "1", "--threads", str(threads), "--log-level", "warning"]
+        server = subprocess.Popen(
+            command,
+            cwd=PROJECT,
+            env={**os.environ, "DATABASE_URL": database_url(), **variables},
+            pass_fds=(listener.fileno(),),
+        )
+        try:
+            _wait_until_it_answers(f"http://127.0.0.1:{port}/healthz", server)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(timeout=30)
+
+
+def _wait_until_it_answers(url: str, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(START_TRIES_MAX):
+        assert server.poll() is None, "the web server ended while it started"
+        try:
+            httpx.get(url, timeout=2, trust_env=False)
+        except httpx.TransportError:
+            time.sleep(START_PAUSE_SECONDS)
+        else:
+            return
+    raise AssertionError(f"{url} did not answer")
