@@ -1,10 +1,13 @@
 """What the market knows of machines. Leases are known here by their opaque id alone."""
 
+from enum import StrEnum
 from typing import ClassVar, Self
 
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
-from django.db.models import F, Q
+from django.db.models import F, Q, Value
+from django.db.models.functions import Mod
+from django.db.models.lookups import Exact
 
 from agents import protocol
 from agents.states import NODE_ARROWS, NodeStatus
@@ -14,7 +17,7 @@ from marketplace.models import GpuModel, Organization
 SLOTS_PER_NODE = protocol.GPUS_PER_NODE_MAX
 
 
-def _choices(values: type[protocol.StrEnum]) -> list[tuple[str, str]]:
+def _choices(values: type[StrEnum]) -> list[tuple[str, str]]:
     return [(value.value, value.value) for value in values]
 
 
@@ -79,6 +82,10 @@ class Node(models.Model):
     last_sequence = models.BigIntegerField(default=0)
     last_report_at = models.DateTimeField(null=True, blank=True, db_comment="server clock")
     reader_hung_since = models.DateTimeField(null=True, blank=True)
+    enrolments = models.PositiveIntegerField(
+        default=1,
+        db_comment="how many keys the machine has had: each starts (epoch, sequence) anew",
+    )
     enrolled_at = models.DateTimeField()
 
     objects = NodeQuerySet.as_manager()
@@ -91,6 +98,10 @@ class Node(models.Model):
             ),
             models.CheckConstraint(
                 condition=Q(slot_base__gte=0), name="node_slot_base_is_not_negative"
+            ),
+            models.CheckConstraint(
+                condition=Exact(Mod(F("slot_base"), Value(SLOTS_PER_NODE)), Value(0)),
+                name="node_slot_base_is_a_block",
             ),
         ]
         indexes: ClassVar = [models.Index(fields=["region", "fabric"], name="node_place")]
@@ -122,6 +133,10 @@ class NodeTransition(models.Model):
 class GpuQuerySet(models.QuerySet["Gpu"]):
     def visible_to(self, organization: Organization) -> Self:
         return self.filter(node__organization=organization)
+
+    def held_in_order(self) -> Self:
+        """Lock the rows in one order everywhere, so that two writers of several GPUs cannot deadlock."""
+        return self.order_by("pk").select_for_update(no_key=True)
 
 
 class Gpu(models.Model):
@@ -241,7 +256,7 @@ class Receipt(models.Model):
     lease_epoch = models.PositiveIntegerField()
     kind = models.CharField(max_length=10, choices=_choices(protocol.ReceiptKind))
     at = models.DateTimeField(db_comment="node's clock")
-    clean = models.BooleanField()
+    clean = models.BooleanField()  # type: ignore[assignment] # the wire's word; no form validates a receipt
     access = models.JSONField(null=True, db_comment="host, port, username, host_key_fingerprint")
     document = models.JSONField(db_comment="the receipt as it was signed")
     signature = models.CharField(max_length=88)
@@ -259,9 +274,16 @@ class Receipt(models.Model):
 
 
 class MeterReading(models.Model):
-    """What one leased GPU did in `[starts_at, ends_at)`: append-only, once per (node, epoch, sequence)."""
+    """What one leased GPU did in `[starts_at, ends_at)`: append-only, once per (node, epoch, sequence).
+
+    A machine that lost its disk counts its epochs from the start again, so the number of its enrolment is
+    part of the identity.
+    """
 
     node = models.ForeignKey(Node, on_delete=models.PROTECT, related_name="meter_readings")
+    enrolment = models.PositiveIntegerField(
+        default=1, db_comment="which of the node's enrolments counted it"
+    )
     epoch = models.BigIntegerField()
     sequence = models.BigIntegerField()
     lease_id = models.CharField(max_length=ids.ID_LENGTH_MAX)
@@ -282,7 +304,7 @@ class MeterReading(models.Model):
     class Meta:
         constraints: ClassVar = [
             models.UniqueConstraint(
-                fields=["node", "epoch", "sequence"], name="meter_reading_is_unique"
+                fields=["node", "enrolment", "epoch", "sequence"], name="meter_reading_is_unique"
             ),
             models.CheckConstraint(
                 condition=Q(ends_at__gt=F("starts_at")), name="meter_ends_after_start"

@@ -1,0 +1,253 @@
+"""What leased GPUs did, from meter readings: exact arithmetic on intervals, every second counted once.
+
+Readings come late, twice and overlapping. On each GPU an instant belongs to the reading that began first
+(of equals, to the one that ended first, then to the one that claims least), so the result does not depend
+on the order of arrival. A reading that loses a part of its interval loses that part of its counts.
+"""
+
+import datetime as dt
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from agents.models import MeterReading
+from marketplace.core.errors import InvalidValue
+from marketplace.core.windows import Window
+
+POINTS_PER_GPU_MAX = (
+    20_160  # two weeks of minutes; a longer window is asked for by the hour or in parts
+)
+ROWS_PER_FETCH = 5_000  # rows held per round trip to the database
+_MICROSECOND = dt.timedelta(microseconds=1)
+_SECOND_MICROSECONDS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One meter reading of one GPU. `busy_seconds` and what follows are None where nothing was read."""
+
+    window: Window
+    up_seconds: int
+    busy_seconds: int | None = None
+    energy_millijoules: int | None = None
+    memory_used_bytes_max: int | None = None
+    temperature_celsius_max: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuMeter:
+    """The sum over one GPU, in whole seconds rounded down: `busy <= measured <= up <= covered`.
+
+    `covered_seconds` are those of which a reading speaks, `up_seconds` those in which the tenant had the
+    GPU, `measured_seconds` the part of them in which it is known whether it was busy.
+    """
+
+    covered_seconds: int
+    up_seconds: int
+    measured_seconds: int
+    busy_seconds: int
+    energy_millijoules: int | None
+    memory_used_bytes_max: int | None
+    temperature_celsius_max: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseMeters:
+    """The sum over all GPUs of a lease; `gpus` holds each by its UUID.
+
+    `gpu_seconds_measured` says of how many metered GPU-seconds it is known whether they were busy.
+    """
+
+    gpu_seconds_metered: int
+    gpu_seconds_measured: int
+    gpu_seconds_busy: int
+    energy_millijoules: int | None
+    readings_until: dt.datetime | None
+    gpus: dict[str, GpuMeter]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UtilizationPoint:
+    """What one GPU did in a step of a curve; `meter` is None where nothing was measured."""
+
+    gpu_uuid: str
+    window: Window
+    meter: GpuMeter | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Piece:
+    """The part of a sample that counts: no two pieces of one GPU overlap."""
+
+    window: Window
+    sample: Sample
+
+
+def total(*, samples: Iterable[Sample], window: Window) -> GpuMeter:
+    """Add up the readings of ONE GPU within `[window.starts_at, window.ends_at)`, in any order."""
+    return _sum(_disjoint(samples=samples, window=window))
+
+
+def lease_meters(*, lease_id: str, window: Window) -> LeaseMeters:
+    """Add up what a lease's GPUs did within `[window.starts_at, window.ends_at)`.
+
+    `readings_until` is the end up to which every GPU that was ever metered has readings, None without any:
+    a settlement waits for it. GPUs that were never metered do not appear.
+    """
+    gpus: dict[str, GpuMeter] = {}
+    ends: list[dt.datetime] = []
+    for gpu_uuid, samples in _samples_by_gpu(lease_id=lease_id, window=window):
+        gpus[gpu_uuid] = total(samples=samples, window=window)
+        ends.append(max(sample.window.ends_at for sample in samples))
+    energies = [g.energy_millijoules for g in gpus.values() if g.energy_millijoules is not None]
+    return LeaseMeters(
+        gpu_seconds_metered=sum(g.up_seconds for g in gpus.values()),
+        gpu_seconds_measured=sum(g.measured_seconds for g in gpus.values()),
+        gpu_seconds_busy=sum(g.busy_seconds for g in gpus.values()),
+        energy_millijoules=sum(energies) if energies else None,
+        readings_until=min(ends, default=None),
+        gpus=gpus,
+    )
+
+
+def minutes(*, lease_id: str, window: Window, resolution_seconds: int) -> list[UtilizationPoint]:
+    """Return the curve of each metered GPU of a lease, in steps of `resolution_seconds` from the start.
+
+    The last step is shorter where the window is no whole number of steps.
+
+    :raises InvalidValue: when there would be too many points, or the step is not positive.
+    """
+    if resolution_seconds < 1:
+        raise InvalidValue("must be at least one second", pointer="/resolution")
+    if window.seconds > POINTS_PER_GPU_MAX * resolution_seconds:
+        raise InvalidValue(
+            f"at most {POINTS_PER_GPU_MAX} points per GPU: ask for less, or by the hour",
+            pointer="/resolution",
+        )
+    steps = list(_steps(window=window, resolution_seconds=resolution_seconds))
+    points = []
+    for gpu_uuid, samples in _samples_by_gpu(lease_id=lease_id, window=window):
+        by_step: list[list[_Piece]] = [[] for _ in steps]
+        for piece in _disjoint(samples=samples, window=window):
+            first = _index(piece.window.starts_at, window=window, step=resolution_seconds)
+            last = _index(
+                piece.window.ends_at - _MICROSECOND, window=window, step=resolution_seconds
+            )
+            for number in range(first, last + 1):
+                part = piece.window.intersection(steps[number])
+                assert part is not None, "the piece lies in these steps"
+                by_step[number].append(_Piece(window=part, sample=piece.sample))
+        points += [
+            UtilizationPoint(gpu_uuid=gpu_uuid, window=step, meter=_sum(pieces) if pieces else None)
+            for step, pieces in zip(steps, by_step, strict=True)
+        ]
+    return points
+
+
+def _samples_by_gpu(*, lease_id: str, window: Window) -> Iterator[tuple[str, list[Sample]]]:
+    """Yield each GPU of a lease with its readings that touch the window; one GPU is held at a time."""
+    rows = (
+        MeterReading.objects.filter(
+            lease_id=lease_id, starts_at__lt=window.ends_at, ends_at__gt=window.starts_at
+        )
+        .order_by("gpu_uuid", "starts_at")
+        .iterator(chunk_size=ROWS_PER_FETCH)
+    )
+    for gpu_uuid, group in itertools.groupby(rows, key=lambda row: row.gpu_uuid):
+        yield (
+            gpu_uuid,
+            [
+                Sample(
+                    window=Window(row.starts_at, row.ends_at),
+                    up_seconds=row.up_seconds,
+                    busy_seconds=row.busy_seconds,
+                    energy_millijoules=row.energy_millijoules,
+                    memory_used_bytes_max=row.memory_used_bytes_max,
+                    temperature_celsius_max=row.temperature_celsius_max,
+                )
+                for row in group
+            ],
+        )
+
+
+def _order(sample: Sample) -> tuple[object, ...]:
+    """Return what decides between overlapping readings: only equal ones are level."""
+    optional = (
+        sample.busy_seconds,
+        sample.energy_millijoules,
+        sample.memory_used_bytes_max,
+        sample.temperature_celsius_max,
+    )
+    known = (-1 if value is None else value for value in optional)
+    return (sample.window.starts_at, sample.window.ends_at, sample.up_seconds, *known)
+
+
+def _disjoint(*, samples: Iterable[Sample], window: Window) -> Iterator[_Piece]:
+    """Yield the parts of readings that count within the window, in time order."""
+    counted_until = window.starts_at
+    for sample in sorted(samples, key=_order):
+        starts_at = max(sample.window.starts_at, counted_until)
+        ends_at = min(sample.window.ends_at, window.ends_at)
+        if starts_at < ends_at:
+            yield _Piece(window=Window(starts_at, ends_at), sample=sample)
+            counted_until = ends_at
+
+
+def _sum(pieces: Iterable[_Piece]) -> GpuMeter:
+    """Add up pieces exactly and round once, at the end, down."""
+    covered = up = measured = busy = Fraction(0)
+    energy: Fraction | None = None
+    memories, temperatures = [], []
+    for piece in pieces:
+        sample = piece.sample
+        share = Fraction(
+            piece.window.duration // _MICROSECOND, sample.window.duration // _MICROSECOND
+        )
+        length = Fraction(sample.window.duration // _MICROSECOND, _SECOND_MICROSECONDS)
+        up_exact = _exact(seconds=sample.up_seconds, length=length)
+        covered += length * share
+        up += up_exact * share
+        if sample.busy_seconds is not None:
+            measured += up_exact * share
+            always_busy = sample.busy_seconds >= sample.up_seconds
+            busy += (
+                up_exact if always_busy else min(Fraction(sample.busy_seconds), up_exact)
+            ) * share
+        if sample.energy_millijoules is not None:
+            energy = (energy or Fraction(0)) + sample.energy_millijoules * share
+        if sample.memory_used_bytes_max is not None:
+            memories.append(sample.memory_used_bytes_max)
+        if sample.temperature_celsius_max is not None:
+            temperatures.append(sample.temperature_celsius_max)
+    return GpuMeter(
+        covered_seconds=math.floor(covered),
+        up_seconds=math.floor(up),
+        measured_seconds=math.floor(measured),
+        busy_seconds=math.floor(busy),
+        energy_millijoules=None if energy is None else math.floor(energy),
+        memory_used_bytes_max=max(memories, default=None),
+        temperature_celsius_max=max(temperatures, default=None),
+    )
+
+
+def _exact(*, seconds: int, length: Fraction) -> Fraction:
+    """Return a count of whole seconds within an interval of exact length.
+
+    Agents count whole seconds of intervals that are not whole: a positive count less than a second from
+    the length means all of it. Otherwise sixty readings of 59.9 s would lose a minute of an hour.
+    """
+    return length if seconds > 0 and abs(seconds - length) < 1 else min(Fraction(seconds), length)
+
+
+def _steps(*, window: Window, resolution_seconds: int) -> Iterator[Window]:
+    step = dt.timedelta(seconds=resolution_seconds)
+    starts_at = window.starts_at
+    while starts_at < window.ends_at:
+        yield Window(starts_at, min(starts_at + step, window.ends_at))
+        starts_at += step
+
+
+def _index(instant: dt.datetime, *, window: Window, step: int) -> int:
+    return (instant - window.starts_at) // dt.timedelta(seconds=step)
