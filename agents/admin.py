@@ -1,6 +1,7 @@
 """What staff see of machines. Nothing is edited here: states move through the verbs, evidence stands."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from django.contrib import admin, messages
 from django.db.models import Model, QuerySet
@@ -20,6 +21,8 @@ from agents.models import (
     Receipt,
 )
 from marketplace.core.errors import DomainError
+
+ModelT = TypeVar("ModelT", bound=Model)
 
 
 class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc] # unfold ships no types
@@ -42,7 +45,7 @@ class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc] # unfold ships no types
         return request.user.has_perm(f"{self.opts.app_label}.change_{self.opts.model_name}")
 
     def act(
-        self, request: HttpRequest, rows: QuerySet[Model], verb: Callable[[Model], None]
+        self, request: HttpRequest, rows: QuerySet[ModelT], verb: Callable[[ModelT], None]
     ) -> None:
         """Run a verb on each row and tell what was done and what was refused."""
         done = 0
@@ -120,9 +123,7 @@ class NodeAdmin(ReadOnlyAdmin):
     def revoke(self, request: HttpRequest, queryset: QuerySet[Node]) -> None:
         self._move(request, queryset, inventory.revoke)
 
-    def _move(
-        self, request: HttpRequest, nodes: QuerySet[Node], verb: Callable[..., None]
-    ) -> None:
+    def _move(self, request: HttpRequest, nodes: QuerySet[Node], verb: Callable[..., None]) -> None:
         at, actor = timezone.now(), _actor(request)
         self.act(request, nodes, lambda node: verb(node=node, at=at, actor=actor))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from django.db import transaction
 
 from agents import protocol
-from agents.models import Grant, Gpu, Node, Receipt
+from agents.models import Gpu, Grant, Node, Receipt
 from marketplace.core.errors import InvalidValue, NotFound, StateConflict
 from marketplace.core.windows import Window
 

@@ -162,7 +162,11 @@ def _why_not_claimed(*, node: Node, at: dt.datetime) -> DomainError:
 
 def _grants_named(*, node: Node, report: protocol.Report) -> dict[evidence.GrantKey, Grant]:
     """Return the node's own grants that the report speaks of, open or closed."""
-    lease_ids = {part.lease_id for part in (*report.meters, *report.receipts, *report.leases)}
+    lease_ids = (
+        {part.lease_id for part in report.meters}
+        | {part.lease_id for part in report.receipts}
+        | {part.lease_id for part in report.leases}
+    )
     if not lease_ids:
         return {}
     rows = Grant.objects.filter(node=node, lease_id__in=lease_ids)
@@ -232,7 +236,7 @@ def _store_readings(
     changed = [
         gpus[uuid] for uuid, reading in newest.items() if _takes(gpu=gpus[uuid], reading=reading)
     ]
-    Gpu.objects.bulk_update(changed, [*_STATE_COLUMNS, "measured_at"])
+    inventory.write(gpus=changed, columns=[*_STATE_COLUMNS, "measured_at"])
 
 
 def _takes(*, gpu: Gpu, reading: protocol.Reading) -> bool:

@@ -90,10 +90,17 @@ def apply(*, node: Node, gpus: Sequence[protocol.GpuIdentity], at: dt.datetime) 
     for gpu in gone:
         gpu.present = False
         log.warning("gpu_is_gone", node_id=node.id, gpu_uuid=gpu.uuid)
-    Gpu.objects.bulk_update([*changed, *gone], _IDENTITY_COLUMNS)
+    write(gpus=[*changed, *gone], columns=_IDENTITY_COLUMNS)
     if foreign:
         _suspect(node=node, gpu_uuids=foreign)
     return foreign
+
+
+def write(*, gpus: Sequence[Gpu], columns: Sequence[str]) -> None:
+    """Store some columns of a node's GPUs; the caller is in a transaction."""
+    if gpus:
+        list(Gpu.objects.filter(pk__in=[gpu.pk for gpu in gpus]).held_in_order().values_list("pk"))
+        Gpu.objects.bulk_update(gpus, columns)
 
 
 def _columns(identity: protocol.GpuIdentity) -> dict[str, object]:
@@ -208,27 +215,27 @@ def _move(*, node: Node, to_status: NodeStatus, at: dt.datetime, actor: str) -> 
     )
 
 
+@transaction.atomic
 def quarantine(*, gpu_uuids: Iterable[str], reason: str, at: dt.datetime) -> int:
     """Withdraw GPUs from sale until their owner vouches for them; return how many were withdrawn now.
 
     The first reason stands: a later one does not replace what the owner must look at.
     """
     uuids = sorted(gpu_uuids)
-    count = Gpu.objects.filter(uuid__in=uuids, quarantined_by_market="").update(
-        quarantined_by_market=reason[:200]
-    )
+    rows = Gpu.objects.filter(uuid__in=uuids, quarantined_by_market="").held_in_order()
+    held = list(rows.values_list("pk", flat=True))
+    count = Gpu.objects.filter(pk__in=held).update(quarantined_by_market=reason[:200])
     log.warning("gpus_quarantined", gpu_uuids=uuids, reason=reason, at=at.isoformat(), count=count)
     return count
 
 
+@transaction.atomic
 def clear_quarantine(*, gpu_uuids: Iterable[str], at: dt.datetime, actor: str) -> int:
     """Let GPUs be sold again that the market had withdrawn; return how many those were."""
     uuids = sorted(gpu_uuids)
-    count = (
-        Gpu.objects.filter(uuid__in=uuids)
-        .exclude(quarantined_by_market="")
-        .update(quarantined_by_market="")
-    )
+    rows = Gpu.objects.filter(uuid__in=uuids).exclude(quarantined_by_market="").held_in_order()
+    held = list(rows.values_list("pk", flat=True))
+    count = Gpu.objects.filter(pk__in=held).update(quarantined_by_market="")
     if count:
         log.info("quarantine_cleared", gpu_uuids=uuids, actor=actor, at=at.isoformat(), count=count)
     return count

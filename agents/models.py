@@ -1,5 +1,6 @@
 """What the market knows of machines. Leases are known here by their opaque id alone."""
 
+from enum import StrEnum
 from typing import ClassVar, Self
 
 from django.contrib.postgres.fields import ArrayField
@@ -16,7 +17,7 @@ from marketplace.models import GpuModel, Organization
 SLOTS_PER_NODE = protocol.GPUS_PER_NODE_MAX
 
 
-def _choices(values: type[protocol.StrEnum]) -> list[tuple[str, str]]:
+def _choices(values: type[StrEnum]) -> list[tuple[str, str]]:
     return [(value.value, value.value) for value in values]
 
 
@@ -132,6 +133,10 @@ class NodeTransition(models.Model):
 class GpuQuerySet(models.QuerySet["Gpu"]):
     def visible_to(self, organization: Organization) -> Self:
         return self.filter(node__organization=organization)
+
+    def held_in_order(self) -> Self:
+        """Lock the rows in one order everywhere, so that two writers of several GPUs cannot deadlock."""
+        return self.order_by("pk").select_for_update(no_key=True)
 
 
 class Gpu(models.Model):
@@ -251,7 +256,7 @@ class Receipt(models.Model):
     lease_epoch = models.PositiveIntegerField()
     kind = models.CharField(max_length=10, choices=_choices(protocol.ReceiptKind))
     at = models.DateTimeField(db_comment="node's clock")
-    clean = models.BooleanField()
+    clean = models.BooleanField()  # type: ignore[assignment] # the wire's word; no form validates a receipt
     access = models.JSONField(null=True, db_comment="host, port, username, host_key_fingerprint")
     document = models.JSONField(db_comment="the receipt as it was signed")
     signature = models.CharField(max_length=88)

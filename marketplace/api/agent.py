@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import wraps
 
 from django.core.exceptions import DisallowedHost
+from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse
 from django.http.request import UnreadablePostError
 from django.urls import path
@@ -11,7 +12,7 @@ from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
 from agents import enrolment, envelope, ingest, protocol
-from marketplace.api.errors import problem_response, refusal_response
+from marketplace.api.errors import as_refusal, problem_response, refusal_response
 from marketplace.core.errors import DomainError
 
 
@@ -31,8 +32,8 @@ def _signed_call(
             return response
         try:
             message = verb(_read(request))
-        except DomainError as refusal:
-            return refusal_response(request, refusal)
+        except (DomainError, OperationalError, InterfaceError) as error:
+            return refusal_response(request, as_refusal(error))
         return HttpResponse(protocol.encode(message), content_type="application/json")
 
     return view

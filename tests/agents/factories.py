@@ -273,7 +273,7 @@ def sign(
     )
 
 
-def post(signed: envelope.SignedRequest, *, query: str = "", host: str = AUTHORITY) -> Any:  # noqa: ANN401
+def post(signed: envelope.SignedRequest, *, query: str = "", host: str = AUTHORITY) -> Any:
     """Send a sealed request over HTTP, as Django's client sees it; return the response."""
     headers: Mapping[str, str] = {
         "Content-Digest": signed.content_digest,

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import time_machine
+from django.db import OperationalError
 
-from agents import inventory, protocol
+from agents import ingest, inventory, protocol
 from agents.models import EnrolmentToken, Gpu, MeterReading, Node, Reading, Receipt
 from tests.agents import factories as make
 from tests.agents.factories import NOW, Machine
@@ -271,6 +272,16 @@ class TestReports:
         assert response["Allow"] == "POST"
         signed = seal(machine, protocol.encode(full_report(machine)))
         assert_refused(make.post(signed, query="?a=1"), status=400, code="malformed_report")
+
+    def test_asks_to_come_back_when_the_database_is_away(
+        self, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(**_: object) -> None:
+            raise OperationalError("the server closed the connection")
+
+        monkeypatch.setattr(ingest, "accept", fail)
+        response = make.post(seal(machine, protocol.encode(full_report(machine))))
+        assert_refused(response, status=503, code="service_unavailable")
 
 
 class TestEnrol:

@@ -71,7 +71,8 @@ class TestOrder:
         assert (reply.accepted, reply.last_epoch, reply.last_sequence) == (False, 3, 7)
         assert [g.lease_id for g in reply.grants] == [grant.lease_id]
         assert Node.objects.values().get() == before
-        assert not (MeterReading.objects.exists() or Receipt.objects.exists())
+        assert not MeterReading.objects.exists()
+        assert not Receipt.objects.exists()
         assert not Reading.objects.exists()
         assert not Gpu.objects.filter(present=False).exists()
         grant.refresh_from_db()
@@ -241,7 +242,8 @@ class TestReadings:
         ],
     )
     def test_an_absurd_value_is_unknown(self, machine: Machine, name: str, value: int) -> None:
-        accept(machine, readings=[make.reading(gpu_uuid=machine.gpu_uuids[0], **{name: value})])
+        changes: dict[str, Any] = {name: value}
+        accept(machine, readings=[make.reading(gpu_uuid=machine.gpu_uuids[0], **changes)])
         assert getattr(Reading.objects.get(), name) is None
 
     def test_an_unread_value_stays_unknown(self, machine: Machine) -> None:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from marketplace.core.windows import format_duration
 
-GPUS = 2
+GPUS = 8
 FLOOR_RATE = "1.900000"  # below the seeded listings', so that this listing is the one that serves
 POLL_SECONDS = 1.0
 GRID_SECONDS_MAX = 300  # on an hourly grid the story would take hours
@@ -157,7 +158,9 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "--demo-json", default="var/demo.json", help="the addresses and keys that `up` wrote"
+            "--demo-json",
+            default=str(settings.DATA_DIR / "demo.json"),
+            help="the addresses and keys that `up` wrote",
         )
         parser.add_argument("--base-url", help="instead of the address in the file")
         parser.add_argument(
