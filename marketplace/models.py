@@ -245,7 +245,7 @@ class IdempotencyRecord(models.Model):
     response_status = models.PositiveSmallIntegerField(
         null=True, db_comment="null while the first call runs"
     )
-    response_body = models.JSONField(null=True)
+    response_body = models.TextField(null=True, db_comment="as it was sent, byte for byte")  # noqa: DJ001 - null while the first call runs
     created_at = models.DateTimeField()
     locked_until = models.DateTimeField(
         db_comment="a call that died is forgotten after this instant"

@@ -66,7 +66,12 @@ class ApiClient:
             sent["Idempotency-Key"] = key
         data = raw if raw is not None else b"" if body is None else json.dumps(body).encode()
         response = self._client.generic(
-            method, path, data, content_type=content_type, headers=sent, query_params=dict(query or {})
+            method,
+            path,
+            data,
+            content_type=content_type,
+            headers=sent,
+            query_params=dict(query or {}),
         )
         openapi.check(
             method=method,

@@ -38,7 +38,9 @@ def _routes() -> list[tuple[re.Pattern[str], Mapping[str, Any]]]:
 
 @cache
 def _validator(pointer: str) -> Draft202012Validator:
-    return Draft202012Validator({"$ref": f"#{pointer}", "components": _document()["components"], **_inline(pointer)})
+    return Draft202012Validator(
+        {"$ref": f"#{pointer}", "components": _document()["components"], **_inline(pointer)}
+    )
 
 
 def _inline(pointer: str) -> dict[str, Any]:
@@ -77,7 +79,17 @@ def check(*, method: str, path: str, status: int, content_type: str, body: bytes
     if method == "HEAD":
         return
     pointer = "/".join(
-        ["", "paths", _escape(template), method.lower(), "responses", str(status), "content", _escape(media_type), "schema"]
+        [
+            "",
+            "paths",
+            _escape(template),
+            method.lower(),
+            "responses",
+            str(status),
+            "content",
+            _escape(media_type),
+            "schema",
+        ]
     )
     _check_body(call=call, pointer=pointer, body=body)
 

@@ -56,7 +56,9 @@ class BillSerializer(serializers.Serializer[Any]):
     net = MoneyField()
     cost_per_delivered_gpu_hour = serializers.CharField(allow_null=True)
     cost_per_busy_gpu_hour = serializers.CharField(allow_null=True)
-    meter_coverage = serializers.CharField(allow_null=True, help_text="share of delivered GPU-seconds")
+    meter_coverage = serializers.CharField(
+        allow_null=True, help_text="share of delivered GPU-seconds"
+    )
     energy_kwh = serializers.CharField(allow_null=True, help_text="null where nothing was measured")
     lines = BillLineSerializer(many=True)
     simulated = serializers.BooleanField(help_text="for GPUs that do not exist")

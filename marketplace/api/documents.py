@@ -3,11 +3,13 @@
 from functools import cache
 from pathlib import Path
 
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_safe
 from drf_spectacular.views import SpectacularSwaggerView
 from rest_framework.negotiation import DefaultContentNegotiation
 
+SIDECAR = "drf_spectacular_sidecar/swagger-ui-dist"  # plain names: no manifest needed
 COMMITTED = Path(__file__).with_name("openapi.json")
 
 
@@ -29,3 +31,9 @@ class DocsPage(SpectacularSwaggerView):
     url_name = "openapi"
     authentication_classes = ()
     content_negotiation_class = DefaultContentNegotiation
+
+    def _swagger_ui_resource(self, filename: str) -> str:
+        return f"{settings.STATIC_URL}{SIDECAR}/{filename}"
+
+    def _swagger_ui_favicon(self) -> str:
+        return self._swagger_ui_resource("favicon-32x32.png")

@@ -69,7 +69,9 @@ class InvalidRequest(DomainError):
     title = "The request does not fit"
 
     def __init__(self, errors: Sequence[Mapping[str, str]]) -> None:
-        super().__init__("; ".join(f"{e['pointer'] or 'the body'}: {e['detail']}" for e in errors[:3]))
+        super().__init__(
+            "; ".join(f"{e['pointer'] or 'the body'}: {e['detail']}" for e in errors[:3])
+        )
         self.errors = list(errors[:FIELD_ERRORS_MAX])
 
 
@@ -265,7 +267,7 @@ def exception_handler(exception: Exception, context: Mapping[str, Any]) -> Respo
     )
 
 
-def as_refusal(exception: Exception) -> DomainError:  # noqa: PLR0911 - one line per kind of exception
+def as_refusal(exception: Exception) -> DomainError:
     """Return the refusal that an exception stands for."""
     match exception:
         case DomainError():
@@ -292,7 +294,9 @@ def as_refusal(exception: Exception) -> DomainError:  # noqa: PLR0911 - one line
             return ServiceUnavailable(
                 "nothing was changed; try again", extra={"retry_after_seconds": RETRY_SOON_SECONDS}
             )
-    return InternalError("the fault is ours and was recorded; give the request_id when you ask about it")
+    return InternalError(
+        "the fault is ours and was recorded; give the request_id when you ask about it"
+    )
 
 
 def flatten(detail: Any, *, pointer: str = "") -> list[dict[str, str]]:  # noqa: ANN401 - nested lists and dicts
@@ -300,7 +304,11 @@ def flatten(detail: Any, *, pointer: str = "") -> list[dict[str, str]]:  # noqa:
     if isinstance(detail, dict):
         rows: list[dict[str, str]] = []
         for name, value in detail.items():
-            part = "" if name == "non_field_errors" else "/" + str(name).replace("~", "~0").replace("/", "~1")
+            part = (
+                ""
+                if name == "non_field_errors"
+                else "/" + str(name).replace("~", "~0").replace("/", "~1")
+            )
             rows += flatten(value, pointer=pointer + part)
         return rows
     if isinstance(detail, list):

@@ -14,7 +14,6 @@ from kombu.exceptions import OperationalError as BrokerError
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-
 logger = structlog.get_logger(__name__)
 
 BROKER_TIMEOUT_SECONDS = (

@@ -38,7 +38,9 @@ class LeasesQuery(PageQuery):
     """Which leases."""
 
     status = ChoiceField(choices=LeaseStatus.choices, required=False, default=None)
-    reservation = TextField(max_length=32, required=False, default=None, help_text="a reservation's id")
+    reservation = TextField(
+        max_length=32, required=False, default=None, help_text="a reservation's id"
+    )
 
 
 class UtilizationQuery(StrictSerializer):
@@ -96,12 +98,16 @@ class LeaseSerializer(serializers.Serializer[Lease]):
     handed_over_at = InstantField(allow_null=True)
     returned_at = InstantField(allow_null=True)
     closed_at = InstantField(allow_null=True)
-    health = serializers.SerializerMethodField(help_text="of the worst GPU; null once the lease is over")
+    health = serializers.SerializerMethodField(
+        help_text="of the worst GPU; null once the lease is over"
+    )
     meter_coverage = serializers.SerializerMethodField(
         help_text="share of the time since the handover that readings cover; null before"
     )
     history = LeaseMoveSerializer(many=True, source="transitions")
-    simulated = serializers.BooleanField(source="node.simulated", help_text="on GPUs that do not exist")
+    simulated = serializers.BooleanField(
+        source="node.simulated", help_text="on GPUs that do not exist"
+    )
 
     @extend_schema_field(ChoiceField(choices=[(h.value, h.value) for h in Health], allow_null=True))
     def get_health(self, lease: Lease) -> str | None:
@@ -133,7 +139,9 @@ class UtilizationPointSerializer(serializers.Serializer[UtilizationPoint]):
     power_draw_milliwatts_mean = serializers.SerializerMethodField()
     energy_millijoules = serializers.SerializerMethodField()
     temperature_celsius_max = serializers.SerializerMethodField()
-    xid_count = serializers.SerializerMethodField(help_text="null: agents do not count Xid events yet")
+    xid_count = serializers.SerializerMethodField(
+        help_text="null: agents do not count Xid events yet"
+    )
 
     def get_busy_share(self, point: UtilizationPoint) -> str | None:
         meter = point.meter

@@ -37,16 +37,36 @@ _OWNER_UTILIZATION = "hours per node and day are not added up yet; earnings are"
 _RECLAIM = "leases of the reclaimable tier cannot be called back yet"
 
 _CALLS: tuple[tuple[str, Mapping[str, Scope], str], ...] = (
-    ("reservations/<str:reservation_id>/cancellation-quote", {"POST": Scope.RESERVATIONS_WRITE}, _CANCELLATION),
-    ("reservations/<str:reservation_id>/cancellation", {"POST": Scope.RESERVATIONS_WRITE}, _CANCELLATION),
-    ("reservations/<str:reservation_id>/extension-quote", {"POST": Scope.RESERVATIONS_WRITE}, _EXTENSIONS),
-    ("reservations/<str:reservation_id>/extensions", {"POST": Scope.RESERVATIONS_WRITE}, _EXTENSIONS),
+    (
+        "reservations/<str:reservation_id>/cancellation-quote",
+        {"POST": Scope.RESERVATIONS_WRITE},
+        _CANCELLATION,
+    ),
+    (
+        "reservations/<str:reservation_id>/cancellation",
+        {"POST": Scope.RESERVATIONS_WRITE},
+        _CANCELLATION,
+    ),
+    (
+        "reservations/<str:reservation_id>/extension-quote",
+        {"POST": Scope.RESERVATIONS_WRITE},
+        _EXTENSIONS,
+    ),
+    (
+        "reservations/<str:reservation_id>/extensions",
+        {"POST": Scope.RESERVATIONS_WRITE},
+        _EXTENSIONS,
+    ),
     ("bills/<str:month>", {"GET": Scope.BILLING_READ}, _STATEMENTS),
     ("exports/focus", {"GET": Scope.BILLING_READ}, _STATEMENTS),
     ("wallet/top-ups", {"POST": Scope.BILLING_WRITE}, _PAYMENTS),
     ("budgets", {"GET": Scope.BILLING_READ, "PUT": Scope.BILLING_WRITE}, _BUDGETS),
     ("webhook-endpoints", {"GET": Scope.BILLING_READ, "POST": Scope.BILLING_WRITE}, _EVENTS),
-    ("webhook-endpoints/<str:endpoint_id>", {"GET": Scope.BILLING_READ, "DELETE": Scope.BILLING_WRITE}, _EVENTS),
+    (
+        "webhook-endpoints/<str:endpoint_id>",
+        {"GET": Scope.BILLING_READ, "DELETE": Scope.BILLING_WRITE},
+        _EVENTS,
+    ),
     ("events", {"GET": Scope.BILLING_READ}, _EVENTS),
     ("owner/utilization", {"GET": Scope.OWNER_READ}, _OWNER_UTILIZATION),
     ("leases/<str:lease_id>/reclaim", {"POST": Scope.OWNER_WRITE}, _RECLAIM),

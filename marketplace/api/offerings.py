@@ -145,7 +145,9 @@ PriceCurveQuery: type[StrictSerializer] = type(
         "gpu_model": TextField(max_length=60),
         "region": TextField(max_length=60, required=False, default=None),
         "tier": ChoiceField(choices=Tier.choices, required=False, default=Tier.FIRM.value),
-        "from": InstantField(required=False, default=None, help_text="by default the running grid step"),
+        "from": InstantField(
+            required=False, default=None, help_text="by default the running grid step"
+        ),
         "to": InstantField(required=False, default=None, help_text="by default a day after `from`"),
     },
 )
@@ -186,7 +188,9 @@ class OfferingsView(ApiView):
         wish["limit"] = min(wish["limit"], availability.OFFERS_MAX)
         try:
             found = availability.search(query=OfferingQuery(**wish), at=self.now)
-        except NoSuchModel as refusal:  # a search that finds nothing is an answer, whatever the reason
+        except (
+            NoSuchModel
+        ) as refusal:  # a search that finds nothing is an answer, whatever the reason
             found = availability.SearchResult(offers=[], no_offer_reason=refusal.code)
         return Response(OfferingPage(found).data)
 

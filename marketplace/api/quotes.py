@@ -74,7 +74,9 @@ class QuoteWishSerializer(StrictSerializer):
     max_rate = RateField(
         required=False, allow_null=True, default=None, help_text="refuse a higher rate per GPU-hour"
     )
-    hold = SwitchField(required=False, default=False, help_text="keep the GPUs until the quote expires")
+    hold = SwitchField(
+        required=False, default=False, help_text="keep the GPUs until the quote expires"
+    )
 
 
 class QuoteSerializer(serializers.Serializer[Quote]):

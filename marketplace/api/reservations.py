@@ -59,7 +59,9 @@ SSH_KEY_FORM = r"[a-z0-9@.-]{3,60} [A-Za-z0-9+/=]{16,16000}( [^\x00-\x1f\x7f]{0,
                 "name": "night run",
                 "project": "llm-7",
                 "tags": {"team": "nlp"},
-                "ssh_public_keys": ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAexampleexampleexample you@host"],
+                "ssh_public_keys": [
+                    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAexampleexampleexample you@host"
+                ],
             },
             request_only=True,
         )
@@ -100,7 +102,9 @@ class ReservationsQuery(PageQuery):
 
     status = ChoiceField(choices=ReservationStatus.choices, required=False, default=None)
     project = TextField(max_length=NAME_LENGTH_MAX, required=False, default=None)
-    starts_after = InstantField(required=False, default=None, help_text="starts_at is this or later")
+    starts_after = InstantField(
+        required=False, default=None, help_text="starts_at is this or later"
+    )
     ends_before = InstantField(required=False, default=None, help_text="ends_at is this or earlier")
     tag = TextField(
         required=False, default=None, max_length=400, help_text="`name`, or `name:value`"
@@ -307,7 +311,9 @@ class ReservationView(ApiView):
 
 
 def _filtered(
-    queryset: QuerySet[Reservation], *, query: Any  # noqa: ANN401 - validated by `ReservationsQuery`
+    queryset: QuerySet[Reservation],
+    *,
+    query: Any,  # noqa: ANN401 - validated by `ReservationsQuery`
 ) -> QuerySet[Reservation]:
     lookups: Sequence[tuple[str, str]] = (
         ("status", "status"),

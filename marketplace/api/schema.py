@@ -14,6 +14,7 @@ from marketplace.api.fields import StrictSerializer
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 _EVERY_CALL = (
+    "bad_request",
     "invalid_request",
     "rate_limited",
     "internal_error",

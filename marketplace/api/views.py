@@ -73,10 +73,13 @@ class ApiView(APIView):
         *args: Any,  # noqa: ANN401 - the framework's signature
         **kwargs: Any,  # noqa: ANN401 - the framework's signature
     ) -> NoReturn:
-        allowed = sorted(self.scopes)
-        raise MethodNotAllowed(
-            f"this address takes {', '.join(allowed)}", extra={"allow": ", ".join(allowed)}
-        )
+        allowed = ", ".join(self.allowed_methods)
+        raise MethodNotAllowed(f"this address takes {allowed}", extra={"allow": allowed})
+
+    @property
+    def allowed_methods(self) -> list[str]:
+        """Return what the Allow header of every answer says."""
+        return sorted(self.scopes)
 
     @property
     def caller(self) -> Caller:

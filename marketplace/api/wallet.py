@@ -32,7 +32,8 @@ class WalletEntrySerializer(serializers.Serializer[Posting]):
     kind = ChoiceField(source="entry.kind", choices=EntryKind.choices)
     amount = serializers.SerializerMethodField()
     subject_id = serializers.CharField(
-        source="entry.subject_id", help_text="the reservation, lease or organization that it is about"
+        source="entry.subject_id",
+        help_text="the reservation, lease or organization that it is about",
     )
     effective_at = InstantField(source="entry.effective_at")
     recorded_at = InstantField(source="entry.recorded_at")

@@ -36,7 +36,11 @@ class TestMarket:
         answer = anybody.get("/v1/market", verbose=1)
         assert (answer.status, answer.code) == (422, "invalid_request")
         assert answer.json["errors"] == [
-            {"pointer": "/verbose", "code": "unknown_field", "detail": "is not a field of this request"}
+            {
+                "pointer": "/verbose",
+                "code": "unknown_field",
+                "detail": "is not a field of this request",
+            }
         ]
 
 
@@ -84,7 +88,9 @@ class TestDocument:
         call_command("export_schema", "--check")
 
     def test_is_found_stale(self, monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
-        monkeypatch.setattr(documents, "COMMITTED", type(documents.COMMITTED)(str(tmp_path)) / "openapi.json")
+        monkeypatch.setattr(
+            documents, "COMMITTED", type(documents.COMMITTED)(str(tmp_path)) / "openapi.json"
+        )
         with pytest.raises(CommandError, match="not current"):
             call_command("export_schema", "--check")
 
@@ -106,7 +112,8 @@ class TestKey:
         assert answer.headers["WWW-Authenticate"] == 'Bearer realm="headroom"'
 
     @pytest.mark.parametrize(
-        "header", ["Bearer", "Bearer x", "Basic dTpw", "hr_live_x", "Bearer " + "x" * 9000, "Bearer ü"]
+        "header",
+        ["Bearer", "Bearer x", "Basic dTpw", "hr_live_x", "Bearer " + "x" * 9000, "Bearer ü"],
     )
     def test_is_refused_when_it_is_none(self, anybody: ApiClient, header: str) -> None:
         answer = anybody.call("GET", "/v1/wallet", headers={"Authorization": header})
@@ -114,14 +121,20 @@ class TestKey:
         assert "invalid_token" in answer.headers["WWW-Authenticate"]
 
     def test_is_refused_on_a_public_address_as_well(self, anybody: ApiClient) -> None:
-        answer = anybody.call("GET", "/v1/market", headers={"Authorization": "Bearer hr_live_wrong"})
+        answer = anybody.call(
+            "GET", "/v1/market", headers={"Authorization": "Bearer hr_live_wrong"}
+        )
         assert answer.code == "invalid_api_key"
 
-    def test_is_refused_after_its_expiry(self, organization: Organization, anybody: ApiClient) -> None:
+    def test_is_refused_after_its_expiry(
+        self, organization: Organization, anybody: ApiClient
+    ) -> None:
         _, secret = a_key(organization=organization, expires_at=LONG_AGO.replace(day=2))
         assert anybody.signed_in(secret=secret).get("/v1/wallet").code == "invalid_api_key"
 
-    def test_is_refused_without_the_scope(self, organization: Organization, anybody: ApiClient) -> None:
+    def test_is_refused_without_the_scope(
+        self, organization: Organization, anybody: ApiClient
+    ) -> None:
         _, secret = a_key(organization=organization, scopes=[Scope.OWNER_READ])
         answer = anybody.signed_in(secret=secret).get("/v1/wallet")
         assert (answer.status, answer.code) == (403, "scope_missing")
@@ -129,7 +142,9 @@ class TestKey:
 
 
 class TestRate:
-    def test_runs_out_and_says_when_to_come_back(self, anybody: ApiClient, settings: Settings) -> None:
+    def test_runs_out_and_says_when_to_come_back(
+        self, anybody: ApiClient, settings: Settings
+    ) -> None:
         settings.KEYLESS_CALLS_PER_MINUTE = 2
         assert [anybody.get("/v1/market").status for _ in range(3)] == [200, 200, 429]
         answer = anybody.get("/v1/market")

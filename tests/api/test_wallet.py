@@ -1,0 +1,48 @@
+"""`GET /v1/wallet` and `GET /v1/wallet/entries`."""
+
+import pytest
+
+from marketplace.models import Organization
+from tests.api.world import a_fleet, a_reservation, fund
+from tests.conftest import ApiClient
+from tests.factories import a_key, an_organization
+
+pytestmark = pytest.mark.django_db
+
+
+class TestWallet:
+    def test_is_empty_before_any_deposit(self, api: ApiClient) -> None:
+        assert api.get("/v1/wallet").json == {
+            "balance": {"amount_minor": 0, "currency": "usd"},
+            "simulated": True,
+        }
+
+
+class TestEntries:
+    def test_add_up_to_the_balance(self, api: ApiClient, organization: Organization) -> None:
+        a_fleet()
+        fund(organization, amount_minor=50_000)
+        reservation = a_reservation(api)
+        purchase, deposit = api.get("/v1/wallet/entries").json["data"]
+        price = reservation["total"]["amount_minor"]
+        assert (deposit["kind"], deposit["amount"]["amount_minor"]) == ("deposit", 50_000)
+        assert (purchase["kind"], purchase["amount"]["amount_minor"]) == ("purchase", -price)
+        assert purchase["subject_id"] == reservation["id"]
+        assert api.get("/v1/wallet").json["balance"]["amount_minor"] == 50_000 - price
+
+    def test_page_without_repeats(self, api: ApiClient, organization: Organization) -> None:
+        for amount in (1, 2, 3):
+            fund(organization, amount_minor=amount)
+        first = api.get("/v1/wallet/entries", limit=2).json
+        second = api.get("/v1/wallet/entries", limit=2, cursor=first["next_cursor"]).json
+        amounts = [e["amount"]["amount_minor"] for e in first["data"] + second["data"]]
+        assert amounts == [3, 2, 1]
+
+    def test_take_no_cursor_of_another_list(self, api: ApiClient) -> None:
+        answer = api.get("/v1/wallet/entries", cursor="WyItaWQiLCJyc3ZfMSJd")
+        assert (answer.status, answer.json["errors"][0]["pointer"]) == (422, "/cursor")
+
+    def test_of_others_stay_theirs(self, api: ApiClient, organization: Organization) -> None:
+        fund(organization)
+        _, secret = a_key(organization=an_organization())
+        assert api.signed_in(secret=secret).get("/v1/wallet/entries").json["data"] == []
