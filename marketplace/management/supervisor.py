@@ -278,7 +278,8 @@ class Supervisor:
             self._pass_on(child, child.splitter.feed(chunk))
 
     def _pass_on(self, child: Child, lines: Sequence[str]) -> None:
-        for line in lines:
+        for spoken in lines:
+            line = spoken.removeprefix(f"{child.program.name} ")
             if not line or any(hidden in line for hidden in child.program.hidden_lines):
                 continue
             child.last_lines.append(line)

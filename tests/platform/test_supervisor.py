@@ -29,7 +29,7 @@ class TestRun:
         output = StringIO()
         with Supervisor(log=LogStream(output=output)) as supervisor:
             supervisor.run(program=python("print('hello')"), limit_seconds=30)
-        assert "child      | hello" in output.getvalue()
+        assert "child        | hello" in output.getvalue()
 
     def test_says_the_last_lines_of_a_program_that_fails(self):
         with (
