@@ -24,7 +24,7 @@ CONTROL_CHARACTERS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f
 PREAMBLES = re.compile(
     r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[^\]]*\]:?(?: |$)(?:\[\d+\] (?:\[[A-Z]+\] )?)?"
     r"|^\d+:[A-Z] \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d\.\d+ [*#.-] "
-    r"|^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[.,]\d+ (?:UTC \[\d+\] )?"
+    r"|^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d+)? (?:UTC \[\d+\] )?"
 )
 
 

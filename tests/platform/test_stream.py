@@ -54,6 +54,7 @@ class TestClean:
             b"20902:M 23 Nov 2026 19:30:57.953 * ready",
             b"2026-11-23 19:30:57.956 UTC [20888] ready",
             b"2026-11-23 19:30:57,956 ready",
+            b"2026-11-23 19:30:57 ready",
         ],
     )
     def test_drops_a_second_time_of_day(self, line):
