@@ -1,4 +1,5 @@
 import datetime as dt
+from typing import Any
 
 import pytest
 
@@ -14,9 +15,10 @@ pytestmark = pytest.mark.django_db
 MUCH_LATER = factories.START + dt.timedelta(days=60)
 
 
-def settled(**lease_fields: object) -> Settlement:
+def settled(**lease_fields: Any) -> Settlement:
     reservation = factories.reservation(buyer=factories.tenant(funds_minor=471))
     lease: Lease = factories.lease(of=reservation, **lease_fields)
+    assert lease.closed_at is not None
     row = settlements.settle(lease_id=lease.id, at=lease.closed_at + dt.timedelta(hours=1))
     assert row is not None
     return row
