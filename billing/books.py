@@ -277,7 +277,10 @@ def check(*, at: dt.datetime) -> BooksReport:
     its settlement.
     """
     overdue_before = at - dt.timedelta(seconds=SETTLEMENT_OVERDUE_SECONDS)
-    parameters = {"overdue_before": overdue_before, "guards": list(GUARDS)}
+    parameters: dict[str, dt.datetime | list[str]] = {
+        "overdue_before": overdue_before,
+        "guards": list(GUARDS),
+    }
     with transaction.atomic(), connection.cursor() as cursor:
         if not _is_nested():
             # Between two statements of READ COMMITTED a purchase may commit; of one snapshot it cannot.
