@@ -10,7 +10,7 @@ from django.core.signals import request_finished, request_started
 from django.db import close_old_connections
 from hypothesis import HealthCheck, Phase, given, settings
 
-from marketplace.api import documents, throttling
+from marketplace.api import throttling
 from tests import openapi
 from tests.api.world import a_fleet, a_quote, a_reservation, fund
 from tests.conftest import ApiClient
