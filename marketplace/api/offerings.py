@@ -24,11 +24,12 @@ from marketplace.api.fields import (
 )
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView
+from marketplace.catalog import NoSuchModel
 from marketplace.core.limits import GPUS_PER_REQUEST_MAX, HORIZON_DAYS, LIST_LIMIT_MAX
 from marketplace.core.windows import Window, grid_floor
 from marketplace.states import Tier
 from scheduler import availability
-from scheduler.availability import NoSuchModel, OfferingQuery
+from scheduler.availability import OfferingQuery
 from scheduler.calendar import WindowUpsideDown
 from scheduler.states import Spread
 
