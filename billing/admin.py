@@ -111,7 +111,6 @@ class AccountAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view
         return [
-            path("books/", view(books_view), name="billing_books"),
             path("deposit/", view(deposit_view), name="billing_deposit"),
             *super().get_urls(),
         ]

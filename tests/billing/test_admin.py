@@ -12,7 +12,7 @@ from tests.billing.test_payouts import released_settlement
 
 pytestmark = pytest.mark.django_db
 
-BOOKS = "admin:billing_books"
+BOOKS = "books"
 DEPOSIT = "admin:billing_deposit"
 
 
