@@ -11,9 +11,6 @@ from scheduler import reservations
 from scheduler.models import Reservation
 from scheduler.states import PaymentMethod
 
-_KNOWN_METHODS = frozenset(PaymentMethod.values)
-_WALLET = "wallet"
-
 
 class PaymentMethodUnavailable(DomainError):
     """The contract knows this way to pay, but this market does not take it yet."""
@@ -41,12 +38,12 @@ def purchase(
     :raises ledger.InsufficientFunds: with the missing amount, when the wallet does not cover the price.
     :raises DomainError: whatever refuses the reservation; see `scheduler.reservations.reserve`.
     """
-    if payment_method not in _KNOWN_METHODS:
+    if payment_method not in PaymentMethod.values:
         raise InvalidValue(
-            f"payment_method must be one of {', '.join(sorted(_KNOWN_METHODS))}",
+            f"payment_method must be one of {', '.join(PaymentMethod.values)}",
             pointer="/payment_method",
         )
-    if payment_method != _WALLET:
+    if payment_method != PaymentMethod.WALLET:
         raise PaymentMethodUnavailable(
             f"Payment by {payment_method} needs a payment provider, and none is connected here; "
             "pay from the wallet.",
@@ -61,6 +58,4 @@ def purchase(
         actor=actor,
     )
     purchases.post(reservation=reservation, at=at)
-    reservations.confirm(reservation_id=reservation.id, at=at, actor=actor)
-    reservation.refresh_from_db()
-    return reservation
+    return reservations.confirm(reservation_id=reservation.id, at=at, actor=actor)

@@ -3,9 +3,11 @@
 from django.contrib import admin
 from django.urls import include, path
 
+from billing.admin import books_view
 from marketplace.api import agent, health
 
 urlpatterns = [
+    path("admin/books/", admin.site.admin_view(books_view), name="books"),
     path("admin/", admin.site.urls),
     path("healthz", health.healthz),
     path("readyz", health.readyz),

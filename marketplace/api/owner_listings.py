@@ -114,7 +114,8 @@ class ModeField(serializers.Field[Any, Any, Any, Any]):
     """`"always"`, or `{"when_idle": {"idle_for": …, "rolling": …}}`."""
 
     default_error_messages = {
-        "wrong_form": 'must be "always" or {"when_idle": {"idle_for": …, "rolling": …}}',
+        # The framework formats it: the braces stand doubled.
+        "wrong_form": 'must be "always" or {{"when_idle": {{"idle_for": …, "rolling": …}}}}',
         "null": "must not be null",
     }
 

@@ -95,6 +95,7 @@ def reservation(
         floor_rate=rate,
         price_breakdown={},
         expires_at=START,
+        used_at=START - dt.timedelta(minutes=30),
     )
     row = Reservation.objects.create(
         **shared, quote=quote, status=status, payment_method="wallet", payment_due_at=START

@@ -1,0 +1,222 @@
+"""The books as operators see them: everything searchable, nothing editable; deposits through their verb."""
+
+import uuid
+from typing import Any
+
+from django import forms
+from django.conf import settings
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import Case, F, OuterRef, QuerySet, Subquery, Sum, When
+from django.db.models.functions import Coalesce
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils import timezone
+from unfold.admin import ModelAdmin, TabularInline
+from unfold.widgets import UnfoldAdminIntegerFieldWidget, UnfoldAdminSelectWidget
+
+from billing import books, wallet
+from billing.models import Account, Entry, Payout, PayoutTransition, Posting, Settlement
+from billing.states import GPU_SECONDS
+from marketplace.core.errors import DomainError
+from marketplace.core.money import Money
+from marketplace.models import Organization
+
+DEPOSIT_PERMISSION = "billing.add_entry"
+BOOKS_PERMISSION = "billing.view_entry"
+
+
+def amount_text(*, minor: int, currency: str) -> str:
+    """Return an amount as people write it; GPU-seconds are no money."""
+    if currency == GPU_SECONDS:
+        return f"{minor:,} GPU-s"
+    return str(Money(minor, currency))
+
+
+class ReadOnly:
+    """Refuse every change: the books are written by verbs alone."""
+
+    def has_add_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        return False
+
+
+class PostingInline(ReadOnly, TabularInline):  # type: ignore[misc] # unfold has no types
+    model = Posting
+    fields = ["account", "side", "amount"]
+    extra = 0
+
+
+class PayoutTransitionInline(ReadOnly, TabularInline):  # type: ignore[misc] # unfold has no types
+    model = PayoutTransition
+    fields = ["from_status", "to_status", "actor", "at"]
+    extra = 0
+
+
+class DepositForm(forms.Form):
+    """Money that arrived on the bank account. The key makes a form that is sent twice count once."""
+
+    organization = forms.ModelChoiceField(
+        queryset=Organization.objects.filter(is_tenant=True).order_by("name"),
+        label="Tenant",
+        widget=UnfoldAdminSelectWidget,
+    )
+    amount_minor = forms.IntegerField(
+        min_value=1,
+        max_value=wallet.DEPOSIT_MINOR_MAX,
+        label="Amount in minor units",
+        help_text=f"of {settings.CURRENCY.upper()}: 1250 is what people write as 12.50 in US dollars",
+        widget=UnfoldAdminIntegerFieldWidget,
+    )
+    idempotency_key = forms.UUIDField(widget=forms.HiddenInput)
+
+
+@admin.register(Account)
+class AccountAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
+    list_display = ["code", "currency", "derived_balance", "guarded", "organization"]
+    list_filter = ["kind", "currency", "guarded"]
+    search_fields = ["code", "organization__name", "organization__id"]
+    list_select_related = ["organization"]
+    ordering = ["code", "currency"]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Account]:
+        """Add the balance as postings make it, in the account's normal side."""
+        sums = (
+            Posting.objects.filter(account=OuterRef("pk"))
+            .order_by()
+            .values("account")
+            .annotate(
+                total=Sum(
+                    Case(
+                        When(side=F("account__normal_side"), then=F("amount")),
+                        default=-F("amount"),
+                    )
+                )
+            )
+            .values("total")
+        )
+        rows: QuerySet[Account] = super().get_queryset(request)
+        return rows.annotate(derived=Coalesce(Subquery(sums), 0))
+
+    @admin.display(description="balance, derived", ordering="derived")
+    def derived_balance(self, account: Account) -> str:
+        return amount_text(minor=account.derived, currency=account.currency)  # type: ignore[attr-defined] # annotated
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view
+        return [
+            path("deposit/", view(deposit_view), name="billing_deposit"),
+            *super().get_urls(),
+        ]
+
+
+@admin.register(Entry)
+class EntryAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
+    list_display = ["id", "kind", "subject_id", "effective_at", "recorded_at"]
+    list_filter = ["kind", "effective_at"]
+    search_fields = ["id", "subject_id", "idempotency_key"]
+    inlines = [PostingInline]
+
+
+@admin.register(Posting)
+class PostingAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
+    list_display = ["id", "entry", "account", "side", "amount_written"]
+    list_filter = ["side", "account__kind", "account__currency", "entry__kind"]
+    search_fields = ["entry__id", "entry__subject_id", "account__code"]
+    list_select_related = ["entry", "account"]
+
+    @admin.display(description="amount", ordering="amount")
+    def amount_written(self, posting: Posting) -> str:
+        return amount_text(minor=posting.amount, currency=posting.account.currency)
+
+
+@admin.register(Settlement)
+class SettlementAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
+    list_display = [
+        "id",
+        "lease",
+        "owner",
+        "bought_minor",
+        "earned_minor",
+        "refunded_minor",
+        "owner_minor",
+        "currency",
+        "settled_at",
+        "released_at",
+    ]
+    list_filter = ["currency", "settled_at", ("released_at", admin.EmptyFieldListFilter)]
+    search_fields = ["id", "lease__id", "lease__reservation__id", "owner__name"]
+    list_select_related = ["lease", "owner"]
+
+
+@admin.register(Payout)
+class PayoutAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
+    list_display = ["id", "owner", "amount_written", "status", "due_at"]
+    list_filter = ["status", "currency", "due_at"]
+    search_fields = ["id", "owner__name", "settlement__id", "settlement__lease__id"]
+    list_select_related = ["owner"]
+    inlines = [PayoutTransitionInline]
+
+    @admin.display(description="amount", ordering="amount_minor")
+    def amount_written(self, payout: Payout) -> str:
+        return amount_text(minor=payout.amount_minor, currency=payout.currency)
+
+
+def books_view(request: HttpRequest) -> HttpResponse:
+    """Check the books and show each invariant; as JSON for `?format=json` or a client that asks for it."""
+    if not request.user.has_perm(BOOKS_PERMISSION):
+        raise PermissionDenied
+    report = books.check(at=timezone.now())
+    if request.GET.get("format") == "json" or _wants_json(request):
+        return JsonResponse(
+            {
+                "ok": report.ok,
+                "at": report.at.isoformat().replace("+00:00", "Z"),
+                "checks": [
+                    {"name": check.name, "ok": check.ok, "detail": check.detail}
+                    for check in report.checks
+                ],
+            }
+        )
+    return _page(request, "admin/billing/books.html", title="Books", report=report)
+
+
+def deposit_view(request: HttpRequest) -> HttpResponse:
+    """Record money that arrived for a tenant's wallet."""
+    if not request.user.has_perm(DEPOSIT_PERMISSION):
+        raise PermissionDenied
+    if request.method != "POST":
+        form = DepositForm(initial={"idempotency_key": uuid.uuid4()})
+        return _page(request, "admin/billing/deposit.html", title="Record a deposit", form=form)
+    form = DepositForm(request.POST)
+    if form.is_valid():
+        organization = form.cleaned_data["organization"]
+        try:
+            entry = wallet.record_deposit(
+                organization=organization,
+                amount=Money(form.cleaned_data["amount_minor"], settings.CURRENCY),
+                idempotency_key=str(form.cleaned_data["idempotency_key"]),
+                at=timezone.now(),
+                actor=request.user.get_username(),
+            )
+        except DomainError as refusal:
+            form.add_error(None, refusal.detail)
+        else:
+            held = wallet.balance(organization=organization)
+            messages.success(request, f"{entry.id}: the wallet of {organization} holds {held}.")
+            return HttpResponseRedirect(reverse("admin:billing_entry_change", args=[entry.pk]))
+    return _page(request, "admin/billing/deposit.html", title="Record a deposit", form=form)
+
+
+def _wants_json(request: HttpRequest) -> bool:
+    return request.get_preferred_type(["text/html", "application/json"]) == "application/json"
+
+
+def _page(request: HttpRequest, template: str, **context: Any) -> TemplateResponse:  # noqa: ANN401
+    return TemplateResponse(request, template, {**admin.site.each_context(request), **context})

@@ -1,0 +1,173 @@
+"""The owner's machines over HTTP: tokens, nodes, GPUs, and who is on them."""
+
+import datetime as dt
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from agents.models import EnrolmentToken, Gpu, Node
+from agents.states import NodeStatus
+from marketplace.models import IdempotencyRecord, Organization
+from scheduler.states import LeaseStatus
+from tests.agents.factories import make_node
+from tests.billing import factories as books
+from tests.conftest import ApiClient
+from tests.factories import a_key, an_organization
+from tests.marketplace.factories import a_published_listing
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def node(organization: Organization) -> Node:
+    """Return a machine of the caller's, with two GPUs, that reported just now."""
+    return make_node(organization=organization, at=timezone.now())
+
+
+def a_lease_on(node: Node, *, status: LeaseStatus = LeaseStatus.ACTIVE) -> Any:
+    lease = books.lease(
+        of=books.reservation(buyer=books.tenant(), paid=False), status=status, on=node
+    )
+    lease.gpu_uuids = list(node.gpus.order_by("slot").values_list("uuid", flat=True)[:1])
+    lease.save(update_fields=["gpu_uuids"])
+    return lease
+
+
+class TestEnrolmentTokens:
+    def a_body(self, **changes: Any) -> dict[str, Any]:
+        expires_at = (timezone.now() + dt.timedelta(days=1)).isoformat().replace("+00:00", "Z")
+        return {"region": "us-east", "max_nodes": 4, "expires_at": expires_at} | changes
+
+    def test_shows_the_secret_once_and_keeps_it_nowhere(self, api: ApiClient) -> None:
+        answer = api.post("/v1/enrolment-tokens", self.a_body(labels={"rack": "r1"}), key="retry")
+        assert answer.status == 201
+        secret = answer.json["token"]
+        assert not any(secret in str(row) for row in EnrolmentToken.objects.values())
+        assert not any(secret in str(row) for row in IdempotencyRecord.objects.values())
+        assert answer.json["fabric"] is None
+
+    @pytest.mark.parametrize(
+        ("part", "pointer"),
+        [
+            ({"max_nodes": 0}, "/max_nodes"),
+            ({"max_nodes": "4"}, "/max_nodes"),
+            ({"region": ""}, "/region"),
+            ({"expires_at": "2020-01-01T00:00:00Z"}, "/expires_at"),
+            ({"expires_at": "2099-01-01T00:00:00Z"}, "/expires_at"),
+            ({"labels": ["rack"]}, "/labels"),
+            ({"owner": "me"}, "/owner"),
+        ],
+    )
+    def test_refuses_nonsense(self, api: ApiClient, part: dict[str, Any], pointer: str) -> None:
+        answer = api.post("/v1/enrolment-tokens", self.a_body(**part))
+        assert answer.status == 422
+        assert pointer in [error["pointer"] for error in answer.json["errors"]]
+        assert not EnrolmentToken.objects.exists()
+
+
+class TestNodes:
+    def test_show_their_gpus_and_the_leases_on_them_but_not_the_tenant(
+        self, api: ApiClient, node: Node
+    ) -> None:
+        lease = a_lease_on(node)
+        answer = api.get(f"/v1/nodes/{node.id}")
+        assert answer.status == 200
+        assert answer.json["liveness"] == "fresh"
+        assert [gpu["leased"] for gpu in answer.json["gpus"]] == [True, False]
+        assert [row["id"] for row in answer.json["leases"]] == [lease.id]
+        tenant = lease.reservation.organization
+        for secret in (tenant.name, tenant.id, lease.reservation_id):
+            assert secret not in answer.content.decode()
+
+    def test_forget_a_lease_that_is_over(self, api: ApiClient, node: Node) -> None:
+        a_lease_on(node, status=LeaseStatus.ENDED)
+        answer = api.get("/v1/nodes").json["data"][0]
+        assert answer["leases"] == []
+        assert not any(gpu["leased"] for gpu in answer["gpus"])
+
+    def test_take_new_labels(self, api: ApiClient, node: Node) -> None:
+        answer = api.patch(f"/v1/nodes/{node.id}", {"labels": {"rack": "r9"}})
+        assert answer.json["labels"] == {"rack": "r9"}
+
+    @pytest.mark.parametrize(
+        "body", [{"labels": {"rack": 9}}, {"labels": None}, {}, {"region": "eu-west"}]
+    )
+    def test_refuse_other_changes(self, api: ApiClient, node: Node, body: dict[str, Any]) -> None:
+        assert api.patch(f"/v1/nodes/{node.id}", body).status == 422
+
+    def test_refuse_a_label_with_a_control_character(self, api: ApiClient, node: Node) -> None:
+        answer = api.patch(f"/v1/nodes/{node.id}", {"labels": {"rack": "a\nb"}})
+        assert (answer.status, answer.code) == (422, "invalid_value")
+
+    def test_drain_and_resume(self, api: ApiClient, node: Node) -> None:
+        assert api.post(f"/v1/nodes/{node.id}/drain").json["status"] == "draining"
+        again = api.post(f"/v1/nodes/{node.id}/drain", {})
+        assert (again.status, again.code) == (409, "state_conflict")
+        assert api.get("/v1/nodes", status=NodeStatus.ACTIVE).json["data"] == []
+        Gpu.objects.filter(node=node).update(quarantined_by_market="return_unconfirmed")
+        resumed = api.post(f"/v1/nodes/{node.id}/resume", {}).json
+        assert resumed["status"] == "active"
+        assert {gpu["quarantined"] for gpu in resumed["gpus"]} == {""}
+
+    @pytest.mark.parametrize("path", ["", "/drain", "/resume"])
+    def test_look_to_a_stranger_as_if_there_were_none(self, node: Node, path: str) -> None:
+        _, secret = a_key(organization=an_organization())
+        stranger = ApiClient(secret=secret)
+        address = f"/v1/nodes/{node.id}{path}"
+        answer = stranger.post(address, {}) if path else stranger.get(address)
+        assert (answer.status, answer.code) == (404, "not_found")
+        assert stranger.get("/v1/nodes").json["data"] == []
+        assert stranger.get("/v1/gpus").json["data"] == []
+        assert stranger.get("/v1/gpus", node_id=node.id).json["data"] == []
+
+
+class TestGpus:
+    def uuids(self, api: ApiClient, **query: Any) -> set[str]:
+        return {row["uuid"] for row in api.get("/v1/gpus", **query).json["data"]}
+
+    def test_are_found_by_what_they_are_and_do(self, api: ApiClient, node: Node) -> None:
+        lease = a_lease_on(node)
+        first, second = node.gpus.order_by("slot")
+        Gpu.objects.filter(pk=second.pk).update(idle_state="free", health="suspect")
+        assert self.uuids(api) == {first.uuid, second.uuid}
+        assert self.uuids(api, leased="true") == set(lease.gpu_uuids) == {first.uuid}
+        assert self.uuids(api, leased="false") == {second.uuid}
+        assert self.uuids(api, idle="true", health="suspect") == {second.uuid}
+        assert self.uuids(api, idle="false") == {first.uuid}
+        assert self.uuids(api, gpu_model="h100-sxm-80gb") == {first.uuid, second.uuid}
+        assert self.uuids(api, gpu_model="l40s-48gb") == set()
+
+    @pytest.mark.parametrize(
+        ("wish", "listed"),
+        [
+            ({}, 2),
+            ({"region": "eu-north", "fabric": "ib-1", "labels": {"rack": "a1"}}, 2),
+            ({"region": "us-east"}, 0),
+            ({"fabric": "ib-2"}, 0),
+            ({"labels": {"rack": "a2"}}, 0),
+            ({"gpu_model": "l40s-48gb"}, 0),
+        ],
+    )
+    def test_are_listed_when_a_published_listing_selects_them(
+        self,
+        api: ApiClient,
+        node: Node,
+        organization: Organization,
+        wish: dict[str, Any],
+        listed: int,
+    ) -> None:
+        started = timezone.now() - dt.timedelta(hours=1)
+        a_published_listing(owner=organization, starts_at=started, **wish)
+        a_published_listing(starts_at=started)  # another owner's listing selects nothing here
+        assert len(self.uuids(api, listed="true")) == listed
+        assert len(self.uuids(api, listed="false")) == 2 - listed
+
+    @pytest.mark.parametrize(
+        "query", [{"leased": "maybe"}, {"health": "fine"}, {"model": "x"}, {"limit": "201"}]
+    )
+    def test_refuse_a_filter_that_does_not_exist(
+        self, api: ApiClient, query: dict[str, str]
+    ) -> None:
+        answer = api.get("/v1/gpus", **query)
+        assert (answer.status, answer.code) == (422, "invalid_request")

@@ -1,0 +1,95 @@
+"""What the machines brought in, and what is due to their owner."""
+
+import datetime as dt
+from typing import Any
+
+import pytest
+
+from agents.models import Node
+from billing import payouts, settlements
+from billing.models import Settlement
+from marketplace.models import Organization
+from marketplace.states import Scope
+from tests.billing import factories as books
+from tests.conftest import ApiClient
+from tests.factories import a_key, an_organization
+
+pytestmark = pytest.mark.django_db
+LATER = books.START + dt.timedelta(days=20)
+
+
+@pytest.fixture
+def settled(organization: Organization) -> Settlement:
+    """Return the settlement of a lease of two GPUs for an hour, half of which was delivered."""
+    node: Node = books.node(of=organization)
+    tenant = books.tenant(funds_minor=100_000)
+    lease = books.lease(of=books.reservation(buyer=tenant), on=node, returned_after_seconds=1800)
+    settlements.settle_ended(at=LATER)
+    return Settlement.objects.get(lease=lease)
+
+
+def period(**changes: Any) -> dict[str, Any]:
+    return {"from": "2026-11-01T00:00:00Z", "to": "2026-12-01T00:00:00Z"} | changes
+
+
+class TestEarnings:
+    @pytest.mark.parametrize(
+        ("group_by", "key"),
+        [("day", "2026-11-22"), ("gpu_model", "h100-sxm-80gb"), ("region", "eu-north")],
+    )
+    def test_add_up(self, api: ApiClient, settled: Settlement, group_by: str, key: str) -> None:
+        answer = api.get("/v1/owner/earnings", **period(group_by=group_by))
+        assert answer.status == 200
+        assert [row["key"] for row in answer.json["groups"]] == [key]
+        for row in (answer.json["total"], *answer.json["groups"]):
+            assert row["earned"]["amount_minor"] == settled.earned_minor > 0
+            assert row["fee"]["amount_minor"] + row["net"]["amount_minor"] == settled.earned_minor
+            assert row["gpu_seconds_sold"] == 7200
+            assert row["gpu_seconds_delivered"] == 3600
+
+    def test_are_nothing_outside_of_the_period_or_for_a_stranger(
+        self, api: ApiClient, settled: Settlement
+    ) -> None:
+        before = api.get("/v1/owner/earnings", **period(to="2026-11-22T00:00:00Z")).json
+        _, secret = a_key(organization=an_organization())
+        stranger = ApiClient(secret=secret).get("/v1/owner/earnings", **period()).json
+        for answer in (before, stranger):
+            assert answer["total"]["net"]["amount_minor"] == 0
+            assert answer["groups"] == []
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"from": "2026-12-01T00:00:00Z"},
+            {"from": "2020-01-01T00:00:00Z"},
+            {"to": "yesterday"},
+            {"group_by": "tenant"},
+            {"organization": "org_1"},
+        ],
+    )
+    def test_refuse_a_period_or_a_grouping_that_makes_no_sense(
+        self, api: ApiClient, wrong: dict[str, str]
+    ) -> None:
+        assert api.get("/v1/owner/earnings", **period(**wrong)).status == 422
+
+    def test_need_the_scope(self, organization: Organization) -> None:
+        _, secret = a_key(organization=organization, scopes=[Scope.OWNER_WRITE])
+        answer = ApiClient(secret=secret).get("/v1/owner/earnings")
+        assert (answer.status, answer.code) == (403, "scope_missing")
+
+
+class TestPayouts:
+    def test_name_the_lease_and_not_the_tenant(self, api: ApiClient, settled: Settlement) -> None:
+        assert api.get("/v1/payouts").json["data"] == []
+        payouts.release_due(at=settled.release_due_at)
+        answer = api.get("/v1/payouts", status="due")
+        (payout,) = answer.json["data"]
+        assert payout["lease_id"] == settled.lease_id
+        assert payout["amount"] == {"amount_minor": settled.owner_minor, "currency": "usd"}
+        assert settled.lease.reservation.organization.name not in answer.content.decode()
+        assert api.get("/v1/payouts", status="paid").json["data"] == []
+
+    def test_are_nobody_elses_business(self, settled: Settlement) -> None:
+        payouts.release_due(at=settled.release_due_at)
+        _, secret = a_key(organization=an_organization())
+        assert ApiClient(secret=secret).get("/v1/payouts").json["data"] == []

@@ -1,0 +1,103 @@
+import uuid
+
+import pytest
+from django.urls import reverse
+
+from billing import wallet
+from billing.models import Entry, Payout, Settlement
+from marketplace.core.money import Money
+from marketplace.models import User
+from tests.billing import factories
+from tests.billing.test_payouts import released_settlement
+
+pytestmark = pytest.mark.django_db
+
+BOOKS = "books"
+DEPOSIT = "admin:billing_deposit"
+
+
+@pytest.fixture(autouse=True)
+def plain_static_files(settings):
+    settings.STORAGES = {
+        **settings.STORAGES,
+        "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+    }
+
+
+class TestLists:
+    @pytest.mark.parametrize("model", ["account", "entry", "posting", "settlement", "payout"])
+    def test_show_search_and_refuse_to_add(self, admin_client, model):
+        released_settlement()
+        listing = reverse(f"admin:billing_{model}_changelist")
+        assert admin_client.get(listing).status_code == 200
+        assert admin_client.get(listing, {"q": "Nordlicht"}).status_code == 200
+        assert admin_client.get(reverse(f"admin:billing_{model}_add")).status_code == 403
+
+    def test_show_the_derived_balance(self, admin_client):
+        factories.tenant(funds_minor=1234)
+        page = admin_client.get(reverse("admin:billing_account_changelist")).content.decode()
+        assert "12.34 USD" in page
+
+    def test_show_one_of_each_without_a_way_to_change_it(self, admin_client):
+        released_settlement()
+        for row in (Entry.objects.first(), Settlement.objects.get(), Payout.objects.get()):
+            address = reverse(f"admin:billing_{row._meta.model_name}_change", args=[row.pk])
+            assert admin_client.get(address).status_code == 200
+            assert admin_client.post(address, {}).status_code == 403
+
+
+class TestBooks:
+    def test_show_every_check(self, admin_client):
+        page = admin_client.get(reverse(BOOKS)).content.decode()
+        assert "entries_balance" in page
+        assert "BROKEN" not in page
+
+    @pytest.mark.parametrize(
+        "asked", [{"query_params": {"format": "json"}}, {"headers": {"accept": "application/json"}}]
+    )
+    def test_answer_in_json(self, admin_client, asked):
+        report = admin_client.get(reverse(BOOKS), **asked).json()
+        assert report["ok"] is True
+        assert {"name", "ok", "detail"} == set(report["checks"][0])
+
+    def test_show_a_breach(self, admin_client, unguarded):
+        factories.tenant(funds_minor=10)
+        with unguarded():
+            type(factories.tenant().accounts.get()).objects.update(guarded=True, balance=3)
+        report = admin_client.get(reverse(BOOKS), {"format": "json"}).json()
+        assert report["ok"] is False
+
+    def test_are_not_for_strangers(self, client):
+        assert client.get(reverse(BOOKS)).status_code == 302
+
+    def test_are_not_for_staff_without_the_permission(self, client):
+        client.force_login(User.objects.create_user("clerk", is_staff=True))
+        assert client.get(reverse(BOOKS)).status_code == 403
+        assert client.get(reverse(DEPOSIT)).status_code == 403
+
+
+class TestDeposit:
+    def test_counts_a_form_once_that_is_sent_twice(self, admin_client):
+        buyer = factories.tenant()
+        form = {"organization": buyer.pk, "amount_minor": 500, "idempotency_key": uuid.uuid4()}
+        for _ in range(2):
+            assert admin_client.post(reverse(DEPOSIT), form).status_code == 302
+        assert wallet.balance(organization=buyer) == Money(500, "usd")
+
+    def test_shows_the_form(self, admin_client):
+        assert b"Record the deposit" in admin_client.get(reverse(DEPOSIT)).content
+
+    @pytest.mark.parametrize("amount", ["0", "-1", "1e3", "nan", "", "1000000001"])
+    def test_refuses_an_amount_that_is_none(self, admin_client, amount):
+        buyer = factories.tenant()
+        form = {"organization": buyer.pk, "amount_minor": amount, "idempotency_key": uuid.uuid4()}
+        assert admin_client.post(reverse(DEPOSIT), form).status_code == 200
+        assert not Entry.objects.exists()
+
+    def test_says_when_the_form_was_sent_before_with_another_amount(self, admin_client):
+        buyer = factories.tenant()
+        form = {"organization": buyer.pk, "amount_minor": 500, "idempotency_key": uuid.uuid4()}
+        admin_client.post(reverse(DEPOSIT), form)
+        answer = admin_client.post(reverse(DEPOSIT), {**form, "amount_minor": 501})
+        assert b"other content" in answer.content
+        assert wallet.balance(organization=buyer) == Money(500, "usd")

@@ -1,0 +1,63 @@
+import datetime as dt
+
+import pytest
+
+from billing import ledger, payouts, settlements
+from billing.models import Entry, Payout, PayoutTransition, Settlement
+from billing.states import AccountKind
+from scheduler.models import Lease
+from scheduler.states import LeaseStatus
+from tests.billing import factories
+
+pytestmark = pytest.mark.django_db
+
+MUCH_LATER = factories.START + dt.timedelta(days=60)
+
+
+def settled(**lease_fields: object) -> Settlement:
+    reservation = factories.reservation(buyer=factories.tenant(funds_minor=471))
+    lease: Lease = factories.lease(of=reservation, **lease_fields)
+    row = settlements.settle(lease_id=lease.id, at=lease.closed_at + dt.timedelta(hours=1))
+    assert row is not None
+    return row
+
+
+def released_settlement() -> Settlement:
+    row = settled()
+    payouts.release_due(at=MUCH_LATER)
+    return row
+
+
+class TestReleaseDue:
+    def test_makes_the_owners_earnings_payable(self, settings):
+        row = settled()
+        assert row.release_due_at == row.lease.closed_at + dt.timedelta(
+            seconds=settings.PAYOUT_DELAY_SECONDS
+        )
+        assert payouts.release_due(at=row.release_due_at) == 1
+        payout = Payout.objects.get()
+        assert (payout.amount_minor, payout.status, payout.owner) == (400, "due", row.owner)
+        payable = ledger.AccountRef(AccountKind.OWNER_PAYABLE, "usd", row.owner_id)
+        accrued = ledger.AccountRef(AccountKind.OWNER_ACCRUED, "usd", row.lease_id)
+        assert ledger.balance(account=payable) == 400
+        assert ledger.balance(account=accrued) == 0
+        transition = PayoutTransition.objects.get()
+        assert (transition.from_status, transition.to_status) == ("", "due")
+
+    def test_waits_for_its_time(self):
+        row = settled()
+        assert payouts.release_due(at=row.release_due_at - dt.timedelta(seconds=1)) == 0
+        assert not Payout.objects.exists()
+
+    def test_changes_nothing_when_it_comes_again(self):
+        released_settlement()
+        assert payouts.release_due(at=MUCH_LATER) == 0
+        assert Payout.objects.count() == 1
+        assert Entry.objects.filter(kind="release").count() == 1
+
+    def test_makes_no_payout_of_nothing(self):
+        row = settled(status=LeaseStatus.FAILED, handed_over_after_seconds=None)
+        assert payouts.release_due(at=MUCH_LATER) == 1
+        row.refresh_from_db()
+        assert row.released_at == MUCH_LATER
+        assert not Payout.objects.exists()
