@@ -128,7 +128,7 @@ STATUS_BY_CODE: dict[str, int] = {
     # agents
     "malformed_report": 400,
     "bad_signature": 401,
-    "enrolment_token_invalid": 401,
+    "enrolment_token_invalid": 403,
     "node_revoked": 403,
     "simulated_hardware_refused": 403,
     "clock_skew": 409,

@@ -210,7 +210,10 @@ class Migration(migrations.Migration):
                         db_comment="null while the first call runs", null=True
                     ),
                 ),
-                ("response_body", models.TextField(db_comment="as it was sent, byte for byte", null=True)),
+                (
+                    "response_body",
+                    models.TextField(db_comment="as it was sent, byte for byte", null=True),
+                ),
                 ("created_at", models.DateTimeField()),
                 (
                     "locked_until",

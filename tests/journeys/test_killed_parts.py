@@ -44,7 +44,8 @@ class RunningMarket:
     log: Path
 
     def run_record(self) -> dict[str, Any]:
-        return json.loads((self.data_dir / "run.json").read_text())
+        record: dict[str, Any] = json.loads((self.data_dir / "run.json").read_text())
+        return record
 
     def pid_of(self, part: str) -> int:
         return int(self.run_record()["pids"][part])
