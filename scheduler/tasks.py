@@ -7,7 +7,7 @@ from scheduler import leases, quotes, reservations
 
 
 @shared_task(name="scheduler.end_due_leases")
-def end_due_leases(**_: object) -> None:
+def end_due_leases() -> None:
     """Move leases as far as time and evidence allow, and finish the reservations that are over."""
     now = timezone.now()
     leases.advance(at=now)
@@ -15,13 +15,13 @@ def end_due_leases(**_: object) -> None:
 
 
 @shared_task(name="scheduler.start_due_reservations")
-def start_due_reservations(**_: object) -> None:
+def start_due_reservations() -> None:
     """Start what begins; ends of the same instant run first."""
     reservations.start_due(at=timezone.now())
 
 
 @shared_task(name="scheduler.expire_quotes")
-def expire_quotes(**_: object) -> None:
+def expire_quotes() -> None:
     """Put the GPUs of expired holds and unpaid reservations back on sale."""
     now = timezone.now()
     quotes.expire_due(at=now)

@@ -32,8 +32,10 @@ class DocsPage(SpectacularSwaggerView):
     authentication_classes = ()
     content_negotiation_class = DefaultContentNegotiation
 
-    def _swagger_ui_resource(self, filename: str) -> str:
+    @staticmethod
+    def _swagger_ui_resource(filename: str) -> str:
         return f"{settings.STATIC_URL}{SIDECAR}/{filename}"
 
-    def _swagger_ui_favicon(self) -> str:
-        return self._swagger_ui_resource("favicon-32x32.png")
+    @staticmethod
+    def _swagger_ui_favicon() -> str:
+        return DocsPage._swagger_ui_resource("favicon-32x32.png")

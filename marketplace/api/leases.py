@@ -172,7 +172,7 @@ class UtilizationPointSerializer(serializers.Serializer[UtilizationPoint]):
 class UtilizationPage(serializers.Serializer[Any]):
     """The whole curve of a lease, on one page: GPU after GPU, step after step."""
 
-    data = UtilizationPointSerializer(many=True)
+    data = UtilizationPointSerializer(many=True)  # type: ignore[assignment] # every list of the contract calls it so
     next_cursor = serializers.CharField(allow_null=True)
     resolution = ChoiceField(choices=[(name, name) for name in _RESOLUTION_SECONDS])
     simulated = serializers.BooleanField()

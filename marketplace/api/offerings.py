@@ -54,7 +54,7 @@ class GpuModelSerializer(serializers.Serializer[Any]):
 class GpuModelPage(serializers.Serializer[Any]):
     """The whole catalogue: it fits on one page."""
 
-    data = GpuModelSerializer(many=True)
+    data = GpuModelSerializer(many=True)  # type: ignore[assignment] # every list of the contract calls it so
     next_cursor = serializers.CharField(allow_null=True)
 
 
@@ -81,7 +81,7 @@ class OfferingSerializer(serializers.Serializer[Any]):
 class OfferingPage(serializers.Serializer[Any]):
     """The best offers; without any, why, and the nearest thing that would work."""
 
-    data = OfferingSerializer(many=True, source="offers")
+    data = OfferingSerializer(many=True, source="offers")  # type: ignore[assignment] # every list of the contract calls it so
     next_cursor = serializers.CharField(allow_null=True, default=None)
     no_offer_reason = serializers.CharField(allow_null=True, help_text="a code; null with offers")
     nearest = OfferingSerializer(allow_null=True)
@@ -132,7 +132,7 @@ class CurvePointSerializer(serializers.Serializer[Any]):
 class CurvePage(serializers.Serializer[Any]):
     """The whole curve, on one page."""
 
-    data = CurvePointSerializer(many=True)
+    data = CurvePointSerializer(many=True)  # type: ignore[assignment] # every list of the contract calls it so
     next_cursor = serializers.CharField(allow_null=True)
 
 

@@ -48,7 +48,7 @@ class TestReadyz:
         def plan(*_arguments: object) -> list[str]:
             return ["one", "two"]
 
-        monkeypatch.setattr(health.MigrationExecutor, "migration_plan", plan)
+        monkeypatch.setattr("marketplace.api.health.MigrationExecutor.migration_plan", plan)
         answer = anybody.get("/readyz")
         assert answer.status == 503
         assert answer.json["checks"]["migrations"] == "2 migrations have not been applied"

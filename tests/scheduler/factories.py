@@ -45,7 +45,9 @@ def make_node(*, owner: Organization, gpus: int = 8, **changes: Any) -> Node:
     """Make a healthy node that has just reported, with idle GPUs."""
     catalog.seed_gpu_models()
     number = next(_numbers)
-    gpu_changes = {k.removeprefix("gpu_"): changes.pop(k) for k in list(changes) if k.startswith("gpu_")}
+    gpu_changes = {
+        k.removeprefix("gpu_"): changes.pop(k) for k in list(changes) if k.startswith("gpu_")
+    }
     values: dict[str, Any] = {
         "organization": owner,
         "hostname": f"node-{number}",

@@ -232,7 +232,10 @@ class TestStarts(TestCase):
         def best(starts: Any) -> list[offerings.Priced]:
             found = list(offerings.evaluate(board, wish=wish, starts=starts))
             rates = {p.price.rate for p in found}
-            return [min((p for p in found if p.price.rate == r), key=lambda p: p.merit) for r in sorted(rates)[:1]]
+            return [
+                min((p for p in found if p.price.rate == r), key=lambda p: p.merit)
+                for r in sorted(rates)[:1]
+            ]
 
         dense = offerings.starts_between(board, wish=wish, first=first, last=last)
         with pytest.MonkeyPatch.context() as patch:

@@ -13,7 +13,9 @@ from tests.scheduler.factories import (
     hours,
     make_lease,
     make_pool,
+    make_quote,
     make_reservation,
+    reserve,
     say_failed,
     say_handed_over,
     say_metered,
@@ -52,8 +54,6 @@ class TestStart:
             assert {a.lease_id for a in lease.allocations.all()} == {lease.pk}
 
     def test_leaves_what_is_not_paid(self) -> None:
-        from tests.scheduler.factories import make_quote, reserve
-
         make_pool()
         reservation = reserve(make_quote())
 

@@ -16,7 +16,9 @@ fees = st.integers(min_value=0, max_value=9000)
 shares = st.integers(min_value=0, max_value=10**6)
 
 
-def priced(*, floor: Decimal, fee: int, booked: int, listed: int = 10**6, gpus: int = 1) -> PricedWindow:
+def priced(
+    *, floor: Decimal, fee: int, booked: int, listed: int = 10**6, gpus: int = 1
+) -> PricedWindow:
     return quote_rate(
         PriceInputs(
             floor_rate=floor,

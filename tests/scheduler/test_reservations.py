@@ -319,6 +319,9 @@ class TestGet:
         assert reservations.get(
             organization=reservation.organization, reservation_id=reservation.pk
         )
-        for stranger, key in ((make_organization(), reservation.pk), (reservation.organization, "\x00")):
+        for stranger, key in (
+            (make_organization(), reservation.pk),
+            (reservation.organization, "\x00"),
+        ):
             with pytest.raises(NotFound):
                 reservations.get(organization=stranger, reservation_id=key)
