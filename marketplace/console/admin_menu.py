@@ -1,5 +1,7 @@
 """How the admin looks: its menu by room, and the mark of what is not real."""
 
+from typing import Any
+
 from django.apps import apps
 from django.contrib import admin
 from django.http import HttpRequest
@@ -60,9 +62,9 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
 )
 
 
-def navigation(request: HttpRequest) -> list[dict[str, object]]:
+def navigation(request: HttpRequest) -> list[dict[str, Any]]:
     """Return the menu: a group per room of the house, with what this user may see."""
-    groups: list[dict[str, object]] = []
+    groups: list[dict[str, Any]] = []
     for title, entries in _GROUPS:
         items = []
         for name, label, icon in entries:

@@ -1,5 +1,7 @@
 """The operator's pages: what the verbs allow, and histories that nobody can edit."""
 
+from typing import Any
+
 import pytest
 from django.contrib import admin
 from django.test import Client
@@ -83,7 +85,7 @@ class TestHistory:
     def test_can_be_read_and_nothing_else(self, model: type, rf, admin_user) -> None:
         request = rf.get("/admin/")
         request.user = admin_user
-        model_admin = admin.site.get_model_admin(model)
+        model_admin: Any = admin.site.get_model_admin(model)
         assert model_admin.has_view_permission(request)
         assert not model_admin.has_add_permission(request)
         assert not model_admin.has_change_permission(request)
