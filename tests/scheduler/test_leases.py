@@ -91,6 +91,7 @@ class TestHandOver:
         lease.refresh_from_db()
         assert lease.status == LeaseStatus.ACTIVE
         assert lease.handed_over_at == lease.starts_at + seconds(7)
+        assert lease.access is not None
         assert lease.access["port"] == 2222
 
     def test_never_counts_from_before_the_window(self, lease: Lease) -> None:
