@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 ANSWER_SECONDS_MAX = 5.0  # a full read of eight GPUs takes some 100 ms
 FIRST_ANSWER_SECONDS_MAX = 60.0  # without persistence mode each first open of a GPU takes 2 to 3 s
 RETRY_AFTER_SECONDS = (60.0, 300.0, 900.0)
+KILL_SECONDS_MAX = 1.0  # a process that is not in the driver is gone at once
 LINE_BYTES_MAX = 1024 * 1024  # sixteen GPUs take some 10 KiB
 
 
@@ -121,24 +122,32 @@ class ChildReader:
         :raises ReaderHung: while the old one is stuck.
         :raises ReaderUnavailable: while a dead one may not be replaced yet.
         """
-        while self._process is not None and self._stale_answers:
-            if self._next_line(seconds=0) is None:
-                break
-            self._stale_answers -= 1
-            if not self._stale_answers:
-                logger.info("the NVIDIA driver answers again")
-                self._failures = 0
-                self._retry_at_boottime = None
         due = self._retry_at_boottime is None or self._boottime_seconds() >= self._retry_at_boottime
-        if self._process is not None and self._stale_answers:
-            if self._process.poll() is None:
-                if due:
-                    self._process.kill()
-                    self._put_off()
-                raise ReaderHung(f"process {self._process.pid} is stuck in the NVIDIA driver")
-            self._forget()
+        while self._process is not None and self._stale_answers:
+            process = self._process
+            if process.poll() is not None:
+                self._forget()
+            elif self._next_line(seconds=0) is not None:
+                self._stale_answers -= 1
+                if not self._stale_answers:
+                    logger.info("the NVIDIA driver answers again")
+                    self._failures = 0
+            elif due and self._ends(process):
+                self._forget()
+            else:
+                raise ReaderHung(f"process {process.pid} is stuck in the NVIDIA driver")
         if self._process is None and not due:
             raise ReaderUnavailable("the reader of the GPUs died and is started again later")
+
+    def _ends(self, process: subprocess.Popen[bytes]) -> bool:
+        """Kill a stuck child and say whether it is gone; one in an uninterruptible call stays."""
+        self._put_off()
+        process.kill()
+        try:
+            process.wait(timeout=KILL_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def _start(self) -> subprocess.Popen[bytes]:
         root = str(Path(__file__).resolve().parents[2])

@@ -20,7 +20,7 @@ from agents.node.leases import LeaseKeeper, MachineView
 from agents.node.metering import window_seconds
 from agents.node.provision import Provisioner
 from agents.node.reader import Reader, ReaderHung, ReaderUnavailable, Sample
-from agents.node.reporting import INTERVAL_SECONDS_DEFAULT, Reporter, backoff_seconds
+from agents.node.reporting import Reporter, backoff_seconds
 from agents.node.sender import Refused, Sender, Unreachable
 from agents.node.spool import LEASES_KEPT, Spool
 from agents.protocol import (
@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 SAMPLE_SECONDS_MAX = 15.0  # every call takes a lock of the driver that the tenant needs too
 WAIT_SECONDS_MAX = 60.0
+# Bounds the back-off at 20 s: a person waits for the first sign of a node.
+ENROL_INTERVAL_SECONDS = 5
 
 
 class EnrolmentRefused(Exception):
@@ -242,7 +244,7 @@ class Agent:
                 logger.warning("the market cannot be reached, trying on: %s", answer.detail)
             delay = backoff_seconds(
                 failures=self._enrol_failures,
-                interval_seconds=INTERVAL_SECONDS_DEFAULT,
+                interval_seconds=ENROL_INTERVAL_SECONDS,
                 dice=self._dice,
             )
             self._enrol_failures += 1
@@ -252,7 +254,7 @@ class Agent:
         self._spool.commit(values={"node_id": answer.node_id})
         self._node_id = answer.node_id
         self._book.node_id = answer.node_id
-        self._reporter.interval_seconds = max(1, answer.report_interval_seconds)
+        self._reporter.grant_interval(seconds=answer.report_interval_seconds)
         self._reporter.due_at_boottime = self._clock.boottime_seconds()
         logger.info("enrolled as node %s with %d GPUs", answer.node_id, len(self._identities))
 

@@ -9,6 +9,7 @@ for itself. Each value is read by itself: what fails is `None` with a reason and
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -25,6 +26,8 @@ from agents.node.reader import (
     lost_sample,
 )
 from agents.protocol import GPUS_PER_NODE_MAX, GpuIdentity
+
+logger = logging.getLogger(__name__)
 
 ValueT = TypeVar("ValueT")
 
@@ -91,8 +94,10 @@ class NvmlReader:
             memory = self._timed(
                 pynvml.nvmlDeviceGetMemoryInfo, handle, version=pynvml.nvmlMemory_v2
             )
-        except pynvml.NVMLError:
-            return None  # a GPU that fell off the bus must not hide its neighbours
+        except pynvml.NVMLError as error:
+            # A GPU that fell off the bus must not hide its neighbours.
+            logger.warning("GPU %d does not say who it is: %s", index, error)
+            return None
         unread: dict[str, str] = {}
         pci = self._value(unread, "pci", pynvml.nvmlDeviceGetPciInfo, handle)
         mig = self._value(unread, "mig", pynvml.nvmlDeviceGetMigMode, handle)

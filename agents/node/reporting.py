@@ -69,7 +69,8 @@ class Reporter:
         simulated: bool,
         dice: random.Random,
     ) -> None:
-        self.interval_seconds = INTERVAL_SECONDS_DEFAULT
+        remembered = spool.value(name="report_interval_seconds")
+        self.interval_seconds = int(remembered or INTERVAL_SECONDS_DEFAULT)
         self.revoked = False
         self.inventory: list[GpuIdentity] | None = None
         self.reader_hung_since: dt.datetime | None = None
@@ -101,6 +102,14 @@ class Reporter:
         if inventory != self.inventory:
             self.inventory = inventory
             self._inventory_known = False
+
+    def grant_interval(self, *, seconds: int) -> None:
+        """Report every so many seconds from now on, also after the next start of the agent."""
+        least, most = INTERVAL_SECONDS_RANGE
+        granted = min(max(seconds, least), most)
+        if granted != self.interval_seconds:
+            self._spool.commit(values={"report_interval_seconds": str(granted)})
+        self.interval_seconds = granted
 
     def hurry(self) -> None:
         """Bring the next report forward because a lease changed, as far as the token bucket allows.
@@ -186,8 +195,7 @@ class Reporter:
             logger.warning(
                 "the clock of this machine is %.0f s off the market's", moved.total_seconds()
             )
-        least, most = INTERVAL_SECONDS_RANGE
-        self.interval_seconds = min(max(reply.report_interval_seconds, least), most)
+        self.grant_interval(seconds=reply.report_interval_seconds)
         self._keeper.apply(grants=reply.grants, complete=complete, at=self._clock.now())
         more = self._spool.depth() > 0 or reply.want_inventory
         self._due_in(min(1.0, self.interval_seconds) if more else self.interval_seconds)

@@ -212,13 +212,14 @@ class Sender:
             return Unreachable(detail=_words(error), arrived_perhaps=False)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             return Unreachable(detail=_words(error), arrived_perhaps=True)
-        if response.status_code == 401:
-            self._learn_time(response.headers.get("Date", ""))
-        return _Answer(
+        answer = _Answer(
             status=response.status_code,
             body=bytes(received),
             retry_after_seconds=_seconds(response.headers.get("Retry-After", "")),
         )
+        if answer.status == 401 or _problem(answer).get("code") == "clock_skew":
+            self._learn_time(response.headers.get("Date", ""))
+        return answer
 
     def _learn_time(self, date: str) -> None:
         """Take the market's time from a refusal: a wrong clock makes every signature too old or too new."""

@@ -50,6 +50,7 @@ READINESS_CALL_LIMIT_SECONDS = 2.0
 # The settings' soft shutdown gives a running task 20 s.
 WORKER_STOP_LIMIT_SECONDS = 30
 WEB_GRACE_SECONDS = 10
+KEEP_ALIVE_SECONDS = 75
 WEB_STOP_LIMIT_SECONDS = 15
 
 # A part that the operator names is not started here, and these are no business of an agent.
@@ -298,6 +299,9 @@ class Instance:
             "threads": str(WEB_THREADS),
             "graceful-timeout": str(WEB_GRACE_SECONDS),
             "timeout": "60",
+            # Above the pause between an agent's reports: at gunicorn's own 2 s an agent often met a
+            # connection that was just being closed. A waiting connection holds no thread.
+            "keep-alive": str(KEEP_ALIVE_SECONDS),
         }
         if os.access("/dev/shm", os.W_OK):
             # Its heartbeat file must not wait for a busy disk.

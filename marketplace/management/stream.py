@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import TextIO
 
-NAME_WIDTH = 10
+NAME_WIDTH = 12
 
 # A line longer than this comes from a program gone wrong; it is cut into pieces of this size.
 LINE_LIMIT_BYTES = 16 * 1024
@@ -19,12 +19,12 @@ ERROR_COLOUR = 31
 # What a stranger sends may reach a log line; a terminal must not obey it.
 CONTROL_CHARACTERS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-# The times, levels and process ids that gunicorn, celery and valkey put before their lines: the
+# The times, levels and process ids that gunicorn, celery, valkey and the agents put before their lines: the
 # stream has a time of its own.
 PREAMBLES = re.compile(
     r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[^\]]*\]:?(?: |$)(?:\[\d+\] (?:\[[A-Z]+\] )?)?"
     r"|^\d+:[A-Z] \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d\.\d+ [*#.-] "
-    r"|^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+ UTC \[\d+\] "
+    r"|^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d+)? (?:UTC \[\d+\] )?"
 )
 
 

@@ -31,6 +31,8 @@ STEADY_AFTER_SECONDS = 20.0
 
 POLL_SECONDS = 0.1
 CHECK_EVERY_SECONDS = 0.2
+# `timeout`, a terminal and an init may each pass on the same request; only a later one is a person.
+IMPATIENT_AFTER_SECONDS = 1.0
 READ_SIZE_BYTES = 64 * 1024
 LAST_LINES_KEPT = 3
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -91,6 +93,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._stop_signal: int | None = None
         self._stopping = False
+        self._stop_began_at = 0.0
         self._previous_handlers: dict[int, object] = {}
         # A signal writes into this pair, so that a wait ends at once and not a poll later.
         self._wake_reader, self._wake_writer = socket.socketpair()
@@ -122,12 +125,15 @@ class Supervisor:
         if number == signal.SIGCHLD:
             return
         if self._stopping:
+            if time.monotonic() - self._stop_began_at < IMPATIENT_AFTER_SECONDS:
+                return
             self._log.say("asked a second time: killing what is left")
             for child in self._children.values():
                 if child.process is not None and child.process.poll() is None:
                     kill_group(pid=child.process.pid)
         elif self._stop_signal is None:
             self._stop_signal = number
+            self._stop_began_at = time.monotonic()
 
     def report_changes_to(self, listener: Callable[[Mapping[str, int]], None]) -> None:
         """Call `listener` with the ids of what runs, by name, whenever they change."""
@@ -278,7 +284,8 @@ class Supervisor:
             self._pass_on(child, child.splitter.feed(chunk))
 
     def _pass_on(self, child: Child, lines: Sequence[str]) -> None:
-        for line in lines:
+        for spoken in lines:
+            line = spoken.removeprefix(f"{child.program.name} ")
             if not line or any(hidden in line for hidden in child.program.hidden_lines):
                 continue
             child.last_lines.append(line)
@@ -338,7 +345,9 @@ class Supervisor:
 
     def stop_all(self) -> None:
         """Stop every child, rank by rank; kill what does not end within its own limit."""
-        self._stopping = True
+        if not self._stopping:
+            self._stopping = True
+            self._stop_began_at = time.monotonic()
         living = [child for child in self._children.values() if child.process is not None]
         for rank in sorted({child.program.stop_rank for child in living}):
             self._stop_together([c for c in living if c.program.stop_rank == rank])

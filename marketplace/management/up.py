@@ -245,12 +245,15 @@ def quiet_log(*, data: DataDirectory) -> Iterator[LogStream]:
 def django_command(arguments: Sequence[str]) -> int:
     """Run any Django command where it finds a database.
 
-    That is the one that the operator named, or the running market's, or this data directory's
-    own, which then runs for as long as the command does.
+    That is the one that the operator named, or the running market's, or the data directory's
+    own, which then runs for as long as the command does. `--data-dir` is ours and not passed on.
 
     :raises PlainError: when the data directory is taken by something that is still starting.
     """
-    data = DataDirectory(path=default_data_directory().absolute())
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--data-dir", type=Path, default=default_data_directory())
+    options, arguments = parser.parse_known_args(list(arguments))
+    data = DataDirectory(path=options.data_dir.expanduser().absolute())
     if all(os.environ.get(name) for name in ("DATABASE_URL", "CELERY_BROKER_URL")):
         profile = choose_profile(environ=os.environ)
         base_url = os.environ.get("HEADROOM_BASE_URL", "")

@@ -140,6 +140,17 @@ class TestDjangoCommand:
         assert main(["showmigrations"]) == 0
         assert self.ran == [(["showmigrations"], "postgres://postgres@/postgres?host=/x")]
 
+    def test_joins_the_market_of_the_directory_that_was_named(self, tmp_path, monkeypatch):
+        named = DataDirectory(path=tmp_path / "other")
+        named.lock(purpose="up")
+        named.write_record(
+            up.RunRecord(base_url="", profile="demo", database_url="postgres://y", broker_url="z")
+        )
+        monkeypatch.setattr(up.os, "environ", dict(up.os.environ))
+        assert main(["showmigrations", "--data-dir", str(named.path), "--plan"]) == 0
+        assert self.ran == [(["showmigrations", "--plan"], "postgres://y")]
+        assert up.os.environ["HEADROOM_DATA_DIR"] == str(named.path)
+
     def test_waits_for_nothing_that_is_still_starting(self, capsys):
         self.data.lock(purpose="up")
         assert main(["showmigrations"]) == 1

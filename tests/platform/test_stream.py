@@ -53,6 +53,8 @@ class TestClean:
             b"[2026-11-23 19:30:54,963: INFO/MainProcess] ready",
             b"20902:M 23 Nov 2026 19:30:57.953 * ready",
             b"2026-11-23 19:30:57.956 UTC [20888] ready",
+            b"2026-11-23 19:30:57,956 ready",
+            b"2026-11-23 19:30:57 ready",
         ],
     )
     def test_drops_a_second_time_of_day(self, line):
@@ -63,13 +65,13 @@ class TestLine:
     def test_stands_after_the_time_and_the_name(self):
         output = StringIO()
         LogStream(output=output, clock=noon).line(name="web", text="ready")
-        assert output.getvalue() == "12:00:00 web        | ready\n"
+        assert output.getvalue() == "12:00:00 web          | ready\n"
 
     def test_is_coloured_on_a_terminal(self, monkeypatch):
         monkeypatch.delenv("NO_COLOR", raising=False)
         output = Terminal()
         LogStream(output=output, clock=noon).line(name="web", text="ready")
-        assert "\x1b[36mweb        |\x1b[0m ready" in output.getvalue()
+        assert "\x1b[36mweb          |\x1b[0m ready" in output.getvalue()
 
     def test_is_plain_on_a_terminal_that_wants_no_colour(self, monkeypatch):
         monkeypatch.setenv("NO_COLOR", "1")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from marketplace.management import supervisor as supervisor_module
 from marketplace.management.bootstrap import PROJECT
 from marketplace.management.datadir import DataDirectory, RunRecord, living
 from marketplace.management.errors import PlainError, StopRequested
@@ -29,7 +30,7 @@ class TestRun:
         output = StringIO()
         with Supervisor(log=LogStream(output=output)) as supervisor:
             supervisor.run(program=python("print('hello')"), limit_seconds=30)
-        assert "child      | hello" in output.getvalue()
+        assert "child        | hello" in output.getvalue()
 
     def test_says_the_last_lines_of_a_program_that_fails(self):
         with (
@@ -107,6 +108,30 @@ class TestStopping:
             while "| deaf" not in output.getvalue():
                 supervisor.pump()
         assert "deaf did not stop in time and is killed" in output.getvalue()
+
+    @pytest.mark.parametrize(("seconds", "killed"), [(0, False), (60, True)])
+    def test_kills_at_once_when_asked_again_later_and_not_when_asked_twice(
+        self, monkeypatch, seconds, killed
+    ):
+        output = StringIO()
+        # It ends a moment after it is asked; until then somebody asks us for a second time.
+        code = (
+            "import os, signal;"
+            "signal.signal(15, lambda *_: (os.kill(os.getppid(), 15), signal.alarm(1)));"
+            "signal.signal(14, lambda *_: os._exit(0));"
+            "print('ready');"
+            "[signal.pause() for _ in range(2)]"
+        )
+        program = Program(name="slow", command=[sys.executable, "-u", "-c", code], environment={})
+        supervisor = Supervisor(log=LogStream(output=output))
+        with supervisor:
+            supervisor.start(program=program)
+            while "| ready" not in output.getvalue():
+                supervisor.pump()
+            monkeypatch.setattr(supervisor_module, "IMPATIENT_AFTER_SECONDS", 30 - seconds)
+            supervisor.stop_all()
+        assert ("slow was killed by SIGKILL" in output.getvalue()) is killed
+        assert ("slow ended with exit code 0" in output.getvalue()) is not killed
 
     def test_restores_the_handlers_it_found(self):
         before = signal.getsignal(signal.SIGTERM)
