@@ -30,6 +30,7 @@ from tests.scheduler.factories import (
 
 BUYERS = 100  # half of what the suite's PostgreSQL takes: a connection each
 GPUS = 8
+POLLS_MAX = 20_000  # some ten seconds of asking PostgreSQL
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(180)]
 
@@ -73,6 +74,20 @@ def sold_slots() -> Counter[int]:
     )
 
 
+def wait_for_a_rival() -> None:
+    """Return once another connection waits for a lock that this transaction has."""
+    for _ in range(POLLS_MAX):
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+            )
+            (waiting,) = cursor.fetchone()
+        if waiting:
+            return
+    raise AssertionError("no rival came to wait")
+
+
 class TestLastGpus:
     def test_are_all_sold_and_each_once(self) -> None:
         make_pool(gpus=GPUS)
@@ -99,13 +114,13 @@ class TestLastGpus:
         """A rival that rolls back must not leave its GPU unsold."""
         make_pool(gpus=1)
         loser, winner = make_quote(), make_quote()
-        locked, waiting = threading.Event(), threading.Event()
+        locked = threading.Event()
 
         def give_up() -> str:
             with transaction.atomic():
                 reserve(loser)
                 locked.set()
-                waiting.wait(timeout=0.5)  # until the rival waits for our lock, or long enough
+                wait_for_a_rival()
                 transaction.set_rollback(True)
             return "gave up"
 
