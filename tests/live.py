@@ -36,6 +36,7 @@ def web_server(
         command = [sys.executable, "-m", "gunicorn", application]
         command += ["--bind", f"fd://{listener.fileno()}", "--worker-class", "gthread"]
         command += ["--workers", "1", "--threads", str(threads), "--log-level", "warning"]
+        command += ["--keep-alive", "75"]  # as `up` runs it: clients wait at barriers
         server = subprocess.Popen(
             command,
             cwd=PROJECT,
