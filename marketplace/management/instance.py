@@ -341,8 +341,9 @@ class Instance:
             working_directory=PROJECT,
             stop_rank=2,
             stop_limit_seconds=WORKER_STOP_LIMIT_SECONDS,
-            # The broker dies at the same moment; a warm shutdown would wait for it in vain.
-            death_signal=signal.SIGQUIT,
+            # The broker dies at the same moment, and every gentler end waits for it for ever. A task
+            # that is cut off is done again.
+            death_signal=signal.SIGKILL,
         )
 
     def _beat(self) -> Program:

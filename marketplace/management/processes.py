@@ -60,6 +60,11 @@ def die_with_parent(*, signal_number: int) -> Callable[[], None]:
     return in_the_child
 
 
+def end_with_parent() -> None:
+    """Ask the kernel to kill this process when the one that forked it dies, however it dies."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def spawn(
     *,
     command: Sequence[str | os.PathLike[str]],
