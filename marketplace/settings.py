@@ -184,7 +184,7 @@ LANGUAGE_CODE = "en-us"
 TIME_ZONE = "UTC"
 USE_TZ = True
 USE_I18N = False
-DATETIME_FORMAT, DATE_FORMAT, TIME_FORMAT = "Y-m-d H:i:s", "Y-m-d", "H:i:s"  # UTC, as everywhere
+FORMAT_MODULE_PATH = ["marketplace.console.formats"]
 STATIC_URL = "/static/"
 STATIC_ROOT = DATA_DIR / "static"
 STORAGES = {
@@ -205,6 +205,7 @@ UNFOLD = {
     "SHOW_HISTORY": True,
     "ENVIRONMENT": "marketplace.console.admin_menu.environment",
     "DASHBOARD_CALLBACK": "marketplace.console.dashboard.context",
+    "STYLES": ["marketplace.console.admin_menu.stylesheet"],
     "BORDER_RADIUS": "6px",
     "COLORS": {
         "primary": {  # a teal of one hue, light to dark

@@ -41,6 +41,9 @@ WORKER_CONCURRENCY = 2
 # Celery warns root at length; on a bare machine that is who runs the demo.
 ROOT_WARNING = "ignore:You're running the worker with superuser privileges"
 
+# A person who watches the demo shall see idle GPUs come on offer; an owner's default is ten minutes.
+FLEET_FREE_AFTER_SECONDS = 20
+
 STORE_LIMIT_SECONDS = 60
 PREPARE_LIMIT_SECONDS = 900
 SEED_LIMIT_SECONDS = 300
@@ -381,6 +384,7 @@ class Instance:
                         *(sys.executable, "-m", "agents.node", "--server", self.base_url),
                         *("--token", machine["token"], "--simulate", machine["simulate"]),
                         *("--state-dir", str(self.data.path / "agents" / name), "--name", name),
+                        *("--free-after", str(FLEET_FREE_AFTER_SECONDS)),
                     ],
                     environment=environment,
                     working_directory=PROJECT,
