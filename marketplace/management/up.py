@@ -149,7 +149,7 @@ def running_market(
             instance.mark_ready()
             yield instance, supervisor
         finally:
-            log.say("stopping: beat, worker, web, agents, broker, PostgreSQL")
+            log.say("stopping: beat, worker and agents, web, broker, PostgreSQL")
             supervisor.stop_all()
             instance.forget()
 
