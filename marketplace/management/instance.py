@@ -388,7 +388,8 @@ class Instance:
                     ],
                     environment=environment,
                     working_directory=PROJECT,
-                    stop_rank=4,
+                    # Before the web server: a report on its way is answered and not waited out.
+                    stop_rank=2,
                 )
             )
         return len(fleet)
