@@ -308,7 +308,7 @@ def _evidence(*, lease: Lease, delivery: Delivery) -> dict[str, object]:
         "handed_over_at": lease.handed_over_at and lease.handed_over_at.isoformat(),
         "returned_at": lease.returned_at and lease.returned_at.isoformat(),
         "receipts": {
-            kind.value: {"id": receipt.pk, "at": receipt.at.isoformat(), "clean": receipt.clean}
+            kind.value: {"id": receipt.pk, "at": receipt.at.isoformat(), "clean": receipt.is_clean}
             for (_, epoch, kind), receipt in sorted(receipts.items())
             if epoch == lease.epoch
         },

@@ -187,7 +187,7 @@ def take_back(*, lease: Lease, at: dt.datetime) -> None:
     lease.returned_at = _clip(receipt.at, lower=lease.handed_over_at, upper=lease.ends_at)
     lease.save(update_fields=["returned_at"])
     _close(lease, at=at)
-    if not receipt.clean:
+    if not receipt.is_clean:
         inventory.quarantine(gpu_uuids=lease.gpu_uuids, reason=f"{lease.pk}: not clean", at=at)
 
 
