@@ -28,7 +28,7 @@ from scheduler.states import LEASE_ARROWS, RESERVATION_ARROWS, LeaseStatus, Rese
 logger = logging.getLogger(__name__)
 
 # The last meter readings travel with the return receipt, or in one of the next reports. After three
-# reports and a moment on the way they are no longer waited for; they could change no amount of money.
+# reports and a moment on the way they are no longer waited for: the receipts stand without them.
 TRANSIT_SECONDS = 10
 SETTLEMENT_GRACE_SECONDS = 3 * settings.AGENT_REPORT_INTERVAL_SECONDS + TRANSIT_SECONDS
 SETTLEMENTS_PER_RUN_MAX = (
@@ -193,9 +193,9 @@ def refund_rest(*, reservation_id: str, at: dt.datetime) -> bool:
 def delivery_of(*, lease: Lease) -> Delivery:
     """Read the evidence of a lease that is over.
 
-    Delivered is the time between the two receipts, which the lease carries clipped to its promise. A
-    lease that was handed over and has no instant of return delivered what its meters cover: that much is
-    known, and no more. Busy is what the meters saw.
+    Delivered is the time between the two receipts, which the lease carries clipped to its promise, less
+    what the node itself says that a GPU was lost. A lease that was handed over and has no instant of return
+    delivered what its meters cover: that much is known, and no more. Busy is what the meters saw.
     """
     bought = lease.gpu_seconds_bought
     end = lease.returned_at or lease.ends_at
@@ -212,7 +212,8 @@ def delivery_of(*, lease: Lease) -> Delivery:
     meters = metering.lease_meters(lease_id=lease.id, window=window)
     between_receipts = min(len(lease.gpu_uuids) * window.seconds, bought)
     metered = min(meters.gpu_seconds_metered, between_receipts)
-    delivered = metered if lease.returned_at is None else between_receipts
+    had = max(metered, between_receipts - meters.gpu_seconds_down)
+    delivered = metered if lease.returned_at is None else had
     return Delivery(
         bought=bought,
         delivered=delivered,
