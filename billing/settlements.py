@@ -34,6 +34,9 @@ SETTLEMENT_GRACE_SECONDS = 3 * settings.AGENT_REPORT_INTERVAL_SECONDS + TRANSIT_
 SETTLEMENTS_PER_RUN_MAX = (
     500  # about ten seconds of work: a tick that overlaps the next does no harm
 )
+CANDIDATES_PER_RUN_MAX = (
+    5_000  # ids; so many may wait or fail before they hold up those behind them
+)
 BASIS_POINTS = 10_000
 
 FINAL_LEASE_STATUSES = tuple(s for s in LeaseStatus if LEASE_ARROWS.is_final(s))
@@ -82,11 +85,15 @@ def settle_ended(*, at: dt.datetime) -> int:
     """
     settled = 0
     for lease_id in _candidate_leases(at=at):
+        if settled >= SETTLEMENTS_PER_RUN_MAX:
+            return settled
         try:
             settled += settle(lease_id=lease_id, at=at) is not None
         except Exception:
             logger.exception("lease %s could not be settled", lease_id)
     for reservation_id in _candidate_reservations():
+        if settled >= SETTLEMENTS_PER_RUN_MAX:
+            return settled
         try:
             settled += refund_rest(reservation_id=reservation_id, at=at)
         except Exception:
@@ -319,12 +326,20 @@ def _evidence(*, lease: Lease, delivery: Delivery) -> dict[str, object]:
 
 
 def _candidate_leases(*, at: dt.datetime) -> list[str]:
+    """Return finished leases without a settlement, of reservations whose GPU-seconds are not all accounted for.
+
+    What is open is found by a partial index: the cost follows the open business and not the history.
+    """
+    not_accounted_for = Account.objects.filter(kind=AccountKind.U_OPEN, balance__gt=0)
     return list(
         Lease.objects.filter(
-            status__in=FINAL_LEASE_STATUSES, closed_at__lte=at, settlement__isnull=True
+            reservation__in=not_accounted_for.values("subject_id"),
+            status__in=FINAL_LEASE_STATUSES,
+            closed_at__lte=at,
+            settlement__isnull=True,
         )
         .order_by("closed_at")
-        .values_list("pk", flat=True)[:SETTLEMENTS_PER_RUN_MAX]
+        .values_list("pk", flat=True)[:CANDIDATES_PER_RUN_MAX]
     )
 
 
@@ -338,5 +353,5 @@ def _candidate_reservations() -> list[str]:
             Exists(open_seconds), ~Exists(unsettled), status__in=FINAL_RESERVATION_STATUSES
         )
         .order_by("ends_at")
-        .values_list("pk", flat=True)[:SETTLEMENTS_PER_RUN_MAX]
+        .values_list("pk", flat=True)[:CANDIDATES_PER_RUN_MAX]
     )

@@ -239,9 +239,7 @@ class TestReturn:
         hand_over(market, host, grant, at=NOON)
         half_past_one = NOON + minutes(90)
         market.go_to(half_past_one)
-        host.report(
-            at=half_past_one, meters=host.meters(grant, since=NOON, until=half_past_one)
-        )
+        host.report(at=half_past_one, meters=host.meters(grant, since=NOON, until=half_past_one))
         market.tick_at(TWO)
         market.tick_at(TWO + minutes(10) - seconds(1))
         assert Lease.objects.get().status == "returning"
@@ -287,16 +285,12 @@ class TestReturn:
         assert market.reservation(reservation)["status"] == "completed"
         assert_settled(market, reservation, net=0, refunded=1882, owner=[])
 
-    def test_at_the_instant_of_the_handover_costs_nothing(
-        self, market: Market, host: Host
-    ) -> None:
+    def test_at_the_instant_of_the_handover_costs_nothing(self, market: Market, host: Host) -> None:
         reservation = market.buy(gpus=4)
         (grant,) = started(market, host)
         hand_over(market, host, grant, at=NOON + seconds(30))
         market.go_to(NOON + seconds(40))
-        host.report(
-            at=market.at, receipts=[host.receipt(grant, RETURN, at=NOON + seconds(30))]
-        )
+        host.report(at=market.at, receipts=[host.receipt(grant, RETURN, at=NOON + seconds(30))])
         market.tick_at(TWO)
         assert_settled(market, reservation, net=0, refunded=1882, owner=[])
 
