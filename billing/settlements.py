@@ -326,14 +326,14 @@ def _evidence(*, lease: Lease, delivery: Delivery) -> dict[str, object]:
 
 
 def _candidate_leases(*, at: dt.datetime) -> list[str]:
-    """Return finished leases without a settlement, of reservations whose GPU-seconds are not all accounted for.
+    """Return finished leases without a settlement, of reservations that have GPU-seconds open in the books.
 
-    What is open is found by a partial index: the cost follows the open business and not the history.
+    Those are found by a partial index: the cost follows the open business and not the history.
     """
-    not_accounted_for = Account.objects.filter(kind=AccountKind.U_OPEN, balance__gt=0)
+    still_open = Account.objects.filter(kind=AccountKind.U_OPEN, balance__gt=0)
     return list(
         Lease.objects.filter(
-            reservation__in=not_accounted_for.values("subject_id"),
+            reservation__in=still_open.values("subject_id"),
             status__in=FINAL_LEASE_STATUSES,
             closed_at__lte=at,
             settlement__isnull=True,
