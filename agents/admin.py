@@ -175,8 +175,8 @@ class GrantAdmin(ReadOnlyAdmin):
 
 @admin.register(Receipt)
 class ReceiptAdmin(ReadOnlyAdmin):
-    list_display = ["lease_id", "lease_epoch", "kind", "node", "at", "clean", "received_at"]
-    list_filter = ["kind", "clean", "at"]
+    list_display = ["lease_id", "lease_epoch", "kind", "node", "at", "is_clean", "received_at"]
+    list_filter = ["kind", "is_clean", "at"]
     list_select_related = ["node"]
     search_fields = ["lease_id", "node__id", "node__hostname"]
     ordering = ["-received_at"]

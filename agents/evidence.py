@@ -82,7 +82,7 @@ def store_receipts(
                 lease_epoch=receipt.lease_epoch,
                 kind=receipt.kind,
                 at=receipt.at,
-                clean=receipt.clean,
+                is_clean=receipt.clean,
                 access=document["access"],
                 document=document,
                 signature=receipt.signature,

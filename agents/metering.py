@@ -57,10 +57,12 @@ class GpuMeter:
 class LeaseMeters:
     """The sum over all GPUs of a lease; `gpus` holds each by its UUID.
 
-    `gpu_seconds_measured` says of how many metered GPU-seconds it is known whether they were busy.
+    `gpu_seconds_measured` says of how many metered GPU-seconds it is known whether they were busy, and
+    `gpu_seconds_down` for how many a reading says that the tenant did not have the GPU.
     """
 
     gpu_seconds_metered: int
+    gpu_seconds_down: int
     gpu_seconds_measured: int
     gpu_seconds_busy: int
     energy_millijoules: int | None
@@ -104,6 +106,7 @@ def lease_meters(*, lease_id: str, window: Window) -> LeaseMeters:
     energies = [g.energy_millijoules for g in gpus.values() if g.energy_millijoules is not None]
     return LeaseMeters(
         gpu_seconds_metered=sum(g.up_seconds for g in gpus.values()),
+        gpu_seconds_down=sum(g.covered_seconds - g.up_seconds for g in gpus.values()),
         gpu_seconds_measured=sum(g.measured_seconds for g in gpus.values()),
         gpu_seconds_busy=sum(g.busy_seconds for g in gpus.values()),
         energy_millijoules=sum(energies) if energies else None,

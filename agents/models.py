@@ -256,7 +256,7 @@ class Receipt(models.Model):
     lease_epoch = models.PositiveIntegerField()
     kind = models.CharField(max_length=10, choices=_choices(protocol.ReceiptKind))
     at = models.DateTimeField(db_comment="node's clock")
-    clean = models.BooleanField()  # type: ignore[assignment] # the wire's word; no form validates a receipt
+    is_clean = models.BooleanField(db_comment="`clean` on the wire: nothing of the tenant was left")
     access = models.JSONField(null=True, db_comment="host, port, username, host_key_fingerprint")
     document = models.JSONField(db_comment="the receipt as it was signed")
     signature = models.CharField(max_length=88)

@@ -190,6 +190,7 @@ def _so_far(*, lease: Lease, at: dt.datetime) -> _Measured:
         meters = metering.lease_meters(lease_id=lease.id, window=window)
         delivered = min(len(lease.gpu_uuids) * window.seconds, bought)
         metered = min(meters.gpu_seconds_metered, delivered)
+        delivered = max(metered, delivered - meters.gpu_seconds_down)
         busy = min(meters.gpu_seconds_busy, delivered)
         energy = meters.energy_millijoules
     part = Money(part_of_price(lease=lease), currency)

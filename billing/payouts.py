@@ -13,6 +13,7 @@ from billing.states import AccountKind, EntryKind, PayoutStatus
 logger = logging.getLogger(__name__)
 
 RELEASES_PER_RUN_MAX = 500  # about five seconds of work; the next tick takes the rest
+CANDIDATES_PER_RUN_MAX = 5_000  # ids; so many may fail before they hold up those behind them
 ACTOR = "billing.release_earnings"
 
 
@@ -24,8 +25,10 @@ def release_due(*, at: dt.datetime) -> int:
     due = Settlement.objects.filter(released_at__isnull=True, release_due_at__lte=at)
     released = 0
     for settlement_id in due.order_by("release_due_at").values_list("pk", flat=True)[
-        :RELEASES_PER_RUN_MAX
+        :CANDIDATES_PER_RUN_MAX
     ]:
+        if released >= RELEASES_PER_RUN_MAX:
+            break
         try:
             released += release(settlement_id=settlement_id, at=at)
         except Exception:

@@ -28,11 +28,14 @@ from scheduler.states import LEASE_ARROWS, RESERVATION_ARROWS, LeaseStatus, Rese
 logger = logging.getLogger(__name__)
 
 # The last meter readings travel with the return receipt, or in one of the next reports. After three
-# reports and a moment on the way they are no longer waited for; they could change no amount of money.
+# reports and a moment on the way they are no longer waited for: the receipts stand without them.
 TRANSIT_SECONDS = 10
 SETTLEMENT_GRACE_SECONDS = 3 * settings.AGENT_REPORT_INTERVAL_SECONDS + TRANSIT_SECONDS
 SETTLEMENTS_PER_RUN_MAX = (
     500  # about ten seconds of work: a tick that overlaps the next does no harm
+)
+CANDIDATES_PER_RUN_MAX = (
+    5_000  # ids; so many may wait or fail before they hold up those behind them
 )
 BASIS_POINTS = 10_000
 
@@ -82,11 +85,15 @@ def settle_ended(*, at: dt.datetime) -> int:
     """
     settled = 0
     for lease_id in _candidate_leases(at=at):
+        if settled >= SETTLEMENTS_PER_RUN_MAX:
+            return settled
         try:
             settled += settle(lease_id=lease_id, at=at) is not None
         except Exception:
             logger.exception("lease %s could not be settled", lease_id)
     for reservation_id in _candidate_reservations():
+        if settled >= SETTLEMENTS_PER_RUN_MAX:
+            return settled
         try:
             settled += refund_rest(reservation_id=reservation_id, at=at)
         except Exception:
@@ -193,9 +200,9 @@ def refund_rest(*, reservation_id: str, at: dt.datetime) -> bool:
 def delivery_of(*, lease: Lease) -> Delivery:
     """Read the evidence of a lease that is over.
 
-    Delivered is the time between the two receipts, which the lease carries clipped to its promise. A
-    lease that was handed over and has no instant of return delivered what its meters cover: that much is
-    known, and no more. Busy is what the meters saw.
+    Delivered is the time between the two receipts, which the lease carries clipped to its promise, less
+    what the node itself says that a GPU was lost. A lease that was handed over and has no instant of return
+    delivered what its meters cover: that much is known, and no more. Busy is what the meters saw.
     """
     bought = lease.gpu_seconds_bought
     end = lease.returned_at or lease.ends_at
@@ -212,7 +219,8 @@ def delivery_of(*, lease: Lease) -> Delivery:
     meters = metering.lease_meters(lease_id=lease.id, window=window)
     between_receipts = min(len(lease.gpu_uuids) * window.seconds, bought)
     metered = min(meters.gpu_seconds_metered, between_receipts)
-    delivered = metered if lease.returned_at is None else between_receipts
+    had = max(metered, between_receipts - meters.gpu_seconds_down)
+    delivered = metered if lease.returned_at is None else had
     return Delivery(
         bought=bought,
         delivered=delivered,
@@ -308,7 +316,7 @@ def _evidence(*, lease: Lease, delivery: Delivery) -> dict[str, object]:
         "handed_over_at": lease.handed_over_at and lease.handed_over_at.isoformat(),
         "returned_at": lease.returned_at and lease.returned_at.isoformat(),
         "receipts": {
-            kind.value: {"id": receipt.pk, "at": receipt.at.isoformat(), "clean": receipt.clean}
+            kind.value: {"id": receipt.pk, "at": receipt.at.isoformat(), "clean": receipt.is_clean}
             for (_, epoch, kind), receipt in sorted(receipts.items())
             if epoch == lease.epoch
         },
@@ -318,12 +326,20 @@ def _evidence(*, lease: Lease, delivery: Delivery) -> dict[str, object]:
 
 
 def _candidate_leases(*, at: dt.datetime) -> list[str]:
+    """Return finished leases without a settlement, of reservations that have GPU-seconds open in the books.
+
+    Those are found by a partial index: the cost follows the open business and not the history.
+    """
+    still_open = Account.objects.filter(kind=AccountKind.U_OPEN, balance__gt=0)
     return list(
         Lease.objects.filter(
-            status__in=FINAL_LEASE_STATUSES, closed_at__lte=at, settlement__isnull=True
+            reservation__in=still_open.values("subject_id"),
+            status__in=FINAL_LEASE_STATUSES,
+            closed_at__lte=at,
+            settlement__isnull=True,
         )
         .order_by("closed_at")
-        .values_list("pk", flat=True)[:SETTLEMENTS_PER_RUN_MAX]
+        .values_list("pk", flat=True)[:CANDIDATES_PER_RUN_MAX]
     )
 
 
@@ -337,5 +353,5 @@ def _candidate_reservations() -> list[str]:
             Exists(open_seconds), ~Exists(unsettled), status__in=FINAL_RESERVATION_STATUSES
         )
         .order_by("ends_at")
-        .values_list("pk", flat=True)[:SETTLEMENTS_PER_RUN_MAX]
+        .values_list("pk", flat=True)[:CANDIDATES_PER_RUN_MAX]
     )

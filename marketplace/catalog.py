@@ -14,9 +14,10 @@ class _Row(TypedDict):
     nvml_names: list[str]
 
 
-# Names as NVML's nvmlDeviceGetName spells them, which `nvidia-smi --query-gpu=name` prints too; memory is
-# what the driver reports as total, rounded to whole GiB. Sources: NVIDIA's own tables of supported
-# products in the driver's README, and nvidia-smi of such machines.
+# Names as nvmlDeviceGetName is expected to spell them, which `nvidia-smi --query-gpu=name` prints too, and
+# total memory as the driver is expected to report it, in whole GiB. Written from common knowledge, not
+# checked on each of these machines: a name that differs makes a GPU that is never sold, and an operator
+# adds the spelling that its node reports to the model.
 BUILT_IN_GPU_MODELS: Sequence[_Row] = (
     {
         "id": "b200-sxm-180gb",

@@ -146,11 +146,17 @@ def give_up_due(*, at: dt.datetime) -> int:
 def hand_over(*, lease: Lease, at: dt.datetime) -> None:
     """Take the arrow provisioning → active, on the node's receipt.
 
+    The tenant had the GPUs from the receipt's instant on, but not before the window, and not before the
+    second in which the market asked for them: a node's clock may be minutes behind.
+
     :raises StateConflict: when the lease moved on, or there is no receipt.
     """
     receipt = _receipt(lease, protocol.ReceiptKind.HANDOVER)
     _move(lease, to=LeaseStatus.ACTIVE, reason=LeaseReason.HANDED_OVER, at=at)
-    lease.handed_over_at = _clip(receipt.at, lower=lease.starts_at, upper=lease.ends_at)
+    asked_at = lease.created_at.replace(microsecond=0)
+    lease.handed_over_at = _clip(
+        receipt.at, lower=max(lease.starts_at, asked_at), upper=lease.ends_at
+    )
     lease.access = receipt.access
     lease.save(update_fields=["handed_over_at", "access"])
 
@@ -187,7 +193,7 @@ def take_back(*, lease: Lease, at: dt.datetime) -> None:
     lease.returned_at = _clip(receipt.at, lower=lease.handed_over_at, upper=lease.ends_at)
     lease.save(update_fields=["returned_at"])
     _close(lease, at=at)
-    if not receipt.clean:
+    if not receipt.is_clean:
         inventory.quarantine(gpu_uuids=lease.gpu_uuids, reason=f"{lease.pk}: not clean", at=at)
 
 

@@ -374,7 +374,12 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("at", models.DateTimeField(db_comment="node's clock")),
-                ("clean", models.BooleanField()),
+                (
+                    "is_clean",
+                    models.BooleanField(
+                        db_comment="`clean` on the wire: nothing of the tenant was left"
+                    ),
+                ),
                 (
                     "access",
                     models.JSONField(

@@ -76,6 +76,7 @@ class LeaseKeeper:
         self._provisioner = provisioner
         self._jobs = jobs
         self._pending: dict[LeaseKey, _Job] = {}
+        self._undoing: dict[LeaseKey, Future[Access | None]] = {}
         self._meters: dict[LeaseKey, list[GpuMeter]] = {}
         self._listed: set[LeaseKey] = set()
         self._told: dict[LeaseKey, LeaseState] = {}
@@ -260,9 +261,12 @@ class LeaseKeeper:
         elif self._taken(record):
             self._note(record, "waits for another lease to give back its GPUs")
         else:
-            provisioner = self._provisioner
+            provisioner, leftovers = self._provisioner, self._leftovers(record)
 
             def start() -> Access:
+                for left in leftovers:  # nobody gets GPUs on which another tenant may still be
+                    provisioner.stop(grant=left.grant)
+                    provisioner.destroy(grant=left.grant)
                 provisioner.prepare(grant=grant)
                 return provisioner.start(grant=grant)
 
@@ -279,14 +283,17 @@ class LeaseKeeper:
             self._pending[record.key] = _Job(again_at=again_at)
             self._note(record, str(error))
         elif error is not None:
-            self._undo(record)
-            self._change(record, LeaseState.FAILED, view.at, detail=_words(error))
+            failed = replace(record, is_clean=False)
+            self._undo(failed)
+            self._change(failed, LeaseState.FAILED, view.at, detail=_words(error))
         elif self._over(record, view.at):
             self._go_on_preparing(record, view)
         else:
             self._hand_over(record, future.result(), view)
 
     def _hand_over(self, record: LeaseRecord, access: Access | None, view: MachineView) -> None:
+        for left in self._leftovers(record):
+            self._book.save(record=replace(left, is_clean=True))
         at = max(_whole_second(view.at), record.grant.not_before)
         active = replace(
             record,
@@ -362,7 +369,13 @@ class LeaseKeeper:
             return
         del self._pending[record.key]
         detail = record.detail if error is None else _words(error)
-        ended = replace(record, state=LeaseState.ENDED, changed_at=view.at, detail=detail)
+        ended = replace(
+            record,
+            state=LeaseState.ENDED,
+            changed_at=view.at,
+            detail=detail,
+            is_clean=error is None,
+        )
         receipt = None
         if record.returned_at is not None:
             receipt = self._book.receipt(
@@ -370,20 +383,32 @@ class LeaseKeeper:
                 kind=ReceiptKind.RETURN,
                 at=record.returned_at,
                 energies=record.return_energies,
-                clean=error is None,
+                clean=ended.is_clean,
             )
         self._book.save(record=ended, receipt=receipt)
         logger.info("lease %s (epoch %d) is over", *record.key)
 
     def _undo(self, record: LeaseRecord) -> None:
-        """Clean up after a failed start, once: what is left is told by the failure itself."""
+        """Clean up after a failed start, once: the next lease on these GPUs does it again."""
         provisioner, grant = self._provisioner, record.grant
 
         def undo() -> None:
             provisioner.stop(grant=grant)
             provisioner.destroy(grant=grant)
 
-        self._jobs.submit(work=undo)
+        self._undoing[record.key] = self._jobs.submit(work=undo)
+
+    def _leftovers(self, record: LeaseRecord) -> list[LeaseRecord]:
+        """Return the finished leases of which something may be left on this one's GPUs."""
+        wanted = set(record.grant.gpu_uuids)
+        return [
+            other
+            for other in self._book.records.values()
+            if other.key != record.key
+            and other.state in TERMINAL_STATES
+            and not other.is_clean
+            and wanted & set(other.grant.gpu_uuids)
+        ]
 
     def _taken(self, record: LeaseRecord) -> bool:
         wanted = set(record.grant.gpu_uuids)
@@ -391,6 +416,8 @@ class LeaseKeeper:
             holds = other.state in (LeaseState.ACTIVE, LeaseState.STOPPING) or (
                 other.state is LeaseState.PREPARING and other.key in self._pending
             )
+            if (undo := self._undoing.get(other.key)) is not None:
+                holds = holds or not undo.done()
             if other.key != record.key and holds and wanted & set(other.grant.gpu_uuids):
                 return True
         return False

@@ -55,7 +55,10 @@ CREATE TABLE IF NOT EXISTS tenancy (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRecord:
-    """How far the agent is with a grant. `metered_until` and `returned_at` are whole seconds."""
+    """How far the agent is with a grant. `metered_until` and `returned_at` are whole seconds.
+
+    `is_clean` is false while something of a finished lease may be left on its GPUs.
+    """
 
     grant: Grant
     state: LeaseState
@@ -66,6 +69,7 @@ class LeaseRecord:
     metered_until: dt.datetime | None = None
     returned_at: dt.datetime | None = None
     return_energies: list[int | None] = field(default_factory=list)
+    is_clean: bool = True
 
     @property
     def key(self) -> LeaseKey:

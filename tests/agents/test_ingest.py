@@ -371,7 +371,7 @@ class TestReceipts:
             "username": "tenant",
             "host_key_fingerprint": None,
         }
-        assert (stored.kind, stored.at, stored.clean) == ("handover", NOW, True)
+        assert (stored.kind, stored.at, stored.is_clean) == ("handover", NOW, True)
 
     def test_the_first_of_a_kind_stands(self, machine: Machine, grant: Grant) -> None:
         accept(machine, receipts=[make.receipt(grant=grant, key=machine.key)])

@@ -182,7 +182,7 @@ def receipt(*, of: Lease, kind: protocol.ReceiptKind) -> Receipt:
         lease_epoch=of.epoch,
         kind=kind,
         at=of.starts_at if kind is protocol.ReceiptKind.HANDOVER else of.ends_at,
-        clean=True,
+        is_clean=True,
         document={},
         signature="",
         received_at=of.ends_at,

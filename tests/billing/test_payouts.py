@@ -63,3 +63,17 @@ class TestReleaseDue:
         row.refresh_from_db()
         assert row.released_at == MUCH_LATER
         assert not Payout.objects.exists()
+
+    def test_is_not_held_up_by_one_that_cannot_be_released(self, monkeypatch):
+        monkeypatch.setattr(payouts, "RELEASES_PER_RUN_MAX", 1)
+        first, second = settled(), settled()
+        release = payouts.release
+
+        def fall_over(*, settlement_id: str, at: dt.datetime) -> bool:
+            if settlement_id == first.pk:
+                raise RuntimeError("its books are torn")
+            return release(settlement_id=settlement_id, at=at)
+
+        monkeypatch.setattr(payouts, "release", fall_over)
+        assert payouts.release_due(at=MUCH_LATER) == 1
+        assert Payout.objects.get().settlement == second

@@ -7,7 +7,7 @@ from django.db import connection, connections
 from billing import books, ledger, settlements, wallet
 from billing.models import Entry, Settlement
 from billing.states import AccountKind
-from scheduler.models import Reservation
+from scheduler.models import Lease, Reservation
 from scheduler.states import LeaseStatus, ReservationStatus
 from tests.billing import factories
 
@@ -239,3 +239,17 @@ class TestParallelWorkers:
         assert Entry.objects.filter(kind="settlement").count() == 10
         assert ledger.balance(account=ledger.AccountRef(AccountKind.PLATFORM_FEE, "usd")) == 710
         connection.close()
+
+
+class TestPoison:
+    def test_at_the_head_of_the_queue_holds_up_nobody(self, monkeypatch):
+        """The first lease promises more than its reservation bought; one settlement fits into a run."""
+        monkeypatch.setattr(settlements, "SETTLEMENTS_PER_RUN_MAX", 1)
+        buyer = factories.tenant(funds_minor=10_000)
+        sick = factories.lease(of=factories.reservation(buyer=buyer, gpus=2), gpus=3)
+        well = factories.lease(of=factories.reservation(buyer=buyer))
+        Lease.objects.filter(pk=sick.pk).update(closed_at=well.closed_at - dt.timedelta(hours=1))
+        later = well.closed_at + dt.timedelta(hours=1)
+        assert settlements.settle_ended(at=later) == 1
+        assert Settlement.objects.get().lease == well
+        assert settlements.settle_ended(at=later) == 0

@@ -191,7 +191,7 @@ def _say(
         lease_epoch=lease.epoch,
         kind=kind,
         at=at,
-        clean=clean,
+        is_clean=clean,
         access={"host": "203.0.113.7", "port": 2222, "username": "tenant"},
         document={},
         signature="",

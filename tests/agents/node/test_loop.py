@@ -414,6 +414,38 @@ class TestLease:
         assert returned.detail == "it does not go away"
         assert returned.at == market.grants[0].not_after
 
+    def test_waits_for_gpus_until_the_one_before_is_gone_from_them(
+        self, rig: Rig, market: FakeMarket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The first lease survives every order to end; the owner looks at it before the third begins."""
+        stop = "agents.node.provision.simulated.SimulatedProvisioner.stop"
+        enrolled(rig)
+        first = grant(market, minutes=2)
+        later = [
+            replace(
+                first,
+                lease_id=f"lease-{number}",
+                not_before=first.not_after + number * MINUTE,
+                not_after=first.not_after + (number + 1) * MINUTE,
+            )
+            for number in (2, 4)
+        ]
+        market.grants = [first, *later]
+
+        def fail(*_: object, **__: object) -> None:
+            raise ProvisionFailed("it does not go away")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(stop, fail)
+            rig.live(seconds=320)
+        assert last_states(market)["lease-2", 1] == (LeaseState.FAILED, "it does not go away")
+
+        rig.restart()
+        rig.live(seconds=200)
+        receipts = {(r.lease_id, r.kind) for r in market.receipts}
+        assert ("lease-2", ReceiptKind.HANDOVER) not in receipts
+        assert ("lease-4", ReceiptKind.HANDOVER) in receipts
+
 
 class TestOutages:
     def test_a_lease_ends_at_its_time_while_the_market_is_down(
