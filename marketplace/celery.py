@@ -3,11 +3,22 @@
 import os
 
 from celery import Celery
+from celery.signals import worker_process_init
+
+from marketplace.management.processes import end_with_parent
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "marketplace.settings")
 
 app = Celery("headroom")
 app.config_from_object("django.conf:settings", namespace="CELERY")
+
+
+@worker_process_init.connect
+def _die_with_the_worker(**_: object) -> None:
+    """Let a process of the pool end with its worker: a killed worker must not go on at half."""
+    end_with_parent()
+
+
 app.autodiscover_tasks(["agents", "scheduler", "billing", "marketplace"])
 
 # A tick that could not run while the broker or the worker was away must not pile up: each message dies

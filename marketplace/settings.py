@@ -184,7 +184,7 @@ LANGUAGE_CODE = "en-us"
 TIME_ZONE = "UTC"
 USE_TZ = True
 USE_I18N = False
-DATETIME_FORMAT, DATE_FORMAT, TIME_FORMAT = "Y-m-d H:i:s", "Y-m-d", "H:i:s"  # UTC, as everywhere
+FORMAT_MODULE_PATH = ["marketplace.console.formats"]
 STATIC_URL = "/static/"
 STATIC_ROOT = DATA_DIR / "static"
 STORAGES = {
@@ -205,6 +205,7 @@ UNFOLD = {
     "SHOW_HISTORY": True,
     "ENVIRONMENT": "marketplace.console.admin_menu.environment",
     "DASHBOARD_CALLBACK": "marketplace.console.dashboard.context",
+    "STYLES": ["marketplace.console.admin_menu.stylesheet"],
     "BORDER_RADIUS": "6px",
     "COLORS": {
         "primary": {  # a teal of one hue, light to dark
@@ -232,6 +233,9 @@ UNFOLD = {
 CELERY_BROKER_URL = env.broker("CELERY_BROKER_URL")
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_REJECT_ON_WORKER_LOST = True
+# The broker gives an unacknowledged task to the next worker once the connection is gone, so what
+# still runs here would run beside its own repetition and could not acknowledge its end.
+CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = True
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT = 20

@@ -7,6 +7,7 @@ from django.db import models
 from django.http import HttpRequest
 from unfold.admin import ModelAdmin, TabularInline
 
+from marketplace.core.money import Money
 from scheduler.models import (
     Allocation,
     Lease,
@@ -28,6 +29,14 @@ class ReadOnly:
 
     def has_delete_permission(self, request: HttpRequest, obj: models.Model | None = None) -> bool:
         return False
+
+
+class Priced:
+    """Show what a promise costs as money, not as a number of minor units."""
+
+    @admin.display(description="total", ordering="total_minor")
+    def total(self, priced: Quote | Reservation) -> str:
+        return str(Money(priced.total_minor, priced.currency))
 
 
 class ReservationTransitionInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold has no types
@@ -56,10 +65,10 @@ class AllocationInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold
 
 
 @admin.register(Quote)
-class QuoteAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]  # unfold has no types
+class QuoteAdmin(Priced, ReadOnly, ModelAdmin):  # type: ignore[misc]  # unfold has no types
     list_display: ClassVar = [
         "id", "organization", "status", "gpus", "gpu_model", "region", "starts_at", "ends_at",
-        "rate", "total_minor", "currency", "hold", "expires_at", "simulated",
+        "rate", "total", "hold", "expires_at", "simulated",
     ]  # fmt: skip
     list_filter: ClassVar = ["status", "gpu_model", "tier", "hold", "region", "simulated"]
     list_select_related: ClassVar = ["organization", "gpu_model"]
@@ -69,10 +78,10 @@ class QuoteAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]  # unfold has no t
 
 
 @admin.register(Reservation)
-class ReservationAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]  # unfold has no types
+class ReservationAdmin(Priced, ReadOnly, ModelAdmin):  # type: ignore[misc]  # unfold has no types
     list_display: ClassVar = [
         "id", "organization", "status", "gpus", "gpu_model", "region", "starts_at", "ends_at",
-        "rate", "total_minor", "currency", "payment_method", "simulated",
+        "rate", "total", "payment_method", "simulated",
     ]  # fmt: skip
     list_filter: ClassVar = ["status", "gpu_model", "tier", "payment_method", "region", "simulated"]
     list_select_related: ClassVar = ["organization", "gpu_model"]

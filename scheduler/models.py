@@ -43,7 +43,7 @@ class Quote(models.Model):
     organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="quotes")
     status = models.CharField(max_length=20, choices=QuoteStatus, default=QuoteStatus.OPEN)
     gpu_model = models.ForeignKey(GpuModel, on_delete=models.PROTECT)
-    gpus = models.PositiveIntegerField()
+    gpus = models.PositiveIntegerField(verbose_name="GPUs")
     region = models.CharField(max_length=60)
     tier = models.CharField(max_length=20, choices=Tier)
     spread = models.CharField(max_length=20, choices=Spread)
@@ -129,7 +129,7 @@ class Reservation(models.Model):
         max_length=20, choices=ReservationStatus, default=ReservationStatus.PAYMENT_PENDING
     )
     gpu_model = models.ForeignKey(GpuModel, on_delete=models.PROTECT)
-    gpus = models.PositiveIntegerField()
+    gpus = models.PositiveIntegerField(verbose_name="GPUs")
     region = models.CharField(max_length=60)
     tier = models.CharField(max_length=20, choices=Tier)
     spread = models.CharField(max_length=20, choices=Spread)

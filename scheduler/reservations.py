@@ -121,15 +121,8 @@ def reserve(
         created_at=at,
         payment_due_at=min(at + patience, quote.ends_at),
     )
-    reservation.save(force_insert=True)
-    ReservationTransition.objects.create(
-        reservation=reservation,
-        from_status="",
-        to_status=reservation.status,
-        reason=ReservationReason.QUOTE_ACCEPTED,
-        actor=actor,
-        at=at,
-    )
+    # The place comes first: a loser of a race must not have written anything in vain. The foreign key of
+    # the allocations is checked at commit.
     if quote.hold:
         slots = calendar.hand_hold_over(quote_id=quote.pk, reservation_id=reservation.pk)
         assert slots == quote.gpus, (slots, quote.pk)
@@ -141,6 +134,15 @@ def reserve(
             ),
             at=at,
         )
+    reservation.save(force_insert=True)
+    ReservationTransition.objects.create(
+        reservation=reservation,
+        from_status="",
+        to_status=reservation.status,
+        reason=ReservationReason.QUOTE_ACCEPTED,
+        actor=actor,
+        at=at,
+    )
     return reservation
 
 

@@ -201,11 +201,10 @@ def install(*, requirements: str, say: Say) -> None:
 def count_requirements(*, path: Path) -> int:
     """Count the pinned packages that apply to this machine, leaving out those for others."""
     pins = re.findall(r"^[A-Za-z0-9._\[\]-]+==.*$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    minor = (sys.version_info.major, sys.version_info.minor)
-    elsewhere = ["win32", "python_full_version < '3.11.3'"]
-    elsewhere.append(
-        "python_full_version < '3.12'" if minor >= (3, 12) else "python_full_version >= '3.12'"
-    )
+    elsewhere = ["win32"]
+    for bound in ((3, 11, 3), (3, 12)):
+        side = "<" if sys.version_info >= bound else ">="
+        elsewhere.append(f"python_full_version {side} '{'.'.join(map(str, bound))}'")
     return sum(not any(word in pin for word in elsewhere) for pin in pins)
 
 
@@ -243,7 +242,7 @@ class Progress:
             )
             self._tell(f"unpacked {done} of {self._collected}")
         else:
-            self._tell(f"{self._collected}/{self.total} waiting for a download")
+            self._tell(f"{self._collected}/{self.total} waiting for pip")
 
     def end(self) -> None:
         """Leave the line on which progress was drawn."""

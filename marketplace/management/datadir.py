@@ -205,12 +205,17 @@ class DataDirectory:
         self.clear_record(record)
 
     def secret_key(self) -> str:
-        """Return this directory's own secret key, made at the first call (mode 0600)."""
+        """Return this directory's own secret key, made at the first call (mode 0600).
+
+        :raises PlainError: when the directory cannot be made or written.
+        """
         path = self.path / "secret_key"
         with contextlib.suppress(FileNotFoundError):
             kept = path.read_text(encoding="utf-8").strip()
             if kept:
                 return kept
+        # A command beside a database that the operator named is the first to need a directory.
+        self.create()
         write_private(path=path, text=secrets.token_urlsafe(SECRET_KEY_BYTES) + "\n")
         return path.read_text(encoding="utf-8").strip()
 

@@ -28,9 +28,18 @@ class Account(NamedTuple):
 def unprivileged_account() -> Account | None:
     """Return `nobody` when we are root, else None: the servers that refuse uid 0 run as it.
 
-    :raises PlainError: when we are root and the machine has no `nobody`.
+    :raises PlainError: when we are root and the machine has no `nobody`, or when we are a user
+        without a name, as `docker run --user 1234` makes one: initdb refuses that as well.
     """
     if os.geteuid() != 0:
+        try:
+            pwd.getpwuid(os.geteuid())
+        except KeyError:
+            message = (
+                f"PostgreSQL refuses a user without a name: add user id {os.geteuid()} to"
+                " /etc/passwd, start as another user, or set DATABASE_URL"
+            )
+            raise PlainError(message) from None
         return None
     try:
         entry = pwd.getpwnam("nobody")
@@ -58,6 +67,11 @@ def die_with_parent(*, signal_number: int) -> Callable[[], None]:
             os._exit(1)
 
     return in_the_child
+
+
+def end_with_parent() -> None:
+    """Ask the kernel to kill this process when the one that forked it dies, however it dies."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def spawn(

@@ -18,6 +18,9 @@ TEST_ENVIRONMENT = {
     "ALLOWED_HOSTS": "testserver,localhost,127.0.0.1",
 }
 
+# Each has a database and a few hundred megabytes of its own; more than four gain little.
+SUITE_PROCESSES_LIMIT = 4
+
 IMPORT_LINTER = "from importlinter.cli import lint_imports_command as run; run()"
 
 STEPS: Mapping[str, Sequence[str]] = {
@@ -45,9 +48,14 @@ LOCKS: Mapping[str, Sequence[str]] = {
 def test(arguments: Sequence[str]) -> int:
     """Become pytest: its summary is the last thing that is written.
 
-    `--all` adds the slow tests; everything else is pytest's own.
+    `--all` adds the slow tests; everything else is pytest's own. Asked for nothing in particular,
+    it spreads over the processors. A choice of tests, or the slow ones, which start whole markets,
+    run one after the other unless `-n` says otherwise.
     """
     chosen = [argument for argument in arguments if argument != "--all"]
+    processes = min(len(os.sched_getaffinity(0)), SUITE_PROCESSES_LIMIT)
+    if not arguments and processes > 1:
+        chosen = ["-n", str(processes)]
     if "--all" not in arguments:
         chosen = ["-m", "not slow", *chosen]
     os.chdir(PROJECT)

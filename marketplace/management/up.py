@@ -28,6 +28,8 @@ from marketplace.management.supervisor import Supervisor
 # What a shell reports for a program that a signal ended.
 SIGNAL_STATUS_BASE = 128
 COMMAND_STOP_LIMIT_SECONDS = 10
+# PostgreSQL's code for a table that is not there (its appendix A).
+UNDEFINED_TABLE = "42P01"
 
 DESCRIPTIONS = {
     "up": "Run the whole market on this machine until Ctrl-C.",
@@ -147,7 +149,7 @@ def running_market(
             instance.mark_ready()
             yield instance, supervisor
         finally:
-            log.say("stopping: beat, worker, web, agents, broker, PostgreSQL")
+            log.say("stopping: beat, worker and agents, web, broker, PostgreSQL")
             supervisor.stop_all()
             instance.forget()
 
@@ -326,12 +328,25 @@ def foreground(
 
 
 def run_django(arguments: Sequence[str]) -> int:
-    """Run a Django command in this process, whose environment is complete."""
+    """Run a Django command in this process, whose environment is complete.
+
+    :raises PlainError: when a setting is missing or wrong, the database does not answer, or it has
+        no tables yet.
+    """
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
+    from django.db import DatabaseError, OperationalError
 
     try:
         execute_from_command_line(["manage.py", *arguments])
     except ImproperlyConfigured as error:
         raise PlainError(str(error)) from error
+    except OperationalError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise PlainError(f"the database does not answer: {first}") from error
+    except DatabaseError as error:
+        if getattr(error.__cause__, "sqlstate", None) != UNDEFINED_TABLE:
+            raise
+        message = "this database has no tables yet: `python3 manage.py up` or `migrate` makes them"
+        raise PlainError(message) from error
     return 0

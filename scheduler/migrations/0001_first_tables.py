@@ -37,7 +37,7 @@ class Migration(migrations.Migration):
                         max_length=20,
                     ),
                 ),
-                ("gpus", models.PositiveIntegerField()),
+                ("gpus", models.PositiveIntegerField(verbose_name="GPUs")),
                 ("region", models.CharField(max_length=60)),
                 (
                     "tier",
@@ -142,7 +142,7 @@ class Migration(migrations.Migration):
                         max_length=20,
                     ),
                 ),
-                ("gpus", models.PositiveIntegerField()),
+                ("gpus", models.PositiveIntegerField(verbose_name="GPUs")),
                 ("region", models.CharField(max_length=60)),
                 (
                     "tier",

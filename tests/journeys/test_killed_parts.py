@@ -47,8 +47,10 @@ class RunningMarket:
         record: dict[str, Any] = json.loads((self.data_dir / "run.json").read_text())
         return record
 
-    def pid_of(self, part: str) -> int:
-        return int(self.run_record()["pids"][part])
+    def pid_of(self, part: str) -> int | None:
+        """Return a part's process, `None` while it is being started again."""
+        pid: int | None = self.run_record()["pids"].get(part)
+        return pid
 
     def owner_api(self) -> httpx.Client:
         keys = json.loads((self.data_dir / "demo.json").read_text())
@@ -110,8 +112,13 @@ def market(tmp_path: Path) -> Iterator[RunningMarket]:
 
 def kill_and_see_it_replaced(market: RunningMarket, part: str) -> None:
     old = market.pid_of(part)
+    assert old is not None
     os.kill(old, signal.SIGKILL)
-    wait_for(f"a new {part}", lambda: market.pid_of(part) != old, seconds_max=HEAL_SECONDS_MAX)
+    wait_for(
+        f"a new {part}",
+        lambda: market.pid_of(part) not in (old, None),
+        seconds_max=HEAL_SECONDS_MAX,
+    )
     wait_for(
         "the market to be ready again", lambda: answers_ready(market), seconds_max=HEAL_SECONDS_MAX
     )
@@ -162,13 +169,15 @@ def test_each_part_may_die_in_the_middle_of_a_lease(market: RunningMarket, tmp_p
 def test_a_killed_up_leaves_nothing_running_and_the_next_one_recovers(
     market: RunningMarket,
 ) -> None:
-    pids = list(market.run_record()["pids"].values())
+    parts = dict(market.run_record()["pids"])
 
     market.process.kill()
     market.process.wait(timeout=STOP_SECONDS_MAX)
 
     wait_for(
-        "the children to end", lambda: not any(map(is_alive, pids)), seconds_max=HEAL_SECONDS_MAX
+        f"the end of {parts}",
+        lambda: not any(is_alive(pid) for pid in parts.values()),
+        seconds_max=HEAL_SECONDS_MAX,
     )
     check = subprocess.run(
         [sys.executable, "manage.py", "check_books", "--data-dir", str(market.data_dir)],

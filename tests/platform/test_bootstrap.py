@@ -167,6 +167,19 @@ class TestProgress:
         )
         assert count_requirements(path=tmp_path / "r") == 2
 
+    @pytest.mark.parametrize(
+        ("version", "applying"),
+        [((3, 11, 2), 2), ((3, 11, 7), 1), ((3, 12, 1), 1), ((3, 13, 0), 1)],
+    )
+    def test_counts_what_applies_to_this_python(self, tmp_path, monkeypatch, version, applying):
+        (tmp_path / "r").write_text(
+            "a==1 ; python_full_version < '3.11.3' \\\n    --hash=sha256:00\n"
+            "b==1 ; python_full_version < '3.12' \\\n    --hash=sha256:00\n"
+            "b==2 ; python_full_version >= '3.12' \\\n    --hash=sha256:00\n"
+        )
+        monkeypatch.setattr(bootstrap.sys, "version_info", version)
+        assert count_requirements(path=tmp_path / "r") == applying
+
     def test_tells_how_far_it_is(self, monkeypatch, project):
         monkeypatch.setattr(bootstrap, "PROGRESS_EVERY_SECONDS", 0)
         said = []
@@ -178,7 +191,7 @@ class TestProgress:
         progress.look()
         assert said == [
             "  2/3 celery",
-            "  2/3 waiting for a download",
+            "  2/3 waiting for pip",
             "  unpacking",
             "  unpacked 0 of 2",
         ]

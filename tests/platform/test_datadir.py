@@ -161,6 +161,10 @@ class TestSecretKey:
         assert data.secret_key() == first
         assert mode(data.path / "secret_key") == 0o600
 
+    def test_makes_the_directory_when_it_is_the_first_to_need_it(self, data):
+        assert data.secret_key() == data.secret_key()
+        assert mode(data.path / "secret_key") == 0o600
+
     def test_is_made_anew_when_the_file_is_empty(self, data):
         data.create()
         (data.path / "secret_key").touch()

@@ -3,7 +3,9 @@
 import socket
 import sys
 
+import psycopg
 import pytest
+from django.db import OperationalError, ProgrammingError
 
 import manage
 from marketplace.management import bootstrap, entry, suite, up
@@ -163,6 +165,45 @@ class TestDjangoCommand:
         main(["showmigrations"])
         assert self.ran == [(["showmigrations"], "postgres://u@db/x")]
 
+    def test_needs_no_data_directory_beside_real_stores(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(up.os, "environ", dict(up.os.environ))
+        up.os.environ["DATABASE_URL"] = "postgres://u@db/x"
+        up.os.environ["CELERY_BROKER_URL"] = "redis://broker"
+        del up.os.environ["SECRET_KEY"]
+        assert main(["check", "--data-dir", str(tmp_path / "not" / "yet")]) == 0
+        assert up.os.environ["SECRET_KEY"]
+
+
+class TestRunDjango:
+    """What a command meets in the database is one line, not a traceback."""
+
+    @pytest.fixture
+    def raising(self, prepared, monkeypatch):
+        def with_error(error):
+            def execute(_):
+                raise error
+
+            monkeypatch.setattr("django.core.management.execute_from_command_line", execute)
+
+        return with_error
+
+    def test_says_that_there_are_no_tables_yet(self, raising):
+        error = ProgrammingError('relation "billing_entry" does not exist')
+        error.__cause__ = psycopg.errors.UndefinedTable()
+        raising(error)
+        with pytest.raises(PlainError, match=r"has no tables yet: `python3 manage.py up`"):
+            up.run_django(["check_books"])
+
+    def test_says_that_the_database_does_not_answer(self, raising):
+        raising(OperationalError("connection refused\n\tIs the server running?"))
+        with pytest.raises(PlainError, match=r"^the database does not answer: connection refused$"):
+            up.run_django(["check_books"])
+
+    def test_hides_no_mistake_of_ours(self, raising):
+        raising(ProgrammingError("syntax error"))
+        with pytest.raises(ProgrammingError):
+            up.run_django(["check_books"])
+
 
 class TestDemo:
     def test_waits_for_a_market_that_is_still_starting(self, prepared, tmp_path, capsys):
@@ -232,6 +273,20 @@ class TestSuite:
     def test_takes_all_when_asked(self, became):
         suite.test(["--all", "tests/billing"])
         assert became == [[sys.executable, "-m", "pytest", "tests/billing"]]
+
+    @pytest.mark.parametrize(
+        ("processors", "spread"), [(1, []), (2, ["-n", "2"]), (64, ["-n", "4"])]
+    )
+    def test_spreads_the_fast_suite_over_the_processors(
+        self, became, monkeypatch, processors, spread
+    ):
+        monkeypatch.setattr(suite.os, "sched_getaffinity", lambda _: set(range(processors)))
+        suite.test([])
+        assert became == [[sys.executable, "-m", "pytest", "-m", "not slow", *spread]]
+
+    def test_runs_the_slow_ones_alone(self, became):
+        suite.test(["--all"])
+        assert became == [[sys.executable, "-m", "pytest"]]
 
     def test_verify_runs_every_check_although_one_failed(self, monkeypatch, capsys):
         steps = {"one": ["-c", "raise SystemExit('no')"], "two": ["-c", "print('fine')"]}

@@ -219,6 +219,15 @@ class TestFleet:
     def test_is_empty_without_a_list(self, make):
         assert make().start_fleet() == 0
 
+    def test_ends_while_the_web_server_still_answers(self, make, supervisor, tmp_path):
+        (tmp_path / "fleet.json").write_text(json.dumps(self.FLEET))
+        instance = make()
+        instance.start_fleet()
+        with reserve_port(port=None) as listener:
+            instance.start_market(listener=listener)
+        ranks = {name: program.stop_rank for name, program in supervisor.started.items()}
+        assert ranks["beat"] < ranks["amsterdam-1"] < ranks["web"]
+
 
 class TestClosingBlock:
     def test_shows_addresses_keys_and_what_to_try(self, make, tmp_path):

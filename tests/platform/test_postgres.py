@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from marketplace.management import cluster as cluster_module
-from marketplace.management import postgres
+from marketplace.management import postgres, processes
 from marketplace.management.cluster import Cluster
 from marketplace.management.errors import PlainError
 from marketplace.management.postgres import (
@@ -43,6 +43,18 @@ def fake_binaries(site_packages, version="18.6"):
     program.write_text(f"#!/bin/sh\necho 'postgres (PostgreSQL) {version}'\n")
     program.chmod(0o755)
     return binaries
+
+
+class TestUnprivilegedAccount:
+    def test_says_in_one_line_that_this_user_has_no_name(self, monkeypatch):
+        monkeypatch.setattr(processes.os, "geteuid", lambda: 1234)
+
+        def unknown(uid):
+            raise KeyError(uid)
+
+        monkeypatch.setattr(processes.pwd, "getpwuid", unknown)
+        with pytest.raises(PlainError, match="refuses a user without a name: add user id 1234"):
+            unprivileged_account()
 
 
 class TestFindBinaries:

@@ -352,7 +352,9 @@ class Command(BaseCommand):
             )
             access = lease["access"]
             say(f"{lease['id']}: ssh -p {access['port']} {access['username']}@{access['host']}")
-            say(f"usable from {_clock(lease['handed_over_at'])}: {', '.join(lease['gpu_uuids'])}")
+            first, *others = lease["gpu_uuids"]
+            usable = _clock(lease["handed_over_at"])
+            say(f"usable from {usable}: {first} and {len(others)} more")
         to_end = (_instant(reservation["ends_at"]) - dt.datetime.now(tz=dt.UTC)).total_seconds()
         with teller.step("The tenant works, the window ends, the GPUs return") as say:
             lease = teller.wait(
