@@ -23,7 +23,8 @@ app.autodiscover_tasks(["agents", "scheduler", "billing", "marketplace"])
 
 # A tick that could not run while the broker or the worker was away must not pile up: each message dies
 # after its own period, but not so soon that the clocks of two machines, a few seconds apart, would let
-# every message be dead on arrival. Every task takes no input, reconciles from the database, and may run twice.
+# every message be dead on arrival. Every task takes no input, reconciles from the database, and may run
+# twice.
 EXPIRES_SECONDS_MIN = 10
 _CADENCES_SECONDS: dict[str, float] = {
     "scheduler.end_due_leases": 1,
