@@ -22,7 +22,10 @@ def _die_with_the_worker(**_: object) -> None:
 app.autodiscover_tasks(["agents", "scheduler", "billing", "marketplace"])
 
 # A tick that could not run while the broker or the worker was away must not pile up: each message dies
-# after its own period. Every task takes no input, reconciles from the database, and may run twice.
+# after its own period, but not so soon that the clocks of two machines, a few seconds apart, would let
+# every message be dead on arrival. Every task takes no input, reconciles from the database, and may run
+# twice.
+EXPIRES_SECONDS_MIN = 10
 _CADENCES_SECONDS: dict[str, float] = {
     "scheduler.end_due_leases": 1,
     "scheduler.start_due_reservations": 1,
@@ -33,6 +36,10 @@ _CADENCES_SECONDS: dict[str, float] = {
     "marketplace.prune_idempotency_records": 3600,
 }
 app.conf.beat_schedule = {
-    name: {"task": name, "schedule": seconds, "options": {"expires": seconds}}
+    name: {
+        "task": name,
+        "schedule": seconds,
+        "options": {"expires": max(seconds, EXPIRES_SECONDS_MIN)},
+    }
     for name, seconds in _CADENCES_SECONDS.items()
 }

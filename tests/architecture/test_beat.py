@@ -1,4 +1,4 @@
-"""The beat table: every entry names a task that exists, takes nothing, and dies after its own period."""
+"""The beat table: every entry names a task that exists, takes nothing, and does not pile up."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from marketplace.celery import app
+from marketplace.celery import EXPIRES_SECONDS_MIN, app
 
 
 def complaints(schedule: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -14,8 +14,11 @@ def complaints(schedule: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for name, entry in schedule.items():
         if entry.get("args") or entry.get("kwargs"):
             yield f"{name} is called with arguments"
-        if not 0 < entry.get("options", {}).get("expires", 0) <= entry["schedule"]:
+        expires = entry.get("options", {}).get("expires", 0)
+        if not 0 < expires <= max(entry["schedule"], EXPIRES_SECONDS_MIN):
             yield f"{name} piles up while no worker runs"
+        if 0 < expires < EXPIRES_SECONDS_MIN:
+            yield f"{name} is dead on arrival where two clocks differ"
         task = app.tasks.get(entry["task"])
         if task is None:
             yield f"{name} names no task: {entry['task']}"
@@ -39,11 +42,13 @@ def test_every_entry_names_a_task_without_input() -> None:
         ({"args": (1,)}, "is called with arguments"),
         ({"kwargs": {"lease_id": "lse_1"}}, "is called with arguments"),
         ({"options": {}}, "piles up"),
+        ({"options": {"expires": 11}}, "piles up"),
+        ({"options": {"expires": 5}}, "dead on arrival"),
         ({"task": "billing.settle_everything"}, "names no task"),
         ({"task": "celery.chunks"}, "takes parameters"),
     ],
 )
 def test_a_planted_entry_is_caught(change: dict[str, Any], complaint: str) -> None:
-    entry = {"task": "celery.backend_cleanup", "schedule": 5, "options": {"expires": 5}}
+    entry = {"task": "celery.backend_cleanup", "schedule": 5, "options": {"expires": 10}}
     assert list(complaints({"planted": entry})) == []
     assert any(complaint in text for text in complaints({"planted": entry | change}))

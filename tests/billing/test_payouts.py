@@ -72,7 +72,8 @@ class TestReleaseDue:
         def fall_over(*, settlement_id: str, at: dt.datetime) -> bool:
             if settlement_id == first.pk:
                 raise RuntimeError("its books are torn")
-            return bool(release(settlement_id=settlement_id, at=at))
+            done: bool = release(settlement_id=settlement_id, at=at)
+            return done
 
         monkeypatch.setattr(payouts, "release", fall_over)
         assert payouts.release_due(at=MUCH_LATER) == 1
