@@ -69,6 +69,18 @@ class TestLeader:
         assert leader.wait() == 0
         wait_for_end([beat])
 
+    def test_does_not_ask_a_beat_that_may_be_in_the_middle_of_sending(self, start):
+        leader = start(
+            code="import signal\n"
+            "signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))\n"
+            "print('beat 0', flush=True)\n"
+            "while True: signal.pause()\n"
+        )
+        read_until(leader, "beat 0")
+        leader.send_signal(signal.SIGTERM)
+        assert leader.wait() == 0
+        assert leader.stdout.read() == ""
+
     def test_ends_with_its_beat_so_that_the_supervisor_starts_both_again(self, start):
         leader = start(code="raise SystemExit(3)")
         read_until(leader, "beat ended with exit code 3")
