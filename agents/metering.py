@@ -8,7 +8,7 @@ on the order of arrival. A reading that loses a part of its interval loses that 
 import datetime as dt
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -100,7 +100,7 @@ def lease_meters(*, lease_id: str, window: Window) -> LeaseMeters:
     """
     gpus: dict[str, GpuMeter] = {}
     ends: list[dt.datetime] = []
-    for gpu_uuid, samples in _samples_by_gpu(lease_id=lease_id, window=window):
+    for _, gpu_uuid, samples in _samples_by_gpu(windows={lease_id: window}):
         gpus[gpu_uuid] = total(samples=samples, window=window)
         ends.append(max(sample.window.ends_at for sample in samples))
     energies = [g.energy_millijoules for g in gpus.values() if g.energy_millijoules is not None]
@@ -113,6 +113,14 @@ def lease_meters(*, lease_id: str, window: Window) -> LeaseMeters:
         readings_until=min(ends, default=None),
         gpus=gpus,
     )
+
+
+def metered_seconds(*, windows: Mapping[str, Window]) -> dict[str, int]:
+    """Return `gpu_seconds_metered` of each lease within its window, in one query for all of them."""
+    seconds = dict.fromkeys(windows, 0)
+    for lease_id, _, samples in _samples_by_gpu(windows=windows):
+        seconds[lease_id] += total(samples=samples, window=windows[lease_id]).up_seconds
+    return seconds
 
 
 def minutes(*, lease_id: str, window: Window, resolution_seconds: int) -> list[UtilizationPoint]:
@@ -131,7 +139,7 @@ def minutes(*, lease_id: str, window: Window, resolution_seconds: int) -> list[U
         )
     steps = list(_steps(window=window, resolution_seconds=resolution_seconds))
     points = []
-    for gpu_uuid, samples in _samples_by_gpu(lease_id=lease_id, window=window):
+    for _, gpu_uuid, samples in _samples_by_gpu(windows={lease_id: window}):
         by_step: list[list[_Piece]] = [[] for _ in steps]
         for piece in _disjoint(samples=samples, window=window):
             first = _index(piece.window.starts_at, window=window, step=resolution_seconds)
@@ -149,17 +157,28 @@ def minutes(*, lease_id: str, window: Window, resolution_seconds: int) -> list[U
     return points
 
 
-def _samples_by_gpu(*, lease_id: str, window: Window) -> Iterator[tuple[str, list[Sample]]]:
-    """Yield each GPU of a lease with its readings that touch the window; one GPU is held at a time."""
+def _samples_by_gpu(*, windows: Mapping[str, Window]) -> Iterator[tuple[str, str, list[Sample]]]:
+    """Yield each GPU of each lease with its readings; one GPU is held at a time.
+
+    Readings that touch none of the windows stay out; those that touch another lease's add nothing, because
+    whoever sums clips them.
+    """
+    if not windows:
+        return
     rows = (
         MeterReading.objects.filter(
-            lease_id=lease_id, starts_at__lt=window.ends_at, ends_at__gt=window.starts_at
+            lease_id__in=list(windows),
+            starts_at__lt=max(window.ends_at for window in windows.values()),
+            ends_at__gt=min(window.starts_at for window in windows.values()),
         )
-        .order_by("gpu_uuid", "starts_at")
+        .order_by("lease_id", "gpu_uuid", "starts_at")
         .iterator(chunk_size=ROWS_PER_FETCH)
     )
-    for gpu_uuid, group in itertools.groupby(rows, key=lambda row: row.gpu_uuid):
+    for (lease_id, gpu_uuid), group in itertools.groupby(
+        rows, key=lambda row: (row.lease_id, row.gpu_uuid)
+    ):
         yield (
+            lease_id,
             gpu_uuid,
             [
                 Sample(

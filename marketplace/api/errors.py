@@ -38,6 +38,13 @@ class UnsupportedMediaType(DomainError):
     title = "The body's media type is not taken"
 
 
+class LengthRequired(DomainError):
+    """The body came in chunks. Django reads none of those: it would look like a body without fields."""
+
+    code = "length_required"
+    title = "The body's length is missing"
+
+
 class MethodNotAllowed(DomainError):
     code = "method_not_allowed"
     title = "The method does not exist here"
@@ -97,6 +104,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "idempotency_key_malformed": 400,
     "api_key_required": 401,
     "method_not_allowed": 405,
+    "length_required": 411,
     "body_too_large": 413,
     "unsupported_media_type": 415,
     "invalid_request": 422,

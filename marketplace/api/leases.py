@@ -120,8 +120,9 @@ class LeaseSerializer(serializers.Serializer[Lease]):
         window = _delivered(lease, at=self.context["now"])
         if window is None:
             return None
-        meters = metering.lease_meters(lease_id=lease.id, window=window)
-        return share(part=meters.gpu_seconds_metered, whole=len(lease.gpu_uuids) * window.seconds)
+        return share(
+            part=self.context["metered"][lease.id], whole=len(lease.gpu_uuids) * window.seconds
+        )
 
 
 LeasePage = page_serializer(LeaseSerializer, name="LeasePage")
@@ -248,8 +249,15 @@ def _shown(leases: Any) -> Any:  # noqa: ANN401 - a queryset of leases, annotate
 
 
 def _context(leases: list[Lease], *, at: dt.datetime) -> dict[str, object]:
+    """Fetch what the answer needs beside the leases, in two queries however many they are."""
     uuids = [uuid for lease in leases if lease.closed_at is None for uuid in lease.gpu_uuids]
-    return {"now": at, "gpus": {gpu.uuid: gpu for gpu in Gpu.objects.filter(uuid__in=uuids)}}
+    delivered = {lease.id: _delivered(lease, at=at) for lease in leases}
+    windows = {lease_id: window for lease_id, window in delivered.items() if window is not None}
+    return {
+        "now": at,
+        "gpus": {gpu.uuid: gpu for gpu in Gpu.objects.filter(uuid__in=uuids)},
+        "metered": metering.metered_seconds(windows=windows),
+    }
 
 
 def _delivered(lease: Lease, *, at: dt.datetime) -> Window | None:

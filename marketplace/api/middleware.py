@@ -7,7 +7,7 @@ from collections.abc import Callable
 import structlog
 from django.http import HttpRequest, HttpResponse
 
-from marketplace.api import metrics, simulation
+from marketplace.api import errors, metrics, simulation
 
 REQUEST_ID_HEADER = "X-Request-Id"
 _REQUEST_ID_BYTES = 12
@@ -27,7 +27,7 @@ class RequestFrame:
         request.request_id = request_id  # type: ignore[attr-defined] # ours, read by errors.request_id_of
         started_at = time.perf_counter()
         with structlog.contextvars.bound_contextvars(request_id=request_id):
-            response = self._get_response(request)
+            response = self._answer(request)
         response[REQUEST_ID_HEADER] = request_id
         if simulated := simulation.header_value():
             response[simulation.HEADER] = simulated
@@ -39,3 +39,10 @@ class RequestFrame:
             seconds=time.perf_counter() - started_at,
         )
         return response
+
+    def _answer(self, request: HttpRequest) -> HttpResponse:
+        if "HTTP_TRANSFER_ENCODING" in request.META:
+            return errors.refusal_response(
+                request, errors.LengthRequired("send the body in one piece, with Content-Length")
+            )
+        return self._get_response(request)

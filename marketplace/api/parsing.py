@@ -14,8 +14,8 @@ from marketplace.core.limits import REQUEST_BODY_BYTES_MAX
 def parse_json(body: bytes) -> Any:  # noqa: ANN401 - a JSON value has no narrower type
     """Return the value of a JSON text.
 
-    :raises MalformedJson: when it is not UTF-8 or not JSON, names a member twice, holds NaN or an infinity,
-        or nests too deep.
+    :raises MalformedJson: when it is not UTF-8 or not JSON, names a member twice or with half a surrogate
+        pair, holds NaN or an infinity, or nests too deep.
     """
     try:
         return json.loads(
@@ -43,6 +43,9 @@ def _refuse_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
         raise ValueError("a member is named twice")
+    # A refusal names the member that it is about, and no answer in UTF-8 can carry half a character.
+    if any("\ud800" <= character <= "\udfff" for name in members for character in name):
+        raise ValueError("a member's name holds half a surrogate pair")
     return members
 
 

@@ -22,7 +22,7 @@ _EVERY_CALL = (
     "invalid_api_key",
 )
 _WITH_KEY = ("api_key_required", "scope_missing")
-_WITH_BODY = ("malformed_json", "body_too_large", "unsupported_media_type")
+_WITH_BODY = ("malformed_json", "length_required", "body_too_large", "unsupported_media_type")
 _WITH_IDEMPOTENCY_KEY = (
     "idempotency_key_malformed",
     "idempotency_key_reused",

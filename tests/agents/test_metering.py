@@ -192,6 +192,23 @@ class TestLeaseMeters:
         assert set(meters.gpus) == set(grant.gpu_uuids)
         assert meters.readings_until == NOW + make.seconds(60)
 
+    def test_of_many_leases_are_those_of_each(self) -> None:
+        node = make.make_node(gpus=2)
+        grant, other = make.make_grant(node=node), make.make_grant(node=node)
+        store(grant, 0, 0, 60)
+        store(grant, 1, 0, 120)
+        store(other, 0, 0, 300)
+        windows = {
+            grant.lease_id: window(0, 100),
+            other.lease_id: window(200, 400),
+            "lse_x": window(0, 60),
+        }
+        assert metering.metered_seconds(windows=windows) == {
+            lease_id: metering.lease_meters(lease_id=lease_id, window=part).gpu_seconds_metered
+            for lease_id, part in windows.items()
+        }
+        assert metering.metered_seconds(windows=windows)[grant.lease_id] == 160
+
     def test_of_an_unmetered_lease_are_empty(self) -> None:
         meters = metering.lease_meters(lease_id="lse_x", window=window(0, 60))
         assert (meters.gpu_seconds_metered, meters.gpus, meters.readings_until) == (0, {}, None)

@@ -29,6 +29,8 @@ class TestJson:
             b'{"gpus": 1} {}',
             b"[" * 60_000,
             b'{"gpus": ' + b"9" * 5000 + b"}",
+            b'{"\\ud800": 1}',
+            b'{"region": {"\\udfff": 1}}',
         ],
     )
     def test_that_is_none_is_refused(self, api: ApiClient, raw: bytes) -> None:
@@ -55,6 +57,21 @@ class TestSize:
 
     def test_far_above_the_limit_is_refused(self, api: ApiClient) -> None:
         assert send(api, b"x" * 5_000_000).code == "body_too_large"
+
+
+class TestChunks:
+    """Gunicorn hands them over without a length, and Django would read nothing of them."""
+
+    @pytest.mark.parametrize(
+        ("method", "path"),
+        [("POST", "/v1/quotes"), ("PATCH", "/v1/listings/lst_0"), ("POST", "/agent/v1/reports")],
+    )
+    def test_are_refused_rather_than_read_as_no_body(
+        self, api: ApiClient, method: str, path: str
+    ) -> None:
+        answer = api.call(method, path, raw=b"", headers={"Transfer-Encoding": "chunked"}, key="k")
+        assert (answer.status, answer.code) == (411, "length_required")
+        assert not IdempotencyRecord.objects.exists()
 
 
 class TestMediaType:
