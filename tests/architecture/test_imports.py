@@ -53,10 +53,11 @@ def hooks_into_saving(_path: str, tree: ast.Module) -> Iterator[str]:
 
 
 def imports_beyond_the_standard_library(path: str, tree: ast.Module) -> Iterator[str]:
-    if path != "agents/protocol.py":
+    if not path.startswith("agents/protocol/"):
         return
     for line, module in imported_modules(tree):
-        if module.partition(".")[0] not in sys.stdlib_module_names:
+        own = module == "agents.protocol" or module.startswith("agents.protocol.")
+        if not own and module.partition(".")[0] not in sys.stdlib_module_names:
             yield f"line {line} imports {module}: the wire knows the standard library alone"
 
 
@@ -111,5 +112,8 @@ def test_a_planted_hook_is_caught(planted: str) -> None:
 
 def test_a_planted_dependency_of_the_wire_is_caught() -> None:
     rule = imports_beyond_the_standard_library
-    assert violations(rule, path="agents/protocol.py", source="import httpx")
-    assert not violations(rule, path="agents/protocol.py", source="import json")
+    path = "agents/protocol/parsing.py"
+    assert violations(rule, path=path, source="import httpx")
+    assert violations(rule, path=path, source="from agents import models")
+    assert not violations(rule, path=path, source="import json")
+    assert not violations(rule, path=path, source="from agents.protocol.messages import Report")

@@ -46,9 +46,9 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (target / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target / file)
     skip = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "agents" / "node", target / "agents" / "node", ignore=skip)
-    for name in ("__init__.py", "protocol.py"):
-        shutil.copy(ROOT / "agents" / name, target / "agents" / name)
+    for name in ("node", "protocol"):
+        shutil.copytree(ROOT / "agents" / name, target / "agents" / name, ignore=skip)
+    shutil.copy(ROOT / "agents" / "__init__.py", target / "agents" / "__init__.py")
     return target
 
 

@@ -1,0 +1,107 @@
+"""The wire between a node agent and the market: message types, canonical JSON and request signatures.
+
+Both sides import this package and nothing else of each other, and the agent runs without Django, so it
+uses the standard library alone. Every message is parsed strictly: an unknown field, a wrong type, a
+non-finite number or a list above its limit raises `MalformedMessage` and nothing of it is used.
+
+Requests are signed as a subset of HTTP Message Signatures (RFC 9421) with Ed25519 over the method, the
+authority, the path and the content digest (RFC 9530). Replays are stopped by the pair (epoch, sequence),
+which the server requires to grow strictly: `epoch` grows at each start of the agent, `sequence` at each
+report.
+"""
+
+from agents.protocol.messages import (
+    ENROL_PATH,
+    PROTOCOL_VERSION,
+    REPORT_PATH,
+    Access,
+    DesiredState,
+    EnrolReply,
+    EnrolRequest,
+    GpuIdentity,
+    Grant,
+    Health,
+    IdleState,
+    LeaseState,
+    LeaseStatus,
+    MeterReading,
+    Reading,
+    Receipt,
+    ReceiptKind,
+    Report,
+    ReportReply,
+)
+from agents.protocol.parsing import (
+    GPUS_PER_NODE_MAX,
+    LIST_LENGTH_MAX,
+    REPORT_BODY_BYTES_MAX,
+    REPORT_LEASES_MAX,
+    REPORT_METERS_MAX,
+    REPORT_READINGS_MAX,
+    REPORT_RECEIPTS_MAX,
+    TEXT_LENGTH_MAX,
+    MalformedMessage,
+    MessageT,
+    canonical_json,
+    decode,
+    encode,
+    from_json,
+    to_json,
+)
+from agents.protocol.signatures import (
+    ENROL_KEY_ID,
+    SIGNATURE_SKEW_SECONDS_MAX,
+    SIGNED_COMPONENTS,
+    BadSignature,
+    SignatureInput,
+    content_digest,
+    parse_signature,
+    signature_base,
+    signature_parameters,
+)
+
+__all__ = [
+    "ENROL_KEY_ID",
+    "ENROL_PATH",
+    "GPUS_PER_NODE_MAX",
+    "LIST_LENGTH_MAX",
+    "PROTOCOL_VERSION",
+    "REPORT_BODY_BYTES_MAX",
+    "REPORT_LEASES_MAX",
+    "REPORT_METERS_MAX",
+    "REPORT_PATH",
+    "REPORT_READINGS_MAX",
+    "REPORT_RECEIPTS_MAX",
+    "SIGNATURE_SKEW_SECONDS_MAX",
+    "SIGNED_COMPONENTS",
+    "TEXT_LENGTH_MAX",
+    "Access",
+    "BadSignature",
+    "DesiredState",
+    "EnrolReply",
+    "EnrolRequest",
+    "GpuIdentity",
+    "Grant",
+    "Health",
+    "IdleState",
+    "LeaseState",
+    "LeaseStatus",
+    "MalformedMessage",
+    "MessageT",
+    "MeterReading",
+    "Reading",
+    "Receipt",
+    "ReceiptKind",
+    "Report",
+    "ReportReply",
+    "SignatureInput",
+    "canonical_json",
+    "content_digest",
+    "decode",
+    "encode",
+    "from_json",
+    "parse_signature",
+    "signature_base",
+    "signature_parameters",
+    "to_json",
+]

@@ -1,0 +1,231 @@
+"""The messages of both sides, and the parts that they are made of."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from agents.protocol.parsing import canonical_json, to_json
+
+PROTOCOL_VERSION = 1
+
+ENROL_PATH = "/agent/v1/enrol"
+REPORT_PATH = "/agent/v1/reports"
+
+
+class IdleState(StrEnum):
+    """What the agent thinks of a GPU's work: `FREE` needs no process, no memory, no load for a while."""
+
+    UNKNOWN = "unknown"
+    BUSY = "busy"
+    PARKED = "parked"
+    FREE = "free"
+
+
+class Health(StrEnum):
+    HEALTHY = "healthy"
+    SUSPECT = "suspect"
+    QUARANTINED = "quarantined"
+    LOST = "lost"
+
+
+class DesiredState(StrEnum):
+    """What the market wants of a grant: a grant that is no longer wanted running is `STOP`."""
+
+    RUN = "run"
+    STOP = "stop"
+
+
+class LeaseState(StrEnum):
+    """How far the agent has come with a grant."""
+
+    PREPARING = "preparing"
+    ACTIVE = "active"
+    STOPPING = "stopping"
+    ENDED = "ended"
+    FAILED = "failed"
+
+
+class ReceiptKind(StrEnum):
+    HANDOVER = "handover"
+    RETURN = "return"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuIdentity:
+    """One device as NVML names it. `index` is its place in PCI order and may change; `uuid` does not."""
+
+    uuid: str
+    index: int
+    product_name: str
+    memory_total_bytes: int
+    serial: str | None = None
+    pci_bus_id: str | None = None
+    mig_enabled: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One sample of one GPU. A value that could not be read is `None`, and `unread` says why per field."""
+
+    gpu_uuid: str
+    measured_at: dt.datetime
+    health: Health
+    health_reason: str = ""
+    idle_state: IdleState
+    idle_since: dt.datetime | None = None
+    utilization_percent: int | None = None
+    memory_used_bytes: int | None = None
+    power_draw_milliwatts: int | None = None
+    energy_millijoules: int | None = None
+    temperature_celsius: int | None = None
+    process_count: int | None = None
+    unread: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeterReading:
+    """What one leased GPU did in `[starts_at, ends_at)`; identified by (node, epoch, sequence) for ever.
+
+    `up_seconds` counts the seconds the tenant had the GPU, `busy_seconds` those with a kernel running, or
+    `None` when utilisation could not be read. `ends_at - starts_at` is at most a few minutes.
+    """
+
+    epoch: int
+    sequence: int
+    lease_id: str
+    lease_epoch: int
+    gpu_uuid: str
+    starts_at: dt.datetime
+    ends_at: dt.datetime
+    up_seconds: int
+    busy_seconds: int | None
+    energy_millijoules: int | None = None
+    memory_used_bytes_max: int | None = None
+    temperature_celsius_max: int | None = None
+    simulated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How the tenant reaches its GPUs."""
+
+    host: str
+    port: int
+    username: str
+    host_key_fingerprint: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """The node's word that GPUs were handed over or came back; `signature` covers all other fields.
+
+    Settlement rests on receipts; meter readings refine them. `energy_millijoules` holds one counter per
+    GPU in the order of `gpu_uuids`, `None` where the counter could not be read.
+    """
+
+    kind: ReceiptKind
+    lease_id: str
+    lease_epoch: int
+    node_id: str
+    gpu_uuids: list[str]
+    at: dt.datetime
+    energy_millijoules: list[int | None]
+    access: Access | None = None
+    clean: bool = True
+    detail: str = ""
+    simulated: bool = False
+    signature: str = ""
+
+    def signed_bytes(self) -> bytes:
+        """Return the canonical JSON of the receipt without its signature: the bytes that are signed."""
+        return canonical_json({**to_json(self), "signature": ""})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseStatus:
+    """How far the agent has come with the grant (lease, epoch)."""
+
+    lease_id: str
+    lease_epoch: int
+    state: LeaseState
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """The market's wish that these GPUs serve a lease; every reply lists all grants of the node that live.
+
+    The agent makes the machine match the list: it starts a `RUN` grant once `not_before` has come, and
+    ends it at `not_after` from its own clock or when it turns to `STOP`, whichever is first. `lease_epoch`
+    fences: of two grants of one lease only the higher one counts.
+    """
+
+    lease_id: str
+    lease_epoch: int
+    gpu_uuids: list[str]
+    not_before: dt.datetime
+    not_after: dt.datetime
+    desired_state: DesiredState
+    ssh_public_keys: list[str] = field(default_factory=list)
+    image: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrolRequest:
+    """A machine's first message, signed by the key that it brings. `public_key` is base64url, 32 bytes."""
+
+    protocol: int
+    token: str
+    public_key: str
+    hostname: str
+    machine_id: str
+    agent_version: str
+    simulated: bool
+    gpus: list[GpuIdentity]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrolReply:
+    node_id: str
+    report_interval_seconds: int
+    now: dt.datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All that a node has to say. `inventory` is given at start, on change and when it is asked for."""
+
+    protocol: int
+    node_id: str
+    epoch: int
+    sequence: int
+    boot_id: str
+    sent_at: dt.datetime
+    agent_version: str
+    simulated: bool
+    reader_hung_since: dt.datetime | None = None
+    inventory: list[GpuIdentity] | None = None
+    readings: list[Reading] = field(default_factory=list)
+    leases: list[LeaseStatus] = field(default_factory=list)
+    meters: list[MeterReading] = field(default_factory=list)
+    receipts: list[Receipt] = field(default_factory=list)
+    spool_depth: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportReply:
+    """The answer to a report that was taken: every meter and receipt in it is stored and may be dropped.
+
+    Also the body of the 409 `report_replayed`, with `accepted` false and the last accepted pair: an agent
+    that reads its own pair there knows that its report had arrived and only the answer was lost.
+    """
+
+    accepted: bool
+    last_epoch: int
+    last_sequence: int
+    now: dt.datetime
+    report_interval_seconds: int
+    want_inventory: bool = False
+    grants: list[Grant] = field(default_factory=list)
