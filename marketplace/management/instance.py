@@ -22,6 +22,7 @@ from marketplace.management.datadir import (
     write_private,
 )
 from marketplace.management.errors import PlainError
+from marketplace.management.fleet import agent_programs
 from marketplace.management.postgres import database_url, make_socket_directory
 from marketplace.management.processes import start_ticks
 from marketplace.management.stream import LogStream
@@ -41,9 +42,6 @@ WORKER_CONCURRENCY = 2
 # Celery warns root at length; on a bare machine that is who runs the demo.
 ROOT_WARNING = "ignore:You're running the worker with superuser privileges"
 
-# A person who watches the demo shall see idle GPUs come on offer; an owner's default is ten minutes.
-FLEET_FREE_AFTER_SECONDS = 20
-
 STORE_LIMIT_SECONDS = 60
 PREPARE_LIMIT_SECONDS = 900
 SEED_LIMIT_SECONDS = 300
@@ -55,10 +53,6 @@ WORKER_STOP_LIMIT_SECONDS = 30
 WEB_GRACE_SECONDS = 10
 KEEP_ALIVE_SECONDS = 75
 WEB_STOP_LIMIT_SECONDS = 15
-
-# A part that the operator names is not started here, and these are no business of an agent.
-SECRETS = ("DATABASE_URL", "CELERY_BROKER_URL", "SECRET_KEY", "STRIPE_SECRET_KEY")
-SECRETS_OF_WEBHOOKS = ("STRIPE_WEBHOOK_SECRET",)
 
 
 def choose_profile(*, environ: Mapping[str, str]) -> str:
@@ -369,30 +363,12 @@ class Instance:
 
     def start_fleet(self) -> int:
         """Start one agent for each machine of the demo's fleet; return how many there are."""
-        path = self.data.path / "fleet.json"
-        if not path.exists():
-            return 0
-        fleet = json.loads(path.read_text(encoding="utf-8"))
-        hidden = {*SECRETS, *SECRETS_OF_WEBHOOKS}
-        environment = {n: value for n, value in self.environment.items() if n not in hidden}
-        for machine in fleet:
-            name = machine["name"]
-            self._supervisor.start(
-                program=Program(
-                    name=name,
-                    command=[
-                        *(sys.executable, "-m", "agents.node", "--server", self.base_url),
-                        *("--token", machine["token"], "--simulate", machine["simulate"]),
-                        *("--state-dir", str(self.data.path / "agents" / name), "--name", name),
-                        *("--free-after", str(FLEET_FREE_AFTER_SECONDS)),
-                    ],
-                    environment=environment,
-                    working_directory=PROJECT,
-                    # Before the web server: a report on its way is answered and not waited out.
-                    stop_rank=2,
-                )
-            )
-        return len(fleet)
+        programs = agent_programs(
+            data=self.data, environment=self.environment, base_url=self.base_url
+        )
+        for program in programs:
+            self._supervisor.start(program=program)
+        return len(programs)
 
 
 def answers(*, port: int) -> bool:
