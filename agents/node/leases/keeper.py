@@ -1,11 +1,4 @@
-"""Make the machine match the grants: start, hand over, meter, end and return leases.
-
-    preparing -> active -> stopping -> ended        preparing -> failed, stopping (not wanted any more)
-
-A lease ends at its `not_after` by the agent's own clock, whether the market can be reached or not. Every
-step is on the disk before the next one, so that an agent that was killed goes on where it was: a start is
-repeated (the provisioner's verbs are idempotent), a handover is not.
-"""
+"""Bring every lease of a node one step on, and keep each step on the disk before the next."""
 
 from __future__ import annotations
 
@@ -17,12 +10,13 @@ from dataclasses import dataclass, replace
 
 from agents.node.jobs import Jobs
 from agents.node.leasebook import LeaseBook
-from agents.node.metering import WINDOW_SECONDS_MAX, GpuMeter, MeterWindow
+from agents.node.leases.dialogue import Dialogue
+from agents.node.leases.meters import SAMPLE_DISTANCE, LeaseMeters
+from agents.node.metering import WINDOW_SECONDS_MAX
 from agents.node.provision import Presence, ProvisionAgain, Provisioner, ProvisionFailed
 from agents.node.reader import LOST, Sample
 from agents.node.spool import TERMINAL_STATES, LeaseKey, LeaseRecord
 from agents.protocol import (
-    REPORT_LEASES_MAX,
     TEXT_LENGTH_MAX,
     Access,
     DesiredState,
@@ -38,8 +32,6 @@ STOP_ATTEMPTS_MAX = (
     3  # a tenant's workload that survives three orders to end is the owner's to look at
 )
 STOP_RETRY_SECONDS = 10.0
-# A sample this much older or younger than the end of a lease does not tell about the end.
-SAMPLE_DISTANCE = dt.timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,71 +69,26 @@ class LeaseKeeper:
         self._jobs = jobs
         self._pending: dict[LeaseKey, _Job] = {}
         self._undoing: dict[LeaseKey, Future[Access | None]] = {}
-        self._meters: dict[LeaseKey, list[GpuMeter]] = {}
-        self._listed: set[LeaseKey] = set()
-        self._told: dict[LeaseKey, LeaseState] = {}
+        self._meters = LeaseMeters()
+        self._dialogue = Dialogue(book=book)
 
     # --- what the market wants ---------------------------------------------------------------------
 
     def apply(self, *, grants: Iterable[Grant], complete: bool, at: dt.datetime) -> None:
         """Take in the grants of an answer; `complete` says that a grant that is not listed is not wanted."""
-        listed = {(grant.lease_id, grant.lease_epoch): grant for grant in grants}
-        for key, grant in listed.items():
-            record = self._book.records.get(key)
-            if record is None:
-                logger.info(
-                    "lease %s (epoch %d): %d GPUs from %s to %s", *key, len(grant.gpu_uuids),
-                    grant.not_before.isoformat(), grant.not_after.isoformat(),
-                )  # fmt: skip
-                self._book.save(
-                    record=LeaseRecord(grant=grant, state=LeaseState.PREPARING, changed_at=at)
-                )
-            elif record.state in (LeaseState.PREPARING, LeaseState.ACTIVE):
-                # Only the term and the wish may change under one (lease, epoch), never the GPUs.
-                changed = replace(grant, gpu_uuids=record.grant.gpu_uuids)
-                if changed != record.grant:
-                    self._book.save(record=replace(record, grant=changed))
-        for key, record in list(self._book.records.items()):
-            fenced = any(k[0] == key[0] and k[1] > key[1] for k in listed)
-            unlisted = complete and key not in listed
-            wanted = record.grant.desired_state is DesiredState.RUN
-            if (fenced or unlisted) and wanted and record.state not in TERMINAL_STATES:
-                stopped = replace(record.grant, desired_state=DesiredState.STOP)
-                self._book.save(record=replace(record, grant=stopped))
-        if complete:
-            self._listed = set(listed)
+        self._dialogue.apply(grants=grants, complete=complete, at=at)
 
     def statuses(self) -> list[LeaseStatus]:
         """Return how far each lease is that runs, is listed by the market or has news, newest first."""
-        told = [
-            record
-            for key, record in self._book.records.items()
-            if record.state not in TERMINAL_STATES
-            or key in self._listed
-            or self._told.get(key) is not record.state
-        ]
-        told.sort(key=lambda record: record.changed_at, reverse=True)
-        return [
-            LeaseStatus(
-                lease_id=record.grant.lease_id,
-                lease_epoch=record.grant.lease_epoch,
-                state=record.state,
-                detail=record.detail,
-            )
-            for record in told[:REPORT_LEASES_MAX]
-        ]
+        return self._dialogue.statuses()
 
     def told(self, *, statuses: Iterable[LeaseStatus]) -> None:
         """Remember that the market knows these."""
-        self._told.update({(s.lease_id, s.lease_epoch): s.state for s in statuses})
+        self._dialogue.told(statuses=statuses)
 
     def has_news(self) -> bool:
         """Return whether a lease changed its state since the market was told."""
-        return any(
-            self._told.get(key) is not record.state
-            for key, record in self._book.records.items()
-            if record.state not in TERMINAL_STATES or key in self._listed or key in self._told
-        )
+        return self._dialogue.has_news()
 
     def running(self) -> list[LeaseRecord]:
         """Return the leases whose tenants have their GPUs."""
@@ -184,7 +131,7 @@ class LeaseKeeper:
                 logger.warning("lease %s (epoch %d) cannot be inspected: %s", *record.key, error)
                 presence = Presence.PREPARING
             runs = presence is Presence.RUNNING and same_boot
-            self._open_meters(record, samples=None, blind=True)
+            self._meters.open(record=record, samples=None, blind=True)
             if presence in (Presence.RUNNING, Presence.PREPARING) and (
                 at < record.grant.not_after or runs
             ):
@@ -219,12 +166,9 @@ class LeaseKeeper:
         """Account for the time until now on all running leases; full windows go to the spool."""
         for record in self.running():
             until = _whole_second(min(view.at, record.grant.not_after))
-            windows: list[MeterWindow] = []
-            for gpu_uuid, meter in zip(
-                record.grant.gpu_uuids, self._meters[record.key], strict=True
-            ):
-                sample = None if view.samples is None else view.samples.get(gpu_uuid)
-                windows += meter.advance(at=until, sample=sample, window_max=self.window_seconds)
+            windows = self._meters.advance(
+                record=record, until=until, samples=view.samples, window_max=self.window_seconds
+            )
             if windows:
                 metered = replace(record, metered_until=max(w.ends_at for w in windows))
                 self._book.save(record=metered, windows=windows)
@@ -309,7 +253,7 @@ class LeaseKeeper:
             record=active, kind=ReceiptKind.HANDOVER, at=at, energies=energies
         )
         self._book.save(record=active, receipt=receipt)
-        self._open_meters(active, samples=view.samples, blind=False)
+        self._meters.open(record=active, samples=view.samples, blind=False)
         logger.info("lease %s (epoch %d) was handed over", *record.key)
 
     def _begin_return(
@@ -326,11 +270,7 @@ class LeaseKeeper:
         near = {
             u: s for u, s in (samples or {}).items() if abs(s.measured_at - end) <= SAMPLE_DISTANCE
         }
-        windows: list[MeterWindow] = []
-        for gpu_uuid, meter in zip(
-            record.grant.gpu_uuids, self._meters.pop(record.key), strict=True
-        ):
-            windows += meter.finish(at=end, sample=near.get(gpu_uuid))
+        windows = self._meters.finish(record=record, end=end, samples=near)
         stopping = replace(
             record,
             state=LeaseState.STOPPING,
@@ -423,21 +363,6 @@ class LeaseKeeper:
         return False
 
     # --- writing --------------------------------------------------------------------------------------
-
-    def _open_meters(
-        self, record: LeaseRecord, *, samples: dict[str, Sample] | None, blind: bool
-    ) -> None:
-        starts_at = record.metered_until or record.handed_over_at
-        assert starts_at is not None, "a lease that was handed over knows when"
-        self._meters[record.key] = [
-            GpuMeter(
-                gpu_uuid=gpu_uuid,
-                starts_at=starts_at,
-                sample=(samples or {}).get(gpu_uuid),
-                blind=blind,
-            )
-            for gpu_uuid in record.grant.gpu_uuids
-        ]
 
     def _change(
         self, record: LeaseRecord, state: LeaseState, at: dt.datetime, *, detail: str
