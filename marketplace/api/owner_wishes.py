@@ -24,12 +24,7 @@ from marketplace.api.fields import (
 from marketplace.core.limits import GPUS_PER_REQUEST_MAX
 from marketplace.core.text import LABELS_MAX
 from marketplace.core.windows import Window, format_duration
-from marketplace.listings import (
-    BLACKOUTS_MAX,
-    FABRIC_LENGTH_MAX,
-    REGION_LENGTH_MAX,
-    ListingChanges,
-)
+from marketplace.listings import BLACKOUTS_MAX, FABRIC_LENGTH_MAX, REGION_LENGTH_MAX, ListingChanges
 from marketplace.models import Listing
 from marketplace.states import ListingMode, ListingStatus, Tier
 
