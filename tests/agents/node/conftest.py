@@ -13,6 +13,9 @@ from tests.agents.node.rig import FakeClock, Rig
 from tests.fakes import nvml
 from tests.fakes.market import FakeMarket
 
+# A broken assertion in a shared scene says as much as one in a test.
+pytest.register_assert_rewrite("tests.agents.node.scenes")
+
 
 @pytest.fixture
 def clock() -> FakeClock:

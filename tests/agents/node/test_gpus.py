@@ -1,0 +1,104 @@
+"""GPUs that hang, are lost, come back from a lease, or are simulated, seen through the whole agent."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+
+import pytest
+
+from agents.node.reader import ReaderHung, lost_sample
+from agents.node.simulated import SimulatedReader, parse_fleet
+from agents.protocol import Health, ReceiptKind
+from tests.agents.node.rig import START, Rig
+from tests.agents.node.scenes import assert_meters_fill_the_lease, by_kind, enrolled, gpus, grant
+from tests.fakes.market import FakeMarket
+
+
+class TestGpus:
+    def test_a_reader_that_hangs_is_reported_and_starts_no_lease(
+        self, rig: Rig, market: FakeMarket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        enrolled(rig)
+
+        def hang(*_: object, **__: object) -> None:
+            raise ReaderHung("stuck")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SimulatedReader, "read", hang)
+            market.grants = [grant(market, minutes=10)]
+            rig.live(seconds=120)
+            assert market.receipts == []
+            hung = market.reports[-1]
+            assert hung.reader_hung_since is not None
+            assert hung.readings == []
+        rig.live(seconds=60)
+        recovered = market.reports[-1]
+        assert recovered.reader_hung_since is None
+        assert ReceiptKind.HANDOVER in by_kind(market)
+
+    def test_a_hang_in_the_middle_of_a_lease_is_delivered_with_unknown_load(
+        self, rig: Rig, market: FakeMarket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        enrolled(rig)
+        market.grants = [grant(market)]
+        rig.live(seconds=90)
+
+        def hang(*_: object, **__: object) -> None:
+            raise ReaderHung("stuck")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SimulatedReader, "read", hang)
+            rig.live(seconds=30)
+        rig.live(seconds=200)
+        assert_meters_fill_the_lease(market)
+        assert any(m.busy_seconds is None for m in market.meters.values())
+
+    def test_a_lost_gpu_is_not_delivered_and_says_so(
+        self, rig: Rig, market: FakeMarket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        enrolled(rig)
+        market.grants = [grant(market)]
+        rig.live(seconds=90)
+        whole = SimulatedReader.read
+
+        def lose_one(self: SimulatedReader, *, at: dt.datetime) -> list[object]:
+            first, second = whole(self, at=at)
+            return [first, lost_sample(gpu_uuid=second.gpu_uuid, measured_at=at)]
+
+        monkeypatch.setattr(SimulatedReader, "read", lose_one)
+        rig.live(seconds=200)
+        healths = {r.gpu_uuid: r.health for r in market.reports[-1].readings}
+        alive, dead = gpus(market)
+        assert healths == {alive: Health.HEALTHY, dead: Health.LOST}
+        up = Counter[str]()
+        for meter in market.meters.values():
+            up[meter.gpu_uuid] += meter.up_seconds
+        assert up[alive] == 180
+        assert up[dead] < 80
+
+    def test_the_fleet_of_a_simulated_node_is_the_same_after_a_restart(
+        self, rig: Rig, market: FakeMarket
+    ) -> None:
+        enrolled(rig)
+        rig.restart()
+        rig.live(seconds=10)
+        inventories = [r.inventory for r in market.reports if r.inventory is not None]
+        assert len(inventories) == 2
+        assert inventories[0] == inventories[1]
+
+    def test_an_idle_gpu_counts_from_anew_after_a_lease(self, rig: Rig, market: FakeMarket) -> None:
+        rig.reader = None
+        enrolled(rig)
+        market.grants = [grant(market, count=1)]
+        rig.live(seconds=240)
+        leased, other = gpus(market)
+        states = {r.gpu_uuid: r for r in market.reports[-1].readings}
+        assert states[other].idle_since == START
+        since = states[leased].idle_since
+        assert since is not None
+        assert since >= market.grants[0].not_after
+
+
+def test_a_fleet_spec_is_used_as_given() -> None:
+    assert parse_fleet(text="a100x4").count == 4

@@ -1,0 +1,113 @@
+"""What the whole agent reports to a market on loopback, and how it bears bad answers."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+
+from agents.protocol import Health, IdleState
+from tests.agents.node.rig import START, FakeClock, Rig
+from tests.agents.node.scenes import MINUTE, enrolled
+from tests.fakes.market import Answer, FakeMarket, problem
+
+
+class TestReporting:
+    def test_keeps_the_interval_that_the_market_grants(self, rig: Rig, market: FakeMarket) -> None:
+        market.interval_seconds = 20
+        rig.live(seconds=201)
+        assert 10 <= len(market.reports) <= 12
+
+    def test_says_free_after_a_quiet_while(self, rig: Rig, market: FakeMarket) -> None:
+        rig.live(seconds=40)
+        assert market.reports[0].readings[0].idle_state is IdleState.UNKNOWN
+        reading = market.reports[-1].readings[-1]
+        assert reading.idle_state is IdleState.FREE
+        assert reading.idle_since == START
+        assert reading.health is Health.HEALTHY
+
+    def test_gives_the_inventory_again_when_asked(self, rig: Rig, market: FakeMarket) -> None:
+        enrolled(rig)
+        market.want_inventory = True
+        rig.live(seconds=10)
+        assert market.reports[-1].inventory == market.enrolments[0].gpus
+
+    def test_keeps_at_most_four_looks_while_the_market_is_down(
+        self, rig: Rig, market: FakeMarket
+    ) -> None:
+        enrolled(rig)
+        market.down()
+        rig.live(seconds=600)
+        market.up()
+        rig.live(seconds=60)
+        assert max(len(report.readings) for report in market.reports) == 4 * 2
+
+    def test_backs_off_while_the_market_fails(self, rig: Rig, market: FakeMarket) -> None:
+        enrolled(rig)
+        before = market.request_count
+        market.instead = lambda _: (503, b"", {})
+        rig.live(seconds=600)
+        assert 30 <= market.request_count - before <= 150
+
+    def test_waits_as_long_as_the_market_says(self, rig: Rig, market: FakeMarket) -> None:
+        enrolled(rig)
+        market.instead = lambda _: (503, b"", {"Retry-After": "300"})
+        rig.live(seconds=20)
+        before = market.request_count
+        rig.live(seconds=250)
+        assert market.request_count == before
+
+    def test_takes_a_lost_answer_for_what_it_is(self, rig: Rig, market: FakeMarket) -> None:
+        enrolled(rig)
+        market.lose_answers = 1
+        rig.live(seconds=30)
+        pairs = [(r.epoch, r.sequence) for r in market.reports]
+        assert pairs == [(1, number) for number in range(1, len(pairs) + 1)]
+
+    def test_goes_above_a_pair_that_it_has_never_sent(self, rig: Rig, market: FakeMarket) -> None:
+        enrolled(rig)
+        market.last = (7, 3)
+        rig.live(seconds=30)
+        assert (market.reports[-1].epoch, market.reports[-1].sequence) >= (8, 1)
+        rig.restart()
+        rig.live(seconds=10)
+        assert market.reports[-1].epoch == 9
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            (200, b"<html>", {}),
+            (200, b"[]", {}),
+            (200, b'{"accepted": "yes"}', {}),
+            (200, b"[" * 100_000, {}),
+            (204, b"", {}),
+            (302, b"", {"Location": "https://elsewhere.invalid/"}),
+            (400, b"\xff\xfe", {}),
+            (409, b'{"code": "report_replayed"}', {}),
+            (418, b"{}", {}),
+            (500, b"x" * (2 * 1024 * 1024), {}),
+        ],
+    )
+    def test_outlives_a_bad_answer(self, rig: Rig, market: FakeMarket, answer: Answer) -> None:
+        enrolled(rig)
+        market.instead = lambda _: answer
+        rig.live(seconds=60)
+        market.instead = lambda _: None
+        count = len(market.reports)
+        rig.live(seconds=60)
+        assert len(market.reports) > count
+
+    def test_signs_with_the_markets_time_when_its_own_clock_is_wrong(
+        self, rig: Rig, market: FakeMarket, clock: FakeClock
+    ) -> None:
+        enrolled(rig)
+        clock.at += dt.timedelta(
+            hours=5
+        )  # somebody set the market's clock, or this machine's was wrong
+        market.instead = lambda report: (
+            problem(401, "signature_expired")
+            if report is not None and abs(report.sent_at - market.now()) > 2 * MINUTE
+            else None
+        )
+        rig.live(seconds=60)
+        assert abs(market.reports[-1].sent_at - market.now()) < MINUTE
