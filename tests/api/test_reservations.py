@@ -268,6 +268,7 @@ class TestList:
             ({"cursor": "x"}, "/cursor", "wrong_form"),
             ({"cursor": "WzFd"}, "/cursor", "wrong_form"),
             ({"cursor": "WyItaWQiLG51bGxd"}, "/cursor", "wrong_form"),
+            ({"cursor": "WyItaWQiLDVd"}, "/cursor", "wrong_form"),  # ["-id",5]: ids are text
             ({"cursor": "\x00"}, "/cursor", "unstorable"),
             ({"status": "lost"}, "/status", "invalid_choice"),
             ({"starts_after": "yesterday"}, "/starts_after", "wrong_form"),
