@@ -150,7 +150,39 @@ REST_FRAMEWORK = {
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "Headroom",
-    "DESCRIPTION": "Reserve idle GPUs for a window, and sell yours.",
+    "DESCRIPTION": (
+        "Reserve idle GPUs for a window, and sell yours.\n\n"
+        "Send your API key as `Authorization: Bearer hr_live_…`; the market, GPU models, offerings and the "
+        "price curve also answer without one. To buy: `GET /v1/offerings`, `POST /v1/quotes`, "
+        "`POST /v1/reservations`. A POST that moves capacity or money needs an `Idempotency-Key` header of "
+        "your choice: the same key again gives the first answer again. Every error is a problem document "
+        "with a stable `code`."
+    ),
+    # In the order in which a tenant needs them, then the owner's; what is not named here follows.
+    "TAGS": [
+        {"name": name}
+        for name in (
+            *(
+                "market",
+                "gpu-models",
+                "offerings",
+                "price-curve",
+                "quotes",
+                "reservations",
+                "leases",
+            ),
+            *(
+                "wallet",
+                "bills",
+                "nodes",
+                "gpus",
+                "enrolment-tokens",
+                "listings",
+                "owner",
+                "payouts",
+            ),
+        )
+    ],
     "VERSION": "1.0.0",
     "OAS_VERSION": "3.1.0",
     "SCHEMA_PATH_PREFIX": "/v1",

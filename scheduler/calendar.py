@@ -16,7 +16,7 @@ from psycopg.types.range import Int4Range, TimestamptzRange
 from agents.models import SLOTS_PER_NODE
 from marketplace.core.errors import DomainError
 from marketplace.core.limits import HORIZON_DAYS
-from marketplace.core.windows import Window, is_on_grid
+from marketplace.core.windows import Window, format_instant, is_on_grid
 from scheduler.models import Allocation, Lease
 
 OVERLAP_CONSTRAINT = "allocation_no_overlap"
@@ -91,7 +91,7 @@ def check_window(*, starts_at: dt.datetime | None, ends_at: dt.datetime, at: dt.
     if not begin < ends_at:
         raise WindowUpsideDown("must be later than the start", pointer="/ends_at")
     if begin < at:
-        raise WindowInPast(f"it is {at.isoformat()} already", pointer="/starts_at")
+        raise WindowInPast(f"it is {format_instant(at)} already", pointer="/starts_at")
     if ends_at > horizon_at(at=at):
         raise BeyondHorizon(f"must end within {HORIZON_DAYS} days", pointer="/ends_at")
     return Window(begin, ends_at)

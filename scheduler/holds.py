@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from django.db import transaction
 
 from marketplace.core.errors import DomainError
+from marketplace.core.windows import format_instant
 from scheduler import calendar
 from scheduler.models import Quote
 from scheduler.states import QUOTE_ARROWS, QuoteStatus
@@ -43,9 +44,12 @@ def use(*, quote: Quote, at: dt.datetime) -> None:
         return
     quote.refresh_from_db(fields=["status", "used_at"])
     if quote.status == QuoteStatus.USED:
-        raise QuoteUsed(f"quote {quote.pk} was used at {quote.used_at}", pointer="/quote_id")
+        assert quote.used_at is not None
+        raise QuoteUsed(
+            f"quote {quote.pk} was used at {format_instant(quote.used_at)}", pointer="/quote_id"
+        )
     raise QuoteExpired(
-        f"quote {quote.pk} expired at {quote.expires_at.isoformat()}", pointer="/quote_id"
+        f"quote {quote.pk} expired at {format_instant(quote.expires_at)}", pointer="/quote_id"
     )
 
 

@@ -122,7 +122,7 @@ def assign(*, demand: Demand, take: Take, at: dt.datetime) -> list[Place]:
             ):
                 raise
     raise CapacityTaken(
-        f"{demand.gpus} × {demand.gpu_model_id} in {demand.region} are no longer free"
+        f"{demand.gpus} × {demand.gpu_model_id} in {demand.region} are no longer free at this price"
     )
 
 

@@ -15,6 +15,7 @@ from django.db.models import Exists, OuterRef
 from marketplace.core.errors import InvalidValue, NotFound, StateConflict
 from marketplace.core.limits import NAME_LENGTH_MAX, SSH_KEY_LENGTH_MAX, SSH_KEYS_MAX, TAGS_MAX
 from marketplace.core.text import check_text
+from marketplace.core.windows import format_instant
 from marketplace.models import Organization
 from scheduler import calendar, holds, leases, placement, quotes, ticks
 from scheduler.models import Lease, Reservation, ReservationTransition
@@ -156,7 +157,7 @@ def confirm(*, reservation_id: str, at: dt.datetime, actor: str) -> Reservation:
     reservation = _find(reservation_id)
     if reservation.payment_due_at <= at and reservation.status == ReservationStatus.PAYMENT_PENDING:
         raise StateConflict(
-            f"{reservation_id} had to be paid by {reservation.payment_due_at.isoformat()}"
+            f"{reservation_id} had to be paid by {format_instant(reservation.payment_due_at)}"
         )
     _move(
         reservation,
@@ -249,7 +250,7 @@ def change_details(
     given = {n: getattr(changes, n) for n in names if getattr(changes, n) is not None}
     current = _find(reservation.pk)
     if RESERVATION_ARROWS.is_final(ReservationStatus(current.status)):
-        raise StateConflict(f"{current.pk} is {current.status} since before {at.isoformat()}")
+        raise StateConflict(f"{current.pk} is {current.status} since before {format_instant(at)}")
     check_details(ReservationDetails(**{n: getattr(current, n) for n in names} | given))
     if given:
         Reservation.objects.filter(pk=current.pk).update(**given)

@@ -16,6 +16,7 @@ from django.db import connection
 PROJECT = Path(__file__).resolve().parents[1]
 START_TRIES_MAX = 200
 START_PAUSE_SECONDS = 0.1
+WORKER_CLASS = "marketplace.api.web_worker.ProblemWorker"  # as `up` runs it
 BACKLOG = 512  # more than the clients that race
 
 
@@ -34,7 +35,7 @@ def web_server(
     with socket.create_server(("127.0.0.1", 0), backlog=BACKLOG) as listener:
         port = listener.getsockname()[1]
         command = [sys.executable, "-m", "gunicorn", application]
-        command += ["--bind", f"fd://{listener.fileno()}", "--worker-class", "gthread"]
+        command += ["--bind", f"fd://{listener.fileno()}", "--worker-class", WORKER_CLASS]
         command += ["--workers", "1", "--threads", str(threads), "--log-level", "warning"]
         command += ["--keep-alive", "75"]  # as `up` runs it: clients wait at barriers
         server = subprocess.Popen(

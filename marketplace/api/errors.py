@@ -89,6 +89,20 @@ class BadRequest(DomainError):
     title = "The request cannot be read"
 
 
+class UriTooLong(DomainError):
+    """The web server's limit, met before Django; see `web_worker`."""
+
+    code = "uri_too_long"
+    title = "The address is too long"
+
+
+class HeadersTooLarge(DomainError):
+    """The web server's limit, met before Django; see `web_worker`."""
+
+    code = "headers_too_large"
+    title = "The headers are too large"
+
+
 class InternalError(DomainError):
     """A fault of ours. What happened is in the log under the same request id, and nowhere else."""
 
@@ -106,6 +120,8 @@ STATUS_BY_CODE: dict[str, int] = {
     "method_not_allowed": 405,
     "length_required": 411,
     "body_too_large": 413,
+    "uri_too_long": 414,
+    "headers_too_large": 431,
     "unsupported_media_type": 415,
     "invalid_request": 422,
     "idempotency_key_reused": 422,

@@ -61,7 +61,7 @@ class ListingsView(ApiView):
         )
 
     @operation(
-        summary="Write down a wish",
+        summary="Create a listing, as a draft",
         description="The listing begins as a draft; nothing is on offer before it is published.",
         request=ListingWishSerializer,
         responses={201: ListingSerializer},

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
-from django.db.models import Model, QuerySet
+from django.db.models import CharField, Model, QuerySet
 from rest_framework import serializers
 
 from marketplace.api.errors import InvalidRequest
@@ -39,10 +39,11 @@ def page_of(
     queryset = queryset.order_by(order)
     if query["cursor"] is not None:
         last = _decode(query["cursor"], order=order)
-        try:
-            queryset = queryset.filter(**{f"{column}__{'lt' if descending else 'gt'}": last})
-        except ValueError:
-            raise _foreign_cursor() from None
+        # PostgreSQL would compare a text column with a number as text, and page from nowhere.
+        field = queryset.model._meta.get_field(column)  # noqa: SLF001 - Django's documented name for it
+        if isinstance(last, str) != isinstance(field, CharField):
+            raise _foreign_cursor()
+        queryset = queryset.filter(**{f"{column}__{'lt' if descending else 'gt'}": last})
     rows = list(queryset[: query["limit"] + 1])
     data = rows[: query["limit"]]
     more = len(rows) > len(data)

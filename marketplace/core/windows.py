@@ -13,6 +13,11 @@ _DURATION = re.compile(
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
+def format_instant(instant: dt.datetime) -> str:
+    """Return an aware instant as RFC 3339 in UTC, with `Z`, for the texts of refusals."""
+    return instant.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Window:
     """The half-open interval `[starts_at, ends_at)`, both aware; never empty, never upside down."""

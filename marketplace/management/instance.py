@@ -291,7 +291,7 @@ class Instance:
         port = listener.getsockname()[1]
         flags = {
             "bind": f"fd://{listener.fileno()}",
-            "worker-class": "gthread",
+            "worker-class": "marketplace.api.web_worker.ProblemWorker",
             "workers": str(WEB_PROCESSES),
             "threads": str(WEB_THREADS),
             "graceful-timeout": str(WEB_GRACE_SECONDS),

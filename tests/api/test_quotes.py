@@ -153,6 +153,7 @@ class TestRefusal:
         a_fleet()
         answer = api.post("/v1/quotes", a_wish(**changes))
         assert (answer.status, answer.code) == (422, code)
+        assert "+00:00" not in answer.json["detail"]
         assert not Quote.objects.exists()
 
     def test_of_a_window_off_the_grid_names_the_end(self, api: ApiClient) -> None:

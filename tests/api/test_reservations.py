@@ -1,5 +1,6 @@
 """`/v1/reservations`: all or nothing, once per key."""
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -132,6 +133,7 @@ class TestRefusal:
         buy(api, quote=quote)
         answer = buy(api, quote=quote)
         assert (answer.status, answer.code) == (409, "quote_used")
+        assert re.search(r" was used at \d{4}-\d\d-\d\dT[0-9:.]+Z$", answer.json["detail"])
         assert Reservation.objects.count() == 1
 
     def test_of_a_quote_that_expired(self, api: ApiClient, organization: Organization) -> None:
@@ -268,6 +270,7 @@ class TestList:
             ({"cursor": "x"}, "/cursor", "wrong_form"),
             ({"cursor": "WzFd"}, "/cursor", "wrong_form"),
             ({"cursor": "WyItaWQiLG51bGxd"}, "/cursor", "wrong_form"),
+            ({"cursor": "WyItaWQiLDVd"}, "/cursor", "wrong_form"),  # ["-id",5]: ids are text
             ({"cursor": "\x00"}, "/cursor", "unstorable"),
             ({"status": "lost"}, "/status", "invalid_choice"),
             ({"starts_after": "yesterday"}, "/starts_after", "wrong_form"),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from marketplace.core.windows import (
     Window,
     format_duration,
+    format_instant,
     grid_ceiling,
     grid_floor,
     is_on_grid,
@@ -117,3 +118,10 @@ class TestDurations:
         duration = dt.timedelta(seconds=seconds)
 
         assert parse_duration(format_duration(duration)) == duration
+
+
+class TestFormatInstant:
+    def test_writes_utc_with_a_z(self):
+        east = dt.timezone(dt.timedelta(hours=2))
+
+        assert format_instant(dt.datetime(2026, 11, 23, 14, tzinfo=east)) == "2026-11-23T12:00:00Z"

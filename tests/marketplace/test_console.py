@@ -48,6 +48,16 @@ class TestPage:
         assert re.search(r"<b>2</b>\s*/ 2", text)
         assert "gpu_model=h100-sxm-80gb" in text
 
+    def test_shows_three_calls_that_can_be_copied_as_they_are(self, client: Client) -> None:
+        calls = re.findall(r"<pre[^>]*><code>(.*?)</code>", client.get("/").content.decode(), re.S)
+        assert len(calls) == 3
+        assert not any("…" in call for call in calls)
+        # Both run within one second, and a key that comes twice belongs to the first request.
+        keys = re.findall(r"Idempotency-Key: (\S+?)\$", " ".join(calls))
+        assert len(set(keys)) == len(keys) == 2
+        assert calls[1].startswith("QUOTE=$(")
+        assert "$QUOTE" in calls[2]
+
     def test_says_so_when_nothing_is_on_offer(self, client: Client) -> None:
         assert "Nothing is on offer" in client.get("/").content.decode()
 

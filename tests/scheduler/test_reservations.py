@@ -7,6 +7,7 @@ import pytest
 
 from marketplace.core.errors import DomainError, NotFound, StateConflict
 from marketplace.models import Listing
+from marketplace.states import ListingStatus
 from scheduler import reservations
 from scheduler.calendar import CapacityTaken
 from scheduler.models import Allocation, Reservation
@@ -114,6 +115,13 @@ class TestReserve:
         first, second = make_quote(gpus=8), make_quote(gpus=8)
 
         assert not set(slots_of(reserve(first))) & set(slots_of(reserve(second)))
+
+    def test_honours_a_held_quote_whatever_becomes_of_the_listing(self) -> None:
+        make_pool()
+        quote = make_quote(gpus=2, hold=True)
+        Listing.objects.update(floor_rate=Decimal(9), status=ListingStatus.RETIRED)
+
+        assert reserve(quote).rate == quote.rate == Decimal("2.352942")
 
     def test_leaves_what_is_sold_alone_when_a_listing_changes(self) -> None:
         make_pool()
