@@ -54,6 +54,11 @@ class Quote(models.Model):
         decimal_places=6,
         db_comment="per GPU-hour; only listings with at most this floor may serve",
     )
+    listing_ids = ArrayField(
+        models.CharField(max_length=ids.ID_LENGTH_MAX),
+        default=list,
+        db_comment="listings that would have served: they honour the price though they raise their floor",
+    )
     rate = models.DecimalField(
         max_digits=18, decimal_places=6, db_comment="per GPU-hour, tenant's view, locked"
     )

@@ -38,6 +38,7 @@ class Offer:
     price_breakdown: dict[str, object]
     simulated: bool
     floor_rate: Decimal
+    listing_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +230,7 @@ def offer(priced: Priced, *, wish: Wish) -> Offer:
         price_breakdown=priced.price.breakdown,
         simulated=any(share.node.simulated for share in shares),
         floor_rate=priced.floor_rate,
+        listing_ids=tuple(sorted(listing.pk for listing in serving)),
     )
 
 

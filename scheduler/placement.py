@@ -32,7 +32,10 @@ Take = Callable[[Sequence[Place]], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What is to be placed: GPUs of one region and tier, of listings with at most this floor."""
+    """What is to be placed: GPUs of one region and tier, of listings with at most this floor.
+
+    `listing_ids` names listings that serve whatever their floor is now: the price was promised on them.
+    """
 
     gpu_model_id: str
     region: str
@@ -41,6 +44,7 @@ class Demand:
     spread: Spread
     window: Window
     floor_rate_max: Decimal
+    listing_ids: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +135,7 @@ def offers(*, pool: Pool, demand: Demand, at: dt.datetime) -> Iterator[tuple[Poo
     admitted = {
         listing.id
         for listing in pool.listings
-        if listing.floor_rate <= demand.floor_rate_max
+        if (listing.floor_rate <= demand.floor_rate_max or listing.id in demand.listing_ids)
         and admits(listing, gpus=demand.gpus, window=demand.window, at=at)
     }
     for gpu in pool.gpus:

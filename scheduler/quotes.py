@@ -139,6 +139,7 @@ def create(*, organization: Organization, request: QuoteRequest, at: dt.datetime
         starts_at=window.starts_at,
         ends_at=window.ends_at,
         floor_rate=offer.floor_rate,
+        listing_ids=list(offer.listing_ids),
         rate=offer.rate,
         total_minor=offer.total.amount_minor,
         currency=offer.total.currency,
@@ -209,6 +210,7 @@ def demand_of(quote: Quote) -> Demand:
         spread=Spread(quote.spread),
         window=quote.window,
         floor_rate_max=quote.floor_rate,
+        listing_ids=frozenset(quote.listing_ids),
     )
 
 

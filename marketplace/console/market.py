@@ -15,7 +15,13 @@ from django.views.decorators.http import require_safe
 from marketplace.console import strip
 from marketplace.console.simulated import simulated_parts
 from marketplace.core.money import format_rate
-from marketplace.core.windows import Window, format_duration, grid_ceiling, grid_floor
+from marketplace.core.windows import (
+    Window,
+    format_duration,
+    format_instant,
+    grid_ceiling,
+    grid_floor,
+)
 from marketplace.models import GpuModel
 from marketplace.states import Tier
 from scheduler.availability import CurvePoint, ModelSummary, market_summary, price_curve
@@ -138,5 +144,5 @@ def _example(*, offers: list[Offer], at: dt.datetime) -> dict[str, str | int]:
         "gpus": min(offer.gpus_free, 2) if offer else 2,
         "tier": offer.tier.lower() if offer else Tier.FIRM.value,
         "duration": format_duration(2 * step),
-        "ends_at": ends_at.isoformat().replace("+00:00", "Z"),
+        "ends_at": format_instant(ends_at),
     }

@@ -14,7 +14,7 @@ _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def format_instant(instant: dt.datetime) -> str:
-    """Return an aware instant as RFC 3339 in UTC, with `Z`, for the texts of refusals."""
+    """Return an aware instant as RFC 3339 in UTC with `Z`, microseconds only where there are some."""
     return instant.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")
 
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import TypedDict
 
 from marketplace.core.money import format_rate
-from marketplace.core.windows import Window
+from marketplace.core.windows import Window, format_instant
 from marketplace.models import Listing
 from marketplace.states import ListingMode, Tier
 
@@ -115,7 +115,8 @@ def columns(*, fields: ListingFields) -> dict[str, object]:
         else _seconds(fields.duration_max),
         "gpus_min": fields.gpus_min,
         "blackouts": [
-            [_instant(window.starts_at), _instant(window.ends_at)] for window in fields.blackouts
+            [format_instant(window.starts_at), format_instant(window.ends_at)]
+            for window in fields.blackouts
         ],
         "mode": fields.mode,
         "idle_for_seconds": _seconds(fields.idle_for),
@@ -126,15 +127,11 @@ def columns(*, fields: ListingFields) -> dict[str, object]:
 def as_json(*, fields: ListingFields) -> dict[str, object]:
     """Return the wish for the trail."""
     return columns(fields=fields) | {
-        "starts_at": _instant(fields.starts_at),
-        "ends_at": None if fields.ends_at is None else _instant(fields.ends_at),
+        "starts_at": format_instant(fields.starts_at),
+        "ends_at": None if fields.ends_at is None else format_instant(fields.ends_at),
         "floor_rate": format_rate(fields.floor_rate),
     }
 
 
 def _seconds(duration: dt.timedelta) -> int:
     return duration // dt.timedelta(seconds=1)
-
-
-def _instant(instant: dt.datetime) -> str:
-    return instant.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")

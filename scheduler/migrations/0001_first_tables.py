@@ -67,6 +67,15 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
+                    "listing_ids",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=32),
+                        db_comment="listings that would have served: they honour the price though they raise their floor",
+                        default=list,
+                        size=None,
+                    ),
+                ),
+                (
                     "rate",
                     models.DecimalField(
                         db_comment="per GPU-hour, tenant's view, locked",

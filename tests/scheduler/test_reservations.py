@@ -123,6 +123,21 @@ class TestReserve:
 
         assert reserve(quote).rate == quote.rate == Decimal("2.352942")
 
+    def test_honours_a_plain_quote_after_the_floor_was_raised(self) -> None:
+        make_pool()
+        quote = make_quote(gpus=2)
+        Listing.objects.update(floor_rate=Decimal(9))
+
+        assert reserve(quote).rate == quote.rate == Decimal("2.352942")
+
+    def test_sells_nothing_more_of_a_listing_that_was_retired(self) -> None:
+        make_pool()
+        quote = make_quote(gpus=2)
+        Listing.objects.update(status=ListingStatus.RETIRED)
+
+        with pytest.raises(CapacityTaken):
+            reserve(quote)
+
     def test_leaves_what_is_sold_alone_when_a_listing_changes(self) -> None:
         make_pool()
         reservation = make_reservation(gpus=2)

@@ -8,16 +8,11 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from marketplace.api.fields.strict import Strict
-from marketplace.core.windows import format_duration, parse_duration
+from marketplace.core.windows import format_duration, format_instant, parse_duration
 
 _INSTANT_FORM = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z", flags=re.ASCII)
 _INSTANT_FIRST = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _INSTANT_LAST = dt.datetime(2999, 1, 1, tzinfo=dt.UTC)  # leaves room for adding any duration
-
-
-def format_instant(instant: dt.datetime) -> str:
-    """Return an instant as RFC 3339 in UTC with `Z`, with microseconds only where there are some."""
-    return instant.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")
 
 
 @extend_schema_field(
