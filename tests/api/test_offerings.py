@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from marketplace.api.fields import format_instant
+from marketplace.core.windows import format_instant
 from tests.api.world import MODEL, a_fleet, a_quote, a_window
 from tests.conftest import ApiClient
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from marketplace.api.fields import format_instant
 from marketplace.core.money import amount_for
+from marketplace.core.windows import format_instant
 from marketplace.models import IdempotencyRecord, Organization
 from marketplace.states import Scope
 from scheduler.models import Allocation, Quote

@@ -11,9 +11,8 @@ from django.utils import timezone
 from agents.models import Node
 from billing import wallet
 from marketplace import listings
-from marketplace.api.fields import format_instant
 from marketplace.core.money import Money
-from marketplace.core.windows import Window, grid_ceiling
+from marketplace.core.windows import Window, format_instant, grid_ceiling
 from marketplace.listings import ListingFields
 from marketplace.models import Organization
 from tests.agents.factories import make_node

@@ -14,8 +14,8 @@ from agents import protocol
 from billing import books, wallet
 from billing import tasks as billing_tasks
 from marketplace import catalog
-from marketplace.api.fields import format_instant
 from marketplace.core.money import Money
+from marketplace.core.windows import format_instant
 from marketplace.models import Organization
 from scheduler import tasks as scheduler_tasks
 from tests.agents import factories as make

@@ -22,7 +22,6 @@ from marketplace.api.fields.times import (
     InstantField,
     SecondsAsDurationField,
     StartField,
-    format_instant,
 )
 
 __all__ = [
@@ -46,6 +45,5 @@ __all__ = [
     "TagsField",
     "TextField",
     "WholeNumberField",
-    "format_instant",
     "is_storable",
 ]
