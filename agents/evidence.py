@@ -8,9 +8,8 @@ from agents import envelope, protocol
 from agents.models import Grant, MeterReading, Node, Receipt
 from agents.refusals import Refusals
 
-CLOCK_AHEAD_SECONDS_MAX = (
-    300  # a node's clock may be wrong by that much before its word is not taken
-)
+# A node's clock may be wrong by that much before its word is not taken.
+CLOCK_AHEAD_SECONDS_MAX = 300
 METER_SECONDS_MAX = 15 * 60  # a minute is usual; a reader that hung merges a few
 METER_AGE_DAYS_MAX = 35  # a spool is kept for a month; later readings could change a closed month
 POWER_MILLIWATTS_MAX = 10_000_000  # 10 kW: seven times the hungriest GPU on sale

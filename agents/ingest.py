@@ -18,9 +18,8 @@ from marketplace.core.errors import DomainError
 
 log = structlog.get_logger(__name__)
 
-READING_AGE_SECONDS_MAX = (
-    86_400  # readings are kept for a day: an older one would be pruned at once
-)
+# Readings are kept for a day: an older one would be pruned at once.
+READING_AGE_SECONDS_MAX = 86_400
 # A GPU's row is written when its state changes, and otherwise only this often: beats must stay cheap, and
 # a row that is being written is passed over by a tenant's search for free GPUs.
 MEASURED_AT_STEP_SECONDS = 30

@@ -16,9 +16,8 @@ from agents.models import MeterReading
 from marketplace.core.errors import InvalidValue
 from marketplace.core.windows import Window
 
-POINTS_PER_GPU_MAX = (
-    20_160  # two weeks of minutes; a longer window is asked for by the hour or in parts
-)
+# Two weeks of minutes; a longer window is asked for by the hour or in parts.
+POINTS_PER_GPU_MAX = 20_160
 ROWS_PER_FETCH = 5_000  # rows held per round trip to the database
 _MICROSECOND = dt.timedelta(microseconds=1)
 _SECOND_MICROSECONDS = 1_000_000

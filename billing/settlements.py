@@ -31,12 +31,10 @@ logger = logging.getLogger(__name__)
 # reports and a moment on the way they are no longer waited for: the receipts stand without them.
 TRANSIT_SECONDS = 10
 SETTLEMENT_GRACE_SECONDS = 3 * settings.AGENT_REPORT_INTERVAL_SECONDS + TRANSIT_SECONDS
-SETTLEMENTS_PER_RUN_MAX = (
-    500  # about ten seconds of work: a tick that overlaps the next does no harm
-)
-CANDIDATES_PER_RUN_MAX = (
-    5_000  # ids; so many may wait or fail before they hold up those behind them
-)
+# About ten seconds of work: a tick that overlaps the next does no harm.
+SETTLEMENTS_PER_RUN_MAX = 500
+# Ids; so many may wait or fail before they hold up those behind them.
+CANDIDATES_PER_RUN_MAX = 5_000
 BASIS_POINTS = 10_000
 
 FINAL_LEASE_STATUSES = tuple(s for s in LeaseStatus if LEASE_ARROWS.is_final(s))

@@ -17,9 +17,8 @@ from marketplace.states import Scope
 SECRET_PREFIX = "hr_live_"  # noqa: S105 - how every secret begins, not a secret
 SECRET_BYTES = 32  # 256 random bits: 43 characters of base64url
 _SECRET_FORM = re.compile(r"hr_live_[A-Za-z0-9_-]{43}", flags=re.ASCII)
-_SHOWN_PREFIX_LENGTH = (
-    14  # "hr_live_" and six characters: enough to recognise, far too few to guess
-)
+# "hr_live_" and six characters: enough to recognise, far too few to guess.
+_SHOWN_PREFIX_LENGTH = 14
 
 
 class OrganizationNameTaken(DomainError):

@@ -223,9 +223,8 @@ STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
 }
-DATA_UPLOAD_MAX_MEMORY_SIZE = (
-    512 * 1024
-)  # above every body that a view accepts; views set lower limits
+# Above every body that a view accepts; views set lower limits.
+DATA_UPLOAD_MAX_MEMORY_SIZE = 512 * 1024
 
 # --- the admin -------------------------------------------------------------------------------------
 UNFOLD = {

@@ -18,9 +18,8 @@ from scheduler.models import Quote
 from scheduler.placement import Demand
 from scheduler.states import QUOTE_ARROWS, QuoteStatus, Spread
 
-QUOTE_LIFETIME_SECONDS = (
-    600  # long enough to decide, short enough that the price still means something
-)
+# Long enough to decide, short enough that the price still means something.
+QUOTE_LIFETIME_SECONDS = 600
 # A quote ends when its window begins, so that nobody buys time that has passed; but one for a window that
 # begins at once must leave time to answer. What passes until the handover is not charged in any case.
 QUOTE_LIFETIME_SECONDS_MIN = 120

@@ -36,9 +36,8 @@ from agents.protocol import (
 )
 
 CONNECT_SECONDS_MAX = 5.0
-ANSWER_SECONDS_MAX = (
-    10.0  # the loop stands still meanwhile: a lease may end that much later, never longer
-)
+# The loop stands still meanwhile: a lease may end that much later, never longer.
+ANSWER_SECONDS_MAX = 10.0
 ANSWER_BYTES_MAX = 1024 * 1024  # 256 grants with their keys
 RETRY_AFTER_SECONDS_MAX = 3600.0
 # Refusals of the moment: the same request may well be taken later.

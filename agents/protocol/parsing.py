@@ -16,12 +16,10 @@ from typing import Any, TypeVar
 
 GPUS_PER_NODE_MAX = 16  # HGX and NVL boards carry at most 16 GPUs under one operating system
 REPORT_BODY_BYTES_MAX = 256 * 1024  # 200 meter readings and 16 GPUs take about 60 KiB
-REPORT_METERS_MAX = (
-    200  # one hour of minute readings of a three-GPU lease; more wait for the next report
-)
-REPORT_READINGS_MAX = (
-    GPUS_PER_NODE_MAX * 4
-)  # a report may carry the samples of up to four missed ones
+# One hour of minute readings of a three-GPU lease; more wait for the next report.
+REPORT_METERS_MAX = 200
+# A report may carry the samples of up to four missed ones.
+REPORT_READINGS_MAX = GPUS_PER_NODE_MAX * 4
 REPORT_RECEIPTS_MAX = 32
 REPORT_LEASES_MAX = 64
 TEXT_LENGTH_MAX = 500

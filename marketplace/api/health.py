@@ -16,9 +16,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 logger = structlog.get_logger(__name__)
 
-BROKER_TIMEOUT_SECONDS = (
-    2  # a load balancer asks every few seconds and wants an answer before it asks again
-)
+# A load balancer asks every few seconds and wants an answer before it asks again.
+BROKER_TIMEOUT_SECONDS = 2
 
 
 class NotReady(Exception):

@@ -32,9 +32,8 @@ HEADER = "Idempotency-Key"
 REPLAYED_HEADER = "Idempotent-Replayed"
 KEY_LENGTH_MAX = 255
 _KEY_FORM = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?", flags=re.ASCII)
-CLAIM_SECONDS = (
-    60  # above the web server's own time limit for a request: a claim this old is a dead process's
-)
+# Above the web server's own time limit for a request: a claim this old is a dead process's.
+CLAIM_SECONDS = 60
 KEPT_DAYS = 7
 PRUNE_BATCH = 5_000  # rows per delete: a second of work, so that no lock is held for long
 

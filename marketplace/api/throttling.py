@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from django.conf import settings
 
-BUCKETS_MAX = (
-    10_000  # the longest unused goes first: an attacker's addresses must not fill the memory
-)
+# The longest unused goes first: an attacker's addresses must not fill the memory.
+BUCKETS_MAX = 10_000
 
 
 @dataclass(slots=True)

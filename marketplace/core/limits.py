@@ -5,9 +5,8 @@ GPUS_PER_REQUEST_MAX = 100_000  # the largest fleet the calendar was measured wi
 TURN_ROUND_SECONDS_MAX = 86_400
 LIST_LIMIT_DEFAULT = 50
 LIST_LIMIT_MAX = 200
-REQUEST_BODY_BYTES_MAX = (
-    64 * 1024
-)  # the largest honest body is a reservation with 20 SSH keys: 20 KiB
+# The largest honest body is a reservation with 20 SSH keys: 20 KiB.
+REQUEST_BODY_BYTES_MAX = 64 * 1024
 SSH_KEYS_MAX = 20
 SSH_KEY_LENGTH_MAX = 16_384  # an RSA-16384 key takes about 2,800 characters; certificates take more
 TAGS_MAX = 50

@@ -14,9 +14,8 @@ from marketplace.core.windows import Window
 from marketplace.listings.wish import ListingFields
 from marketplace.states import ListingMode, Tier
 
-BLACKOUTS_MAX = (
-    100  # a weekday's office hours for the whole horizon; more belongs into several listings
-)
+# A weekday's office hours for the whole horizon; more belongs into several listings.
+BLACKOUTS_MAX = 100
 RECLAIM_NOTICE_MAX = dt.timedelta(days=7)  # a longer notice is a firm lease by another name
 IDLE_FOR_MAX = dt.timedelta(days=7)
 REGION_LENGTH_MAX = 60

@@ -28,9 +28,8 @@ from agents.protocol import (
 
 logger = logging.getLogger(__name__)
 
-STOP_ATTEMPTS_MAX = (
-    3  # a tenant's workload that survives three orders to end is the owner's to look at
-)
+# A tenant's workload that survives three orders to end is the owner's to look at.
+STOP_ATTEMPTS_MAX = 3
 STOP_RETRY_SECONDS = 10.0
 
 

@@ -39,9 +39,8 @@ TENANT_SCOPES = (
 )
 DEPOSIT = 50_000  # whole units of the market's currency
 TOKEN_DAYS = 30
-TOKEN_NODES_MAX = (
-    10  # a machine whose directory was deleted enrols again; ten times is enough to try that
-)
+# A machine whose directory was deleted enrols again; ten times is enough to try that.
+TOKEN_NODES_MAX = 10
 FLEET = (
     {"name": "meridian-01", "simulate": "h100x8", "region": "us-east", "fabric": "us-east-ib1"},
     {"name": "meridian-02", "simulate": "h100x8", "region": "us-east", "fabric": "us-east-ib1"},
