@@ -121,7 +121,7 @@ ASGI_APPLICATION = "marketplace.asgi.application"
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
-        "DIRS": [BASE_DIR / "marketplace" / "console" / "templates"],
+        "DIRS": [BASE_DIR / "marketplace" / face / "templates" for face in ("api", "console")],
         "APP_DIRS": True,
         "OPTIONS": {
             "context_processors": [

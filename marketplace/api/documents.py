@@ -6,8 +6,13 @@ from pathlib import Path
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_safe
+from drf_spectacular.utils import extend_schema
 from drf_spectacular.views import SpectacularSwaggerView
 from rest_framework.negotiation import DefaultContentNegotiation
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from marketplace.api import simulation
 
 SIDECAR = "drf_spectacular_sidecar/swagger-ui-dist"  # plain names: no manifest needed
 COMMITTED = Path(__file__).with_name("openapi.json")
@@ -29,8 +34,16 @@ class DocsPage(SpectacularSwaggerView):
     """A readable page of the contract; scripts and styles come from this host."""
 
     url_name = "openapi"
+    template_name = "api/docs.html"
     authentication_classes = ()
     content_negotiation_class = DefaultContentNegotiation
+
+    @extend_schema(exclude=True)
+    def get(self, request: Request, *args: object, **kwargs: object) -> Response:
+        """Show the page, with a banner above it while anything here is simulated."""
+        response: Response = super().get(request, *args, **kwargs)  # type: ignore[no-untyped-call]  # theirs
+        response.data["simulated"] = " and ".join(simulation.simulated_parts())
+        return response
 
     @staticmethod
     def _swagger_ui_resource(filename: str) -> str:

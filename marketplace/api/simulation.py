@@ -11,13 +11,16 @@ def simulated_hardware() -> bool:
 
 
 def simulated_payments() -> bool:
-    """Say whether money here is play money: outside production, or with a test key of the provider."""
-    return not settings.IS_PRODUCTION or settings.STRIPE_SECRET_KEY.startswith(
-        ("sk_test_", "rk_test_")
-    )
+    """Say whether money here is play money."""
+    return bool(settings.SIMULATED_PAYMENTS)
+
+
+def simulated_parts() -> list[str]:
+    """Return what is not real here: `hardware`, `payments`, both or neither."""
+    parts = [("hardware", simulated_hardware()), ("payments", simulated_payments())]
+    return [name for name, simulated in parts if simulated]
 
 
 def header_value() -> str:
     """Return the header's value: `hardware, payments`, one of them, or nothing."""
-    parts = [("hardware", simulated_hardware()), ("payments", simulated_payments())]
-    return ", ".join(name for name, simulated in parts if simulated)
+    return ", ".join(simulated_parts())

@@ -27,9 +27,9 @@ class TestMarket:
     def test_marks_what_is_simulated(self, anybody: ApiClient, settings: Settings) -> None:
         assert anybody.get("/v1/market").headers["Headroom-Simulated"] == "hardware, payments"
         settings.ALLOW_SIMULATED_HARDWARE = False
-        settings.IS_PRODUCTION = True
+        settings.SIMULATED_PAYMENTS = False
         assert "Headroom-Simulated" not in anybody.get("/v1/market").headers
-        settings.STRIPE_SECRET_KEY = "sk_test_1"
+        settings.SIMULATED_PAYMENTS = True
         assert anybody.get("/v1/market").headers["Headroom-Simulated"] == "payments"
 
     def test_refuses_a_parameter_that_it_does_not_know(self, anybody: ApiClient) -> None:
@@ -103,6 +103,13 @@ class TestDocument:
         links = re.findall(r"(?:src|href)=\"([^\"]+)\"", page.content.decode())
         assert links
         assert all(link.startswith("/static/drf_spectacular_sidecar/") for link in links)
+
+    def test_page_says_what_is_simulated_and_only_then(
+        self, anybody: ApiClient, settings: Settings
+    ) -> None:
+        assert b"Simulated hardware and payments." in anybody.get("/v1/docs").content
+        settings.ALLOW_SIMULATED_HARDWARE = settings.SIMULATED_PAYMENTS = False
+        assert b"Simulated" not in anybody.get("/v1/docs").content
 
 
 class TestKey:

@@ -15,7 +15,10 @@ PRODUCTION = {
     "DATABASE_URL": "postgres://app@db.example.com/market",
     "CELERY_BROKER_URL": "rediss://broker.example.com:6379/0",
 }
-READ = "from marketplace import settings as s; print(s.GRID_SECONDS, s.DEBUG, s.ALLOW_SIMULATED_HARDWARE)"
+READ = """
+from marketplace import settings as s
+print(s.GRID_SECONDS, s.DEBUG, s.ALLOW_SIMULATED_HARDWARE, s.SIMULATED_PAYMENTS)
+"""
 
 
 def read_settings(**changes: str | None) -> subprocess.CompletedProcess[str]:
@@ -34,7 +37,12 @@ class TestProduction:
     def test_starts_on_an_hourly_grid_without_debug_or_simulated_gpus(self):
         result = read_settings()
 
-        assert result.stdout.split() == ["3600", "False", "False"], result.stderr
+        assert result.stdout.split() == ["3600", "False", "False", "False"], result.stderr
+
+    def test_owns_up_to_play_money_with_a_test_key(self):
+        result = read_settings(STRIPE_SECRET_KEY="sk_test_1")
+
+        assert result.stdout.split()[-1] == "True", result.stderr
 
     @pytest.mark.parametrize(
         ("changes", "complaint"),
@@ -77,4 +85,4 @@ class TestDemo:
     def test_has_a_grid_of_a_minute_and_takes_simulated_gpus(self):
         result = read_settings(HEADROOM_PROFILE="demo", SECRET_KEY=None, ALLOWED_HOSTS=None)
 
-        assert result.stdout.split() == ["60", "False", "True"], result.stderr
+        assert result.stdout.split() == ["60", "False", "True", "True"], result.stderr
