@@ -7,9 +7,10 @@ import json
 import re
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 from django.conf import settings
@@ -42,6 +43,30 @@ def _ssh_public_key() -> str:
     name = b"ssh-ed25519"
     blob = len(name).to_bytes(4, "big") + name + (32).to_bytes(4, "big") + secrets.token_bytes(32)
     return f"ssh-ed25519 {base64.b64encode(blob).decode()} demo"
+
+
+class Reader(Protocol):
+    """What reads JSON from the market."""
+
+    def get(self, path: str, **query: object) -> Any: ...  # noqa: ANN401 - JSON
+
+
+def sellable_gpus(owner: Reader) -> dict[tuple[str, str], int]:
+    """Count an owner's GPUs that could be sold, by model and region, where there are enough of them.
+
+    The two lists are read one after the other: a GPU whose node enrolled in between counts next time.
+    """
+    regions = {
+        node["id"]: node["region"]
+        for node in owner.get("/v1/nodes", limit=200)["data"]
+        if node["last_report_at"]
+    }
+    counts = Counter(
+        (gpu["gpu_model"], regions[gpu["node_id"]])
+        for gpu in owner.get("/v1/gpus", limit=200, health="healthy")["data"]
+        if gpu["gpu_model"] and not gpu["leased"] and gpu["node_id"] in regions
+    )
+    return {place: count for place, count in counts.items() if count >= GPUS}
 
 
 class Command(BaseCommand):
@@ -110,21 +135,11 @@ class Command(BaseCommand):
     def _fleet(self, teller: Storyteller, owner: Client) -> tuple[str, str]:
         """Wait for GPUs that an owner could sell; return the model and region with the most of them."""
         with teller.step("Node agents publish the owner's GPUs") as say:
-
-            def sellable() -> dict[tuple[str, str], int]:
-                nodes = {n["id"]: n for n in owner.get("/v1/nodes", limit=200)["data"]}
-                counts: dict[tuple[str, str], int] = {}
-                for gpu in owner.get("/v1/gpus", limit=200, health="healthy")["data"]:
-                    if (
-                        gpu["gpu_model"]
-                        and not gpu["leased"]
-                        and nodes[gpu["node_id"]]["last_report_at"]
-                    ):
-                        place = (gpu["gpu_model"], nodes[gpu["node_id"]]["region"])
-                        counts[place] = counts.get(place, 0) + 1
-                return {place: n for place, n in counts.items() if n >= GPUS}
-
-            counts = teller.wait("for the first reports", sellable, seconds_max=FLEET_SECONDS_MAX)
+            counts = teller.wait(
+                "for the first reports",
+                lambda: sellable_gpus(owner),
+                seconds_max=FLEET_SECONDS_MAX,
+            )
             for (model, region), n in sorted(counts.items()):
                 say(f"{n} × {model} in {region}, healthy and not leased")
         model, region = max(counts, key=lambda place: (counts[place], place))
