@@ -21,24 +21,16 @@ from agents.models import (
     Receipt,
 )
 from marketplace.core.errors import DomainError
+from marketplace.core.read_only import ReadOnly
 
 ModelT = TypeVar("ModelT", bound=Model)
 
 
-class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc] # unfold ships no types
-    """Show rows; neither add, nor change, nor delete them."""
+class ReadOnlyAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold ships no types
+    """Show rows, which only actions that call a verb may move."""
 
     list_per_page = 50
     show_full_result_count = False  # counting a table of readings takes longer than showing a page
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
 
     def has_act_permission(self, request: HttpRequest) -> bool:
         """Say who may run the actions marked `permissions=["act"]`: whoever might change the rows."""

@@ -21,6 +21,7 @@ from billing.models import Account, Entry, Payout, PayoutTransition, Posting, Se
 from billing.states import GPU_SECONDS
 from marketplace.core.errors import DomainError
 from marketplace.core.money import Money
+from marketplace.core.read_only import ReadOnly
 from marketplace.models import Organization
 
 DEPOSIT_PERMISSION = "billing.add_entry"
@@ -32,19 +33,6 @@ def amount_text(*, minor: int, currency: str) -> str:
     if currency == GPU_SECONDS:
         return f"{minor:,} GPU-s"
     return str(Money(minor, currency))
-
-
-class ReadOnly:
-    """Refuse every change: the books are written by verbs alone."""
-
-    def has_add_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        return False
 
 
 class PostingInline(ReadOnly, TabularInline):  # type: ignore[misc] # unfold has no types

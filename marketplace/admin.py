@@ -17,6 +17,7 @@ from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
 from marketplace import listings, organizations
 from marketplace.core.errors import DomainError
+from marketplace.core.read_only import ReadOnly
 from marketplace.models import (
     ApiKey,
     AuditEvent,
@@ -40,19 +41,6 @@ STATUS_LABELS = {
 def actor_of(request: HttpRequest) -> str:
     """Return the name under which an operator's doings are recorded."""
     return f"admin:{request.user.get_username()}"
-
-
-class ReadOnly:
-    """Show rows and let nobody add, change or delete one: mixed into admin classes and inlines."""
-
-    def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
 
 
 @admin.register(Organization)

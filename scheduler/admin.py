@@ -1,13 +1,12 @@
 """Staff's view of promises and facts. Everything is read-only: statuses move by verbs alone."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from django.contrib import admin
-from django.db import models
-from django.http import HttpRequest
 from unfold.admin import ModelAdmin, TabularInline
 
 from marketplace.core.money import Money
+from marketplace.core.read_only import ReadOnly
 from scheduler.models import (
     Allocation,
     Lease,
@@ -16,19 +15,6 @@ from scheduler.models import (
     Reservation,
     ReservationTransition,
 )
-
-
-class ReadOnly:
-    """Refuse to add, change and delete, whoever asks."""
-
-    def has_add_permission(self, request: HttpRequest, *args: Any) -> bool:  # noqa: ANN401 - Django's signature
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: models.Model | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: models.Model | None = None) -> bool:
-        return False
 
 
 class Priced:
