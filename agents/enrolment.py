@@ -184,11 +184,7 @@ def reply(*, node: Node, at: dt.datetime) -> protocol.EnrolReply:
 
 def _check(*, request: protocol.EnrolRequest) -> None:
     """Refuse what the tables could not hold, and hardware that is not sold here."""
-    if request.protocol != protocol.PROTOCOL_VERSION:
-        raise envelope.MalformedReport(
-            f"protocol {request.protocol} is not spoken here, only {protocol.PROTOCOL_VERSION}",
-            pointer="/protocol",
-        )
+    envelope.check_protocol(protocol_version=request.protocol)
     envelope.check_length(text=request.hostname, length_max=255, pointer="/hostname")
     envelope.check_length(text=request.machine_id, length_max=100, pointer="/machine_id")
     envelope.check_length(text=request.agent_version, length_max=40, pointer="/agent_version")
@@ -224,6 +220,8 @@ def _create(
                 agent_version=request.agent_version,
                 slot_base=inventory.next_slot_base(),
                 enrolled_at=at,
+                key_since=at,
+                protocol_version=request.protocol,
             )
     except IntegrityError:
         raise NodeAlreadyEnrolled("the machine or its key was enrolled a moment ago") from None
@@ -252,11 +250,11 @@ def _replace_key(
     node.boot_id = ""
     node.last_epoch = node.last_sequence = 0
     node.enrolments += 1
-    node.enrolled_at = at
+    node.enrolled_at = node.key_since = at
     changed = ["public_key", "hostname", "agent_version", "boot_id", "last_epoch", "last_sequence"]
     try:
         with transaction.atomic():
-            node.save(update_fields=[*changed, "enrolments", "enrolled_at"])
+            node.save(update_fields=[*changed, "enrolments", "enrolled_at", "key_since"])
     except IntegrityError:
         raise NodeAlreadyEnrolled("the key was enrolled a moment ago") from None
     log.warning("node_key_replaced", node_id=node.pk, enrolments=node.enrolments)

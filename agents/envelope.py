@@ -165,6 +165,18 @@ def decode(*, message_type: type[MessageT], signed: SignedRequest) -> MessageT:
     return message
 
 
+def check_protocol(*, protocol_version: int) -> None:
+    """Refuse a message of a protocol that this market does not speak.
+
+    :raises MalformedReport: then.
+    """
+    if protocol_version not in protocol.PROTOCOL_VERSIONS:
+        spoken = " and ".join(str(version) for version in protocol.PROTOCOL_VERSIONS)
+        raise MalformedReport(
+            f"protocol {protocol_version} is not spoken here, only {spoken}", pointer="/protocol"
+        )
+
+
 def check_length(*, text: str, length_max: int, pointer: str) -> None:
     """Refuse a text that its column could not hold, or that is empty where a name is needed.
 

@@ -51,6 +51,7 @@ def store_meters(
                 temperature_celsius_max=at_most(
                     value=meter.temperature_celsius_max, maximum=TEMPERATURE_CELSIUS_MAX
                 ),
+                attached_seconds=meter.attached_seconds,
                 simulated=meter.simulated,
                 received_at=at,
             )
@@ -73,7 +74,7 @@ def store_receipts(
             example = f"{receipt.kind} of {receipt.lease_id}/{receipt.lease_epoch}"
             refusals.add(kind="receipt", reason=reason, example=example)
             continue
-        document = protocol.to_json(receipt)
+        document = receipt.document()
         rows.append(
             Receipt(
                 node=node,
@@ -122,6 +123,7 @@ def _why_no_meter(
         "too_old": age_days > METER_AGE_DAYS_MAX,
         "up_exceeds_window": meter.up_seconds > math.ceil(length_seconds),
         "busy_exceeds_up": (meter.busy_seconds or 0) > meter.up_seconds,
+        "attached_exceeds_up": (meter.attached_seconds or 0) > meter.up_seconds,
     }
     return next((reason for reason, applies in reasons.items() if applies), "")
 

@@ -70,7 +70,7 @@ def accept(*, node: Node, report: protocol.Report, at: dt.datetime) -> protocol.
     refusals = Refusals(node_id=node.pk)
     with transaction.atomic():
         if not _claim(node=node, report=report, at=at):
-            raise _why_not_claimed(node=node, at=at)
+            raise _why_not_claimed(node=node, report=report, at=at)
         if report.inventory is not None:
             inventory.apply(node=node, gpus=report.inventory, at=at)
         granted = _grants_named(node=node, report=report)
@@ -97,11 +97,7 @@ def accept(*, node: Node, report: protocol.Report, at: dt.datetime) -> protocol.
 
 def _check(*, node: Node, report: protocol.Report) -> None:
     """Refuse what is not this node's report, or what the tables could not hold."""
-    if report.protocol != protocol.PROTOCOL_VERSION:
-        raise envelope.MalformedReport(
-            f"protocol {report.protocol} is not spoken here, only {protocol.PROTOCOL_VERSION}",
-            pointer="/protocol",
-        )
+    envelope.check_protocol(protocol_version=report.protocol)
     if report.node_id != node.pk:
         raise envelope.MalformedReport("names another node than keyid", pointer="/node_id")
     envelope.check_length(text=report.agent_version, length_max=40, pointer="/agent_version")
@@ -137,7 +133,7 @@ def _claim(*, node: Node, report: protocol.Report, at: dt.datetime) -> bool:
     return bool(claimed)
 
 
-def _why_not_claimed(*, node: Node, at: dt.datetime) -> DomainError:
+def _why_not_claimed(*, node: Node, report: protocol.Report, at: dt.datetime) -> DomainError:
     """Return the refusal of a report whose pair could not be set."""
     now = Node.objects.get(pk=node.pk)
     if now.status == NodeStatus.REVOKED:
@@ -155,7 +151,7 @@ def _why_not_claimed(*, node: Node, at: dt.datetime) -> DomainError:
     )
     return ReportReplayed(
         f"the last accepted report is {now.last_epoch}.{now.last_sequence}",
-        extra={"reply": protocol.to_json(reply)},
+        extra={"reply": protocol.to_json(reply, protocol=report.protocol)},
     )
 
 

@@ -23,8 +23,22 @@ _IDENTITY_COLUMNS = (
     "serial",
     "pci_bus_id",
     "mig_enabled",
+    "board_part_number",
+    "vbios_version",
+    "virtualization_mode",
+    "mig_devices",
+    "fabric_clique",
     "present",
 )
+# What a GPU need not tell; as the columns.
+_IDENTITY_LENGTHS_MAX = {
+    "serial": 100,
+    "pci_bus_id": 40,
+    "board_part_number": 100,
+    "vbios_version": 40,
+    "virtualization_mode": 20,
+    "fabric_clique": 100,
+}
 _CLAIMED_TWICE = "another node reports a GPU with this UUID"
 
 
@@ -50,10 +64,9 @@ def check_identities(*, gpus: Sequence[protocol.GpuIdentity], pointer: str) -> N
         envelope.check_length(
             text=gpu.product_name, length_max=100, pointer=f"{place}/product_name"
         )
-        if gpu.serial:
-            envelope.check_length(text=gpu.serial, length_max=100, pointer=f"{place}/serial")
-        if gpu.pci_bus_id:
-            envelope.check_length(text=gpu.pci_bus_id, length_max=40, pointer=f"{place}/pci_bus_id")
+        for name, length_max in _IDENTITY_LENGTHS_MAX.items():
+            if text := getattr(gpu, name):
+                envelope.check_length(text=text, length_max=length_max, pointer=f"{place}/{name}")
     if len({gpu.uuid for gpu in gpus}) != len(gpus):
         raise envelope.MalformedReport(f"{pointer}: names one GPU twice", pointer=pointer)
 
@@ -113,6 +126,11 @@ def _columns(identity: protocol.GpuIdentity) -> dict[str, object]:
         "serial": identity.serial or "",
         "pci_bus_id": identity.pci_bus_id or "",
         "mig_enabled": identity.mig_enabled,
+        "board_part_number": identity.board_part_number or "",
+        "vbios_version": identity.vbios_version or "",
+        "virtualization_mode": identity.virtualization_mode or "",
+        "mig_devices": protocol.to_json(identity.mig_devices),
+        "fabric_clique": identity.fabric_clique or "",
         "present": True,
     }
 

@@ -10,7 +10,7 @@ from django.db.models.functions import Mod
 from django.db.models.lookups import Exact
 
 from agents import protocol
-from agents.states import NODE_ARROWS, NodeStatus
+from agents.states import NODE_ARROWS, AlarmKind, NodeStatus
 from marketplace.core import ids
 from marketplace.models import GpuModel, Organization
 
@@ -39,6 +39,12 @@ class EnrolmentToken(models.Model):
     created_at = models.DateTimeField()
     expires_at = models.DateTimeField()
     revoked_at = models.DateTimeField(null=True, blank=True)
+    allowed_networks = ArrayField(
+        models.CharField(max_length=50),
+        default=list,
+        blank=True,
+        db_comment="CIDR blocks from which it may be used; empty: from anywhere",
+    )
 
     class Meta:
         constraints: ClassVar = [
@@ -87,6 +93,23 @@ class Node(models.Model):
         db_comment="how many keys the machine has had: each starts (epoch, sequence) anew",
     )
     enrolled_at = models.DateTimeField()
+    key_since = models.DateTimeField(
+        null=True, blank=True, db_comment="since when it signs with this key"
+    )
+    previous_public_key = models.CharField(
+        max_length=44,
+        blank=True,
+        db_comment="may still ask for the same rotation again, whose answer was lost",
+    )
+    protocol_version = models.PositiveSmallIntegerField(default=1)
+    host = models.JSONField(default=dict, blank=True, db_comment="the last HostFacts")
+    warnings = models.JSONField(default=list, blank=True, db_comment="what it cannot do now")
+    policy_version = models.PositiveIntegerField(
+        default=0, db_comment="of its owner's policy, as it last said that it follows"
+    )
+    vouched_at = models.DateTimeField(
+        null=True, blank=True, db_comment="its owner answers for faults from before that"
+    )
 
     objects = NodeQuerySet.as_manager()
 
@@ -162,6 +185,13 @@ class Gpu(models.Model):
     serial = models.CharField(max_length=100, blank=True)
     pci_bus_id = models.CharField(max_length=40, blank=True)
     mig_enabled = models.BooleanField(null=True)
+    board_part_number = models.CharField(max_length=100, blank=True)
+    vbios_version = models.CharField(max_length=40, blank=True)
+    virtualization_mode = models.CharField(max_length=20, blank=True)
+    mig_devices = models.JSONField(default=list, blank=True)
+    fabric_clique = models.CharField(max_length=100, blank=True)
+    counters = models.JSONField(default=dict, blank=True, db_comment="the last GpuCounters")
+    counters_at = models.DateTimeField(null=True, blank=True)
     present = models.BooleanField(default=True, db_comment="in the node's last inventory")
     health = models.CharField(
         max_length=20, choices=_choices(protocol.Health), default=protocol.Health.HEALTHY
@@ -176,6 +206,14 @@ class Gpu(models.Model):
         max_length=20, choices=_choices(protocol.IdleState), default=protocol.IdleState.UNKNOWN
     )
     idle_since = models.DateTimeField(null=True)
+    idle_reason = models.CharField(max_length=500, blank=True, db_comment="the agent's words")
+    withdrawals = models.PositiveSmallIntegerField(
+        default=0, db_comment="how often it stopped being idle on `withdrawn_on`"
+    )
+    withdrawn_on = models.DateField(null=True, blank=True, db_comment="UTC")
+    offered_again_at = models.DateTimeField(
+        null=True, blank=True, db_comment="not offered as idle before that"
+    )
     measured_at = models.DateTimeField(null=True)
     first_seen_at = models.DateTimeField()
 
@@ -298,6 +336,9 @@ class MeterReading(models.Model):
     energy_millijoules = models.BigIntegerField(null=True)
     memory_used_bytes_max = models.BigIntegerField(null=True)
     temperature_celsius_max = models.SmallIntegerField(null=True)
+    attached_seconds = models.PositiveIntegerField(
+        null=True, db_comment="a process held its memory; null: not measured"
+    )
     simulated = models.BooleanField()
     received_at = models.DateTimeField(db_comment="server's clock")
 
@@ -313,8 +354,137 @@ class MeterReading(models.Model):
                 condition=Q(busy_seconds__isnull=True) | Q(busy_seconds__lte=F("up_seconds")),
                 name="meter_busy_within_up",
             ),
+            models.CheckConstraint(
+                condition=Q(attached_seconds__isnull=True)
+                | Q(attached_seconds__lte=F("up_seconds")),
+                name="meter_attached_within_up",
+            ),
         ]
         indexes: ClassVar = [models.Index(fields=["lease_id", "starts_at"], name="meter_by_lease")]
 
     def __str__(self) -> str:
         return f"{self.lease_id} {self.gpu_uuid} {self.starts_at:%H:%M:%S}"
+
+
+class GpuEvent(models.Model):
+    """Something that happened to a GPU: append-only, once per (node, enrolment, epoch, sequence)."""
+
+    node = models.ForeignKey(Node, on_delete=models.PROTECT, related_name="events")
+    enrolment = models.PositiveIntegerField()
+    epoch = models.BigIntegerField()
+    sequence = models.BigIntegerField()
+    gpu = models.ForeignKey(Gpu, on_delete=models.PROTECT, related_name="events")
+    at = models.DateTimeField(db_comment="node's clock")
+    kind = models.CharField(max_length=10, choices=_choices(protocol.EventKind))
+    source = models.CharField(max_length=20, choices=_choices(protocol.EventSource))
+    cause = models.CharField(max_length=10, choices=_choices(protocol.Cause))
+    xid = models.PositiveIntegerField(null=True)
+    pid = models.BigIntegerField(null=True)
+    process_name = models.CharField(max_length=100, blank=True)
+    health = models.CharField(max_length=20, blank=True, choices=_choices(protocol.Health))
+    reason = models.CharField(max_length=500, blank=True)
+    lease_id = models.CharField(max_length=ids.ID_LENGTH_MAX, blank=True)
+    lease_epoch = models.PositiveIntegerField(null=True)
+    received_at = models.DateTimeField(db_comment="server's clock")
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["node", "enrolment", "epoch", "sequence"], name="gpu_event_is_unique"
+            )
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["gpu", "at"], name="gpu_event_by_gpu"),
+            models.Index(
+                fields=["lease_id", "at"], condition=~Q(lease_id=""), name="gpu_event_by_lease"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.xid or self.health} of {self.gpu_id} at {self.at:%H:%M:%S}"
+
+
+class Outage(models.Model):
+    """A time in which a GPU could not be used: it was quarantined or lost. Half-open; open while it lasts.
+
+    What is sold on the GPU meanwhile was not delivered, and `cause` says who pays.
+    """
+
+    gpu = models.ForeignKey(Gpu, on_delete=models.PROTECT, related_name="outages")
+    health = models.CharField(max_length=20, choices=_choices(protocol.Health))
+    cause = models.CharField(max_length=10, choices=_choices(protocol.Cause))
+    reason = models.CharField(max_length=500)
+    lease_id = models.CharField(max_length=ids.ID_LENGTH_MAX, blank=True, db_comment="who had it")
+    starts_at = models.DateTimeField(db_comment="node's clock")
+    ends_at = models.DateTimeField(null=True, blank=True)
+    opened_by = models.ForeignKey(
+        GpuEvent, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["gpu"], condition=Q(ends_at__isnull=True), name="outage_is_open_once"
+            ),
+            models.CheckConstraint(
+                condition=Q(ends_at__isnull=True) | Q(ends_at__gte=F("starts_at")),
+                name="outage_ends_after_start",
+            ),
+        ]
+        indexes: ClassVar = [models.Index(fields=["gpu", "starts_at"], name="outage_by_gpu")]
+
+    def __str__(self) -> str:
+        return f"{self.gpu_id} {self.health} from {self.starts_at:%F %T}"
+
+
+class Alarm(models.Model):
+    """Something about a node that a person must settle: it withdraws the GPUs that it names until then."""
+
+    node = models.ForeignKey(Node, on_delete=models.PROTECT, related_name="alarms")
+    kind = models.CharField(max_length=30, choices=AlarmKind)
+    gpu_uuid = models.CharField(max_length=100, blank=True, db_comment="empty: the whole node")
+    detail = models.CharField(max_length=500)
+    raised_at = models.DateTimeField()
+    settled_at = models.DateTimeField(null=True, blank=True)
+    settled_by = models.CharField(max_length=100, blank=True)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["node", "kind", "gpu_uuid"],
+                condition=Q(settled_at__isnull=True),
+                name="alarm_is_open_once",
+            )
+        ]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["gpu_uuid"], condition=Q(settled_at__isnull=True), name="alarm_open_by_gpu"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} at {self.node_id}"
+
+
+class Policy(models.Model):
+    """An owner's rules for its nodes: append-only, the highest version is in force."""
+
+    organization = models.ForeignKey(
+        Organization, on_delete=models.PROTECT, related_name="node_policies"
+    )
+    version = models.PositiveIntegerField()
+    document = models.JSONField(db_comment="protocol.NodePolicy, less its version")
+    created_at = models.DateTimeField()
+    created_by = models.CharField(max_length=100)
+
+    class Meta:
+        verbose_name_plural = "policies"
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["organization", "version"], name="policy_version_is_unique"
+            ),
+            models.CheckConstraint(condition=Q(version__gte=1), name="policy_version_is_positive"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.organization_id} version {self.version}"

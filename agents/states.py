@@ -21,3 +21,10 @@ NODE_ARROWS = Arrows(
         NodeStatus.REVOKED: (),
     },
 )
+
+
+class AlarmKind(TextChoices):
+    """What a person must settle."""
+
+    GPU_CLAIMED_TWICE = "gpu_claimed_twice"
+    NODE_CLONED = "node_cloned"

@@ -6,28 +6,34 @@ import datetime as dt
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from agents.protocol.parsing import canonical_json, to_json
-
-PROTOCOL_VERSION = 1
+from agents.protocol.machine import (
+    CheckResult,
+    GpuCounters,
+    GpuEvent,
+    GpuIdentity,
+    GpuSettings,
+    Health,
+    HostFacts,
+)
+from agents.protocol.parsing import PROTOCOL_VERSION, canonical_json, since, to_json
+from agents.protocol.policy import NodePolicy
 
 ENROL_PATH = "/agent/v1/enrol"
 REPORT_PATH = "/agent/v1/reports"
+ROTATE_KEY_PATH = "/agent/v1/keys"
 
 
 class IdleState(StrEnum):
-    """What the agent thinks of a GPU's work: `FREE` needs no process, no memory, no load for a while."""
+    """What the agent thinks of a GPU's work: `FREE` needs no process, no memory, no load for a while.
+
+    `OFFERABLE` is a free, healthy GPU that the owner's own scheduler does not want either.
+    """
 
     UNKNOWN = "unknown"
     BUSY = "busy"
     PARKED = "parked"
     FREE = "free"
-
-
-class Health(StrEnum):
-    HEALTHY = "healthy"
-    SUSPECT = "suspect"
-    QUARANTINED = "quarantined"
-    LOST = "lost"
+    OFFERABLE = "offerable"
 
 
 class DesiredState(StrEnum):
@@ -53,19 +59,6 @@ class ReceiptKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GpuIdentity:
-    """One device as NVML names it. `index` is its place in PCI order and may change; `uuid` does not."""
-
-    uuid: str
-    index: int
-    product_name: str
-    memory_total_bytes: int
-    serial: str | None = None
-    pci_bus_id: str | None = None
-    mig_enabled: bool | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """One sample of one GPU. A value that could not be read is `None`, and `unread` says why per field."""
 
@@ -75,6 +68,7 @@ class Reading:
     health_reason: str = ""
     idle_state: IdleState
     idle_since: dt.datetime | None = None
+    idle_reason: str = field(default="", metadata=since(2))
     utilization_percent: int | None = None
     memory_used_bytes: int | None = None
     power_draw_milliwatts: int | None = None
@@ -89,7 +83,8 @@ class MeterReading:
     """What one leased GPU did in `[starts_at, ends_at)`; identified by (node, epoch, sequence) for ever.
 
     `up_seconds` counts the seconds the tenant had the GPU, `busy_seconds` those with a kernel running, or
-    `None` when utilisation could not be read. `ends_at - starts_at` is at most a few minutes.
+    `attached_seconds` those in which a process held its memory; `None` when that could not be read.
+    `ends_at - starts_at` is at most a few minutes.
     """
 
     epoch: int
@@ -105,6 +100,7 @@ class MeterReading:
     memory_used_bytes_max: int | None = None
     temperature_celsius_max: int | None = None
     simulated: bool = False
+    attached_seconds: int | None = field(default=None, metadata=since(2))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +111,22 @@ class Access:
     port: int
     username: str
     host_key_fingerprint: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiptEvidence:
+    """The state of the machine at a receipt: `boottime_seconds` is CLOCK_BOOTTIME, in whole seconds.
+
+    `container_sha256` is the digest of how the tenant's container was started, where there is one.
+    """
+
+    boot_id: str
+    boottime_seconds: int
+    driver_version: str | None = None
+    counters: list[GpuCounters] = field(default_factory=list)
+    settings: list[GpuSettings] = field(default_factory=list)
+    checks: list[CheckResult] = field(default_factory=list)
+    container_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,10 +149,17 @@ class Receipt:
     detail: str = ""
     simulated: bool = False
     signature: str = ""
+    evidence: ReceiptEvidence | None = field(default=None, metadata=since(2))
 
     def signed_bytes(self) -> bytes:
         """Return the canonical JSON of the receipt without its signature: the bytes that are signed."""
-        return canonical_json({**to_json(self), "signature": ""})
+        return canonical_json({**self.document(), "signature": ""})
+
+    def document(self) -> dict[str, object]:
+        """Return the receipt as its node signed it: one without evidence is of the first protocol."""
+        protocol = PROTOCOL_VERSION if self.evidence is not None else 1
+        document: dict[str, object] = to_json(self, protocol=protocol)
+        return document
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,8 +213,39 @@ class EnrolReply:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RotateKeyRequest:
+    """A node's new key, signed by the old one as any request is. `public_key` is base64url, 32 bytes.
+
+    `proof` (base64) is the signature of the other fields by the new key, so that nobody brings a key that
+    is another's.
+    """
+
+    protocol: int
+    node_id: str
+    public_key: str
+    proof: str = ""
+
+    def proven_bytes(self) -> bytes:
+        """Return the canonical JSON of the request without its proof: the bytes that the new key signs."""
+        return canonical_json({**to_json(self), "proof": ""})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotateKeyReply:
+    """The market knows the node by its new key from `now` on."""
+
+    node_id: str
+    public_key: str
+    now: dt.datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All that a node has to say. `inventory` is given at start, on change and when it is asked for."""
+    """All that a node has to say. `inventory` is given at start, on change, daily and when it is asked for.
+
+    `host` comes with the inventory. `counters` come about once a minute. `policy_version` is the owner's
+    policy that the node follows. `warnings` are in words for the owner: what the node cannot do now.
+    """
 
     protocol: int
     node_id: str
@@ -212,11 +262,19 @@ class Report:
     meters: list[MeterReading] = field(default_factory=list)
     receipts: list[Receipt] = field(default_factory=list)
     spool_depth: int = 0
+    host: HostFacts | None = field(default=None, metadata=since(2))
+    counters: list[GpuCounters] = field(default_factory=list, metadata=since(2))
+    events: list[GpuEvent] = field(default_factory=list, metadata=since(2))
+    policy_version: int = field(default=0, metadata=since(2))
+    warnings: list[str] = field(default_factory=list, metadata=since(2))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportReply:
-    """The answer to a report that was taken: every meter and receipt in it is stored and may be dropped.
+    """The answer to a report that was taken: every meter, receipt and event in it is stored.
+
+    `policy` is given when the node follows another version. Faults of GPUs from before `vouched_at` are
+    forgotten: the owner answers for the machine. `rotate_key` asks for a new key.
 
     Also the body of the 409 `report_replayed`, with `accepted` false and the last accepted pair: an agent
     that reads its own pair there knows that its report had arrived and only the answer was lost.
@@ -229,3 +287,6 @@ class ReportReply:
     report_interval_seconds: int
     want_inventory: bool = False
     grants: list[Grant] = field(default_factory=list)
+    policy: NodePolicy | None = field(default=None, metadata=since(2))
+    vouched_at: dt.datetime | None = field(default=None, metadata=since(2))
+    rotate_key: bool = field(default=False, metadata=since(2))

@@ -14,7 +14,13 @@ import typing
 from enum import StrEnum
 from typing import Any, TypeVar
 
+PROTOCOL_VERSION = 2
+# The market speaks both, so that a fleet can be renewed node by node.
+PROTOCOL_VERSIONS = (1, PROTOCOL_VERSION)
+
 GPUS_PER_NODE_MAX = 16  # HGX and NVL boards carry at most 16 GPUs under one operating system
+MIG_DEVICES_PER_GPU_MAX = 7  # no GPU can be cut into more parts
+RECEIPT_CHECKS_MAX = 64
 REPORT_BODY_BYTES_MAX = 256 * 1024  # 200 meter readings and 16 GPUs take about 60 KiB
 # One hour of minute readings of a three-GPU lease; more wait for the next report.
 REPORT_METERS_MAX = 200
@@ -22,6 +28,9 @@ REPORT_METERS_MAX = 200
 REPORT_READINGS_MAX = GPUS_PER_NODE_MAX * 4
 REPORT_RECEIPTS_MAX = 32
 REPORT_LEASES_MAX = 64
+# A GPU that fails may tell of it many times; what waits goes with the next report.
+REPORT_EVENTS_MAX = 128
+REPORT_WARNINGS_MAX = 16
 TEXT_LENGTH_MAX = 500
 
 _LIST_LIMITS = {
@@ -30,7 +39,14 @@ _LIST_LIMITS = {
     ("Report", "leases"): REPORT_LEASES_MAX,
     ("Report", "meters"): REPORT_METERS_MAX,
     ("Report", "receipts"): REPORT_RECEIPTS_MAX,
+    ("Report", "counters"): GPUS_PER_NODE_MAX,
+    ("Report", "events"): REPORT_EVENTS_MAX,
+    ("Report", "warnings"): REPORT_WARNINGS_MAX,
     ("EnrolRequest", "gpus"): GPUS_PER_NODE_MAX,
+    ("GpuIdentity", "mig_devices"): MIG_DEVICES_PER_GPU_MAX,
+    ("ReceiptEvidence", "counters"): GPUS_PER_NODE_MAX,
+    ("ReceiptEvidence", "settings"): GPUS_PER_NODE_MAX,
+    ("ReceiptEvidence", "checks"): RECEIPT_CHECKS_MAX,
     ("Receipt", "gpu_uuids"): GPUS_PER_NODE_MAX,
     ("Receipt", "energy_millijoules"): GPUS_PER_NODE_MAX,
 }
@@ -49,18 +65,30 @@ class MalformedMessage(ValueError):
         self.detail = detail
 
 
-def to_json(message: Any) -> Any:  # noqa: ANN401 - a JSON value has no narrower type
-    """Turn a message, or a part of one, into plain JSON values; instants become RFC 3339 in UTC with `Z`."""
+def since(protocol: int) -> dict[str, int]:
+    """Mark a field as younger than the first protocol; it must have a default."""
+    return {"since": protocol}
+
+
+def to_json(message: Any, *, protocol: int = PROTOCOL_VERSION) -> Any:  # noqa: ANN401 - JSON has no type
+    """Turn a message, or a part of one, into plain JSON values; instants become RFC 3339 in UTC with `Z`.
+
+    Fields that `protocol` does not have are left out: its readers refuse what they do not know.
+    """
     if isinstance(message, StrEnum):
         return message.value
     if dataclasses.is_dataclass(message) and not isinstance(message, type):
-        return {f.name: to_json(getattr(message, f.name)) for f in dataclasses.fields(message)}
+        return {
+            f.name: to_json(getattr(message, f.name), protocol=protocol)
+            for f in dataclasses.fields(message)
+            if f.metadata.get("since", 1) <= protocol
+        }
     if isinstance(message, dt.datetime):
         return message.astimezone(dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     if isinstance(message, list):
-        return [to_json(item) for item in message]
+        return [to_json(item, protocol=protocol) for item in message]
     if isinstance(message, dict):
-        return {key: to_json(value) for key, value in message.items()}
+        return {key: to_json(value, protocol=protocol) for key, value in message.items()}
     return message
 
 
@@ -84,9 +112,9 @@ def decode(message_type: type[MessageT], body: bytes) -> MessageT:
     return from_json(message_type, value)
 
 
-def encode(message: object) -> bytes:
-    """Return the bytes that go over the wire."""
-    return canonical_json(to_json(message))
+def encode(message: object, *, protocol: int = PROTOCOL_VERSION) -> bytes:
+    """Return the bytes that go over the wire to a reader of `protocol`."""
+    return canonical_json(to_json(message, protocol=protocol))
 
 
 def canonical_json(value: object) -> bytes:

@@ -17,9 +17,9 @@ from marketplace.core.errors import DomainError
 
 
 def _signed_call(
-    verb: Callable[[envelope.SignedRequest], object],
+    verb: Callable[[envelope.SignedRequest], bytes],
 ) -> Callable[[HttpRequest], HttpResponse]:
-    """Make a view of a verb that takes a signed request and returns a message."""
+    """Make a view of a verb that takes a signed request and returns the bytes of a message."""
 
     @csrf_exempt
     @wraps(verb)
@@ -31,10 +31,10 @@ def _signed_call(
             response["Allow"] = "POST"
             return response
         try:
-            message = verb(_read(request))
+            body = verb(_read(request))
         except (DomainError, OperationalError, InterfaceError) as error:
             return refusal_response(request, as_refusal(error))
-        return HttpResponse(protocol.encode(message), content_type="application/json")
+        return HttpResponse(body, content_type="application/json")
 
     return view
 
@@ -78,22 +78,23 @@ def _content_length(request: HttpRequest) -> int:
 
 
 @_signed_call
-def enrol(signed: envelope.SignedRequest) -> protocol.EnrolReply:
+def enrol(signed: envelope.SignedRequest) -> bytes:
     """Make a machine a node, with a token of its owner."""
     at = timezone.now()
     request = envelope.decode(message_type=protocol.EnrolRequest, signed=signed)
     enrolment.verify_request(request=request, signed=signed, at=at)
     node = enrolment.enrol(request=request, at=at)
-    return enrolment.reply(node=node, at=at)
+    return protocol.encode(enrolment.reply(node=node, at=at), protocol=request.protocol)
 
 
 @_signed_call
-def report(signed: envelope.SignedRequest) -> protocol.ReportReply:
+def report(signed: envelope.SignedRequest) -> bytes:
     """Take what a node has to say and answer what it is to do."""
     at = timezone.now()
     node = ingest.authenticate(signed=signed, at=at)
     message = envelope.decode(message_type=protocol.Report, signed=signed)
-    return ingest.accept(node=node, report=message, at=at)
+    reply = ingest.accept(node=node, report=message, at=at)
+    return protocol.encode(reply, protocol=message.protocol)
 
 
 urlpatterns = [
