@@ -11,8 +11,9 @@ import logging
 import random
 from dataclasses import dataclass
 
-from agents.node import AGENT_VERSION, health, idle
+from agents.node import AGENT_VERSION, idle
 from agents.node.clock import MarketClock
+from agents.node.health import HealthTrack
 from agents.node.host import NodeKey
 from agents.node.jobs import Jobs
 from agents.node.leasebook import LeaseBook
@@ -23,9 +24,11 @@ from agents.node.reader import Reader, ReaderHung, ReaderUnavailable, Sample
 from agents.node.reporting import Reporter, backoff_seconds
 from agents.node.sender import Refused, Sender, Unreachable
 from agents.node.spool import LEASES_KEPT, Spool
+from agents.node.watch import HealthWatch
 from agents.protocol import (
     PROTOCOL_VERSION,
     EnrolRequest,
+    GpuCounters,
     GpuIdentity,
     Health,
     IdleState,
@@ -37,6 +40,7 @@ from agents.protocol import (
 logger = logging.getLogger(__name__)
 
 SAMPLE_SECONDS_MAX = 15.0  # every call takes a lock of the driver that the tenant needs too
+COUNTERS_SECONDS = 60.0  # what speaks of health changes seldom, and each read takes that lock too
 WAIT_SECONDS_MAX = 60.0
 # Bounds the back-off at 20 s: a person waits for the first sign of a node.
 ENROL_INTERVAL_SECONDS = 5
@@ -88,6 +92,7 @@ class Agent:
         self._hung_since: dt.datetime | None = None
         self._reader_complaint = ""
         self._sampled_at_boottime: float | None = None
+        self._counted_at_boottime: float | None = None
         self._enrol_failures = 0
         self._enrol_at_boottime = clock.boottime_seconds()
         self._node_id = spool.value(name="node_id")
@@ -97,10 +102,18 @@ class Agent:
         )
         self._book.node_id = self._node_id or ""
         self._keeper = LeaseKeeper(book=self._book, provisioner=provisioner, jobs=jobs)
+        self._watch = HealthWatch(
+            spool=spool,
+            book=self._book,
+            boot_id=machine.boot_id,
+            simulated=reader.simulated,
+            at=clock.now(),
+        )
         self._reporter = Reporter(
             spool=spool,
             sender=sender,
             keeper=self._keeper,
+            watch=self._watch,
             clock=clock,
             book=self._book,
             boot_id=machine.boot_id,
@@ -120,7 +133,7 @@ class Agent:
             self._enrol()
             return self._wait_seconds()
         self._step_leases()
-        if self._keeper.has_news():
+        if self._keeper.has_news() or self._watch.take_grave_news():
             self._reporter.hurry()
         if self._reporter.due_at_boottime <= self._clock.boottime_seconds():
             self._reporter.reader_hung_since = self._hung_since
@@ -148,12 +161,13 @@ class Agent:
         at = self._clock.now()
         samples = self._look(at)
         self._samples = None if samples is None else {s.gpu_uuid: s for s in samples}
+        self._watch_over(at)
         readings: list[Reading] = []
         for sample in samples or []:
             track = self._tracks[sample.gpu_uuid]
             track = idle.step(track=track, sample=sample, thresholds=self._thresholds)
             self._tracks[sample.gpu_uuid] = track
-            readings.append(_reading(sample, track))
+            readings.append(_reading(sample, track, self._watch.track(gpu_uuid=sample.gpu_uuid)))
         if readings:
             self._reporter.note(readings=readings)
         self._keeper.meter(view=self._view())
@@ -182,6 +196,28 @@ class Agent:
                 self._tracks[identity.uuid] = idle.begin(product_name=identity.product_name)
         self._reporter.renew_inventory(inventory=identities)
         return [sample for sample in samples if sample.gpu_uuid in self._tracks]
+
+    def _watch_over(self, at: dt.datetime) -> None:
+        """Judge the health of the GPUs by what was just read, by Xids, and by counters when those are due."""
+        counters: list[GpuCounters] = []
+        if self._samples is not None and self._counters_due():
+            self._counted_at_boottime = self._clock.boottime_seconds()
+            try:
+                counters = self._reader.counters(gpu_uuids=list(self._samples))
+            except ReaderUnavailable as error:
+                logger.warning("the counters cannot be read: %s", error)
+        self._watch.look(
+            at=at,
+            listed=None if self._samples is None else {i.uuid for i in self._identities},
+            samples=self._samples or {},
+            counters=counters,
+            xids=self._reader.xids(),
+        )
+
+    def _counters_due(self) -> bool:
+        if self._counted_at_boottime is None or self._watch.wants_counters():
+            return True
+        return self._clock.boottime_seconds() >= self._counted_at_boottime + COUNTERS_SECONDS
 
     def _view(self) -> MachineView:
         return MachineView(
@@ -273,15 +309,15 @@ class Agent:
         return max(0.0, min(due) - now)
 
 
-def _reading(sample: Sample, track: idle.IdleTrack) -> Reading:
-    state, reason = health.judge(sample=sample)
+def _reading(sample: Sample, track: idle.IdleTrack, judged: HealthTrack) -> Reading:
+    lost = judged.health is Health.LOST
     return Reading(
         gpu_uuid=sample.gpu_uuid,
         measured_at=sample.measured_at,
-        health=state,
-        health_reason=reason,
-        idle_state=track.state if state is not Health.LOST else IdleState.UNKNOWN,
-        idle_since=track.idle_since if state is not Health.LOST else None,
+        health=judged.health,
+        health_reason=judged.reason,
+        idle_state=IdleState.UNKNOWN if lost else track.state,
+        idle_since=None if lost else track.idle_since,
         utilization_percent=sample.utilization_percent,
         memory_used_bytes=sample.memory_used_bytes,
         power_draw_milliwatts=sample.power_draw_milliwatts,

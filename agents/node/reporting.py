@@ -20,8 +20,10 @@ from agents.node.leasebook import LeaseBook
 from agents.node.leases import LeaseKeeper
 from agents.node.sender import Refused, Replayed, Revoked, Sender, Taken, Unreachable
 from agents.node.spool import Spool
+from agents.node.watch import HealthWatch
 from agents.protocol import (
     PROTOCOL_VERSION,
+    REPORT_EVENTS_MAX,
     REPORT_METERS_MAX,
     REPORT_RECEIPTS_MAX,
     GpuIdentity,
@@ -63,6 +65,7 @@ class Reporter:
         spool: Spool,
         sender: Sender,
         keeper: LeaseKeeper,
+        watch: HealthWatch,
         clock: MarketClock,
         book: LeaseBook,
         boot_id: str,
@@ -78,6 +81,7 @@ class Reporter:
         self._spool = spool
         self._sender = sender
         self._keeper = keeper
+        self._watch = watch
         self._clock = clock
         self._book = book
         self._sequence = 0
@@ -112,7 +116,7 @@ class Reporter:
         self.interval_seconds = granted
 
     def hurry(self) -> None:
-        """Bring the next report forward because a lease changed, as far as the token bucket allows.
+        """Bring the next report forward because a lease or a GPU changed, as far as the token bucket allows.
 
         While the market cannot be reached, its back-off stands: a change is no reason to knock harder.
         """
@@ -170,6 +174,9 @@ class Reporter:
             meters=self._spool.meters(limit=min(self._batch, REPORT_METERS_MAX)),
             receipts=self._spool.receipts(limit=min(self._batch, REPORT_RECEIPTS_MAX)),
             spool_depth=self._spool.depth(),
+            counters=self._watch.counters_to_tell(),
+            events=self._spool.events(limit=min(self._batch, REPORT_EVENTS_MAX)),
+            policy_version=self._watch.policy.version,
         )
         return _Pending(report=report, body=encode(report))
 
@@ -182,7 +189,10 @@ class Reporter:
         self._spool.acknowledge(
             meters=[(m.epoch, m.sequence) for m in report.meters],
             receipts=[(r.lease_id, r.lease_epoch, r.kind.value) for r in report.receipts],
+            events=[(e.epoch, e.sequence) for e in report.events],
         )
+        self._watch.told(counters=report.counters)
+        self._watch.follow(policy=reply.policy, vouched_at=reply.vouched_at)
         self._batch = min(self._batch * 2, REPORT_METERS_MAX)
         self._keeper.told(statuses=report.leases)
         self._forget_readings(report)
@@ -230,13 +240,14 @@ class Reporter:
         )  # fmt: skip
         self._pending = None
         about_content = outcome.status in (400, 413, 422)
-        if about_content and (report.meters or report.receipts):
+        if about_content and (report.meters or report.receipts or report.events):
             if self._batch > 1:
                 self._batch //= 2
             else:
                 self._spool.set_aside(
                     meters=[(m.epoch, m.sequence) for m in report.meters],
                     receipts=[(r.lease_id, r.lease_epoch, r.kind.value) for r in report.receipts],
+                    events=[(e.epoch, e.sequence) for e in report.events],
                     reason=f"{outcome.status} {outcome.code} {outcome.detail}",
                 )
         self._put_off()

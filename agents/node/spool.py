@@ -1,8 +1,8 @@
-"""What must survive the agent: unsent meters and receipts, leases and how far they are, the epoch.
+"""What must survive the agent: unsent meters, receipts and events, leases and how far they are, the epoch.
 
-One SQLite file in WAL mode with synchronous=FULL: what `commit` returned from is on the disk. Meters and
-receipts are written before they are sent and removed only when the market has acknowledged them. The epoch
-is raised by one at each start, so that (epoch, sequence) never repeats.
+One SQLite file in WAL mode with synchronous=FULL: what `commit` returned from is on the disk. Meters,
+receipts and events are written before they are sent and removed only when the market has acknowledged them.
+The epoch is raised by one at each start, so that (epoch, sequence) never repeats.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from agents.node.host import StateUnusable
 from agents.protocol import (
     Access,
+    GpuEvent,
     Grant,
     LeaseState,
     MalformedMessage,
@@ -33,6 +34,7 @@ LEASES_KEPT = dt.timedelta(
 
 LeaseKey = tuple[str, int]
 MeterKey = tuple[int, int]
+EventKey = tuple[int, int]
 ReceiptKey = tuple[str, int, str]
 
 _SCHEMA = """
@@ -46,6 +48,9 @@ CREATE TABLE IF NOT EXISTS meter (
 CREATE TABLE IF NOT EXISTS receipt (
   number INTEGER PRIMARY KEY, lease_id TEXT NOT NULL, lease_epoch INTEGER NOT NULL, kind TEXT NOT NULL,
   body TEXT NOT NULL, refused TEXT, UNIQUE (lease_id, lease_epoch, kind)) STRICT;
+CREATE TABLE IF NOT EXISTS event (
+  epoch INTEGER NOT NULL, sequence INTEGER NOT NULL, body TEXT NOT NULL, refused TEXT,
+  PRIMARY KEY (epoch, sequence)) STRICT;
 CREATE TABLE IF NOT EXISTS tenancy (
   number INTEGER PRIMARY KEY, lease_id TEXT NOT NULL, lease_epoch INTEGER NOT NULL,
   gpu_uuid TEXT NOT NULL, starts_at TEXT NOT NULL, ends_at TEXT,
@@ -101,6 +106,7 @@ class Spool:
         leases: Iterable[LeaseRecord] = (),
         meters: Iterable[MeterReading] = (),
         receipts: Iterable[Receipt] = (),
+        events: Iterable[GpuEvent] = (),
         values: Mapping[str, str] | None = None,
     ) -> None:
         """Write all of this or none of it. A receipt that is already there stays as it is."""
@@ -119,6 +125,10 @@ class Spool:
                 [(r.lease_id, r.lease_epoch, r.kind, encode(r).decode()) for r in receipts],
             )
             connection.executemany(
+                "INSERT INTO event (epoch, sequence, body) VALUES (?, ?, ?)",
+                [(e.epoch, e.sequence, encode(e).decode()) for e in events],
+            )
+            connection.executemany(
                 "INSERT INTO value VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
                 list((values or {}).items()),
             )
@@ -127,6 +137,14 @@ class Spool:
         """Return a remembered value, or `None`."""
         row = self.connection.execute("SELECT value FROM value WHERE name = ?", [name]).fetchone()
         return None if row is None else str(row[0])
+
+    def values(self, *, prefix: str) -> dict[str, str]:
+        """Return the remembered values whose names begin with `prefix`, by the rest of their names."""
+        rows = self.connection.execute(
+            "SELECT substr(name, ?), value FROM value WHERE substr(name, 1, ?) = ? ORDER BY name",
+            [len(prefix) + 1, len(prefix), prefix],
+        )
+        return {str(name): str(value) for name, value in rows}
 
     def raise_epoch(self, *, above: int = 0) -> int:
         """Return the next epoch, higher than every earlier one and than `above`; it is on the disk."""
@@ -167,15 +185,29 @@ class Spool:
         )
         return [decode(Receipt, body.encode()) for (body,) in rows]
 
+    def events(self, *, limit: int) -> list[GpuEvent]:
+        """Return the oldest unsent events."""
+        rows = self.connection.execute(
+            "SELECT body FROM event WHERE refused IS NULL ORDER BY epoch, sequence LIMIT ?", [limit]
+        )
+        return [decode(GpuEvent, body.encode()) for (body,) in rows]
+
     def depth(self) -> int:
-        """Return how many meters and receipts wait to be sent."""
+        """Return how many meters, receipts and events wait to be sent."""
         query = (
             "SELECT (SELECT count(*) FROM meter WHERE refused IS NULL)"
             " + (SELECT count(*) FROM receipt WHERE refused IS NULL)"
+            " + (SELECT count(*) FROM event WHERE refused IS NULL)"
         )
         return int(self.connection.execute(query).fetchone()[0])
 
-    def acknowledge(self, *, meters: Iterable[MeterKey], receipts: Iterable[ReceiptKey]) -> None:
+    def acknowledge(
+        self,
+        *,
+        meters: Iterable[MeterKey],
+        receipts: Iterable[ReceiptKey],
+        events: Iterable[EventKey] = (),
+    ) -> None:
         """Remove what the market has stored."""
         with _Transaction(self.connection) as connection:
             connection.executemany(
@@ -185,9 +217,17 @@ class Spool:
                 "DELETE FROM receipt WHERE lease_id = ? AND lease_epoch = ? AND kind = ?",
                 list(receipts),
             )
+            connection.executemany(
+                "DELETE FROM event WHERE epoch = ? AND sequence = ?", list(events)
+            )
 
     def set_aside(
-        self, *, meters: Iterable[MeterKey], receipts: Iterable[ReceiptKey], reason: str
+        self,
+        *,
+        meters: Iterable[MeterKey],
+        receipts: Iterable[ReceiptKey],
+        reason: str,
+        events: Iterable[EventKey] = (),
     ) -> None:
         """Keep what the market refuses for good on the disk, but send it no more."""
         why = json.dumps(reason)
@@ -200,6 +240,10 @@ class Spool:
                 "UPDATE receipt SET refused = ?"
                 " WHERE lease_id = ? AND lease_epoch = ? AND kind = ?",
                 [(why, *key) for key in receipts],
+            )
+            connection.executemany(
+                "UPDATE event SET refused = ? WHERE epoch = ? AND sequence = ?",
+                [(why, *key) for key in events],
             )
 
 

@@ -71,7 +71,16 @@ from agents.protocol.parsing import (
     from_json,
     to_json,
 )
-from agents.protocol.policy import HealthPolicy, IdlePolicy, NodePolicy, Verdict, XidRule
+from agents.protocol.policy import (
+    HEALTH_BOUNDS,
+    IDLE_BOUNDS,
+    HealthPolicy,
+    IdlePolicy,
+    NodePolicy,
+    Verdict,
+    XidRule,
+    policy_problems,
+)
 from agents.protocol.signatures import (
     ENROL_KEY_ID,
     SIGNATURE_SKEW_SECONDS_MAX,
@@ -88,6 +97,8 @@ __all__ = [
     "ENROL_KEY_ID",
     "ENROL_PATH",
     "GPUS_PER_NODE_MAX",
+    "HEALTH_BOUNDS",
+    "IDLE_BOUNDS",
     "LIST_LENGTH_MAX",
     "MIG_DEVICES_PER_GPU_MAX",
     "PROTOCOL_VERSION",
@@ -148,6 +159,7 @@ __all__ = [
     "encode",
     "from_json",
     "parse_signature",
+    "policy_problems",
     "signature_base",
     "signature_parameters",
     "to_json",

@@ -6,6 +6,7 @@ what a node follows until it has heard of others; their sources are named in `ag
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -74,8 +75,14 @@ class HealthPolicy:
 
     xid_rules: dict[str, str] = field(default_factory=_default_xid_rules)
     xid_rule_default: XidRule = XidRule.WATCH
-    # One GPU that shows application errors under so many different leases is itself at fault.
-    tenant_xid_leases_max: int = 3
+    # One GPU that shows application errors under so many different leases within so many days is itself
+    # at fault: NVIDIA says so of repeats of Xid 31.
+    tenant_xid_leases: int = 3
+    tenant_xid_days: int = 30
+    # A GPU that so many Xids quarantined within so many days needs a repair and not another reset: only
+    # its owner's word brings it back.
+    quarantine_repeats: int = 2
+    quarantine_repeat_days: int = 7
     recovery_verdicts: dict[str, str] = field(default_factory=_default_recovery_verdicts)
     ecc_uncorrected: Verdict = Verdict.QUARANTINE
     sram_uncorrected: Verdict = Verdict.QUARANTINE
@@ -87,11 +94,14 @@ class HealthPolicy:
     remapped_rows: Verdict = Verdict.QUARANTINE
     nvlink_inactive: Verdict = Verdict.SUSPECT
     pcie_width_reduced: Verdict = Verdict.SUSPECT
+    pcie_load_percent_min: int = 20  # a link may sleep while the GPU has less to do
     fabric_incomplete: Verdict = Verdict.SUSPECT
     ecc_mode_pending: Verdict = Verdict.SUSPECT
     hardware_slowdown: Verdict = Verdict.SUSPECT
     # Samples with a hardware slowdown, per hundred samples of the last ten minutes.
     hardware_slowdown_percent_max: int = 10
+    # A value that the product has and that could not be read.
+    unread: Verdict = Verdict.SUSPECT
     # A suspect GPU is healthy again after so long without a new reason.
     suspect_seconds: int = 600
 
@@ -103,3 +113,64 @@ class NodePolicy:
     version: int = 0
     idle: IdlePolicy = field(default_factory=IdlePolicy)
     health: HealthPolicy = field(default_factory=HealthPolicy)
+
+
+DAY_SECONDS = 86_400
+XID_MAX = 9_999  # the catalogue has about 170; its numbers have three digits
+XID_RULES_MAX = 250
+RECOVERY_ACTION_MAX = 63
+# Smallest and largest figure of each field. An owner may be stricter or laxer than the defaults, and must
+# not make a GPU count as idle between two samples, or a node remember without end.
+IDLE_BOUNDS = {
+    "free_after_seconds": (120, DAY_SECONDS),
+    "parked_after_seconds": (120, 7 * DAY_SECONDS),
+    "memory_used_bytes_max": (0, 2**34),  # 16 GiB: whatever holds more is not at rest
+    "utilization_percent_max": (0, 50),
+    "power_floor_percent": (100, 500),
+    "missed_samples_max": (0, 100),
+}
+HEALTH_BOUNDS = {
+    "tenant_xid_leases": (2, 50),  # one lease alone proves nothing about the GPU
+    "tenant_xid_days": (1, 90),
+    "quarantine_repeats": (2, 50),
+    "quarantine_repeat_days": (1, 90),
+    "dram_corrected_max": (0, 10**12),
+    "remapped_rows_uncorrected_max": (0, 512),  # no GPU has more rows to spare
+    "pcie_load_percent_min": (1, 100),
+    "hardware_slowdown_percent_max": (0, 100),
+    "suspect_seconds": (60, 30 * DAY_SECONDS),
+}
+
+
+def policy_problems(policy: NodePolicy) -> list[str]:
+    """Say in words what of a policy makes no sense, each with the JSON pointer of its field."""
+    parts = (("idle", policy.idle, IDLE_BOUNDS), ("health", policy.health, HEALTH_BOUNDS))
+    problems = [
+        f"/{part}/{name} must be between {least} and {most}, it is {getattr(rules, name)}"
+        for part, rules, bounds in parts
+        for name, (least, most) in bounds.items()
+        if not least <= getattr(rules, name) <= most
+    ]
+    problems += _table_problems(
+        "/health/xid_rules", policy.health.xid_rules, words=list(XidRule), number_max=XID_MAX
+    )
+    problems += _table_problems(
+        "/health/recovery_verdicts",
+        policy.health.recovery_verdicts,
+        words=list(Verdict),
+        number_max=RECOVERY_ACTION_MAX,
+    )
+    return problems
+
+
+def _table_problems(
+    pointer: str, table: dict[str, str], *, words: list[str], number_max: int
+) -> Iterator[str]:
+    if len(table) > XID_RULES_MAX:
+        yield f"{pointer} has {len(table)} entries, at most {XID_RULES_MAX}"
+    for key, word in table.items():
+        is_number = key.isascii() and key.isdigit() and key == str(int(key))
+        if not is_number or not 1 <= int(key) <= number_max:
+            yield f"{pointer}/{key}: the key must be a number from 1 to {number_max}"
+        if word not in words:
+            yield f"{pointer}/{key} must be one of {', '.join(words)}, it is {word!r}"

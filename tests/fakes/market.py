@@ -22,8 +22,10 @@ from agents.protocol import (
     ENROL_PATH,
     EnrolReply,
     EnrolRequest,
+    GpuEvent,
     Grant,
     MeterReading,
+    NodePolicy,
     Receipt,
     Report,
     ReportReply,
@@ -52,6 +54,9 @@ class FakeMarket:
         self.reports: list[Report] = []
         self.meters: dict[tuple[int, int], MeterReading] = {}
         self.receipts: list[Receipt] = []
+        self.events: dict[tuple[int, int], GpuEvent] = {}
+        self.policy: NodePolicy | None = None
+        self.vouched_at: dt.datetime | None = None
         self.last = (0, 0)
         self.request_count = 0
         # Faults: the answer to give instead, or what happens to a good one.
@@ -161,6 +166,10 @@ class FakeMarket:
             key = (meter.epoch, meter.sequence)
             assert self.meters.get(key, meter) == meter, "one name, two readings"
             self.meters[key] = meter
+        for event in report.events:
+            pair = (event.epoch, event.sequence)
+            assert self.events.get(pair, event) == event, "one name, two events"
+            self.events[pair] = event
         for receipt in report.receipts:
             assert self.public_key is not None
             self.public_key.verify(base64.b64decode(receipt.signature), receipt.signed_bytes())
@@ -177,6 +186,8 @@ class FakeMarket:
             report_interval_seconds=self.interval_seconds,
             want_inventory=self.want_inventory,
             grants=self.grants if accepted else [],
+            policy=self.policy,
+            vouched_at=self.vouched_at,
         )
 
     def _check(self, path: str, body: bytes, headers: dict[str, str], *, key_id: str) -> None:
