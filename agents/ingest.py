@@ -8,7 +8,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
 
-from agents import envelope, evidence, grants, inventory, protocol
+from agents import envelope, events, evidence, grants, inventory, outages, policies, protocol
 from agents.enrolment import SimulatedHardwareRefused
 from agents.inventory import NodeRevoked
 from agents.models import Gpu, Grant, Node, Reading
@@ -80,6 +80,7 @@ def accept(*, node: Node, report: protocol.Report, at: dt.datetime) -> protocol.
         evidence.store_meters(
             node=node, meters=report.meters, grants=granted, refusals=refusals, at=at
         )
+        events.store(node=node, events=report.events, refusals=refusals, at=at)
         _store_states(leases=report.leases, granted=granted, refusals=refusals, at=at)
         reply = protocol.ReportReply(
             accepted=True,
@@ -89,6 +90,8 @@ def accept(*, node: Node, report: protocol.Report, at: dt.datetime) -> protocol.
             report_interval_seconds=settings.AGENT_REPORT_INTERVAL_SECONDS,
             want_inventory=_want_inventory(node=node, report=report),
             grants=grants.open_for(node=node),
+            policy=policies.for_node(node=node, report=report),
+            vouched_at=node.vouched_at,
         )
         _store_readings(node=node, readings=report.readings, refusals=refusals, at=at)
     refusals.publish()
@@ -238,6 +241,7 @@ def _takes(*, gpu: Gpu, reading: protocol.Reading) -> bool:
     """Let a GPU take the state of a reading in memory; say whether its row must be written."""
     if gpu.measured_at is not None and reading.measured_at < gpu.measured_at:
         return False
+    outages.follow_reading(gpu=gpu, reading=reading)
     idle_since = reading.idle_since
     state = {
         "health": reading.health.value,

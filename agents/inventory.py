@@ -200,9 +200,13 @@ def drain(*, node: Node, at: dt.datetime, actor: str) -> None:
 def resume(*, node: Node, at: dt.datetime, actor: str) -> None:
     """Sell a drained node's GPUs again. The owner vouches for them: the market's quarantine ends.
 
+    With its next report the node hears of that and forgets the faults from before.
+
     :raises NodeStateConflict: when the node is not draining.
     """
     _move(node=node, to_status=NodeStatus.ACTIVE, at=at, actor=actor)
+    Node.objects.filter(pk=node.pk).update(vouched_at=at)
+    node.vouched_at = at
     clear_quarantine(
         gpu_uuids=list(Gpu.objects.filter(node=node).values_list("uuid", flat=True)),
         at=at,

@@ -210,6 +210,39 @@ def meter(*, grant: Grant, gpu_uuid: str | None = None, **changes: Any) -> proto
     return protocol.MeterReading(**values)
 
 
+def event(*, gpu_uuid: str, **changes: Any) -> protocol.GpuEvent:
+    """Return a health event: by default, the GPU was quarantined by the hardware at NOW."""
+    values: dict[str, Any] = {
+        "epoch": 1,
+        "sequence": next(_numbers),
+        "gpu_uuid": gpu_uuid,
+        "at": NOW,
+        "kind": protocol.EventKind.HEALTH,
+        "source": protocol.EventSource.AGENT,
+        "cause": protocol.Cause.HARDWARE,
+        "health": protocol.Health.QUARANTINED,
+        "reason": "Xid 119",
+        "simulated": True,
+        **changes,
+    }
+    return protocol.GpuEvent(**values)
+
+
+def xid_event(*, gpu_uuid: str, **changes: Any) -> protocol.GpuEvent:
+    values: dict[str, Any] = {
+        "kind": protocol.EventKind.XID,
+        "source": protocol.EventSource.KERNEL_LOG,
+        "cause": protocol.Cause.UNKNOWN,
+        "health": None,
+        "reason": "",
+        "xid": 31,
+        "pid": 4242,
+        "process_name": "python",
+        **changes,
+    }
+    return event(gpu_uuid=gpu_uuid, **values)
+
+
 def receipt(*, grant: Grant, key: Ed25519PrivateKey, **changes: Any) -> protocol.Receipt:
     """Return a signed receipt of a grant; `signature` among the changes replaces the right one."""
     values: dict[str, Any] = {
