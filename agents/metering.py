@@ -3,12 +3,18 @@
 Readings come late, twice and overlapping. On each GPU an instant belongs to the reading that began first
 (of equals, to the one that ended first, then to the one that claims least), so the result does not depend
 on the order of arrival. A reading that loses a part of its interval loses that part of its counts.
+
+Outages and readings may tell of the same loss, so no second is taken twice: within the interval of a reading
+- time in an outage that is nobody's or the hardware's was not delivered, whatever the reading says;
+- time in an outage that the tenant caused was delivered, so it makes up for as many seconds that the reading
+  misses: those count as lost only beyond it;
+- seconds that the reading misses are taken to lie in the outages that are refunded, as far as they reach.
 """
 
 import datetime as dt
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -40,11 +46,15 @@ class GpuMeter:
     """The sum over one GPU, in whole seconds rounded down: `busy <= measured <= up <= covered`.
 
     `covered_seconds` are those of which a reading speaks, `up_seconds` those in which the tenant had the
-    GPU, `measured_seconds` the part of them in which it is known whether it was busy.
+    GPU, `measured_seconds` the part of them in which it is known whether it was busy. `delivered_seconds`
+    are those covered ones that count as delivered when outages are weighed in, and `undelivered_seconds` all
+    that were not: without outages they are `up` and `covered - up`.
     """
 
     covered_seconds: int
     up_seconds: int
+    delivered_seconds: int
+    undelivered_seconds: int
     measured_seconds: int
     busy_seconds: int
     energy_millijoules: int | None
@@ -56,17 +66,33 @@ class GpuMeter:
 class LeaseMeters:
     """The sum over all GPUs of a lease; `gpus` holds each by its UUID.
 
-    `gpu_seconds_measured` says of how many metered GPU-seconds it is known whether they were busy, and
-    `gpu_seconds_down` for how many a reading says that the tenant did not have the GPU.
+    `gpu_seconds_measured` says of how many metered GPU-seconds it is known whether they were busy,
+    `gpu_seconds_delivered` how many of the covered ones count as delivered, and `gpu_seconds_undelivered` how
+    many of the window do not, by readings and outages together.
     """
 
     gpu_seconds_metered: int
-    gpu_seconds_down: int
+    gpu_seconds_delivered: int
+    gpu_seconds_undelivered: int
     gpu_seconds_measured: int
     gpu_seconds_busy: int
     energy_millijoules: int | None
     readings_until: dt.datetime | None
     gpus: dict[str, GpuMeter]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faults:
+    """The outages of one GPU under one lease: those that are refunded, and those that its tenant caused.
+
+    No two of all these windows overlap.
+    """
+
+    refunded: Sequence[Window] = ()
+    by_tenant: Sequence[Window] = ()
+
+
+NO_FAULTS = Faults()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,26 +112,40 @@ class _Piece:
     sample: Sample
 
 
-def total(*, samples: Iterable[Sample], window: Window) -> GpuMeter:
+def total(*, samples: Iterable[Sample], window: Window, faults: Faults = NO_FAULTS) -> GpuMeter:
     """Add up the readings of ONE GPU within `[window.starts_at, window.ends_at)`, in any order."""
-    return _sum(_disjoint(samples=samples, window=window))
+    pieces = list(_disjoint(samples=samples, window=window))
+    inside = sum((_overlap(piece.window, faults.refunded) for piece in pieces), Fraction(0))
+    unread = _overlap(window, faults.refunded) - inside
+    return _sum(pieces, faults=faults, refunded_unread=unread)
 
 
-def lease_meters(*, lease_id: str, window: Window) -> LeaseMeters:
-    """Add up what a lease's GPUs did within `[window.starts_at, window.ends_at)`.
+def lease_meters(
+    *, lease_id: str, window: Window, faults: Mapping[str, Faults] | None = None
+) -> LeaseMeters:
+    """Add up what a lease's GPUs did within `[window.starts_at, window.ends_at)`; `faults` are by GPU.
 
     `readings_until` is the end up to which every GPU that was ever metered has readings, None without any:
-    a settlement waits for it. GPUs that were never metered do not appear.
+    a settlement waits for it. GPUs that were never metered do not appear; their outages count all the same.
     """
+    faults = faults or {}
     gpus: dict[str, GpuMeter] = {}
     ends: list[dt.datetime] = []
     for _, gpu_uuid, samples in _samples_by_gpu(windows={lease_id: window}):
-        gpus[gpu_uuid] = total(samples=samples, window=window)
+        gpus[gpu_uuid] = total(
+            samples=samples, window=window, faults=faults.get(gpu_uuid, NO_FAULTS)
+        )
         ends.append(max(sample.window.ends_at for sample in samples))
+    unmetered = [
+        total(samples=[], window=window, faults=fault).undelivered_seconds
+        for gpu_uuid, fault in faults.items()
+        if gpu_uuid not in gpus
+    ]
     energies = [g.energy_millijoules for g in gpus.values() if g.energy_millijoules is not None]
     return LeaseMeters(
         gpu_seconds_metered=sum(g.up_seconds for g in gpus.values()),
-        gpu_seconds_down=sum(g.covered_seconds - g.up_seconds for g in gpus.values()),
+        gpu_seconds_delivered=sum(g.delivered_seconds for g in gpus.values()),
+        gpu_seconds_undelivered=sum(g.undelivered_seconds for g in gpus.values()) + sum(unmetered),
         gpu_seconds_measured=sum(g.measured_seconds for g in gpus.values()),
         gpu_seconds_busy=sum(g.busy_seconds for g in gpus.values()),
         energy_millijoules=sum(energies) if energies else None,
@@ -216,9 +256,17 @@ def _disjoint(*, samples: Iterable[Sample], window: Window) -> Iterator[_Piece]:
             counted_until = ends_at
 
 
-def _sum(pieces: Iterable[_Piece]) -> GpuMeter:
-    """Add up pieces exactly and round once, at the end, down."""
-    covered = up = measured = busy = Fraction(0)
+def _sum(
+    pieces: Iterable[_Piece],
+    *,
+    faults: Faults = NO_FAULTS,
+    refunded_unread: Fraction = Fraction(0),
+) -> GpuMeter:
+    """Add up pieces exactly and round once, at the end, down.
+
+    `refunded_unread` is the time, in seconds, of refunded outages of which no reading tells.
+    """
+    covered = up = measured = busy = delivered = Fraction(0)
     energy: Fraction | None = None
     memories, temperatures = [], []
     for piece in pieces:
@@ -230,6 +278,8 @@ def _sum(pieces: Iterable[_Piece]) -> GpuMeter:
         up_exact = _exact(seconds=sample.up_seconds, length=length)
         covered += length * share
         up += up_exact * share
+        missed = (length - up_exact) * share - _overlap(piece.window, faults.by_tenant)
+        delivered += length * share - max(missed, _overlap(piece.window, faults.refunded))
         if sample.busy_seconds is not None:
             measured += up_exact * share
             always_busy = sample.busy_seconds >= sample.up_seconds
@@ -245,6 +295,10 @@ def _sum(pieces: Iterable[_Piece]) -> GpuMeter:
     return GpuMeter(
         covered_seconds=math.floor(covered),
         up_seconds=math.floor(up),
+        delivered_seconds=math.floor(delivered),
+        undelivered_seconds=math.floor(covered)
+        - math.floor(delivered)
+        + math.floor(refunded_unread),
         measured_seconds=math.floor(measured),
         busy_seconds=math.floor(busy),
         energy_millijoules=None if energy is None else math.floor(energy),
@@ -260,6 +314,13 @@ def _exact(*, seconds: int, length: Fraction) -> Fraction:
     the length means all of it. Otherwise sixty readings of 59.9 s would lose a minute of an hour.
     """
     return length if seconds > 0 and abs(seconds - length) < 1 else min(Fraction(seconds), length)
+
+
+def _overlap(window: Window, others: Sequence[Window]) -> Fraction:
+    """Return for how many seconds a window lies in others, no two of which overlap; exact."""
+    parts = (window.intersection(other) for other in others)
+    microseconds = sum(part.duration // _MICROSECOND for part in parts if part is not None)
+    return Fraction(microseconds, _SECOND_MICROSECONDS)
 
 
 def _steps(*, window: Window, resolution_seconds: int) -> Iterator[Window]:

@@ -4,8 +4,8 @@ import datetime as dt
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 
-from agents import metering
 from billing import ledger
+from billing.deliveries import delivery_so_far
 from billing.models import Settlement
 from billing.purchases import gpu_seconds_bought, reservation_account
 from billing.settlements import FINAL_RESERVATION_STATUSES, part_of_price
@@ -182,17 +182,8 @@ def _measured(*, lease: Lease, at: dt.datetime) -> _Measured:
 def _so_far(*, lease: Lease, at: dt.datetime) -> _Measured:
     """Return the line of a lease that is not settled: what is known of its delivery, all money open."""
     currency = lease.reservation.currency
-    bought, delivered, busy, metered = lease.gpu_seconds_bought, 0, 0, 0
-    energy: int | None = None
-    end = lease.returned_at or min(at, lease.ends_at)
-    if lease.handed_over_at is not None and lease.handed_over_at < end:
-        window = Window(lease.handed_over_at, end)
-        meters = metering.lease_meters(lease_id=lease.id, window=window)
-        delivered = min(len(lease.gpu_uuids) * window.seconds, bought)
-        metered = min(meters.gpu_seconds_metered, delivered)
-        delivered = max(metered, delivered - meters.gpu_seconds_down)
-        busy = min(meters.gpu_seconds_busy, delivered)
-        energy = meters.energy_millijoules
+    delivery = delivery_so_far(lease=lease, at=at)
+    bought, delivered, busy = delivery.bought, delivery.delivered, delivery.busy
     part = Money(part_of_price(lease=lease), currency)
     return _Measured(
         line=BillLine(
@@ -214,8 +205,8 @@ def _so_far(*, lease: Lease, at: dt.datetime) -> _Measured:
             open=part,
             settled=False,
         ),
-        gpu_seconds_metered=metered,
-        energy_millijoules=energy,
+        gpu_seconds_metered=delivery.metered,
+        energy_millijoules=delivery.energy_millijoules,
     )
 
 

@@ -14,13 +14,13 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Exists, OuterRef
 
-from agents import grants, metering
+from agents import grants
 from billing import ledger, wallet
+from billing.deliveries import Delivery, delivery_of, is_refunded
 from billing.models import Account, Settlement
 from billing.purchases import gpu_seconds_bought, reservation_account
 from billing.states import AccountKind, EntryKind
 from marketplace.core.money import share_of
-from marketplace.core.windows import Window
 from marketplace.models import Organization
 from scheduler.models import Lease, Reservation
 from scheduler.states import LEASE_ARROWS, RESERVATION_ARROWS, LeaseStatus, ReservationStatus
@@ -36,6 +36,8 @@ SETTLEMENTS_PER_RUN_MAX = 500
 # Ids; so many may wait or fail before they hold up those behind them.
 CANDIDATES_PER_RUN_MAX = 5_000
 BASIS_POINTS = 10_000
+# A GPU that flaps at every look of a week has more; the sums of the settlement count them all.
+EVIDENCE_OUTAGES_MAX = 500
 
 FINAL_LEASE_STATUSES = tuple(s for s in LeaseStatus if LEASE_ARROWS.is_final(s))
 FINAL_RESERVATION_STATUSES = tuple(s for s in ReservationStatus if RESERVATION_ARROWS.is_final(s))
@@ -43,22 +45,6 @@ FINAL_RESERVATION_STATUSES = tuple(s for s in ReservationStatus if RESERVATION_A
 
 class LeasesExceedReservation(Exception):
     """The leases promise more GPU-seconds than was bought: no division of the price would be right."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
-    """What the evidence says of a lease, in whole GPU-seconds: `busy <= delivered <= bought`.
-
-    `metered` are the delivered GPU-seconds that meter readings cover; `is_fully_metered` says that every
-    GPU has readings up to the end, so that none is still on its way.
-    """
-
-    bought: int
-    delivered: int
-    metered: int
-    busy: int
-    energy_millijoules: int | None
-    is_fully_metered: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,42 +181,6 @@ def refund_rest(*, reservation_id: str, at: dt.datetime) -> bool:
     return True
 
 
-def delivery_of(*, lease: Lease) -> Delivery:
-    """Read the evidence of a lease that is over.
-
-    Delivered is the time between the two receipts, which the lease carries clipped to its promise, less
-    what the node itself says that a GPU was lost. A lease that was handed over and has no instant of return
-    delivered what its meters cover: that much is known, and no more. Busy is what the meters saw.
-    """
-    bought = lease.gpu_seconds_bought
-    end = lease.returned_at or lease.ends_at
-    if lease.handed_over_at is None or not lease.handed_over_at < end:
-        return Delivery(
-            bought=bought,
-            delivered=0,
-            metered=0,
-            busy=0,
-            energy_millijoules=None,
-            is_fully_metered=True,
-        )
-    window = Window(lease.handed_over_at, end)
-    meters = metering.lease_meters(lease_id=lease.id, window=window)
-    between_receipts = min(len(lease.gpu_uuids) * window.seconds, bought)
-    metered = min(meters.gpu_seconds_metered, between_receipts)
-    had = max(metered, between_receipts - meters.gpu_seconds_down)
-    delivered = metered if lease.returned_at is None else had
-    return Delivery(
-        bought=bought,
-        delivered=delivered,
-        metered=metered,
-        busy=min(meters.gpu_seconds_busy, delivered),
-        energy_millijoules=meters.energy_millijoules,
-        is_fully_metered=set(meters.gpus) >= set(lease.gpu_uuids)
-        and meters.readings_until is not None
-        and meters.readings_until >= end,
-    )
-
-
 def part_of_price(*, lease: Lease) -> int:
     """Return the lease's part of what the reservation cost, in minor units.
 
@@ -320,6 +270,19 @@ def _evidence(*, lease: Lease, delivery: Delivery) -> dict[str, object]:
         },
         "fee_basis_points": lease.reservation.fee_basis_points,
         "energy_millijoules": delivery.energy_millijoules,
+        "outage_count": len(delivery.outages),
+        "outages": [
+            {
+                "gpu_uuid": outage.gpu_uuid,
+                "starts_at": outage.window.starts_at.isoformat(),
+                "ends_at": outage.window.ends_at.isoformat(),
+                "health": outage.health.value,
+                "cause": outage.cause.value,
+                "reason": outage.reason,
+                "refunded": is_refunded(lease=lease, outage=outage),
+            }
+            for outage in delivery.outages[:EVIDENCE_OUTAGES_MAX]
+        ],
     }
 
 

@@ -248,3 +248,74 @@ class TestMinutes:
     def test_refuses_a_step_of_nothing(self) -> None:
         with pytest.raises(InvalidValue):
             metering.minutes(lease_id="lse_x", window=window(0, 1), resolution_seconds=0)
+
+
+class TestFaults:
+    """Outages weighed in: what of an hour on one GPU counts as delivered."""
+
+    def weigh(
+        self,
+        *samples: Sample,
+        refunded: list[tuple[float, float]] | None = None,
+        by_tenant: list[tuple[float, float]] | None = None,
+        length: float = 600,
+    ) -> tuple[int, int]:
+        faults = metering.Faults(
+            refunded=[window(*bounds) for bounds in refunded or []],
+            by_tenant=[window(*bounds) for bounds in by_tenant or []],
+        )
+        meter = metering.total(samples=samples, window=window(0, length), faults=faults)
+        return meter.delivered_seconds, meter.undelivered_seconds
+
+    def test_without_outages_are_what_the_readings_say(self) -> None:
+        assert self.weigh(sample(0, 300, 200), sample(300, 600, 300)) == (500, 100)
+
+    def test_an_outage_is_not_delivered_though_the_reading_says_up(self) -> None:
+        assert self.weigh(sample(0, 600, 600), refunded=[(100, 250)]) == (450, 150)
+
+    def test_a_loss_that_reading_and_outage_tell_of_counts_once(self) -> None:
+        assert self.weigh(sample(0, 600, 450), refunded=[(100, 250)]) == (450, 150)
+
+    def test_what_the_reading_misses_beyond_the_outage_counts_too(self) -> None:
+        assert self.weigh(sample(0, 600, 400), refunded=[(100, 250)]) == (400, 200)
+
+    def test_an_outage_that_no_reading_covers_counts(self) -> None:
+        assert self.weigh(sample(0, 300, 300), refunded=[(250, 400)]) == (250, 150)
+        assert self.weigh(refunded=[(250, 400)]) == (0, 150)
+
+    def test_the_tenants_own_outage_is_delivered_though_the_gpu_was_gone(self) -> None:
+        assert self.weigh(sample(0, 600, 450), by_tenant=[(100, 250)]) == (600, 0)
+        assert self.weigh(sample(0, 600, 600), by_tenant=[(100, 250)]) == (600, 0)
+
+    def test_a_loss_beyond_the_tenants_outage_is_not_the_tenants(self) -> None:
+        assert self.weigh(sample(0, 600, 350), by_tenant=[(100, 250)]) == (500, 100)
+
+    def test_of_both_kinds_stand_side_by_side(self) -> None:
+        outcome = self.weigh(sample(0, 600, 400), refunded=[(0, 100)], by_tenant=[(100, 200)])
+        assert outcome == (500, 100)
+
+    @given(
+        ups=st.lists(st.integers(0, 60), max_size=10),
+        cuts=st.lists(st.integers(0, 600), min_size=2, max_size=10, unique=True),
+        owners=st.lists(st.booleans(), min_size=10, max_size=10),
+    )
+    def test_delivered_and_undelivered_make_what_is_known_of(
+        self, ups: list[int], cuts: list[int], owners: list[bool]
+    ) -> None:
+        samples = [sample(60 * number, 60 * number + 60, up) for number, up in enumerate(ups)]
+        bounds = sorted(cuts)
+        spans = list(zip(bounds[::2], bounds[1::2], strict=False))
+        refunded = [
+            (float(a), float(b)) for (a, b), mine in zip(spans, owners, strict=False) if mine
+        ]
+        by_tenant = [
+            (float(a), float(b)) for (a, b), mine in zip(spans, owners, strict=False) if not mine
+        ]
+        covered = 60 * len(ups)
+        delivered, undelivered = self.weigh(*samples, refunded=refunded, by_tenant=by_tenant)
+        unread = sum(max(0, b - max(a, covered)) for a, b in refunded)
+        assert delivered + undelivered == covered + unread
+        assert undelivered >= sum(b - a for a, b in refunded)
+        # The tenant's doing never takes from what was delivered, the machine's never adds to it.
+        assert delivered >= self.weigh(*samples, refunded=refunded)[0]
+        assert delivered <= self.weigh(*samples, by_tenant=by_tenant)[0]

@@ -6,7 +6,7 @@ import uuid
 from decimal import Decimal
 
 from agents import protocol
-from agents.models import MeterReading, Node, Receipt
+from agents.models import Gpu, MeterReading, Node, Outage, Receipt
 from billing import purchases, wallet
 from marketplace.core.money import Money, amount_for
 from marketplace.models import GpuModel, Organization
@@ -150,6 +150,7 @@ def meter(
     seconds: int = 3600,
     busy: int | None = 0,
     energy_millijoules: int | None = None,
+    up: int | None = None,
 ) -> MeterReading:
     number = next(_numbers)
     return MeterReading.objects.create(
@@ -161,7 +162,7 @@ def meter(
         gpu_uuid=of.gpu_uuids[gpu],
         starts_at=of.starts_at + dt.timedelta(seconds=from_second),
         ends_at=of.starts_at + dt.timedelta(seconds=from_second + seconds),
-        up_seconds=seconds,
+        up_seconds=seconds if up is None else up,
         busy_seconds=busy,
         energy_millijoules=energy_millijoules,
         simulated=True,
@@ -173,6 +174,39 @@ def meter_fully(*, of: Lease, busy_of_each: int = 1800) -> None:
     """Meter every GPU of a lease over the whole window."""
     for gpu in range(len(of.gpu_uuids)):
         meter(of=of, gpu=gpu, seconds=of.window.seconds, busy=busy_of_each)
+
+
+def outage(
+    *,
+    of: Lease,
+    gpu: int = 0,
+    from_second: int = 0,
+    seconds: int | None = 600,
+    cause: protocol.Cause = protocol.Cause.HARDWARE,
+    health: protocol.Health = protocol.Health.LOST,
+    lease_id: str | None = None,
+) -> Outage:
+    """Return an outage of one GPU of a lease, by default under that lease; None seconds: it lasts."""
+    row, _ = Gpu.objects.get_or_create(
+        uuid=of.gpu_uuids[gpu],
+        defaults={
+            "node": of.node,
+            "slot": of.node.slot_base + gpu,
+            "product_name": "NVIDIA H100",
+            "memory_total_bytes": 1,
+            "first_seen_at": START,
+        },
+    )
+    starts_at = of.starts_at + dt.timedelta(seconds=from_second)
+    return Outage.objects.create(
+        gpu=row,
+        health=health,
+        cause=cause,
+        reason="it was lost",
+        lease_id=of.id if lease_id is None else lease_id,
+        starts_at=starts_at,
+        ends_at=None if seconds is None else starts_at + dt.timedelta(seconds=seconds),
+    )
 
 
 def receipt(*, of: Lease, kind: protocol.ReceiptKind) -> Receipt:

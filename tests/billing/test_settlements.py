@@ -1,10 +1,14 @@
 import datetime as dt
 import threading
+from typing import Any
 
 import pytest
-from django.db import connection, connections
+from django.db import connection, connections, transaction
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from billing import books, ledger, settlements, wallet
+from agents.protocol import Cause
+from billing import books, deliveries, ledger, settlements, wallet
 from billing.models import Entry, Settlement
 from billing.states import AccountKind
 from scheduler.models import Lease, Reservation
@@ -67,7 +71,7 @@ class TestSettle:
         lease = factories.lease(of=reservation)
         lease.handed_over_at += dt.timedelta(milliseconds=1)
         lease.save(update_fields=["handed_over_at"])
-        assert settlements.delivery_of(lease=lease).delivered == 2 * 3599
+        assert deliveries.delivery_of(lease=lease).delivered == 2 * 3599
 
     def test_takes_the_meters_word_where_no_return_was_seen(self):
         reservation = factories.reservation(buyer=factories.tenant(funds_minor=471))
@@ -76,14 +80,14 @@ class TestSettle:
         lease.refresh_from_db()
         factories.meter(of=lease, gpu=0, seconds=600, busy=60)
         factories.meter(of=lease, gpu=1, seconds=300, busy=None)
-        delivery = settlements.delivery_of(lease=lease)
+        delivery = deliveries.delivery_of(lease=lease)
         assert (delivery.delivered, delivery.metered, delivery.busy) == (900, 900, 60)
 
     def test_never_counts_more_than_was_delivered(self):
         reservation = factories.reservation(buyer=factories.tenant(funds_minor=471))
         lease = factories.lease(of=reservation, returned_after_seconds=60)
         factories.meter_fully(of=lease, busy_of_each=3600)
-        delivery = settlements.delivery_of(lease=lease)
+        delivery = deliveries.delivery_of(lease=lease)
         assert (delivery.delivered, delivery.metered, delivery.busy) == (120, 120, 120)
 
     def test_waits_for_readings_on_their_way_and_no_longer_than_its_grace(self):
@@ -253,3 +257,113 @@ class TestPoison:
         assert settlements.settle_ended(at=later) == 1
         assert Settlement.objects.get().lease == well
         assert settlements.settle_ended(at=later) == 0
+
+
+class TestOutages:
+    def lease(self, **changes: Any) -> Lease:
+        reservation = factories.reservation(buyer=factories.tenant(funds_minor=471))
+        return factories.lease(of=reservation, **changes)
+
+    @pytest.mark.parametrize("cause", [Cause.HARDWARE, Cause.UNKNOWN])
+    def test_are_refunded_unless_the_tenant_caused_them(self, cause: Cause):
+        lease = self.lease()
+        factories.meter_fully(of=lease)
+        factories.outage(of=lease, seconds=1800, cause=cause)
+        settlements.settle_ended(at=lease.closed_at)
+        row = Settlement.objects.get()
+        assert (row.gpu_seconds_bought, row.gpu_seconds_delivered) == (7200, 5400)
+        assert (row.earned_minor, row.owner_minor, row.refunded_minor) == (353, 300, 118)
+        assert held(lease.reservation) == 118
+
+    def test_that_the_tenant_caused_leave_the_owner_the_rent(self):
+        lease = self.lease()
+        factories.meter(of=lease, gpu=0, up=1800)
+        factories.meter(of=lease, gpu=1)
+        factories.outage(of=lease, from_second=1800, seconds=None, cause=Cause.TENANT)
+        settlements.settle_ended(at=lease.closed_at)
+        row = Settlement.objects.get()
+        assert (row.gpu_seconds_delivered, row.owner_minor, row.refunded_minor) == (7200, 400, 0)
+
+    def test_that_an_earlier_tenant_caused_are_refunded_to_the_next_one(self):
+        lease = self.lease()
+        factories.meter_fully(of=lease)
+        factories.outage(of=lease, seconds=1800, cause=Cause.TENANT, lease_id="lse_before")
+        assert deliveries.delivery_of(lease=lease).delivered == 5400
+
+    def test_and_meters_that_tell_of_the_same_loss_count_it_once(self):
+        lease = self.lease()
+        factories.meter(of=lease, gpu=0, up=1800)
+        factories.meter(of=lease, gpu=1)
+        factories.outage(of=lease, from_second=1800, seconds=None)
+        delivery = deliveries.delivery_of(lease=lease)
+        assert (delivery.delivered, delivery.metered) == (5400, 5400)
+
+    def test_count_only_while_the_tenant_had_the_gpu(self):
+        lease = self.lease(handed_over_after_seconds=600, returned_after_seconds=3000)
+        factories.outage(of=lease, from_second=-600, seconds=1500)
+        factories.outage(of=lease, gpu=1, from_second=2700, seconds=None)
+        assert deliveries.delivery_of(lease=lease).delivered == 2 * 2400 - 300 - 300
+
+    def test_count_where_no_return_was_seen(self):
+        lease = self.lease(status=LeaseStatus.INTERRUPTED)
+        type(lease).objects.filter(pk=lease.pk).update(returned_at=None)
+        lease.refresh_from_db()
+        factories.meter(of=lease, gpu=0, seconds=600, busy=60)
+        factories.outage(of=lease, from_second=300, seconds=None)
+        assert deliveries.delivery_of(lease=lease).delivered == 300
+
+    def test_of_other_gpus_are_nothing_to_a_lease(self):
+        lease, other = self.lease(), self.lease()
+        factories.outage(of=other)
+        assert deliveries.delivery_of(lease=lease).delivered == 7200
+
+    def test_stand_in_the_evidence(self):
+        lease = self.lease()
+        factories.outage(of=lease, from_second=3000, seconds=None, cause=Cause.TENANT)
+        factories.outage(of=lease, gpu=1, from_second=600, seconds=60)
+        settlements.settle_ended(at=LATER)
+        evidence = Settlement.objects.get().evidence
+        assert evidence["outage_count"] == 2
+        assert evidence["outages"][0] == {
+            "gpu_uuid": lease.gpu_uuids[0],
+            "starts_at": "2026-11-02T08:50:00+00:00",
+            "ends_at": "2026-11-02T09:00:00+00:00",
+            "health": "lost",
+            "cause": "tenant",
+            "reason": "it was lost",
+            "refunded": False,
+        }
+        assert evidence["outages"][1]["refunded"] is True
+
+    def test_leave_the_books_in_order(self):
+        lease = self.lease()
+        factories.outage(of=lease, seconds=1234)
+        settlements.settle_ended(at=LATER)
+        assert books.check(at=LATER).ok
+
+    @settings(max_examples=40, deadline=None)
+    @given(data=st.data())
+    def test_and_meters_divide_what_was_bought_without_rest(self, data: st.DataObject):
+        savepoint = transaction.savepoint()
+        lease = self.lease()
+        bounds = st.tuples(st.integers(0, 3599), st.integers(1, 3600))
+        for gpu in range(2):
+            for start, length in data.draw(st.lists(bounds, max_size=3)):
+                up = data.draw(st.integers(0, length))
+                factories.meter(of=lease, gpu=gpu, from_second=start, seconds=length, up=up)
+        before = deliveries.delivery_of(lease=lease).delivered
+        cuts = sorted(data.draw(st.lists(st.integers(-60, 3660), max_size=8, unique=True)))
+        causes = []
+        for start, end in zip(cuts[::2], cuts[1::2], strict=False):
+            causes.append(data.draw(st.sampled_from(Cause)))
+            factories.outage(of=lease, from_second=start, seconds=end - start, cause=causes[-1])
+        delivery = deliveries.delivery_of(lease=lease)
+        assert 0 <= delivery.metered <= delivery.delivered <= delivery.bought == 7200
+        assert delivery.busy <= delivery.delivered
+        if set(causes) <= {Cause.TENANT}:
+            assert delivery.delivered >= before
+        if Cause.TENANT not in causes:
+            assert delivery.delivered <= before
+        settlements.settle_ended(at=LATER)
+        assert books.check(at=LATER).ok
+        transaction.savepoint_rollback(savepoint)

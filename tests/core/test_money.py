@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.settlements import Delivery, amounts_of
+from billing.deliveries import Delivery
+from billing.settlements import amounts_of
 from marketplace.core.money import (
     Money,
     amount_for,
