@@ -1,14 +1,16 @@
 """What happened to GPUs, as their nodes tell it: each event once, checked one by one, kept for ever."""
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from agents import evidence, outages, protocol
 from agents.models import Gpu, GpuEvent, Grant, Node
 from agents.protocol import Cause, EventKind
 from agents.protocol.policy import XID_MAX
 from agents.refusals import Refusals
+from marketplace.core.windows import Window
 
+EVENTS_SINCE_PROTOCOL = 2
 EVENT_AGE_DAYS_MAX = (
     evidence.METER_AGE_DAYS_MAX
 )  # both wait in one spool and could change one month
@@ -45,6 +47,27 @@ def store(
             changed[row.gpu_id] = min(row.at, changed.get(row.gpu_id, row.at))
     for gpu_id, since in changed.items():
         outages.follow_events(gpu_id=gpu_id, since=since)
+
+
+def xid_instants(*, gpu_uuids: Collection[str], window: Window) -> dict[str, list[dt.datetime]]:
+    """Return when each of some GPUs had an Xid within a window, in the order of time.
+
+    GPUs without any do not appear. Nodes tell the same error of a process once in five minutes.
+    """
+    found: dict[str, list[dt.datetime]] = {}
+    rows = (
+        GpuEvent.objects.filter(
+            gpu__uuid__in=list(gpu_uuids),
+            kind=EventKind.XID,
+            at__gte=window.starts_at,
+            at__lt=window.ends_at,
+        )
+        .order_by("at")
+        .values_list("gpu__uuid", "at")
+    )
+    for gpu_uuid, at in rows:
+        found.setdefault(gpu_uuid, []).append(at)
+    return found
 
 
 def _row(*, node: Node, event: protocol.GpuEvent, gpu: Gpu, at: dt.datetime) -> GpuEvent:

@@ -1,6 +1,7 @@
 """`/v1/leases`: the handover, and what the GPUs did while the tenant had them."""
 
 import datetime as dt
+from bisect import bisect_left
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any, ClassVar
 
@@ -9,7 +10,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from agents import metering
+from agents import events, metering
 from agents.metering import UtilizationPoint
 from agents.models import Gpu
 from agents.protocol import Health
@@ -141,7 +142,7 @@ class UtilizationPointSerializer(serializers.Serializer[UtilizationPoint]):
     energy_millijoules = serializers.SerializerMethodField()
     temperature_celsius_max = serializers.SerializerMethodField()
     xid_count = serializers.SerializerMethodField(
-        help_text="null: agents do not count Xid events yet"
+        help_text="errors that the driver reported of the GPU; null: its node does not tell of them"
     )
 
     def get_busy_share(self, point: UtilizationPoint) -> str | None:
@@ -167,7 +168,11 @@ class UtilizationPointSerializer(serializers.Serializer[UtilizationPoint]):
         return point.meter.temperature_celsius_max if point.meter else None
 
     def get_xid_count(self, point: UtilizationPoint) -> int | None:
-        return None
+        instants = self.context["xids"]
+        if instants is None:
+            return None
+        told = instants.get(point.gpu_uuid, ())
+        return bisect_left(told, point.window.ends_at) - bisect_left(told, point.window.starts_at)
 
 
 class UtilizationPage(serializers.Serializer[Any]):
@@ -241,7 +246,8 @@ class UtilizationView(ApiView):
             "resolution": resolution,
             "simulated": lease.node.simulated,
         }
-        return Response(UtilizationPage(curve).data)
+        context = {"xids": _xids(lease, window=window)}
+        return Response(UtilizationPage(curve, context=context).data)
 
 
 def _shown(leases: Any) -> Any:  # noqa: ANN401 - a queryset of leases, annotated by nothing
@@ -258,6 +264,13 @@ def _context(leases: list[Lease], *, at: dt.datetime) -> dict[str, object]:
         "gpus": {gpu.uuid: gpu for gpu in Gpu.objects.filter(uuid__in=uuids)},
         "metered": metering.metered_seconds(windows=windows),
     }
+
+
+def _xids(lease: Lease, *, window: Window | None) -> dict[str, list[dt.datetime]] | None:
+    """Return when the lease's GPUs had Xids; None where their node's protocol has no word for them."""
+    if window is None or lease.node.protocol_version < events.EVENTS_SINCE_PROTOCOL:
+        return None
+    return events.xid_instants(gpu_uuids=lease.gpu_uuids, window=window)
 
 
 def _delivered(lease: Lease, *, at: dt.datetime) -> Window | None:

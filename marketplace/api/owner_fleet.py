@@ -6,18 +6,18 @@ An owner sees leases by their id and window; the tenant's name is never shown.
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args, get_type_hints
 
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import HttpResponse
-from drf_spectacular.utils import OpenApiExample, extend_schema_serializer
+from drf_spectacular.utils import OpenApiExample, extend_schema_field, extend_schema_serializer
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from agents import enrolment, health, inventory, labelling
 from agents.models import Gpu, Node
-from agents.protocol import Health, IdleState
+from agents.protocol import GpuCounters, Health, IdleState
 from agents.states import NodeStatus
 from marketplace.api.fields import (
     ChoiceField,
@@ -126,6 +126,26 @@ class NodeLeaseSerializer(serializers.Serializer[Lease]):
     ends_at = InstantField()
 
 
+class CountersSerializer(serializers.Serializer[Any]):
+    """What speaks for or against a GPU's health, as its node last read it; null: it could not be read.
+
+    ECC counts are since the driver was loaded unless the name says otherwise.
+    """
+
+    def get_fields(self) -> dict[str, Any]:
+        """Return the fields of the wire: a count, a switch, or the reasons of what could not be read."""
+        kinds: dict[Any, Any] = {int: serializers.IntegerField, bool: serializers.BooleanField}
+        fields: dict[str, Any] = {}
+        for name, hint in get_type_hints(GpuCounters).items():
+            for kind in get_args(hint):
+                if kind in kinds:
+                    fields[name] = kinds[kind](allow_null=True)
+        fields["unread"] = serializers.DictField(
+            child=serializers.CharField(), help_text="why a value is null: `not_supported`, `lost`"
+        )
+        return fields
+
+
 class GpuSerializer(serializers.Serializer[Any]):
     """One device."""
 
@@ -140,6 +160,8 @@ class GpuSerializer(serializers.Serializer[Any]):
     present = serializers.BooleanField(help_text="in the node's last inventory")
     health = serializers.ChoiceField(choices=[value.value for value in Health])
     health_reason = serializers.CharField()
+    counters = serializers.SerializerMethodField(help_text="null: its node has told none yet")
+    counters_at = InstantField(allow_null=True)
     quarantined = serializers.CharField(
         source="quarantined_by_market",
         help_text="why the market withdrew it, or empty; the owner's resume clears it",
@@ -150,6 +172,10 @@ class GpuSerializer(serializers.Serializer[Any]):
     listed = serializers.BooleanField(help_text="a published listing selects it now")
     leased = serializers.BooleanField(help_text="an open lease holds it")
     simulated = serializers.BooleanField(source="node.simulated")
+
+    @extend_schema_field(CountersSerializer(allow_null=True))
+    def get_counters(self, gpu: Gpu) -> dict[str, Any] | None:
+        return {n: v for n, v in gpu.counters.items() if n != "gpu_uuid"} if gpu.counters else None
 
 
 class NodeSerializer(serializers.Serializer[Any]):
