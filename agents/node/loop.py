@@ -11,13 +11,15 @@ import logging
 import random
 from dataclasses import dataclass
 
-from agents.node import AGENT_VERSION, health, idle
+from agents.node import AGENT_VERSION, health
 from agents.node.clock import MarketClock
 from agents.node.host import NodeKey
+from agents.node.idlebook import Cure, IdleBook, Standing
 from agents.node.jobs import Jobs
 from agents.node.leasebook import LeaseBook
 from agents.node.leases import LeaseKeeper, MachineView
 from agents.node.metering import window_seconds
+from agents.node.offering import OwnersScheduler
 from agents.node.provision import Provisioner
 from agents.node.reader import Reader, ReaderHung, ReaderUnavailable, Sample
 from agents.node.reporting import Reporter, backoff_seconds
@@ -28,7 +30,8 @@ from agents.protocol import (
     EnrolRequest,
     GpuIdentity,
     Health,
-    IdleState,
+    IdlePolicy,
+    LeaseState,
     Reading,
     from_json,
     to_json,
@@ -70,8 +73,10 @@ class Agent:
         key: NodeKey,
         machine: Machine,
         token: str,
-        thresholds: idle.Thresholds,
+        idle_policy: IdlePolicy,
         dice: random.Random,
+        scheduler: OwnersScheduler | None = None,
+        cure: Cure | None = None,
     ) -> None:
         self._reader = reader
         self._spool = spool
@@ -80,11 +85,10 @@ class Agent:
         self._key = key
         self._machine = machine
         self._token = token
-        self._thresholds = thresholds
         self._dice = dice
         self._identities: list[GpuIdentity] = []
         self._samples: dict[str, Sample] | None = None
-        self._tracks: dict[str, idle.IdleTrack] = {}
+        self._idle = IdleBook(policy=idle_policy, jobs=jobs, scheduler=scheduler, cure=cure)
         self._hung_since: dt.datetime | None = None
         self._reader_complaint = ""
         self._sampled_at_boottime: float | None = None
@@ -120,11 +124,12 @@ class Agent:
             self._enrol()
             return self._wait_seconds()
         self._step_leases()
-        if self._keeper.has_news():
+        if self._keeper.has_news() or self._idle.has_news():
             self._reporter.hurry()
         if self._reporter.due_at_boottime <= self._clock.boottime_seconds():
             self._reporter.reader_hung_since = self._hung_since
             self._reporter.send(node_id=self._node_id)
+            self._idle.told()
             self._keeper.window_seconds = window_seconds(
                 report_interval_seconds=self._reporter.interval_seconds
             )
@@ -138,6 +143,8 @@ class Agent:
     def _sample_due(self) -> bool:
         if self._sampled_at_boottime is None or self._keeper.wants_sample(at=self._clock.now()):
             return True
+        if self._idle.wants_look():
+            return True
         return self._clock.boottime_seconds() >= self._sampled_at_boottime + self._sample_seconds()
 
     def _sample_seconds(self) -> float:
@@ -148,12 +155,19 @@ class Agent:
         at = self._clock.now()
         samples = self._look(at)
         self._samples = None if samples is None else {s.gpu_uuid: s for s in samples}
-        readings: list[Reading] = []
-        for sample in samples or []:
-            track = self._tracks[sample.gpu_uuid]
-            track = idle.step(track=track, sample=sample, thresholds=self._thresholds)
-            self._tracks[sample.gpu_uuid] = track
-            readings.append(_reading(sample, track))
+        if samples is None:
+            self._idle.blind(at=at, leased=self._leased(at))
+        judged = {sample.gpu_uuid: health.judge(sample=sample) for sample in samples or []}
+        standings = self._idle.note(
+            samples=samples or [],
+            healths={uuid: state for uuid, (state, _) in judged.items()},
+            leased=self._leased(at),
+            at=at,
+        )
+        readings = [
+            _reading(sample, judged[sample.gpu_uuid], standings[sample.gpu_uuid])
+            for sample in samples or []
+        ]
         if readings:
             self._reporter.note(readings=readings)
         self._keeper.meter(view=self._view())
@@ -164,7 +178,8 @@ class Agent:
         """Read all GPUs; `None` when that is not possible now."""
         try:
             identities = self._reader.identify()
-            samples = self._reader.read(at=at)
+            self._idle.know(identities=identities)
+            samples = self._read(at)
         except ReaderUnavailable as error:
             if isinstance(error, ReaderHung):
                 self._hung_since = self._hung_since or at
@@ -177,11 +192,34 @@ class Agent:
         self._reader_complaint = ""
         self._hung_since = None
         self._identities = identities
-        for identity in identities:
-            if identity.uuid not in self._tracks:
-                self._tracks[identity.uuid] = idle.begin(product_name=identity.product_name)
         self._reporter.renew_inventory(inventory=identities)
-        return [sample for sample in samples if sample.gpu_uuid in self._tracks]
+        known = {identity.uuid for identity in identities}
+        return [sample for sample in samples if sample.gpu_uuid in known]
+
+    def _read(self, at: dt.datetime) -> list[Sample]:
+        """Read all GPUs; where memory moved since the last list of processes, look again with one.
+
+        :raises ReaderUnavailable: when nothing could be read.
+        """
+        leased = self._leased(at)
+        wanted = self._idle.wants_processes(at=at, leased=leased)
+        samples = self._reader.read(at=at, with_processes=wanted)
+        again = self._idle.wants_second_look(samples=samples, leased=leased)
+        if not again:
+            return samples
+        second = self._reader.read(at=at, gpu_uuids=again, with_processes=again)
+        by_uuid = {sample.gpu_uuid: sample for sample in second}
+        return [by_uuid.get(sample.gpu_uuid, sample) for sample in samples]
+
+    def _leased(self, at: dt.datetime) -> frozenset[str]:
+        """Return the GPUs that a lease has, is about to have or has not given back yet."""
+        return frozenset(
+            uuid
+            for record in self._book.records.values()
+            if record.state in (LeaseState.ACTIVE, LeaseState.STOPPING)
+            or (record.state is LeaseState.PREPARING and record.grant.not_before <= at)
+            for uuid in record.grant.gpu_uuids
+        )
 
     def _view(self) -> MachineView:
         return MachineView(
@@ -206,9 +244,7 @@ class Agent:
     def _step_leases(self) -> None:
         if self._keeper.wants_sample(at=self._clock.now()):
             self._sample()
-        for gpu_uuid in self._keeper.step(view=self._view()):
-            if gpu_uuid in self._tracks:
-                self._tracks[gpu_uuid] = idle.restart(track=self._tracks[gpu_uuid])
+        self._idle.restart(gpu_uuids=self._keeper.step(view=self._view()))
 
     # --- enrolling ------------------------------------------------------------------------------------
 
@@ -273,15 +309,18 @@ class Agent:
         return max(0.0, min(due) - now)
 
 
-def _reading(sample: Sample, track: idle.IdleTrack) -> Reading:
-    state, reason = health.judge(sample=sample)
+def _reading(sample: Sample, judged: tuple[Health, str], standing: Standing) -> Reading:
+    state, reason = judged
+    if state is Health.HEALTHY and standing.suspect:
+        state, reason = Health.SUSPECT, standing.suspect
     return Reading(
         gpu_uuid=sample.gpu_uuid,
         measured_at=sample.measured_at,
         health=state,
         health_reason=reason,
-        idle_state=track.state if state is not Health.LOST else IdleState.UNKNOWN,
-        idle_since=track.idle_since if state is not Health.LOST else None,
+        idle_state=standing.state,
+        idle_since=standing.since,
+        idle_reason=standing.reason,
         utilization_percent=sample.utilization_percent,
         memory_used_bytes=sample.memory_used_bytes,
         power_draw_milliwatts=sample.power_draw_milliwatts,
