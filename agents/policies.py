@@ -11,14 +11,12 @@ import structlog
 from django.db import IntegrityError, transaction
 
 from agents import protocol
-from agents.models import Node, Policy
+from agents.models import Policy
 from agents.protocol import NodePolicy
 from marketplace.core.errors import InvalidValue, StateConflict
 from marketplace.models import Organization
 
 log = structlog.get_logger(__name__)
-
-POLICY_SINCE_PROTOCOL = 2
 
 
 class PolicyConflict(StateConflict):
@@ -79,15 +77,7 @@ def publish(*, organization: Organization, document: object, actor: str, at: dt.
     return row
 
 
-def for_node(*, node: Node, report: protocol.Report) -> NodePolicy | None:
-    """Return the policy that a node is to follow, or None when its report says that it does already.
-
-    A node of the first protocol follows none.
-    """
-    if report.protocol < POLICY_SINCE_PROTOCOL:
-        return None
-    row = Policy.objects.filter(organization_id=node.organization_id).order_by("-version").first()
-    version = 0 if row is None else row.version
-    if version == report.policy_version:
-        return None
+def of_version(*, organization_id: str, version: int) -> NodePolicy:
+    """Return a version of an owner's policy; the defaults where there is no such version."""
+    row = Policy.objects.filter(organization_id=organization_id, version=version).first()
     return NodePolicy() if row is None else as_policy(row)

@@ -14,7 +14,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Exists, OuterRef
 
-from agents import grants
+from agents import grants, health
 from billing import ledger, wallet
 from billing.deliveries import Delivery, delivery_of, is_refunded
 from billing.models import Account, Settlement
@@ -27,10 +27,6 @@ from scheduler.states import LEASE_ARROWS, RESERVATION_ARROWS, LeaseStatus, Rese
 
 logger = logging.getLogger(__name__)
 
-# The last meter readings travel with the return receipt, or in one of the next reports. After three
-# reports and a moment on the way they are no longer waited for: the receipts stand without them.
-TRANSIT_SECONDS = 10
-SETTLEMENT_GRACE_SECONDS = 3 * settings.AGENT_REPORT_INTERVAL_SECONDS + TRANSIT_SECONDS
 # About ten seconds of work: a tick that overlaps the next does no harm.
 SETTLEMENTS_PER_RUN_MAX = 500
 # Ids; so many may wait or fail before they hold up those behind them.
@@ -41,6 +37,15 @@ EVIDENCE_OUTAGES_MAX = 500
 
 FINAL_LEASE_STATUSES = tuple(s for s in LeaseStatus if LEASE_ARROWS.is_final(s))
 FINAL_RESERVATION_STATUSES = tuple(s for s in ReservationStatus if RESERVATION_ARROWS.is_final(s))
+
+
+def grace_seconds(*, at: dt.datetime) -> int:
+    """Return how long after a lease has closed its last meter readings are waited for.
+
+    They travel with the return receipt, or in one of the next reports. Once a node that sends none counts
+    as silent, the receipts stand without them.
+    """
+    return health.stale_seconds(at=at)
 
 
 class LeasesExceedReservation(Exception):
@@ -101,7 +106,7 @@ def settle(*, lease_id: str, at: dt.datetime) -> Settlement | None:
         return None
     assert lease.closed_at is not None
     delivery = delivery_of(lease=lease)
-    is_patient = at < lease.closed_at + dt.timedelta(seconds=SETTLEMENT_GRACE_SECONDS)
+    is_patient = at < lease.closed_at + dt.timedelta(seconds=grace_seconds(at=at))
     if is_patient and not delivery.is_fully_metered:
         return None
     reservation = lease.reservation

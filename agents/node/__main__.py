@@ -19,11 +19,12 @@ from agents.node import AGENT_VERSION, host
 from agents.node.child import ChildReader
 from agents.node.clock import MarketClock, SystemClock
 from agents.node.config import BadSetting, Settings, parse_settings
+from agents.node.cure import cure
 from agents.node.health import judge
 from agents.node.host import StateUnusable
-from agents.node.idle import Thresholds
 from agents.node.jobs import InlineJobs, ThreadJobs
 from agents.node.loop import Agent, EnrolmentRefused, Machine
+from agents.node.offering import SchedulerHook
 from agents.node.provision import NoProvisioner, Provisioner
 from agents.node.provision.hook import HookProvisioner
 from agents.node.provision.simulated import SimulatedProvisioner
@@ -31,7 +32,7 @@ from agents.node.reader import Reader, ReaderHung, ReaderUnavailable
 from agents.node.sender import Sender
 from agents.node.simulated import SimulatedReader
 from agents.node.spool import Spool
-from agents.protocol import to_json
+from agents.protocol import IdlePolicy, to_json
 
 EXIT_CANNOT_RUN, EXIT_REFUSED = 2, 3
 
@@ -163,6 +164,8 @@ def _run(settings: Settings) -> int:
     sender = Sender(
         server_url=settings.server_url, key=key, clock=clock, agent_version=AGENT_VERSION
     )
+    scheduler_hook = settings.scheduler_hook
+    beside = provisioner.blocking or scheduler_hook is not None or not reader.simulated
     try:
         _log_gpus(reader)
         agent = Agent(
@@ -170,7 +173,7 @@ def _run(settings: Settings) -> int:
             spool=spool,
             sender=sender,
             provisioner=provisioner,
-            jobs=ThreadJobs(wake=system_clock.wake) if provisioner.blocking else InlineJobs(),
+            jobs=ThreadJobs(wake=system_clock.wake) if beside else InlineJobs(),
             clock=clock,
             key=key,
             machine=Machine(
@@ -179,8 +182,10 @@ def _run(settings: Settings) -> int:
                 boot_id=host.boot_id(),
             ),
             token=settings.token,
-            thresholds=Thresholds(free_after_seconds=settings.free_after_seconds),
+            idle_policy=IdlePolicy(free_after_seconds=settings.free_after_seconds),
             dice=random.Random(),  # noqa: S311 - spreads retries, hides nothing
+            scheduler=SchedulerHook(program=scheduler_hook) if scheduler_hook else None,
+            cure=None if reader.simulated else lambda uuid: cure(gpu_uuid=uuid),
         )
         while not ends:
             system_clock.wait(seconds=agent.step())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import re
 import socket
@@ -14,9 +13,9 @@ from pathlib import Path
 from agents.node import AGENT_VERSION
 from agents.node.sender import BadServerUrl, check_server_url
 from agents.node.simulated import BadFleet, Fleet, parse_fleet
+from agents.protocol import IdlePolicy
 
-FREE_AFTER_SECONDS_DEFAULT = 600.0
-FREE_AFTER_SECONDS_RANGE = (1.0, 86400.0)
+FREE_AFTER_SECONDS_RANGE = (1, 86400)
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,61}[A-Za-z0-9])?", flags=re.ASCII)
 
 
@@ -31,7 +30,8 @@ class Settings:
     name: str
     fleet: Fleet | None
     hook: Path | None
-    free_after_seconds: float
+    scheduler_hook: Path | None
+    free_after_seconds: int
     once: bool
     as_json: bool
     server_url: str = ""
@@ -55,6 +55,7 @@ def parse_settings(*, arguments: Sequence[str], environment: Mapping[str, str]) 
     if not _NAME.fullmatch(name):
         raise BadSetting(f"--name {name!r}: a host name of letters, digits, dots and dashes")
     simulate, hook = setting("simulate"), setting("hook")
+    scheduler_hook = setting("scheduler_hook")
     once = bool(given.once)
     plain_http = bool(given.allow_http) or environment.get("HEADROOM_ALLOW_HTTP") == "1"
     if not once and not setting("server"):
@@ -72,11 +73,16 @@ def parse_settings(*, arguments: Sequence[str], environment: Mapping[str, str]) 
         raise BadSetting("--hook hands over real GPUs and cannot be used with --simulate")
     if hook and not os.access(hook, os.X_OK):
         raise BadSetting(f"--hook {hook}: no such program, or it may not be executed")
+    if scheduler_hook and not os.access(scheduler_hook, os.X_OK):
+        raise BadSetting(
+            f"--scheduler-hook {scheduler_hook}: no such program, or it may not be executed"
+        )
     state_dir = setting("state_dir")
     return Settings(
         name=name,
         fleet=fleet,
         hook=Path(hook).resolve() if hook else None,
+        scheduler_hook=Path(scheduler_hook).resolve() if scheduler_hook else None,
         free_after_seconds=_free_after(setting("free_after")),
         once=once,
         as_json=bool(given.json),
@@ -107,6 +113,11 @@ def _parser() -> argparse.ArgumentParser:
         "--hook", metavar="PROGRAM", help="the owner's program that hands GPUs over"
     )
     parser.add_argument(
+        "--scheduler-hook",
+        metavar="PROGRAM",
+        help="the owner's program that says which free GPUs its scheduler has allocated",
+    )
+    parser.add_argument(
         "--free-after", metavar="SECONDS", help="quiet time before a GPU is free (600)"
     )
     parser.add_argument(
@@ -118,14 +129,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _free_after(text: str) -> float:
+def _free_after(text: str) -> int:
     least, most = FREE_AFTER_SECONDS_RANGE
-    try:
-        seconds = float(text or FREE_AFTER_SECONDS_DEFAULT)
-    except ValueError:
-        seconds = math.nan
+    if not text:
+        return IdlePolicy().free_after_seconds
+    seconds = int(text) if re.fullmatch(r"[0-9]{1,6}", text, flags=re.ASCII) else -1
     if not least <= seconds <= most:
-        raise BadSetting(f"--free-after {text!r}: a number of seconds from {least:g} to {most:g}")
+        raise BadSetting(f"--free-after {text!r}: a whole number of seconds from {least} to {most}")
     return seconds
 
 

@@ -11,14 +11,16 @@ import logging
 import random
 from dataclasses import dataclass
 
-from agents.node import AGENT_VERSION, idle
+from agents.node import AGENT_VERSION
 from agents.node.clock import MarketClock
 from agents.node.health import HealthTrack
 from agents.node.host import NodeKey
+from agents.node.idlebook import Cure, IdleBook, Standing
 from agents.node.jobs import Jobs
 from agents.node.leasebook import LeaseBook
 from agents.node.leases import LeaseKeeper, MachineView
 from agents.node.metering import window_seconds
+from agents.node.offering import OwnersScheduler
 from agents.node.provision import Provisioner
 from agents.node.reader import Reader, ReaderHung, ReaderUnavailable, Sample
 from agents.node.reporting import Reporter, backoff_seconds
@@ -31,7 +33,8 @@ from agents.protocol import (
     GpuCounters,
     GpuIdentity,
     Health,
-    IdleState,
+    IdlePolicy,
+    LeaseState,
     Reading,
     from_json,
     to_json,
@@ -74,8 +77,10 @@ class Agent:
         key: NodeKey,
         machine: Machine,
         token: str,
-        thresholds: idle.Thresholds,
+        idle_policy: IdlePolicy,
         dice: random.Random,
+        scheduler: OwnersScheduler | None = None,
+        cure: Cure | None = None,
     ) -> None:
         self._reader = reader
         self._spool = spool
@@ -84,11 +89,10 @@ class Agent:
         self._key = key
         self._machine = machine
         self._token = token
-        self._thresholds = thresholds
         self._dice = dice
         self._identities: list[GpuIdentity] = []
         self._samples: dict[str, Sample] | None = None
-        self._tracks: dict[str, idle.IdleTrack] = {}
+        self._idle = IdleBook(policy=idle_policy, jobs=jobs, scheduler=scheduler, cure=cure)
         self._hung_since: dt.datetime | None = None
         self._reader_complaint = ""
         self._sampled_at_boottime: float | None = None
@@ -133,11 +137,13 @@ class Agent:
             self._enrol()
             return self._wait_seconds()
         self._step_leases()
-        if self._keeper.has_news() or self._watch.take_grave_news():
+        news = (self._keeper.has_news(), self._idle.has_news(), self._watch.take_grave_news())
+        if any(news):
             self._reporter.hurry()
         if self._reporter.due_at_boottime <= self._clock.boottime_seconds():
             self._reporter.reader_hung_since = self._hung_since
             self._reporter.send(node_id=self._node_id)
+            self._idle.told()
             self._keeper.window_seconds = window_seconds(
                 report_interval_seconds=self._reporter.interval_seconds
             )
@@ -151,6 +157,8 @@ class Agent:
     def _sample_due(self) -> bool:
         if self._sampled_at_boottime is None or self._keeper.wants_sample(at=self._clock.now()):
             return True
+        if self._idle.wants_look():
+            return True
         return self._clock.boottime_seconds() >= self._sampled_at_boottime + self._sample_seconds()
 
     def _sample_seconds(self) -> float:
@@ -162,12 +170,19 @@ class Agent:
         samples = self._look(at)
         self._samples = None if samples is None else {s.gpu_uuid: s for s in samples}
         self._watch_over(at)
-        readings: list[Reading] = []
-        for sample in samples or []:
-            track = self._tracks[sample.gpu_uuid]
-            track = idle.step(track=track, sample=sample, thresholds=self._thresholds)
-            self._tracks[sample.gpu_uuid] = track
-            readings.append(_reading(sample, track, self._watch.track(gpu_uuid=sample.gpu_uuid)))
+        if samples is None:
+            self._idle.blind(at=at, leased=self._leased(at))
+        judged = {s.gpu_uuid: self._watch.track(gpu_uuid=s.gpu_uuid) for s in samples or []}
+        standings = self._idle.note(
+            samples=samples or [],
+            healths={uuid: track.health for uuid, track in judged.items()},
+            leased=self._leased(at),
+            at=at,
+        )
+        readings = [
+            _reading(sample, judged[sample.gpu_uuid], standings[sample.gpu_uuid])
+            for sample in samples or []
+        ]
         if readings:
             self._reporter.note(readings=readings)
         self._keeper.meter(view=self._view())
@@ -178,7 +193,8 @@ class Agent:
         """Read all GPUs; `None` when that is not possible now."""
         try:
             identities = self._reader.identify()
-            samples = self._reader.read(at=at)
+            self._idle.know(identities=identities)
+            samples = self._read(at)
         except ReaderUnavailable as error:
             if isinstance(error, ReaderHung):
                 self._hung_since = self._hung_since or at
@@ -191,11 +207,34 @@ class Agent:
         self._reader_complaint = ""
         self._hung_since = None
         self._identities = identities
-        for identity in identities:
-            if identity.uuid not in self._tracks:
-                self._tracks[identity.uuid] = idle.begin(product_name=identity.product_name)
         self._reporter.renew_inventory(inventory=identities)
-        return [sample for sample in samples if sample.gpu_uuid in self._tracks]
+        known = {identity.uuid for identity in identities}
+        return [sample for sample in samples if sample.gpu_uuid in known]
+
+    def _read(self, at: dt.datetime) -> list[Sample]:
+        """Read all GPUs; where memory moved since the last list of processes, look again with one.
+
+        :raises ReaderUnavailable: when nothing could be read.
+        """
+        leased = self._leased(at)
+        wanted = self._idle.wants_processes(at=at, leased=leased)
+        samples = self._reader.read(at=at, with_processes=wanted)
+        again = self._idle.wants_second_look(samples=samples, leased=leased)
+        if not again:
+            return samples
+        second = self._reader.read(at=at, gpu_uuids=again, with_processes=again)
+        by_uuid = {sample.gpu_uuid: sample for sample in second}
+        return [by_uuid.get(sample.gpu_uuid, sample) for sample in samples]
+
+    def _leased(self, at: dt.datetime) -> frozenset[str]:
+        """Return the GPUs that a lease has, is about to have or has not given back yet."""
+        return frozenset(
+            uuid
+            for record in self._book.records.values()
+            if record.state in (LeaseState.ACTIVE, LeaseState.STOPPING)
+            or (record.state is LeaseState.PREPARING and record.grant.not_before <= at)
+            for uuid in record.grant.gpu_uuids
+        )
 
     def _watch_over(self, at: dt.datetime) -> None:
         """Judge the health of the GPUs by what was just read, by Xids, and by counters when those are due."""
@@ -242,9 +281,7 @@ class Agent:
     def _step_leases(self) -> None:
         if self._keeper.wants_sample(at=self._clock.now()):
             self._sample()
-        for gpu_uuid in self._keeper.step(view=self._view()):
-            if gpu_uuid in self._tracks:
-                self._tracks[gpu_uuid] = idle.restart(track=self._tracks[gpu_uuid])
+        self._idle.restart(gpu_uuids=self._keeper.step(view=self._view()))
 
     # --- enrolling ------------------------------------------------------------------------------------
 
@@ -309,15 +346,18 @@ class Agent:
         return max(0.0, min(due) - now)
 
 
-def _reading(sample: Sample, track: idle.IdleTrack, judged: HealthTrack) -> Reading:
-    lost = judged.health is Health.LOST
+def _reading(sample: Sample, judged: HealthTrack, standing: Standing) -> Reading:
+    state, reason = judged.health, judged.reason
+    if state is Health.HEALTHY and standing.suspect:
+        state, reason = Health.SUSPECT, standing.suspect
     return Reading(
         gpu_uuid=sample.gpu_uuid,
         measured_at=sample.measured_at,
-        health=judged.health,
-        health_reason=judged.reason,
-        idle_state=IdleState.UNKNOWN if lost else track.state,
-        idle_since=None if lost else track.idle_since,
+        health=state,
+        health_reason=reason,
+        idle_state=standing.state,
+        idle_since=standing.since,
+        idle_reason=standing.reason,
         utilization_percent=sample.utilization_percent,
         memory_used_bytes=sample.memory_used_bytes,
         power_draw_milliwatts=sample.power_draw_milliwatts,

@@ -9,7 +9,7 @@ from django.db import transaction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agents import grants, ingest, outages, protocol
+from agents import ingest, outages, protocol
 from agents.models import Gpu, GpuEvent, Outage
 from agents.protocol import Cause, Health
 from marketplace.core.windows import Window
@@ -198,7 +198,6 @@ class TestReadings:
         )
         accept(machine, protocol=1, leases=[active], readings=[seen(machine, 0, LOST)])
         assert Outage.objects.get().lease_id == grant.lease_id
-        assert grants.open_for(node=machine.node)
 
 
 class TestAsking:

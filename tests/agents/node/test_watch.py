@@ -118,19 +118,6 @@ class TestEvents:
         assert len(market.reports) == before + 1
         assert Health.QUARANTINED in healths(market)
 
-    def test_a_suspicion_waits_for_the_next_report(
-        self, rig: Rig, market: FakeMarket, reader: FailingReader
-    ) -> None:
-        market.interval_seconds = 300
-        enrolled(rig)
-        rig.live(seconds=30)
-        before = len(market.reports)
-        reader.counted[reader.uuids[0]] = GpuCounters(
-            gpu_uuid=reader.uuids[0], row_remap_pending=True
-        )
-        rig.live(seconds=90)
-        assert len(market.reports) == before
-
     def test_what_was_seen_while_the_market_was_away_comes_later_in_its_order(
         self, rig: Rig, market: FakeMarket, reader: FailingReader
     ) -> None:
