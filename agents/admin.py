@@ -1,30 +1,40 @@
 """What staff see of machines. Nothing is edited here: states move through the verbs, evidence stands."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
 from django.utils import timezone
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin
 
-from agents import alarms, enrolment, health, inventory
+from agents import alarms, enrolment, health, inventory, policies
 from agents.models import (
     Alarm,
     EnrolmentToken,
     Gpu,
+    GpuEvent,
     Grant,
     MeterReading,
     Node,
     NodeTransition,
+    Outage,
+    Policy,
     Reading,
     Receipt,
 )
+from agents.policy_form import OwnerForm, PolicyForm, tell
 from marketplace.core.errors import DomainError
 from marketplace.core.read_only import ReadOnly
 
 ModelT = TypeVar("ModelT", bound=Model)
+PUBLISH_PERMISSION = "agents.add_policy"
 
 
 class ReadOnlyAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold ships no types
@@ -249,3 +259,103 @@ class AlarmAdmin(ReadOnlyAdmin):
             queryset,
             lambda alarm: alarms.settle(alarm=alarm, rightful_node=alarm.node, at=at, actor=actor),
         )
+
+
+@admin.register(GpuEvent)
+class GpuEventAdmin(ReadOnlyAdmin):
+    list_display = ["at", "gpu", "what", "cause", "lease_id", "process_name", "reason", "source"]
+    list_filter = ["kind", "health", "cause", "source", "at"]
+    list_select_related = ["gpu"]
+    search_fields = ["gpu__uuid", "node__id", "node__hostname", "lease_id", "xid", "reason"]
+    ordering = ["-at"]
+
+    @admin.display(description="What")
+    def what(self, event: GpuEvent) -> str:
+        return event.health or f"Xid {event.xid}"
+
+
+@admin.register(Outage)
+class OutageAdmin(ReadOnlyAdmin):
+    list_display = ["starts_at", "ends_at", "gpu", "health", "cause", "lease_id", "reason"]
+    list_filter = ["health", "cause", ("ends_at", admin.EmptyFieldListFilter), "starts_at"]
+    list_select_related = ["gpu"]
+    search_fields = ["gpu__uuid", "gpu__node__id", "gpu__node__hostname", "lease_id", "reason"]
+    ordering = ["-starts_at"]
+
+
+@admin.register(Policy)
+class PolicyAdmin(ReadOnlyAdmin):
+    """Versions as they were published; a new one comes from a form of its own."""
+
+    list_display = ["organization", "version", "created_at", "created_by", "changed"]
+    list_filter = ["created_at", "organization"]
+    list_select_related = ["organization"]
+    search_fields = [
+        "organization__name",
+        "organization__id",
+        "created_by",
+        "organization__nodes__id",
+    ]
+    ordering = ["organization__name", "-version"]
+    fields = ["organization", "version", "created_at", "created_by", "changes"]
+    readonly_fields = ["changes"]
+
+    @admin.display(description="Changes")
+    def changed(self, policy: Policy) -> int:
+        return len(_differences(policy))
+
+    @admin.display(description="Against the version before")
+    def changes(self, policy: Policy) -> SafeString:
+        rows = [(d.pointer, d.before or "none", d.after or "none") for d in _differences(policy)]
+        line = "<tr><td class='pr-6'>{}</td><td class='pr-6'>{}</td><td>{}</td></tr>"
+        lines = format_html_join("", line, [("Rule", "Before", "Now"), *rows])
+        return format_html("<table>{}</table>", lines)
+
+    def get_urls(self) -> list[URLPattern]:
+        """Add the page on which a new version is published."""
+        publish = self.admin_site.admin_view(publish_view)
+        return [path("publish/", publish, name="agents_policy_publish"), *super().get_urls()]
+
+
+def _differences(policy: Policy) -> list[policies.Difference]:
+    return policies.differences(
+        before=policies.before(row=policy), after=policies.as_policy(policy)
+    )
+
+
+def publish_view(request: HttpRequest) -> HttpResponse:
+    """Let staff choose an owner, change its rules, and publish them as the next version."""
+    if not request.user.has_perm(PUBLISH_PERMISSION):
+        raise PermissionDenied
+    owners = OwnerForm(request.GET or None)
+    if not owners.is_valid():
+        return _publish_page(request, owners=owners)
+    organization = owners.cleaned_data["organization"]
+    current = policies.current(organization=organization)
+    form = PolicyForm(request.POST or None, current=current)
+    if request.method == "POST" and form.is_valid():
+        try:
+            row = policies.publish(
+                organization=organization,
+                document=form.document(),
+                based_on=form.cleaned_data["based_on"],
+                actor=_actor(request),
+                at=timezone.now(),
+            )
+        except DomainError as refusal:
+            tell(form=form, refusal=refusal)
+        else:
+            messages.success(request, f"Version {row.version} of {organization} is in force.")
+            return HttpResponseRedirect(reverse("admin:agents_policy_change", args=[row.pk]))
+    return _publish_page(
+        request,
+        form=form,
+        organization=organization,
+        version=current.version,
+        next_version=current.version + 1,
+    )
+
+
+def _publish_page(request: HttpRequest, **context: Any) -> TemplateResponse:  # noqa: ANN401
+    context |= {**admin.site.each_context(request), "title": "Publish a policy"}
+    return TemplateResponse(request, "admin/agents/policy/publish.html", context)

@@ -6,6 +6,7 @@ answer to its next report.
 
 import datetime as dt
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import structlog
 from django.db import IntegrityError, transaction
@@ -13,14 +14,30 @@ from django.db import IntegrityError, transaction
 from agents import protocol
 from agents.models import Policy
 from agents.protocol import NodePolicy
-from marketplace.core.errors import InvalidValue, StateConflict
+from marketplace.core.errors import DomainError, InvalidValue, StateConflict
 from marketplace.models import Organization
 
 log = structlog.get_logger(__name__)
 
 
 class PolicyConflict(StateConflict):
-    """Somebody else published a version at the same moment."""
+    """Somebody else published a version meanwhile."""
+
+
+class PolicyUnchanged(DomainError):
+    """The policy in force says the same already."""
+
+    code = "policy_unchanged"
+    title = "Nothing would change"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One figure that two versions of a policy have different; None where a table has no such entry."""
+
+    pointer: str
+    before: str | None
+    after: str | None
 
 
 def current(*, organization: Organization) -> NodePolicy:
@@ -51,14 +68,31 @@ def parse(*, document: object) -> NodePolicy:
     return policy
 
 
-def publish(*, organization: Organization, document: object, actor: str, at: dt.datetime) -> Policy:
+def publish(
+    *,
+    organization: Organization,
+    document: object,
+    actor: str,
+    at: dt.datetime,
+    based_on: int | None = None,
+) -> Policy:
     """Put a new version in force at all nodes of an owner and return it.
 
+    `based_on` is the version that the actor saw, where it saw one.
+
     :raises InvalidValue: when the document is no policy.
-    :raises PolicyConflict: when another version was published at the same moment.
+    :raises PolicyUnchanged: when the policy in force says the same.
+    :raises PolicyConflict: when another version was published meanwhile.
     """
     policy = parse(document=document)
-    version = current(organization=organization).version + 1
+    in_force = current(organization=organization)
+    if based_on is not None and based_on != in_force.version:
+        raise PolicyConflict(
+            f"version {in_force.version} was published meanwhile: look at it first"
+        )
+    if not differences(before=in_force, after=policy):
+        raise PolicyUnchanged(f"version {in_force.version} says the same")
+    version = in_force.version + 1
     written = {name: part for name, part in protocol.to_json(policy).items() if name != "version"}
     try:
         with transaction.atomic():
@@ -75,6 +109,35 @@ def publish(*, organization: Organization, document: object, actor: str, at: dt.
         raise PolicyConflict(f"version {version} was published by somebody else") from None
     log.info("policy_published", organization_id=organization.pk, version=version, actor=actor)
     return row
+
+
+def before(*, row: Policy) -> NodePolicy:
+    """Return the policy that a version took the place of."""
+    return of_version(organization_id=row.organization_id, version=row.version - 1)
+
+
+def differences(*, before: NodePolicy, after: NodePolicy) -> list[Difference]:
+    """Return what two policies have different, field by field and entry by entry, by pointer."""
+    old, new = _flat(before), _flat(after)
+    return [
+        Difference(pointer=pointer, before=old.get(pointer), after=new.get(pointer))
+        for pointer in sorted(old.keys() | new.keys())
+        if old.get(pointer) != new.get(pointer)
+    ]
+
+
+def _flat(policy: NodePolicy) -> dict[str, str]:
+    """Return every figure of a policy but its version, as text, by its pointer."""
+    found = {}
+    for part in ("idle", "health"):
+        for name, value in protocol.to_json(policy)[part].items():
+            entries = (
+                {f"/{key}": word for key, word in value.items()}
+                if isinstance(value, dict)
+                else {"": value}
+            )
+            found |= {f"/{part}/{name}{key}": str(word) for key, word in entries.items()}
+    return found
 
 
 def of_version(*, organization_id: str, version: int) -> NodePolicy:

@@ -25,6 +25,9 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         (
             ("Nodes", "agents.Node", "dns"),
             ("GPUs", "agents.Gpu", "developer_board"),
+            ("Events", "agents.GpuEvent", "bolt"),
+            ("Outages", "agents.Outage", "heart_broken"),
+            ("Policies", "agents.Policy", "rule"),
             ("Grants", "agents.Grant", "key"),
             ("Receipts", "agents.Receipt", "receipt_long"),
             ("Meter readings", "agents.MeterReading", "speed"),

@@ -1,5 +1,6 @@
 """The admin shows machines to staff, changes them through the verbs only, and shows no secret."""
 
+import json
 from typing import Any
 
 import pytest
@@ -8,10 +9,19 @@ from django.contrib import admin
 from django.test import Client
 from django.urls import reverse
 
-from agents import ingest
-from agents.models import Alarm, EnrolmentToken, Node, NodeTransition, Reading, Receipt
+from agents import ingest, policies
+from agents.models import (
+    Alarm,
+    EnrolmentToken,
+    Node,
+    NodeTransition,
+    Policy,
+    Reading,
+    Receipt,
+)
+from agents.protocol import HealthPolicy, IdlePolicy, to_json
 from agents.states import AlarmKind
-from marketplace.models import User
+from marketplace.models import Organization, User
 from tests.agents import factories as make
 from tests.agents.factories import NOW
 
@@ -40,8 +50,15 @@ def machine() -> make.Machine:
         readings=[make.reading(gpu_uuid=machine.gpu_uuids[0])],
         meters=[make.meter(grant=grant)],
         receipts=[make.receipt(grant=grant, key=machine.key)],
+        events=[make.event(gpu_uuid=machine.gpu_uuids[0])],
     )
     ingest.accept(node=machine.node, report=report, at=NOW)
+    policies.publish(
+        organization=machine.node.organization,
+        document={"health": {"xid_rules": {"79": "watch"}}},
+        actor="user:root",
+        at=NOW,
+    )
     Alarm.objects.create(
         node=machine.node, kind=AlarmKind.NODE_CLONED, detail="two machines", raised_at=NOW
     )
@@ -126,3 +143,89 @@ class TestActions:
 def test_the_tables_of_these_tests_are_not_empty(machine: make.Machine) -> None:
     assert Reading.objects.exists()
     assert Receipt.objects.exists()
+
+
+class TestPublishingAPolicy:
+    URL = "admin:agents_policy_publish"
+
+    def form(self, staff: Client, owner: Organization) -> dict[str, str]:
+        """Return what the browser would send if nobody changed anything."""
+        response = staff.get(reverse(self.URL), {"organization": owner.pk})
+        assert response.status_code == 200
+        form = response.context["form"]
+        return {name: form[name].initial for name in form.fields}
+
+    def send(self, staff: Client, owner: Organization, data: dict[str, str]) -> Any:
+        return staff.post(f"{reverse(self.URL)}?organization={owner.pk}", data)
+
+    def test_asks_for_the_owner_first(self, staff: Client) -> None:
+        make.make_owner(name="Nordlicht")
+        page = staff.get(reverse(self.URL)).content.decode()
+        assert "Nordlicht" in page
+        assert "xid_rules" not in page
+
+    def test_shows_every_field_with_its_bounds_and_default(self, staff: Client) -> None:
+        owner = make.make_owner()
+        data = self.form(staff, owner)
+        names = {*to_json(IdlePolicy()), *to_json(HealthPolicy()), "based_on"}
+        assert set(data) == names
+        page = staff.get(reverse(self.URL), {"organization": owner.pk}).content.decode()
+        assert "120 to 86,400; default 600" in page
+
+    def test_publishes_what_was_entered_and_shows_the_difference(self, staff: Client) -> None:
+        owner = make.make_owner()
+        data = self.form(staff, owner)
+        data["free_after_seconds"] = "1200"
+        data["xid_rules"] = json.dumps({**json.loads(data["xid_rules"]), "79": "watch"})
+        response = self.send(staff, owner, data)
+        row = Policy.objects.get()
+        assert response.url == reverse("admin:agents_policy_change", args=[row.pk])
+        assert (row.organization, row.version, row.created_by) == (owner, 1, "user:root")
+        now = policies.current(organization=owner)
+        assert now.idle.free_after_seconds == 1200
+        assert now.health.xid_rules["79"] == "watch"
+        page = staff.get(response.url).content.decode()
+        assert "/health/xid_rules/79" in page
+        assert "/idle/free_after_seconds" in page
+
+    @pytest.mark.parametrize(
+        ("name", "value", "words"),
+        [
+            ("free_after_seconds", "5", "greater than or equal to 120"),
+            ("free_after_seconds", "", "required"),
+            ("xid_rules", "{79: ", "This is not JSON"),
+            ("xid_rules", "[79]", "This must be an object"),
+            ("xid_rules", '{"79": "explode"}', "must be one of tenant, watch"),
+            ("xid_rules", '{"79": 3}', "must be a string"),
+            ("recovery_verdicts", '{"x": "ignore"}', "must be a number from 1 to 63"),
+            ("nvlink_inactive", "maybe", "Select a valid choice"),
+        ],
+    )
+    def test_says_at_the_field_what_is_wrong(
+        self, staff: Client, name: str, value: str, words: str
+    ) -> None:
+        owner = make.make_owner()
+        response = self.send(staff, owner, self.form(staff, owner) | {name: value})
+        assert response.status_code == 200
+        assert words in str(response.context["form"].errors[name])
+        assert not Policy.objects.exists()
+
+    def test_refuses_what_changes_nothing(self, staff: Client) -> None:
+        owner = make.make_owner()
+        response = self.send(staff, owner, self.form(staff, owner))
+        assert "says the same" in response.content.decode()
+        assert not Policy.objects.exists()
+
+    def test_refuses_when_somebody_else_published_meanwhile(self, staff: Client) -> None:
+        owner = make.make_owner()
+        data = self.form(staff, owner) | {"free_after_seconds": "1200"}
+        policies.publish(
+            organization=owner, document={"idle": {"free_after_seconds": 900}}, actor="a", at=NOW
+        )
+        assert "was published meanwhile" in self.send(staff, owner, data).content.decode()
+        assert Policy.objects.count() == 1
+
+    def test_is_closed_to_staff_who_may_only_look(self) -> None:
+        client = Client()
+        client.force_login(User.objects.create_user("looker", password="x", is_staff=True))
+        assert client.get(reverse(self.URL)).status_code == 403
