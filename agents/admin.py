@@ -35,6 +35,9 @@ from marketplace.core.read_only import ReadOnly
 
 ModelT = TypeVar("ModelT", bound=Model)
 PUBLISH_PERMISSION = "agents.add_policy"
+SHORT_UUID_CHARACTERS = (
+    12  # the prefix and eight digits: enough within a fleet, and the page has all
+)
 
 
 class ReadOnlyAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold ships no types
@@ -261,13 +264,22 @@ class AlarmAdmin(ReadOnlyAdmin):
         )
 
 
+def _short(gpu: Gpu) -> str:
+    """Return a GPU's UUID as far as a column of a list has room."""
+    return f"{gpu.uuid[:SHORT_UUID_CHARACTERS]}…"
+
+
 @admin.register(GpuEvent)
 class GpuEventAdmin(ReadOnlyAdmin):
-    list_display = ["at", "gpu", "what", "cause", "lease_id", "process_name", "reason", "source"]
+    list_display = ["at", "node", "device", "what", "cause", "reason", "lease_id", "source"]
     list_filter = ["kind", "health", "cause", "source", "at"]
-    list_select_related = ["gpu"]
+    list_select_related = ["gpu", "node"]
     search_fields = ["gpu__uuid", "node__id", "node__hostname", "lease_id", "xid", "reason"]
     ordering = ["-at"]
+
+    @admin.display(description="GPU", ordering="gpu__uuid")
+    def device(self, event: GpuEvent) -> str:
+        return _short(event.gpu)
 
     @admin.display(description="What")
     def what(self, event: GpuEvent) -> str:
@@ -276,11 +288,28 @@ class GpuEventAdmin(ReadOnlyAdmin):
 
 @admin.register(Outage)
 class OutageAdmin(ReadOnlyAdmin):
-    list_display = ["starts_at", "ends_at", "gpu", "health", "cause", "lease_id", "reason"]
+    list_display = [
+        "starts_at",
+        "ends_at",
+        "node",
+        "device",
+        "health",
+        "cause",
+        "reason",
+        "lease_id",
+    ]
     list_filter = ["health", "cause", ("ends_at", admin.EmptyFieldListFilter), "starts_at"]
-    list_select_related = ["gpu"]
+    list_select_related = ["gpu__node"]
     search_fields = ["gpu__uuid", "gpu__node__id", "gpu__node__hostname", "lease_id", "reason"]
     ordering = ["-starts_at"]
+
+    @admin.display(description="Node", ordering="gpu__node__hostname")
+    def node(self, outage: Outage) -> str:
+        return outage.gpu.node.hostname
+
+    @admin.display(description="GPU", ordering="gpu__uuid")
+    def device(self, outage: Outage) -> str:
+        return _short(outage.gpu)
 
 
 @admin.register(Policy)

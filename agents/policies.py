@@ -128,7 +128,7 @@ def differences(*, before: NodePolicy, after: NodePolicy) -> list[Difference]:
 
 def _flat(policy: NodePolicy) -> dict[str, str]:
     """Return every figure of a policy but its version, as text, by its pointer."""
-    found = {}
+    found: dict[str, str] = {}
     for part in ("idle", "health"):
         for name, value in protocol.to_json(policy)[part].items():
             entries = (

@@ -5,6 +5,7 @@ from typing import Any
 
 from django import forms
 from django.forms import BoundField
+from django.http import QueryDict
 from unfold.widgets import (
     UnfoldAdminIntegerFieldWidget,
     UnfoldAdminSelectWidget,
@@ -68,13 +69,13 @@ class PolicyForm(forms.Form):
 
     based_on = forms.IntegerField(widget=forms.HiddenInput)
 
-    def __init__(self, *arguments: Any, current: NodePolicy, **named: Any) -> None:  # noqa: ANN401 - Django's
+    def __init__(self, data: QueryDict | None = None, *, current: NodePolicy) -> None:
         filled = protocol.to_json(current)
-        initial = {"based_on": current.version}
+        initial: dict[str, Any] = {"based_on": current.version}
         for part in ("idle", "health"):
             for name, value in filled[part].items():
                 initial[name] = json.dumps(value, indent=1) if name in _TABLES else value
-        super().__init__(*arguments, initial=initial, **named)
+        super().__init__(data, initial=initial)
         defaults = protocol.to_json(NodePolicy())
         self.parts = {part: list(defaults[part]) for part in ("idle", "health")}
         bounds = IDLE_BOUNDS | HEALTH_BOUNDS

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from agents.models import Gpu, MeterReading
+from agents.models import Gpu, GpuEvent, MeterReading, Node
 from marketplace.models import Organization
 from scheduler import reservations
 from scheduler.models import Lease
@@ -132,6 +132,7 @@ class TestUtilization:
         self, api: ApiClient, organization: Organization
     ) -> None:
         lease = handed_over(a_lease(api, organization=organization), minutes=3)
+        Node.objects.update(protocol_version=1)  # its agent does not tell of Xids
         first, second, *_ = self.curve(api, lease).json["data"]
         assert first["busy_share"] == "0.7500"
         assert (first["energy_millijoules"], first["power_draw_milliwatts_mean"]) == (
@@ -145,6 +146,28 @@ class TestUtilization:
             second["starts_at"],
             second["ends_at"],
         } == {None}
+
+    def test_counts_the_errors_of_each_gpu_in_each_step(
+        self, api: ApiClient, organization: Organization
+    ) -> None:
+        lease = handed_over(a_lease(api, organization=organization), minutes=3)
+        assert lease.handed_over_at is not None
+        for number, second in enumerate((-1, 0, 59, 60), start=1):
+            GpuEvent.objects.create(
+                node=lease.node,
+                enrolment=1,
+                epoch=1,
+                sequence=number,
+                gpu=Gpu.objects.get(uuid=lease.gpu_uuids[0]),
+                at=lease.handed_over_at + dt.timedelta(seconds=second),
+                kind="xid",
+                source="kernel_log",
+                cause="tenant",
+                xid=31,
+                received_at=lease.handed_over_at,
+            )
+        counts = [point["xid_count"] for point in self.curve(api, lease).json["data"]]
+        assert counts[:3] == [2, 1, 0]
 
     def test_is_empty_before_the_handover(self, api: ApiClient, organization: Organization) -> None:
         lease = a_lease(api, organization=organization)

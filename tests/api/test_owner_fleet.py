@@ -7,6 +7,7 @@ import pytest
 from django.utils import timezone
 
 from agents.models import EnrolmentToken, Gpu, Node
+from agents.protocol import GpuCounters, to_json
 from agents.states import NodeStatus
 from marketplace.models import IdempotencyRecord, Organization
 from scheduler.states import LeaseStatus
@@ -123,6 +124,24 @@ class TestNodes:
 
 
 class TestGpus:
+    def test_show_why_they_are_unfit_and_what_was_counted(self, api: ApiClient, node: Node) -> None:
+        at = timezone.now()
+        counted = to_json(GpuCounters(gpu_uuid="GPU-1", ecc_uncorrected=2, row_remap_failed=True))
+        first, second = node.gpus.order_by("slot")
+        Gpu.objects.filter(pk=first.pk).update(
+            health="quarantined", health_reason="Xid 48", counters=counted, counters_at=at
+        )
+        rows = {row["uuid"]: row for row in api.get("/v1/gpus").json["data"]}
+        shown = rows[first.uuid]
+        assert (shown["health"], shown["health_reason"]) == ("quarantined", "Xid 48")
+        assert (shown["counters"]["ecc_uncorrected"], shown["counters"]["nvlinks_active"]) == (
+            2,
+            None,
+        )
+        assert shown["counters"]["row_remap_failed"] is True
+        assert shown["counters_at"] is not None
+        assert (rows[second.uuid]["counters"], rows[second.uuid]["counters_at"]) == (None, None)
+
     def uuids(self, api: ApiClient, **query: Any) -> set[str]:
         return {row["uuid"] for row in api.get("/v1/gpus", **query).json["data"]}
 

@@ -270,7 +270,7 @@ class TestOutages:
         lease = self.lease()
         factories.meter_fully(of=lease)
         factories.outage(of=lease, seconds=1800, cause=cause)
-        settlements.settle_ended(at=lease.closed_at)
+        settlements.settle_ended(at=LATER)
         row = Settlement.objects.get()
         assert (row.gpu_seconds_bought, row.gpu_seconds_delivered) == (7200, 5400)
         assert (row.earned_minor, row.owner_minor, row.refunded_minor) == (353, 300, 118)
@@ -281,7 +281,7 @@ class TestOutages:
         factories.meter(of=lease, gpu=0, up=1800)
         factories.meter(of=lease, gpu=1)
         factories.outage(of=lease, from_second=1800, seconds=None, cause=Cause.TENANT)
-        settlements.settle_ended(at=lease.closed_at)
+        settlements.settle_ended(at=LATER)
         row = Settlement.objects.get()
         assert (row.gpu_seconds_delivered, row.owner_minor, row.refunded_minor) == (7200, 400, 0)
 

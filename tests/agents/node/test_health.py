@@ -138,7 +138,8 @@ class TestCounters:
     def test_are_judged_by_the_owners_verdict(
         self, rule: str, counted: dict[str, Any], verdict: Verdict
     ) -> None:
-        policy = replace(HealthPolicy(), **{rule: verdict})
+        changes: dict[str, Any] = {rule: verdict}
+        policy = replace(HealthPolicy(), **changes)
         track = look(counters=replace(CLEAN, **counted), policy=policy, utilization_percent=BUSY)
         expected = {
             Verdict.IGNORE: Health.HEALTHY,
