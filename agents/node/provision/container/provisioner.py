@@ -272,8 +272,8 @@ class ContainerProvisioner:
 
     def _answers(self, port: int) -> bool:
         """Return whether an ssh server greets on the published port; a mere connection is a proxy's."""
-        for look in range(SSHD_LOOKS_PER_CALL):
-            if look:
+        for tries in range(SSHD_LOOKS_PER_CALL):
+            if tries:
                 self._sleep(SSHD_LOOK_SECONDS)
             try:
                 with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
