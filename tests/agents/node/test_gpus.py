@@ -62,7 +62,7 @@ class TestGpus:
         rig.live(seconds=90)
         whole = SimulatedReader.read
 
-        def lose_one(self: SimulatedReader, *, at: dt.datetime) -> list[object]:
+        def lose_one(self: SimulatedReader, *, at: dt.datetime, **_: object) -> list[object]:
             first, second = whole(self, at=at)
             return [first, lost_sample(gpu_uuid=second.gpu_uuid, measured_at=at)]
 
