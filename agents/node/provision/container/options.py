@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import shutil
@@ -52,7 +53,7 @@ def parse_options(*, given: Callable[[str], str], name: str) -> Options:
     if shutil.which(runtime) is None:
         raise BadOption(f"--runtime {runtime!r}: no such program")
     run_flags = _words("--run-flags", given("run_flags"))
-    for flag, follower in zip(run_flags, (*run_flags[1:], ""), strict=True):
+    for flag, follower in itertools.zip_longest(run_flags, run_flags[1:], fillvalue=""):
         bare = flag.partition("=")[0]
         if {flag, bare, f"{flag}={follower}"} & FLAGS_REFUSED:
             raise BadOption(f"--run-flags: {flag} would undo what keeps tenants apart")
