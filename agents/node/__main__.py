@@ -80,7 +80,7 @@ def _once(settings: Settings) -> int:
         reader = child = ChildReader(boottime_seconds=clock.boottime_seconds, now=clock.now)
     try:
         identities = {identity.uuid: identity for identity in reader.identify()}
-        samples = reader.read(at=clock.now())
+        samples = reader.read(at=clock.now(), with_processes=list(identities))
         milliseconds = child.call_milliseconds() if child else {}
     finally:
         reader.close()

@@ -227,7 +227,7 @@ class ChildReader(AnsweringReader):
         self._events, events_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._events, False)
         try:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - our own program
                 [sys.executable, "-m", "agents.node.driver", str(events_end)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

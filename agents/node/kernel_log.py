@@ -41,7 +41,7 @@ class KernelXid:
 
 
 def pci_place(*, bus_id: str) -> tuple[int, int, int] | None:
-    """Return domain, bus and device of any spelling: `00000000:18:00.0`, `0000:18:00`, upper or lower case."""
+    """Return domain, bus and device of any spelling, such as `00000000:1A:00.0` and `0000:1a:00`."""
     match = re.fullmatch(
         r"([0-9a-f]{4,8}):([0-9a-f]{2}):([0-9a-f]{2})(?:\.[0-9a-f])?",
         bus_id.lower(),

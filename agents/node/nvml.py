@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import pynvml
 
@@ -23,6 +23,8 @@ MISSING_SECONDS = (
 NVLINKS_MAX = 36  # of nvml.h; a GPU says how many it has
 EVENT_WAIT_MILLISECONDS = 5000
 FABRIC_COMPLETED = 3  # only then do status, cluster and clique mean anything
+Handle: TypeAlias = Any  # and other values of NVML: opaque, only good in this process
+
 COMPUTE, GRAPHICS, MPS = "compute", "graphics", "mps"
 PROCESS_LISTS = {
     COMPUTE: "nvmlDeviceGetComputeRunningProcesses",
@@ -110,7 +112,7 @@ class Driver:
                 f"the NVIDIA driver does not list its GPUs: {error}", for_good=True
             ) from None
 
-    def call(self, function: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - NVML's own values
+    def call(self, function: str, *arguments: Handle, **options: Handle) -> Handle:
         """Call a function of pynvml by its name.
 
         :raises CallFailed: with the code that it answered.
@@ -135,9 +137,9 @@ class Driver:
         field: str,
         uuid: str,
         function: str,
-        *arguments: Any,  # noqa: ANN401
-        **options: Any,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
+        *arguments: Handle,
+        **options: Handle,
+    ) -> Handle:
         """Call a function; where it fails, write the reason under `field` and return `None`.
 
         :raises GpuLost: when the GPU is lost.
@@ -162,8 +164,8 @@ class Driver:
         return until is not None and self._monotonic() < until
 
     def _timed(
-        self, name: str, function: Callable[..., Any], *arguments: Any, **options: Any
-    ) -> Any:  # noqa: ANN401
+        self, name: str, function: Callable[..., Any], *arguments: Handle, **options: Handle
+    ) -> Handle:
         started = time.perf_counter()
         try:
             return function(*arguments, **options)
@@ -172,7 +174,7 @@ class Driver:
 
     # --- calls that take more than a handle ---------------------------------------------------------------
 
-    def memory(self, unread: dict[str, str], field: str, uuid: str, handle: Any) -> Any:  # noqa: ANN401
+    def memory(self, unread: dict[str, str], field: str, uuid: str, handle: Handle) -> Handle:
         """Return the memory of a GPU by the v2 call: `used` of the first counts what the driver reserves."""
         return self.attempt(
             unread, field, uuid, "nvmlDeviceGetMemoryInfo", handle, version=pynvml.nvmlMemory_v2
@@ -181,9 +183,9 @@ class Driver:
     def utilization_samples(
         self,
         uuid: str,
-        handle: Any,
+        handle: Handle,
         *,
-        since_microseconds: int,  # noqa: ANN401
+        since_microseconds: int,
     ) -> list[tuple[int, int]]:
         """Return the driver's buffer as (microseconds of its clock, percent); empty where it has none.
 
@@ -205,8 +207,8 @@ class Driver:
         self,
         unread: dict[str, str],
         uuid: str,
-        handle: Any,
-        fields: dict[int, str],  # noqa: ANN401
+        handle: Handle,
+        fields: dict[int, str],
     ) -> dict[int, int]:
         """Return the values of `fields` (number to name) in one call; each may fail by itself."""
         mine: dict[str, str] = {}
@@ -225,7 +227,7 @@ class Driver:
                 values[row.fieldId] = int(getattr(row.value, _VALUE_FIELDS[kind]))
         return values
 
-    def fabric(self, uuid: str, handle: Any) -> tuple[int, int, str | None] | None:  # noqa: ANN401
+    def fabric(self, uuid: str, handle: Handle) -> tuple[int, int, str | None] | None:
         """Return state, status and `clusterUuid.cliqueId` of the GPU's place in its fabric."""
         for structure in (pynvml.c_nvmlGpuFabricInfo_v3_t, pynvml.c_nvmlGpuFabricInfo_v2_t):
             info = structure()
@@ -253,11 +255,11 @@ class Driver:
 
     # --- the queue of events ------------------------------------------------------------------------------
 
-    def event_set(self) -> Any:  # noqa: ANN401 - an opaque NVML handle
+    def event_set(self) -> Handle:
         """Return a new set of events."""
         return self.call("nvmlEventSetCreate")
 
-    def watch_xids(self, events: Any, handle: Any) -> bool:  # noqa: ANN401
+    def watch_xids(self, events: Handle, handle: Handle) -> bool:
         """Let the set hear of the GPU's errors from now on; false where the GPU cannot tell."""
         kind = pynvml.nvmlEventTypeXidCriticalError
         if not self.call("nvmlDeviceGetSupportedEventTypes", handle) & kind:
@@ -265,7 +267,7 @@ class Driver:
         self.call("nvmlDeviceRegisterEvents", handle, kind, events)
         return True
 
-    def next_xid(self, events: Any) -> tuple[int | None, int] | None:  # noqa: ANN401
+    def next_xid(self, events: Handle) -> tuple[int | None, int] | None:
         """Wait for the next error; return the address of the GPU's handle and the Xid, or `None`."""
         try:
             event = self.call("nvmlEventSetWait", events, EVENT_WAIT_MILLISECONDS)
@@ -278,7 +280,7 @@ class Driver:
         return address(event.device), int(event.eventData)
 
 
-def address(handle: Any) -> int | None:  # noqa: ANN401 - an opaque NVML handle
+def address(handle: Handle) -> int | None:
     """Return what identifies a handle: handles compare unequal, and a lost GPU's does not tell its UUID."""
     return ctypes.cast(handle, ctypes.c_void_p).value
 

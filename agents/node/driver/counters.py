@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from agents.node.driver.devices import Devices
-from agents.node.nvml import NVLINKS_MAX, CallFailed, Driver, GpuLost, lost_everywhere
+from agents.node.nvml import NVLINKS_MAX, CallFailed, Driver, GpuLost, Handle, lost_everywhere
 from agents.node.unread import NOT_SUPPORTED
 
 # Numbers of NVIDIA's nvml.h (NVML_FI_DEV_…), all read by one call.
@@ -72,7 +72,7 @@ def read_counters(
     return rows
 
 
-def _read_gpu(driver: Driver, uuid: str, handle: Any) -> dict[str, Any]:  # noqa: ANN401 - opaque
+def _read_gpu(driver: Driver, uuid: str, handle: Handle) -> dict[str, Any]:
     unread: dict[str, str] = {}
     values = driver.field_values(unread, uuid, handle, _FIELDS)
     row: dict[str, Any] = {
@@ -163,7 +163,7 @@ def _scrubs(path: str) -> bool | None:
     The registry key is of NVIDIA's open kernel modules (RMDisableScrubOnFree).
     """
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - pathlib costs a megabyte
+        with open(path, encoding="utf-8", errors="replace") as file:
             text = file.read(65536)
     except OSError:
         return None

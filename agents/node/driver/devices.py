@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agents.node.nvml import VIRTUALIZATION_MODES, CallFailed, Driver, GpuLost
+from agents.node.nvml import VIRTUALIZATION_MODES, CallFailed, Driver, GpuLost, Handle
 
 GPUS_MAX = 16  # as many as a report may name
 _STATIC_FIELDS = {
@@ -61,7 +61,7 @@ class Devices:
         self._handles = dict(found[index] for index in sorted(found))
         return self._handles
 
-    def _read_static(self, index: int, handle: Any) -> dict[str, Any]:  # noqa: ANN401 - opaque
+    def _read_static(self, index: int, handle: Handle) -> dict[str, Any]:
         uuid = self._driver.call("nvmlDeviceGetUUID", handle)
         name = self._driver.call("nvmlDeviceGetName", handle)
         failed: dict[str, str] = {}
@@ -80,7 +80,7 @@ class Devices:
         identity["pci_bus_id"] = None if pci is None else pci.busId
         return identity
 
-    def _changing(self, uuid: str, handle: Any) -> dict[str, Any]:  # noqa: ANN401 - opaque
+    def _changing(self, uuid: str, handle: Handle) -> dict[str, Any]:
         failed: dict[str, str] = {}
         mig = self._driver.attempt(failed, "mig", uuid, "nvmlDeviceGetMigMode", handle)
         mode = self._driver.attempt(failed, "mode", uuid, "nvmlDeviceGetVirtualizationMode", handle)
@@ -92,7 +92,7 @@ class Devices:
             "fabric_clique": None if fabric is None else fabric[2],
         }
 
-    def _parts(self, handle: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - opaque
+    def _parts(self, handle: Handle) -> list[dict[str, Any]]:
         """Return the parts that MIG has cut; their handles die with them and are asked for each time."""
         try:
             count = self._driver.call("nvmlDeviceGetMaxMigDeviceCount", handle)

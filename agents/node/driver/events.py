@@ -18,6 +18,7 @@ from agents.node.nvml import (
     Driver,
     DriverGone,
     GpuLost,
+    Handle,
     address,
 )
 
@@ -71,8 +72,8 @@ class EventQueue:
             self._sleep(pause)
 
     def watch_once(self, *, handles: dict[str, Any]) -> float:
-        """Build a set of the GPUs that can be watched and drain it until it breaks; return how long to rest."""
-        events: Any = None
+        """Watch in one set all GPUs that can be, until that breaks; return the seconds to rest."""
+        events: Handle = None
         self._waits_since = self._monotonic()
         try:
             events = self._driver.event_set()
@@ -93,7 +94,7 @@ class EventQueue:
             if events is not None:
                 self._free(events)
 
-    def _register(self, events: Any, handles: dict[str, Any]) -> dict[int | None, str]:  # noqa: ANN401 - opaque
+    def _register(self, events: Handle, handles: dict[str, Any]) -> dict[int | None, str]:
         names: dict[int | None, str] = {}
         self._unwatched = []
         for uuid, handle in handles.items():
@@ -114,7 +115,7 @@ class EventQueue:
             line = {"gpu_uuid": uuid, "xid": event[1], "monotonic": self._monotonic()}
             self._write(json.dumps(line).encode() + b"\n")
 
-    def _free(self, events: Any) -> None:  # noqa: ANN401 - opaque
+    def _free(self, events: Handle) -> None:
         try:
             self._driver.call("nvmlEventSetFree", events)
         except (CallFailed, GpuLost, DriverGone) as error:

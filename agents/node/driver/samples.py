@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from agents.node.driver.devices import Devices
-from agents.node.nvml import MPS, PROCESS_LISTS, Driver, GpuLost, lost_everywhere
+from agents.node.nvml import MPS, PROCESS_LISTS, Driver, GpuLost, Handle, lost_everywhere
 from agents.node.unread import NOT_SUPPORTED
 
 SAMPLE_FIELDS = (
@@ -81,7 +81,7 @@ class Samples:
                 found[uuid] = listed
         return found
 
-    def _read_gpu(self, uuid: str, handle: Any) -> dict[str, Any]:  # noqa: ANN401 - opaque
+    def _read_gpu(self, uuid: str, handle: Handle) -> dict[str, Any]:
         driver, unread = self._driver, dict[str, str]()
         mean, highest = self._utilization(unread, uuid, handle)
         memory = driver.memory(unread, "memory_used_bytes", uuid, handle)
@@ -109,7 +109,7 @@ class Samples:
         self,
         unread: dict[str, str],
         uuid: str,
-        handle: Any,  # noqa: ANN401 - opaque
+        handle: Handle,
     ) -> tuple[int | None, int | None]:
         """Return the mean and the highest load since the look before, or the point value for both."""
         since = self._buffer_read_until.get(uuid, 0)
@@ -123,7 +123,7 @@ class Samples:
         )
         return (None, None) if rates is None else (rates.gpu, rates.gpu)
 
-    def _count_processes(self, uuid: str, handle: Any, at: str) -> None:  # noqa: ANN401 - opaque
+    def _count_processes(self, uuid: str, handle: Handle, at: str) -> None:
         listed, reason = self._list(uuid, handle)
         pids = {
             process["pid"]
@@ -138,7 +138,7 @@ class Samples:
         if reason:
             row["unread"]["process_count"] = reason
 
-    def _list(self, uuid: str, handle: Any) -> tuple[list[dict[str, Any]], str]:  # noqa: ANN401
+    def _list(self, uuid: str, handle: Handle) -> tuple[list[dict[str, Any]], str]:
         """Return the processes of a GPU, and why the list is not whole; NVML gives PIDs of the host."""
         listed: list[dict[str, Any]] = []
         for kind, function in PROCESS_LISTS.items():
@@ -161,7 +161,7 @@ class Samples:
 
     def _name(self, pid: int) -> str:
         try:
-            with open(f"{self._proc}/{pid}/comm", "rb") as file:  # noqa: PTH123 - pathlib costs a megabyte
+            with open(f"{self._proc}/{pid}/comm", "rb") as file:
                 return file.read(64).decode(errors="replace").rstrip("\n")
         except OSError:
             return ""  # it has ended, or is hidden: a process without a name counts all the same

@@ -36,7 +36,7 @@ class Service:
             return {"error": str(gone), "ends": gone.for_good}
         return {"ok": result, "events": self._events.problem()}
 
-    def _result(self, request: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
+    def _result(self, request: dict[str, Any]) -> object:
         driver, devices = self._driver, self._devices
         match request["verb"]:
             case "identify":

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from agents.node.driver.devices import Devices
-from agents.node.nvml import CallFailed, Driver, GpuLost, lost_everywhere
+from agents.node.nvml import CallFailed, Driver, GpuLost, Handle, lost_everywhere
 from agents.node.unread import LOST, NOT_SUPPORTED
 
 _READ = {
@@ -75,7 +75,7 @@ def restore_settings(
     return failed
 
 
-def _read_gpu(driver: Driver, uuid: str, handle: Any) -> dict[str, Any]:  # noqa: ANN401 - opaque
+def _read_gpu(driver: Driver, uuid: str, handle: Handle) -> dict[str, Any]:
     unread: dict[str, str] = {}
     row = {
         field: driver.attempt(unread, field, uuid, function, handle)
@@ -91,8 +91,8 @@ def _read_gpu(driver: Driver, uuid: str, handle: Any) -> dict[str, Any]:  # noqa
 def _restore_gpu(
     driver: Driver,
     uuid: str,
-    handle: Any,
-    wanted: dict[str, Any],  # noqa: ANN401 - opaque
+    handle: Handle,
+    wanted: dict[str, Any],
 ) -> list[str]:
     found = _read_gpu(driver, uuid, handle)
     problems = []
