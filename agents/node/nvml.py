@@ -235,7 +235,7 @@ class Driver:
             if self.is_missing(uuid, function, version):
                 continue
             try:
-                self.call(function, handle, info)
+                self.call(function, handle, ctypes.byref(info))
             except CallFailed:
                 # Also an older driver that does not know this version of the structure.
                 until = self._monotonic() + MISSING_SECONDS
