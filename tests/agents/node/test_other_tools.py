@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from agents.node.child import ChildReader
 from tests.agents.node.conftest import skip_or_fail
 from tests.fakes.nvml import Journal
 
@@ -120,6 +121,22 @@ class TestNvitop:
             ):
                 assert gpu[field] == agent[field], field
             assert len(gpu["processes"]) == agent["process_count"]
+
+    def test_names_the_same_processes_as_the_reader(self, scene: Scene) -> None:
+        _need("nvitop")
+        theirs = json.loads(_run(scene, sys.executable, "-c", NVITOP_PROGRAM))
+        reader = ChildReader(boottime_seconds=lambda: 0.0)
+        try:
+            ours = reader.processes(gpu_uuids=UUIDS)
+        finally:
+            reader.close()
+        assert {
+            gpu["uuid"]: {int(pid): used for pid, used in gpu["processes"].items()}
+            for gpu in theirs
+        } == {
+            uuid: {process.pid: process.used_memory_bytes for process in processes}
+            for uuid, processes in ours.items()
+        }
 
 
 def _need(package: str) -> None:
