@@ -28,8 +28,9 @@ DISK_FREE_BYTES_MIN = 10 * 1024**3  # a tenant's first packages; images are fetc
 COMPUTE_MODE_DEFAULT = 0  # NVML_COMPUTEMODE_DEFAULT: several processes may use the GPU
 FABRIC_COMPLETED, FABRIC_SUCCESS = 3, 0  # NVML_GPU_FABRIC_STATE_COMPLETED, NVML_SUCCESS
 PROCESSES_NAMED_MAX = 3  # of those that hold a GPU, in the words for the owner
-# Services of the machine that hold a GPU's device file and none of its work.
-SERVICES = frozenset({"Xorg", "nvidia-persistenced", "nv-hostengine", "nvidia-smi"})
+# Services of the machine that hold a GPU and none of its work; the kernel cuts a name after 15 characters.
+SERVICES = frozenset({"Xorg", "nvidia-persiste", "nv-hostengine"})
+NAME_LENGTH_MAX = 15
 
 Judgement = tuple[bool | None, str]
 
@@ -75,10 +76,14 @@ def look(*, reader: Reader, gpu_uuids: Collection[str], at: dt.datetime) -> Look
         counters={c.gpu_uuid: c for c in reader.counters(gpu_uuids=gpu_uuids)},
         settings={s.gpu_uuid: s for s in reader.settings(gpu_uuids=gpu_uuids)},
         processes={
-            uuid: [p for p in found if p.name.rsplit("/", 1)[-1] not in SERVICES]
+            uuid: [p for p in found if _short(p.name) not in SERVICES]
             for uuid, found in reader.processes(gpu_uuids=gpu_uuids).items()
         },
     )
+
+
+def _short(name: str) -> str:
+    return name.rsplit("/", 1)[-1][:NAME_LENGTH_MAX]
 
 
 def preflight(
