@@ -14,6 +14,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from agents.node import AGENT_VERSION, host
 from agents.node.child import ChildReader
@@ -24,7 +25,7 @@ from agents.node.host import StateUnusable
 from agents.node.idle import Thresholds
 from agents.node.jobs import InlineJobs, ThreadJobs
 from agents.node.loop import Agent, EnrolmentRefused, Machine
-from agents.node.provision import NoProvisioner, Provisioner
+from agents.node.provision import NoProvisioner, Provisioner, container
 from agents.node.provision.hook import HookProvisioner
 from agents.node.provision.simulated import SimulatedProvisioner
 from agents.node.reader import Reader, ReaderHung, ReaderUnavailable
@@ -159,7 +160,7 @@ def _run(settings: Settings) -> int:
         logger.warning("SIMULATED: these GPUs are scripted, and every report says so")
     else:
         reader = ChildReader(boottime_seconds=clock.boottime_seconds, now=clock.now)
-        provisioner = HookProvisioner(program=settings.hook) if settings.hook else NoProvisioner()
+        provisioner = _provisioner(settings, directory)
     sender = Sender(
         server_url=settings.server_url, key=key, clock=clock, agent_version=AGENT_VERSION
     )
@@ -191,6 +192,17 @@ def _run(settings: Settings) -> int:
         reader.close()
         spool.close()
         lock.close()
+
+
+def _provisioner(settings: Settings, directory: Path) -> Provisioner:
+    if settings.hook is not None:
+        return HookProvisioner(program=settings.hook)
+    if settings.container is None:
+        return NoProvisioner()
+
+    return container.ContainerProvisioner(
+        options=settings.container, directory=directory / "leases", machine=container.measure()
+    )
 
 
 def _log_gpus(reader: Reader) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agents.node import AGENT_VERSION
+from agents.node.provision.container.options import BadOption, Options, parse_options
 from agents.node.sender import BadServerUrl, check_server_url
 from agents.node.simulated import BadFleet, Fleet, parse_fleet
 
@@ -31,6 +32,7 @@ class Settings:
     name: str
     fleet: Fleet | None
     hook: Path | None
+    container: Options | None
     free_after_seconds: float
     once: bool
     as_json: bool
@@ -72,11 +74,23 @@ def parse_settings(*, arguments: Sequence[str], environment: Mapping[str, str]) 
         raise BadSetting("--hook hands over real GPUs and cannot be used with --simulate")
     if hook and not os.access(hook, os.X_OK):
         raise BadSetting(f"--hook {hook}: no such program, or it may not be executed")
+    wanted = setting("provisioner") or ("hook" if hook else "")
+    if wanted not in ("", "container", "hook"):
+        raise BadSetting(f"--provisioner {wanted!r}: container or hook")
+    if wanted == "hook" and not hook:
+        raise BadSetting("--provisioner hook needs --hook, the owner's program")
+    if wanted == "container" and (hook or fleet is not None):
+        raise BadSetting("--provisioner container can be used neither with --hook nor --simulate")
+    try:
+        container = parse_options(given=setting, name=name) if wanted == "container" else None
+    except BadOption as error:
+        raise BadSetting(str(error)) from None
     state_dir = setting("state_dir")
     return Settings(
         name=name,
         fleet=fleet,
         hook=Path(hook).resolve() if hook else None,
+        container=container,
         free_after_seconds=_free_after(setting("free_after")),
         once=once,
         as_json=bool(given.json),
@@ -106,6 +120,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--hook", metavar="PROGRAM", help="the owner's program that hands GPUs over"
     )
+    parser.add_argument(
+        "--provisioner", help="how GPUs are handed over: container, or hook (default with --hook)"
+    )
+    parser.add_argument("--runtime", help="podman or docker, by name or path (podman)")
+    parser.add_argument(
+        "--runtime-flags", metavar="FLAGS", help="the runtime's own flags, before every verb"
+    )
+    parser.add_argument("--run-flags", metavar="FLAGS", help="further flags of each tenant's run")
+    parser.add_argument("--image", help="image of leases that name none; it must serve ssh")
+    parser.add_argument(
+        "--image-prefixes", metavar="NAMES", help="images that tenants may name, begin with these"
+    )
+    parser.add_argument(
+        "--entry", metavar="COMMAND", help="what serves ssh in the image (its own sshd)"
+    )
+    parser.add_argument("--ssh-host", help="address at which tenants reach this machine (name)")
+    parser.add_argument("--port-range", metavar="FIRST-LAST", help="ports for ssh (20000-29999)")
     parser.add_argument(
         "--free-after", metavar="SECONDS", help="quiet time before a GPU is free (600)"
     )

@@ -22,6 +22,7 @@ from agents.protocol import (
     MalformedMessage,
     MeterReading,
     Receipt,
+    ReceiptEvidence,
     decode,
     encode,
 )
@@ -57,7 +58,8 @@ CREATE TABLE IF NOT EXISTS tenancy (
 class LeaseRecord:
     """How far the agent is with a grant. `metered_until` and `returned_at` are whole seconds.
 
-    `is_clean` is false while something of a finished lease may be left on its GPUs.
+    `is_clean` is false while something of a finished lease may be left on its GPUs. `evidence` is what was
+    seen before the handover: the settings in it are those that the return restores.
     """
 
     grant: Grant
@@ -70,6 +72,7 @@ class LeaseRecord:
     returned_at: dt.datetime | None = None
     return_energies: list[int | None] = field(default_factory=list)
     is_clean: bool = True
+    evidence: ReceiptEvidence | None = None
 
     @property
     def key(self) -> LeaseKey:
@@ -81,6 +84,7 @@ class Spool:
     """The state file of one agent. Used by one thread."""
 
     def __init__(self, *, path: Path) -> None:
+        self.path = path
         try:
             # Autocommit: each transaction is begun and ended by name below.
             self.connection = sqlite3.connect(path, isolation_level=None)
