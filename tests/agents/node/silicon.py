@@ -5,6 +5,7 @@ A stand-in can agree with us by mistake; real silicon is rarely at hand. So each
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from dataclasses import dataclass, field
 
@@ -44,6 +45,16 @@ class Machine:
                 self.reader().identify()
             except ReaderUnavailable as reason:
                 pytest.skip(f"no GPU to read here: {reason}")
+
+    def need_rest(self) -> list[str]:
+        """Return the GPUs that nobody uses; skip the test where there are none."""
+        reader = self.reader()
+        uuids = [gpu.uuid for gpu in reader.identify()]
+        samples = reader.read(at=dt.datetime.now(tz=dt.UTC), with_processes=uuids)
+        resting = [sample.gpu_uuid for sample in samples if sample.process_count == 0]
+        if not resting:
+            pytest.skip("every GPU of this machine is in use")
+        return resting
 
     def close(self) -> None:
         """End all readers."""
