@@ -26,10 +26,17 @@ FABRIC_COMPLETED = 3  # only then do status, cluster and clique mean anything
 Handle: TypeAlias = Any  # and other values of NVML: opaque, only good in this process
 
 COMPUTE, GRAPHICS, MPS = "compute", "graphics", "mps"
+# Newest first; drivers before 510 have the second alone. The names without a version raise another exception.
 PROCESS_LISTS = {
-    COMPUTE: "nvmlDeviceGetComputeRunningProcesses",
-    GRAPHICS: "nvmlDeviceGetGraphicsRunningProcesses",
-    MPS: "nvmlDeviceGetMPSComputeRunningProcesses",
+    COMPUTE: ("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2"),
+    GRAPHICS: (
+        "nvmlDeviceGetGraphicsRunningProcesses_v3",
+        "nvmlDeviceGetGraphicsRunningProcesses_v2",
+    ),
+    MPS: (
+        "nvmlDeviceGetMPSComputeRunningProcesses_v3",
+        "nvmlDeviceGetMPSComputeRunningProcesses_v2",
+    ),
 }
 VIRTUALIZATION_MODES = {0: "none", 1: "passthrough", 2: "vgpu", 3: "host_vgpu", 4: "host_vsga"}
 
@@ -83,7 +90,7 @@ class Driver:
             str, float
         ] = {}  # how long each function took when last called
         self._monotonic = monotonic
-        self._is_open = False
+        self.is_open = False
         self._missing_until: dict[tuple[str, str], float] = {}
 
     # --- the library ----------------------------------------------------------------------------------
@@ -95,7 +102,7 @@ class Driver:
 
         :raises DriverGone: when there is no driver.
         """
-        if not self._is_open:
+        if not self.is_open:
             try:
                 self._timed("nvmlInit", pynvml.nvmlInit)
             except pynvml.NVMLError as error:
@@ -104,7 +111,7 @@ class Driver:
                 raise DriverGone(
                     f"no NVIDIA driver answers here: {error}{advice}", for_good=mismatch
                 ) from None
-            self._is_open = True
+            self.is_open = True
         try:
             return int(self.call("nvmlDeviceGetCount"))
         except (CallFailed, GpuLost) as error:
