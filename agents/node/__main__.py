@@ -23,6 +23,7 @@ from agents.node.health import judge
 from agents.node.host import StateUnusable
 from agents.node.idle import Thresholds
 from agents.node.jobs import InlineJobs, ThreadJobs
+from agents.node.keys import KeyRing
 from agents.node.loop import Agent, EnrolmentRefused, Machine
 from agents.node.provision import NoProvisioner, Provisioner
 from agents.node.provision.hook import HookProvisioner
@@ -47,7 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.basicConfig(
             stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s {settings.name} %(message)s"
         )
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every request otherwise
         return _once(settings) if settings.once else _run(settings)
     except (BadSetting, StateUnusable, ReaderUnavailable) as error:
         _complain(error)
@@ -141,7 +141,7 @@ def _run(settings: Settings) -> int:
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     lock = host.open_state(directory=directory)
-    key = host.load_key(directory=directory)
+    key = KeyRing(directory=directory)
     spool = Spool(path=directory / "spool.sqlite3")
     machine_id = host.machine_id()
     provisioner: Provisioner

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from agents.node import AGENT_VERSION, health, idle
 from agents.node.clock import MarketClock
-from agents.node.host import NodeKey
 from agents.node.jobs import Jobs
+from agents.node.keys import KeyRing
 from agents.node.leasebook import LeaseBook
 from agents.node.leases import LeaseKeeper, MachineView
 from agents.node.metering import window_seconds
@@ -67,7 +67,7 @@ class Agent:
         provisioner: Provisioner,
         jobs: Jobs,
         clock: MarketClock,
-        key: NodeKey,
+        key: KeyRing,
         machine: Machine,
         token: str,
         thresholds: idle.Thresholds,
@@ -93,7 +93,7 @@ class Agent:
         self._node_id = spool.value(name="node_id")
         spool.forget_leases(before=clock.now() - LEASES_KEPT)
         self._book = LeaseBook(
-            spool=spool, key=key, epoch=spool.raise_epoch(), simulated=reader.simulated
+            spool=spool, key=key, epoch=spool.start_epoch(), simulated=reader.simulated
         )
         self._book.node_id = self._node_id or ""
         self._keeper = LeaseKeeper(book=self._book, provisioner=provisioner, jobs=jobs)
@@ -103,6 +103,7 @@ class Agent:
             keeper=self._keeper,
             clock=clock,
             book=self._book,
+            key=key,
             boot_id=machine.boot_id,
             simulated=reader.simulated,
             dice=dice,
@@ -188,7 +189,9 @@ class Agent:
             at=self._clock.now(),
             gpu_uuids=frozenset(identity.uuid for identity in self._identities),
             samples=self._samples,
-            may_start=self._hung_since is None and not self._reporter.revoked,
+            may_start=(
+                self._hung_since is None and not self._reporter.revoked and self._spool.is_writable
+            ),
         )
 
     # --- leases -------------------------------------------------------------------------------------
@@ -248,9 +251,11 @@ class Agent:
                 dice=self._dice,
             )
             self._enrol_failures += 1
-            self._enrol_at_boottime = now + max(delay, answer.retry_after_seconds or 0.0)
+            told = answer.retry_after_seconds
+            if told is not None:
+                delay = max(delay, told + self._dice.uniform(0, ENROL_INTERVAL_SECONDS))
+            self._enrol_at_boottime = now + delay
             return
-        self._clock.learn(market_now=answer.now)
         self._spool.commit(values={"node_id": answer.node_id})
         self._node_id = answer.node_id
         self._book.node_id = answer.node_id

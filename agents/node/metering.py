@@ -106,8 +106,8 @@ class GpuMeter:
             self._busy_seconds += seconds * sample.utilization_percent / 100
         self._blind = False
         self._energy = sample.energy_millijoules
-        self._memory_max = _larger(self._memory_max, sample.memory_used_bytes)
-        self._temperature_max = _larger(self._temperature_max, sample.temperature_celsius)
+        self._memory_max = larger(self._memory_max, sample.memory_used_bytes)
+        self._temperature_max = larger(self._temperature_max, sample.temperature_celsius)
 
     def _close(self) -> list[MeterWindow]:
         if self._seen_until == self._starts_at:
@@ -131,5 +131,6 @@ class GpuMeter:
         return [window]
 
 
-def _larger(a: int | None, b: int | None) -> int | None:
+def larger(a: int | None, b: int | None) -> int | None:
+    """Return the larger of two values, or the one that is known."""
     return max((value for value in (a, b) if value is not None), default=None)
