@@ -142,7 +142,7 @@ def _run(settings: Settings) -> int:
     signal.signal(signal.SIGINT, end)
     lock = host.open_state(directory=directory)
     key = KeyRing(directory=directory)
-    spool = Spool(path=directory / "spool.sqlite3")
+    spool = Spool(path=directory / "spool.sqlite3", quota_bytes=settings.spool_quota_bytes)
     machine_id = host.machine_id()
     provisioner: Provisioner
     reader: Reader
