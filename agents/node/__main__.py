@@ -77,10 +77,10 @@ def _once(settings: Settings) -> int:
             tenancies=lambda _: [],
         )
     else:
-        reader = child = ChildReader(boottime_seconds=clock.boottime_seconds)
+        reader = child = ChildReader(boottime_seconds=clock.boottime_seconds, now=clock.now)
     try:
         identities = {identity.uuid: identity for identity in reader.identify()}
-        samples = reader.read(at=clock.now())
+        samples = reader.read(at=clock.now(), with_processes=list(identities))
         milliseconds = child.call_milliseconds() if child else {}
     finally:
         reader.close()
@@ -158,7 +158,7 @@ def _run(settings: Settings) -> int:
         )
         logger.warning("SIMULATED: these GPUs are scripted, and every report says so")
     else:
-        reader = ChildReader(boottime_seconds=clock.boottime_seconds)
+        reader = ChildReader(boottime_seconds=clock.boottime_seconds, now=clock.now)
         provisioner = HookProvisioner(program=settings.hook) if settings.hook else NoProvisioner()
     sender = Sender(
         server_url=settings.server_url, key=key, clock=clock, agent_version=AGENT_VERSION

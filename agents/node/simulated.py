@@ -6,14 +6,15 @@ Whatever it says is marked as simulated in every report, meter and receipt.
 from __future__ import annotations
 
 import datetime as dt
+import platform
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from agents.node.reader import Sample
-from agents.node.workloads import MIXED, ORIGIN, Workload, activity, draw, load_seconds
-from agents.protocol import GPUS_PER_NODE_MAX, GpuIdentity
+from agents.node.reader import GpuProcess, Sample, Xid
+from agents.node.workloads import MIXED, ORIGIN, Activity, Workload, activity, draw, load_seconds
+from agents.protocol import GPUS_PER_NODE_MAX, GpuCounters, GpuIdentity, GpuSettings, HostFacts
 
 _GIB = 1024**3
 _NAMESPACE = uuid.UUID("5e3f0c1e-6b1a-5b0e-9a44-0d6b8f1f7c55")
@@ -129,10 +130,15 @@ class SimulatedReader:
         # Finished tenancies of each GPU, from the oldest on, as (how many, the load they added), so that
         # a read does not grow with the age of the node.
         self._folded: dict[str, tuple[int, float]] = {}
+        self._looked_at = ORIGIN
         self._uuids = [
             f"GPU-{uuid.uuid5(_NAMESPACE, f'{machine_id}/{node_name}/{fleet.product.name}/{index}')}"
             for index in range(fleet.count)
         ]
+
+    def host(self) -> HostFacts:
+        """Return the kernel's version: no driver is here to tell of."""
+        return HostFacts(driver_version="simulated", kernel_version=platform.release())
 
     def identify(self) -> list[GpuIdentity]:
         """Return the GPUs; the same node has the same ones after every restart."""
@@ -145,22 +151,110 @@ class SimulatedReader:
                 serial=f"SIM{draw(seed=gpu_uuid, below=10**10):010d}",
                 pci_bus_id=f"00000000:{0x10 + index * 8:02X}:00.0",
                 mig_enabled=False,
+                virtualization_mode="none",
             )
             for index, gpu_uuid in enumerate(self._uuids)
         ]
 
-    def read(self, *, at: dt.datetime) -> list[Sample]:
+    def read(
+        self,
+        *,
+        at: dt.datetime,
+        gpu_uuids: Collection[str] | None = None,
+        with_processes: Collection[str] = (),
+    ) -> list[Sample]:
         """Return what the script says for the instant `at`."""
-        return [self._read_gpu(index, gpu_uuid, at) for index, gpu_uuid in enumerate(self._uuids)]
+        self._looked_at = at
+        return [
+            self._read_gpu(index, gpu_uuid, at)
+            for index, gpu_uuid in enumerate(self._uuids)
+            if gpu_uuids is None or gpu_uuid in gpu_uuids
+        ]
+
+    def counters(self, *, gpu_uuids: Collection[str]) -> list[GpuCounters]:
+        """Return the counters of GPUs that nothing ever happened to."""
+        return [
+            GpuCounters(
+                gpu_uuid=gpu_uuid,
+                ecc_enabled=True,
+                ecc_pending=True,
+                ecc_corrected=0,
+                ecc_uncorrected=0,
+                remapped_rows_corrected=0,
+                remapped_rows_uncorrected=0,
+                row_remap_pending=False,
+                row_remap_failed=False,
+                pcie_replay_count=0,
+                recovery_action=0,
+                clocks_event_reasons=0,
+            )
+            for gpu_uuid in self._among(gpu_uuids)
+        ]
+
+    def settings(self, *, gpu_uuids: Collection[str]) -> list[GpuSettings]:
+        """Return what these GPUs are set to, which is what the product comes with."""
+        return [
+            GpuSettings(
+                gpu_uuid=gpu_uuid,
+                power_limit_milliwatts=self._fleet.product.peak_milliwatts,
+                power_limit_default_milliwatts=self._fleet.product.peak_milliwatts,
+                compute_mode=0,
+                persistence_enabled=True,
+                mig_enabled=False,
+            )
+            for gpu_uuid in self._among(gpu_uuids)
+        ]
+
+    def restore(self, *, settings: Sequence[GpuSettings]) -> dict[str, str]:
+        """Find everything as it should be."""
+        return {}
+
+    def processes(self, *, gpu_uuids: Collection[str]) -> dict[str, list[GpuProcess]]:
+        """Return the processes of the script at the instant of the last look."""
+        return {
+            gpu_uuid: self._processes(gpu_uuid, self._now(index, gpu_uuid, self._looked_at))
+            for index, gpu_uuid in enumerate(self._uuids)
+            if gpu_uuid in gpu_uuids
+        }
+
+    def xids(self) -> list[Xid]:
+        """Return nothing: no script makes a GPU fail."""
+        return []
+
+    def warnings(self) -> list[str]:
+        """Return nothing: a script has nothing that it cannot see."""
+        return []
 
     def close(self) -> None:
         """Do nothing: there is no driver to let go of."""
 
+    def _among(self, gpu_uuids: Collection[str]) -> list[str]:
+        return [gpu_uuid for gpu_uuid in self._uuids if gpu_uuid in gpu_uuids]
+
+    def _now(self, index: int, gpu_uuid: str, at: dt.datetime) -> Activity:
+        let = any(
+            t.starts_at <= at and (t.ends_at is None or at < t.ends_at)
+            for t in self._tenancies(gpu_uuid)
+        )
+        workload = self._fleet.workloads[index % len(self._fleet.workloads)]
+        return activity(workload=Workload.TENANT if let else workload, gpu_uuid=gpu_uuid, at=at)
+
+    def _processes(self, gpu_uuid: str, now: Activity) -> list[GpuProcess]:
+        held = self._fleet.product.memory_bytes * now.memory_percent // 100
+        return [
+            GpuProcess(
+                pid=2 + draw(seed=f"{gpu_uuid}/{number}", below=4_000_000),
+                name="scripted",
+                kind="compute",
+                used_memory_bytes=held // now.process_count,
+            )
+            for number in range(now.process_count)
+        ]
+
     def _read_gpu(self, index: int, gpu_uuid: str, at: dt.datetime) -> Sample:
         owners = self._fleet.workloads[index % len(self._fleet.workloads)]
         tenancies = [t for t in self._tenancies(gpu_uuid) if t.starts_at <= at]
-        let = any(t.ends_at is None or at < t.ends_at for t in tenancies)
-        now = activity(workload=Workload.TENANT if let else owners, gpu_uuid=gpu_uuid, at=at)
+        now = self._now(index, gpu_uuid, at)
         product = self._fleet.product
         dynamic_milliwatts = product.peak_milliwatts - product.idle_milliwatts
         load = load_seconds(workload=owners, gpu_uuid=gpu_uuid, until=at)
@@ -182,6 +276,7 @@ class SimulatedReader:
             gpu_uuid=gpu_uuid,
             measured_at=at,
             utilization_percent=now.utilization_percent,
+            utilization_max_percent=now.utilization_percent,
             memory_used_bytes=DRIVER_RESERVED_BYTES
             + product.memory_bytes * now.memory_percent // 100,
             power_draw_milliwatts=round(product.idle_milliwatts + dynamic_milliwatts * share),
@@ -189,7 +284,9 @@ class SimulatedReader:
                 product.idle_milliwatts * idle_seconds + dynamic_milliwatts * load
             ),
             temperature_celsius=30 + draw(seed=gpu_uuid, below=5) + round(42 * share),
+            clocks_event_reasons=0,
             process_count=now.process_count,
+            processes_at=at,
         )
 
 
