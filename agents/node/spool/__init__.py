@@ -309,6 +309,18 @@ class Spool:
         row = self.connection.execute("SELECT value FROM value WHERE name = ?", [name]).fetchone()
         return None if row is None else str(row[0])
 
+    def values(self, *, prefix: str) -> dict[str, str]:
+        """Return the remembered values whose names begin with `prefix`, by the rest of their names."""
+        rows = self.connection.execute(
+            "SELECT name, value FROM value WHERE substr(name, 1, ?) = ?", [len(prefix), prefix]
+        )
+        found = dict(rows) | {
+            name: value
+            for name, value in self._unwritten.values.items()
+            if name.startswith(prefix)
+        }
+        return {name[len(prefix) :]: found[name] for name in sorted(found)}
+
     def leases(self) -> list[LeaseRecord]:
         """Return all remembered leases.
 
