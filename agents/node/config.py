@@ -271,10 +271,17 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help=f"read settings from this TOML file ({CONFIG_FILE_DEFAULT}, if it exists; HEADROOM_CONFIG)",
     )
+    add_options(parser, actions=True)
+    parser.add_argument("--version", action="version", version=AGENT_VERSION)
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser, *, actions: bool = False) -> None:
+    """Give a parser a flag for each setting, and for what to do now if `actions` is true."""
     for one in OPTIONS.values():
+        if one.is_action and not actions:
+            continue
         if one.kind is SWITCH:
             parser.add_argument(one.flag, action="store_true", default=None, help=one.help)
         else:
             parser.add_argument(one.flag, metavar=one.kind.metavar, help=one.help)
-    parser.add_argument("--version", action="version", version=AGENT_VERSION)
-    return parser

@@ -78,6 +78,8 @@ class Connection:
         self._connection: http.client.HTTPConnection | None = None
         self._context: ssl.SSLContext | None = None
         self._proxy: _Proxy | None = None
+        # The end of the certificate's life, as OpenSSL writes it; `None` without TLS.
+        self.certificate_expires: str | None = None
 
     @property
     def authority(self) -> str:
@@ -148,14 +150,6 @@ class Connection:
         if connection is not None:
             connection.close()
 
-    def certificate_expires(self) -> str | None:
-        """Return the last day of the server's certificate as OpenSSL writes it; `None` without TLS."""
-        sock = None if self._connection is None else self._connection.sock
-        if not isinstance(sock, ssl.SSLSocket):
-            return None
-        certificate = sock.getpeercert() or {}
-        return str(certificate.get("notAfter", "")) or None
-
     def _opened(self) -> http.client.HTTPConnection:
         if self._connection is not None and _is_stale(self._connection):
             self.close()
@@ -195,6 +189,9 @@ class Connection:
         except BaseException:
             connection.close()
             raise
+        if isinstance(connection.sock, ssl.SSLSocket):
+            certificate = connection.sock.getpeercert() or {}
+            self.certificate_expires = str(certificate.get("notAfter", "")) or None
         return connection
 
 

@@ -315,9 +315,7 @@ class Spool:
             "SELECT name, value FROM value WHERE substr(name, 1, ?) = ?", [len(prefix), prefix]
         )
         found = dict(rows) | {
-            name: value
-            for name, value in self._unwritten.values.items()
-            if name.startswith(prefix)
+            name: value for name, value in self._unwritten.values.items() if name.startswith(prefix)
         }
         return {name[len(prefix) :]: found[name] for name in sorted(found)}
 
