@@ -55,6 +55,7 @@ class LeaseBook:
             energy_millijoules=window.energy_millijoules,
             memory_used_bytes_max=window.memory_used_bytes_max,
             temperature_celsius_max=window.temperature_celsius_max,
+            attached_seconds=window.attached_seconds,
             simulated=self._simulated,
         )
 

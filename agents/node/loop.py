@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agents.node import AGENT_VERSION, health, idle
 from agents.node.clock import MarketClock
@@ -17,16 +17,16 @@ from agents.node.jobs import Jobs
 from agents.node.keys import KeyRing
 from agents.node.leasebook import LeaseBook
 from agents.node.leases import LeaseKeeper, MachineView
+from agents.node.lookout import Lookout
 from agents.node.metering import window_seconds
 from agents.node.provision import Provisioner
-from agents.node.reader import Reader, ReaderHung, ReaderUnavailable, Sample
+from agents.node.reader import Reader, Sample
 from agents.node.reporting import Reporter, backoff_seconds
 from agents.node.sender import Refused, Sender, Unreachable
 from agents.node.spool import LEASES_KEPT, Spool
 from agents.protocol import (
     PROTOCOL_VERSION,
     EnrolRequest,
-    GpuIdentity,
     Health,
     IdleState,
     Reading,
@@ -36,7 +36,6 @@ from agents.protocol import (
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_SECONDS_MAX = 15.0  # every call takes a lock of the driver that the tenant needs too
 WAIT_SECONDS_MAX = 60.0
 # Bounds the back-off at 20 s: a person waits for the first sign of a node.
 ENROL_INTERVAL_SECONDS = 5
@@ -82,12 +81,9 @@ class Agent:
         self._token = token
         self._thresholds = thresholds
         self._dice = dice
-        self._identities: list[GpuIdentity] = []
-        self._samples: dict[str, Sample] | None = None
+        self._lookout = Lookout(reader=reader)
+        self._has_looked = False
         self._tracks: dict[str, idle.IdleTrack] = {}
-        self._hung_since: dt.datetime | None = None
-        self._reader_complaint = ""
-        self._sampled_at_boottime: float | None = None
         self._enrol_failures = 0
         self._enrol_at_boottime = clock.boottime_seconds()
         self._node_id = spool.value(name="node_id")
@@ -115,7 +111,7 @@ class Agent:
 
         :raises EnrolmentRefused: when the market does not take this node.
         """
-        if self._sample_due():
+        if self._look_due_at() <= self._clock.boottime_seconds():
             self._sample()
         if self._node_id is None:
             self._enrol()
@@ -124,7 +120,7 @@ class Agent:
         if self._keeper.has_news():
             self._reporter.hurry()
         if self._reporter.due_at_boottime <= self._clock.boottime_seconds():
-            self._reporter.reader_hung_since = self._hung_since
+            self._reporter.reader_hung_since = self._lookout.hung_since
             self._reporter.send(node_id=self._node_id)
             self._keeper.window_seconds = window_seconds(
                 report_interval_seconds=self._reporter.interval_seconds
@@ -136,61 +132,59 @@ class Agent:
 
     # --- looking ------------------------------------------------------------------------------------
 
-    def _sample_due(self) -> bool:
-        if self._sampled_at_boottime is None or self._keeper.wants_sample(at=self._clock.now()):
-            return True
-        return self._clock.boottime_seconds() >= self._sampled_at_boottime + self._sample_seconds()
+    def _look_due_at(self) -> float:
+        if not self._has_looked:
+            return self._clock.boottime_seconds()
+        return self._lookout.due_at(
+            leased=self._leased(), interval_seconds=self._reporter.interval_seconds
+        )
 
-    def _sample_seconds(self) -> float:
-        return min(SAMPLE_SECONDS_MAX, float(self._reporter.interval_seconds))
+    def _leased(self) -> set[str]:
+        return {uuid for record in self._keeper.running() for uuid in record.grant.gpu_uuids}
 
-    def _sample(self) -> None:
-        self._sampled_at_boottime = self._clock.boottime_seconds()
+    def _sample(self, *, everything: bool = False) -> None:
+        self._has_looked = True
         at = self._clock.now()
-        samples = self._look(at)
-        self._samples = None if samples is None else {s.gpu_uuid: s for s in samples}
+        seen = self._lookout.look(
+            at=at,
+            now=self._clock.boottime_seconds(),
+            leased=self._leased(),
+            interval_seconds=self._reporter.interval_seconds,
+            everything=everything,
+        )
+        if seen.samples is not None:
+            self._take_inventory(again=seen.inventory)
         readings: list[Reading] = []
-        for sample in samples or []:
+        for sample in seen.samples or []:
             track = self._tracks[sample.gpu_uuid]
             track = idle.step(track=track, sample=sample, thresholds=self._thresholds)
             self._tracks[sample.gpu_uuid] = track
             readings.append(_reading(sample, track))
         if readings:
             self._reporter.note(readings=readings)
-        self._keeper.meter(view=self._view())
+        if seen.leased:
+            fresh = None if seen.samples is None else {s.gpu_uuid: s for s in seen.samples}
+            self._keeper.meter(view=replace(self._view(), samples=fresh))
         if self._keeper.running():
             self._spool.commit(values={"last_alive_at": to_json(at)})
 
-    def _look(self, at: dt.datetime) -> list[Sample] | None:
-        """Read all GPUs; `None` when that is not possible now."""
-        try:
-            identities = self._reader.identify()
-            samples = self._reader.read(at=at)
-        except ReaderUnavailable as error:
-            if isinstance(error, ReaderHung):
-                self._hung_since = self._hung_since or at
-            if str(error) != self._reader_complaint:
-                logger.warning("the GPUs cannot be read: %s", error)
-            self._reader_complaint = str(error)
-            return None
-        if self._reader_complaint:
-            logger.info("the GPUs can be read again")
-        self._reader_complaint = ""
-        self._hung_since = None
-        self._identities = identities
-        for identity in identities:
+    def _take_inventory(self, *, again: bool) -> None:
+        for identity in self._lookout.identities:
             if identity.uuid not in self._tracks:
                 self._tracks[identity.uuid] = idle.begin(product_name=identity.product_name)
-        self._reporter.renew_inventory(inventory=identities)
-        return [sample for sample in samples if sample.gpu_uuid in self._tracks]
+        if again:
+            self._reporter.inventory = None
+        self._reporter.renew_inventory(inventory=self._lookout.identities)
 
     def _view(self) -> MachineView:
         return MachineView(
             at=self._clock.now(),
-            gpu_uuids=frozenset(identity.uuid for identity in self._identities),
-            samples=self._samples,
+            gpu_uuids=frozenset(identity.uuid for identity in self._lookout.identities),
+            samples=self._lookout.samples,
             may_start=(
-                self._hung_since is None and not self._reporter.revoked and self._spool.is_writable
+                self._lookout.hung_since is None
+                and not self._reporter.revoked
+                and self._spool.is_writable
             ),
         )
 
@@ -208,7 +202,7 @@ class Agent:
 
     def _step_leases(self) -> None:
         if self._keeper.wants_sample(at=self._clock.now()):
-            self._sample()
+            self._sample(everything=True)
         for gpu_uuid in self._keeper.step(view=self._view()):
             if gpu_uuid in self._tracks:
                 self._tracks[gpu_uuid] = idle.restart(track=self._tracks[gpu_uuid])
@@ -221,7 +215,7 @@ class Agent:
         :raises EnrolmentRefused: when the market refuses the token, or there is none.
         """
         now = self._clock.boottime_seconds()
-        if now < self._enrol_at_boottime or not self._identities:
+        if now < self._enrol_at_boottime or not self._lookout.identities:
             return
         if not self._token:
             raise EnrolmentRefused(
@@ -235,7 +229,7 @@ class Agent:
             machine_id=self._machine.machine_id,
             agent_version=AGENT_VERSION,
             simulated=self._reader.simulated,
-            gpus=self._identities,
+            gpus=self._lookout.identities,
         )
         answer = self._sender.enrol(request=request)
         if isinstance(answer, Refused):
@@ -261,14 +255,17 @@ class Agent:
         self._book.node_id = answer.node_id
         self._reporter.grant_interval(seconds=answer.report_interval_seconds)
         self._reporter.due_at_boottime = self._clock.boottime_seconds()
-        logger.info("enrolled as node %s with %d GPUs", answer.node_id, len(self._identities))
+        logger.info(
+            "enrolled as node %s with %d GPUs", answer.node_id, len(self._lookout.identities)
+        )
 
     def _wait_seconds(self) -> float:
         now = self._clock.boottime_seconds()
-        assert self._sampled_at_boottime is not None, "the first step looks at the GPUs"
-        due = [now + WAIT_SECONDS_MAX, self._sampled_at_boottime + self._sample_seconds()]
+        due = [now + WAIT_SECONDS_MAX, self._look_due_at()]
         if self._node_id is None:
-            due.append(max(self._enrol_at_boottime, now + 0.1) if self._identities else now + 1.0)
+            due.append(
+                max(self._enrol_at_boottime, now + 0.1) if self._lookout.identities else now + 1.0
+            )
         else:
             due.append(self._reporter.due_at_boottime)
         at = self._clock.now()
