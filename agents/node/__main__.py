@@ -114,7 +114,7 @@ def _run(settings: Settings) -> int:
         provisioner, tenancies = simulated, simulated.tenancies
         logger.warning("SIMULATED: these GPUs are scripted, and every report says so")
     else:
-        provisioner = assembly.provisioner_for(settings=settings)
+        provisioner = assembly.provisioner_for(settings=settings, directory=directory)
     reader = assembly.reader_for(
         settings=settings, clock=clock, machine_id=machine_id or "unknown", tenancies=tenancies
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from agents.node.child import ChildReader
 from agents.node.clock import MarketClock
@@ -36,6 +37,14 @@ def reader_for(
     )
 
 
-def provisioner_for(*, settings: Settings) -> Provisioner:
-    """Return how real GPUs are handed over."""
-    return HookProvisioner(program=settings.hook) if settings.hook else NoProvisioner()
+def provisioner_for(*, settings: Settings, directory: Path) -> Provisioner:
+    """Return how real GPUs are handed over; `directory` is that of the agent's state."""
+    if settings.hook is not None:
+        return HookProvisioner(program=settings.hook)
+    if settings.container is None:
+        return NoProvisioner()
+    from agents.node.provision import container  # an owner's hook needs nothing of it
+
+    return container.ContainerProvisioner(
+        options=settings.container, directory=directory / "leases", machine=container.measure()
+    )

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from agents.node import AGENT_VERSION
-from agents.node.options import PATH, SWITCH, TEXT, Option, number
+from agents.node.options import PATH, SWITCH, TEXT, Option, choice, number
+from agents.node.provision.container.options import BadOption, Options, parse_options
 from agents.node.sender import BadServerUrl, check_server_url
 from agents.node.simulated import BadFleet, Fleet, parse_fleet
 
@@ -78,6 +79,39 @@ class Settings:
     hook: Annotated[
         Path | None, Option("hook", PATH, "the owner's program that hands GPUs over")
     ] = None
+    provisioner: Annotated[
+        str,
+        Option(
+            "provisioner",
+            choice("container", "hook"),
+            "how GPUs are handed over; with --hook, by the hook",
+        ),
+    ] = ""
+    runtime: Annotated[
+        str, Option("runtime", TEXT, "podman or docker, by name or path (podman)")
+    ] = ""
+    runtime_flags: Annotated[
+        str, Option("runtime_flags", TEXT.named("FLAGS"), "the runtime's own flags, before a verb")
+    ] = ""
+    run_flags: Annotated[
+        str, Option("run_flags", TEXT.named("FLAGS"), "further flags of each tenant's run")
+    ] = ""
+    image: Annotated[
+        str, Option("image", TEXT, "image of leases that name none; it must serve ssh")
+    ] = ""
+    image_prefixes: Annotated[
+        str,
+        Option("image_prefixes", TEXT.named("NAMES"), "images tenants may name begin with these"),
+    ] = ""
+    entry: Annotated[
+        str, Option("entry", TEXT.named("COMMAND"), "what serves ssh in the image (its own sshd)")
+    ] = ""
+    ssh_host: Annotated[
+        str, Option("ssh_host", TEXT.named("NAME"), "where tenants reach this machine (its name)")
+    ] = ""
+    port_range: Annotated[
+        str, Option("port_range", TEXT.named("FIRST-LAST"), "ports for ssh (20000-29999)")
+    ] = ""
     free_after_seconds: Annotated[
         float, Option("free_after", _FREE_AFTER, "quiet time before a GPU is free (600)")
     ] = 600.0
@@ -107,6 +141,8 @@ class Settings:
         ),
     ] = False
 
+    # What follows from the settings for containers, where GPUs are handed over as such.
+    container: Options | None = None
     # What is not wrong, but should be otherwise.
     warnings: tuple[str, ...] = ()
 
@@ -171,6 +207,8 @@ def _completed(
         raise BadSetting("--hook hands over real GPUs and cannot be used with --simulate")
     if settings.hook is not None and not settings.check and not os.access(settings.hook, os.X_OK):
         raise BadSetting(f"--hook {settings.hook}: no such program, or it may not be executed")
+    if settings.provisioner == "hook" and settings.hook is None:
+        raise BadSetting("--provisioner hook needs --hook, the owner's program")
     if settings.token_file is not None and not token:
         token = _read_token(settings.token_file, warnings)
     if file is not None and settings.token and _is_readable_by_others(file):
@@ -189,9 +227,24 @@ def _completed(
         token=token,
         name=name,
         hook=settings.hook and settings.hook.resolve(),
+        container=_container(settings, name=name),
         state_dir=state_dir,
         warnings=tuple(warnings),
     )
+
+
+def _container(settings: Settings, *, name: str) -> Options | None:
+    """Return how containers are started, where GPUs are handed over as such."""
+    if settings.provisioner != "container":
+        return None
+    if settings.hook is not None or settings.fleet is not None:
+        raise BadSetting(
+            "--provisioner container can be used neither with --hook nor with --simulate"
+        )
+    try:
+        return parse_options(given=lambda option: str(getattr(settings, option)), name=name)
+    except BadOption as error:
+        raise BadSetting(str(error)) from None
 
 
 def _parsed(one: Option, value: object, where: str) -> Any:  # noqa: ANN401 - of the setting's type

@@ -11,24 +11,50 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.node import AGENT_VERSION, assembly, host
+from agents.node import AGENT_VERSION, assembly, checks, host
 from agents.node.clock import MarketClock, SystemClock
 from agents.node.config import Settings
 from agents.node.connection import Connection, NoAnswer, NotSent
+from agents.node.health import judge
 from agents.node.host import StateUnusable
 from agents.node.kernel_log import KERNEL_LOG
-from agents.node.reader import LOST, Reader, ReaderUnavailable
+from agents.node.provision import Capabilities
+from agents.node.reader import LOST, NOT_SUPPORTED, Reader, ReaderUnavailable
 from agents.node.sender import http_date
 from agents.protocol import (
     REPORT_PATH,
     SIGNATURE_SKEW_SECONDS_MAX,
     CheckResult,
     GpuIdentity,
-    GpuSettings,
+    HealthPolicy,
 )
 
 # Half of what a signature may be off by: the rest is for the way.
 CLOCK_SECONDS_MAX = SIGNATURE_SKEW_SECONDS_MAX / 2
+
+# What a person can do about a check that comes before each lease.
+_ADVICE = {
+    "present": "restart the machine; if it happens again, have the card replaced",
+    "health": "see the kernel's log for Xids; restart, and have a card that repeats them replaced",
+    "processes": "nothing, if this is the owner's work; such a GPU is not handed over",
+    "memory": "nothing, if this is the owner's work; such a GPU is not handed over",
+    "recovery_action": "`nvidia-smi --gpu-reset`, or restart the machine",
+    "row_remap_pending": "`nvidia-smi --gpu-reset` when nobody uses the GPU",
+    "row_remap_failed": "have the card replaced",
+    "ecc_mode": "`nvidia-smi --gpu-reset`, so that the new mode holds",
+    "mig_mode": "`nvidia-smi -mig 0` on the cards that shall be sold as a whole",
+    "power_limit": "`nvidia-smi -pl WATTS` with the default that `nvidia-smi -q -d POWER` names",
+    "compute_mode": "`nvidia-smi -c DEFAULT`",
+    "persistence": "enable the service nvidia-persistenced: each start takes seconds without it",
+    "nvlink": "see `nvidia-smi nvlink --status` and the service nvidia-fabricmanager",
+    "fabric": "see the services nvidia-fabricmanager and nvidia-imex",
+    "pcie_width": "reseat the card; see `nvidia-smi -q -d PCIE`",
+    "scrub_on_free": "take RMDisableScrubOnFree out of the options of the module nvidia, and restart",
+    "provisioner": "set --provisioner or --hook, and `nvidia-ctk cdi generate --device-name-strategy"
+    " uuid --output /etc/cdi/nvidia.yaml`; until then leases of this node fail",
+    "disk": "make room below the state directory: tenants' containers need it",
+}
+_IN_USE = frozenset({"processes", "memory"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,15 +80,20 @@ def examine(
     reader = assembly.reader_for(
         settings=settings, clock=clock, machine_id=host.machine_id() or "unknown"
     )
-    identities: list[GpuIdentity] = []
-    try:
-        findings = list(_driver(reader, identities, now()))
-    finally:
-        reader.close()
+    directory = settings.state_dir
+    assert directory is not None, "a state directory is always set but for --once"
+    findings, capabilities = [], Capabilities(kind="simulated")
     if settings.fleet is None:
         findings.append(_kernel_log(kernel_log))
-        findings += _handover(settings, [identity.uuid for identity in identities])
-    findings += _state(settings)
+        if settings.hook is not None and not os.access(settings.hook, os.X_OK):
+            advice = f"chmod +x {settings.hook}, or correct the path"
+            findings.append(_failed("hook", f"{settings.hook} cannot be executed", advice))
+        capabilities = assembly.provisioner_for(settings=settings, directory=directory).probe()
+    try:
+        findings += _gpus(reader, capabilities, directory=directory, at=now())
+    finally:
+        reader.close()
+    findings += _state(directory, settings)
     findings += _market(settings, now)
     findings += [
         _failed("configuration", warning, "follow the command in this line")
@@ -77,7 +108,7 @@ def as_text(findings: list[Finding]) -> str:
     for finding in findings:
         result = finding.result
         word = {True: "ok   ", False: "WRONG", None: "  ?  "}[result.passed]
-        lines.append(f"{word} {result.name}: {result.detail}")
+        lines.append(f"{word} {result.name}{result.detail and ': '}{result.detail}")
         if result.passed is not True and finding.advice:
             lines.append(f"      -> {finding.advice}")
     wrong = sum(finding.result.passed is False for finding in findings)
@@ -107,66 +138,65 @@ def _unknown(name: str, detail: str, advice: str = "") -> Finding:
 # --- the GPUs -------------------------------------------------------------------------------------------
 
 
-def _driver(reader: Reader, identities: list[GpuIdentity], at: dt.datetime) -> Iterator[Finding]:
-    """Look at the GPUs, and leave in `identities` who they are."""
+def _gpus(
+    reader: Reader, capabilities: Capabilities, *, directory: Path, at: dt.datetime
+) -> Iterator[Finding]:
+    """Make the checks that come before each lease on all GPUs at once."""
     try:
-        facts = reader.host()
-        identities += reader.identify()
-        uuids = [identity.uuid for identity in identities]
-        samples = reader.read(at=at)
-        set_up = reader.settings(gpu_uuids=uuids)
+        uuids = [identity.uuid for identity in reader.identify()]
+        seen = checks.look(reader=reader, gpu_uuids=uuids, at=at)
     except ReaderUnavailable as error:
         advice = "load or install NVIDIA's driver; `nvidia-smi` must list the GPUs"
         yield _failed("driver", str(error), advice)
+        if capabilities.problem:
+            yield _failed("provisioner", capabilities.problem, _ADVICE["provisioner"])
         return
     simulated = " (simulated)" if reader.simulated else ""
-    yield _passed("driver", f"version {facts.driver_version or 'unknown'} answers{simulated}")
-    lost = [s.gpu_uuid for s in samples if LOST in s.unread.values()]
-    if lost:
-        advice = "restart the machine; if it happens again, have the card replaced"
-        yield _failed("gpus", f"the driver has lost {', '.join(lost)}", advice)
-    elif not uuids:
-        yield _failed(
-            "gpus", "the driver lists no GPU", "see that the cards are seated and powered"
+    version = seen.host.driver_version or "unknown"
+    yield _passed("driver", f"version {version} answers{simulated}")
+    if not uuids:
+        yield _failed("gpus", "the driver lists none", "see that the cards are seated and powered")
+        return
+    yield _passed("gpus", f"{len(uuids)} are listed")
+    yield _virtualization(list(seen.identities.values()))
+    yield from _readings(seen)
+    for found in checks.preflight(
+        seen=seen,
+        gpu_uuids=uuids,
+        policy=HealthPolicy(),
+        health={uuid: judge(sample=sample) for uuid, sample in seen.samples.items()},
+        capabilities=capabilities,
+        disk_free_bytes=shutil.disk_usage(_existing(directory)).free,
+        simulated=reader.simulated,
+    ):
+        passed = found.passed
+        if found.name in _IN_USE and passed is False:
+            passed = None  # somebody works here now: no lease is handed over, but nothing is wrong
+        is_slow = found.name == "persistence" and bool(found.detail)
+        detail = found.detail or ("" if passed else "cannot be told here")
+        yield Finding(
+            result=CheckResult(name=found.name.replace("_", " "), passed=passed, detail=detail),
+            advice=_ADVICE.get(found.name, "") if found.passed is False or is_slow else "",
         )
-    else:
-        yield _passed("gpus", f"{len(uuids)} seen, none lost")
-    yield from _modes(identities)
-    yield _persistence(set_up)
-    if facts.scrubs_memory_on_free is False:
-        advice = "take RMDisableScrubOnFree out of the options of the module nvidia, and restart"
-        yield _failed("memory scrub", "the driver leaves memory as a tenant left it", advice)
-    elif facts.scrubs_memory_on_free is None:
-        yield _unknown("memory scrub", "the driver's parameters cannot be read")
-    else:
-        yield _passed("memory scrub", "the driver clears memory that is freed")
 
 
-def _modes(identities: list[GpuIdentity]) -> Iterator[Finding]:
-    """MIG and vGPU: such cards are reported, but not sold as whole GPUs."""
-    cut = [identity.uuid for identity in identities if identity.mig_enabled]
-    if cut:
-        advice = "`nvidia-smi -mig 0` on those that shall be sold as a whole"
-        yield _failed("mig", f"on, so not sold as whole GPUs: {', '.join(cut)}", advice)
-    else:
-        yield _passed("mig", "off")
+def _readings(seen: checks.Look) -> Iterator[Finding]:
+    """Name what the driver should be able to tell of a GPU and does not."""
+    for uuid, sample in seen.samples.items():
+        failed = {
+            name: why for name, why in sample.unread.items() if why not in (NOT_SUPPORTED, LOST)
+        }
+        if failed:
+            words = ", ".join(f"{name} ({why})" for name, why in sorted(failed.items()))
+            yield _failed("readings", f"{uuid} does not tell {words}", "update the driver")
+
+
+def _virtualization(identities: list[GpuIdentity]) -> Finding:
     hosts = [i.uuid for i in identities if (i.virtualization_mode or "").startswith("host_")]
     if hosts:
         advice = "a card that is cut for virtual machines cannot be leased; use the plain driver"
-        yield _failed("vgpu", f"cards of a vGPU host: {', '.join(hosts)}", advice)
-    else:
-        yield _passed("vgpu", "no card is cut for virtual machines")
-
-
-def _persistence(set_up: list[GpuSettings]) -> Finding:
-    states = [gpu.persistence_enabled for gpu in set_up]
-    off = [gpu.gpu_uuid for gpu in set_up if gpu.persistence_enabled is False]
-    if off:
-        advice = "enable the service nvidia-persistenced, or run `nvidia-smi -pm 1`"
-        return _failed("persistence", f"off for {', '.join(off)}: each start takes seconds", advice)
-    if not states or None in states:
-        return _unknown("persistence", "the driver does not say")
-    return _passed("persistence", "on")
+        return _failed("vgpu", f"cards of a vGPU host: {', '.join(hosts)}", advice)
+    return _passed("vgpu", "no card is cut for virtual machines")
 
 
 def _kernel_log(path: Path) -> Finding:
@@ -179,37 +209,15 @@ def _kernel_log(path: Path) -> Finding:
     return _passed("kernel log", f"{path} can be read")
 
 
-# --- handing over ---------------------------------------------------------------------------------------
-
-
-def _handover(settings: Settings, gpu_uuids: list[str]) -> Iterator[Finding]:
-    if settings.hook is not None and not os.access(settings.hook, os.X_OK):
-        advice = f"chmod +x {settings.hook}, or correct the path"
-        yield _failed("handover", f"the hook {settings.hook} cannot be executed", advice)
-        return
-    found = assembly.provisioner_for(settings=settings).probe()
-    if found.problem:
-        advice = "configure how GPUs are handed over; until then leases of this node fail"
-        yield _failed("handover", found.problem, advice)
-        return
-    yield _passed("handover", f"{found.kind} {found.version}".strip())
-    if found.devices is None or not gpu_uuids:
-        return
-    missing = [uuid for uuid in gpu_uuids if uuid not in found.devices]
-    if missing:
-        advice = "nvidia-ctk cdi generate --device-name-strategy uuid --output /etc/cdi/nvidia.yaml"
-        yield _failed("cdi", f"no entry for {', '.join(missing)}", advice)
-    else:
-        yield _passed("cdi", "every GPU has an entry by its UUID")
-
-
 # --- the agent's own ------------------------------------------------------------------------------------
 
 
-def _state(settings: Settings) -> Iterator[Finding]:
-    directory = settings.state_dir
-    assert directory is not None, "a state directory is always set but for --once"
-    existing = next(path for path in (directory, *directory.parents) if path.exists())
+def _existing(directory: Path) -> Path:
+    return next(path for path in (directory, *directory.parents) if path.exists())
+
+
+def _state(directory: Path, settings: Settings) -> Iterator[Finding]:
+    existing = _existing(directory)
     if not os.access(existing, os.W_OK | os.X_OK) or not existing.is_dir():
         advice = "run as the agent's user, or give --state-dir a place that it may write"
         yield _failed("state directory", f"{directory} cannot be written", advice)

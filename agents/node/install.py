@@ -183,7 +183,7 @@ def _plan(chosen: argparse.Namespace, root: Path) -> Plan:
             code=Path(agents.node.__file__).parents[2],
             state_dir=settings.state_dir if "state_dir" in given and settings.state_dir
             else STATE_DIR_DEFAULT,
-            hands_over=settings.hook is not None,
+            hands_over=settings.hook is not None or settings.provisioner == "container",
         ),
         config_path=root / CONFIG_FILE_DEFAULT.relative_to("/"),
         config=config_text(given=given),

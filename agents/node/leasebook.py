@@ -10,7 +10,7 @@ from dataclasses import replace
 from agents.node.metering import MeterWindow
 from agents.node.sender import Signer
 from agents.node.spool import LeaseKey, LeaseRecord, Spool
-from agents.protocol import MeterReading, Receipt, ReceiptKind
+from agents.protocol import MeterReading, Receipt, ReceiptEvidence, ReceiptKind
 
 
 class LeaseBook:
@@ -67,6 +67,7 @@ class LeaseBook:
         at: dt.datetime,
         energies: list[int | None],
         clean: bool = True,
+        evidence: ReceiptEvidence | None = None,
     ) -> Receipt:
         """Return the signed word of this node; it counts once `save` has written it."""
         receipt = Receipt(
@@ -81,6 +82,7 @@ class LeaseBook:
             clean=clean,
             detail=record.detail,
             simulated=self._simulated,
+            evidence=evidence,
         )
         signature = self._key.sign(message=receipt.signed_bytes())
         return replace(receipt, signature=base64.b64encode(signature).decode())

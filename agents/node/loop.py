@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from agents.node import AGENT_VERSION, health, idle
@@ -16,14 +17,14 @@ from agents.node.clock import MarketClock
 from agents.node.jobs import Jobs
 from agents.node.keys import KeyRing
 from agents.node.leasebook import LeaseBook
-from agents.node.leases import LeaseKeeper, MachineView
+from agents.node.leases import Gate, LeaseKeeper, MachineView
 from agents.node.lookout import Lookout
 from agents.node.metering import window_seconds
 from agents.node.provision import Provisioner
 from agents.node.reader import Reader, Sample
 from agents.node.reporting import Reporter, backoff_seconds
 from agents.node.sender import Refused, Sender, Unreachable
-from agents.node.spool import LEASES_KEPT, Spool
+from agents.node.spool import LEASES_KEPT, LeaseKey, Spool
 from agents.protocol import (
     PROTOCOL_VERSION,
     EnrolRequest,
@@ -92,7 +93,17 @@ class Agent:
             spool=spool, key=key, epoch=spool.start_epoch(), simulated=reader.simulated
         )
         self._book.node_id = self._node_id or ""
-        self._keeper = LeaseKeeper(book=self._book, provisioner=provisioner, jobs=jobs)
+        self._quarantined: dict[str, str] = {}
+        gate = Gate(
+            reader=reader,
+            provisioner=provisioner,
+            boot_id=machine.boot_id,
+            boottime_seconds=clock.boottime_seconds,
+            directory=spool.path.parent,
+            health=self._standing,
+            report_unfit=self._quarantine,
+        )
+        self._keeper = LeaseKeeper(book=self._book, provisioner=provisioner, jobs=jobs, gate=gate)
         self._reporter = Reporter(
             spool=spool,
             sender=sender,
@@ -159,7 +170,11 @@ class Agent:
             track = self._tracks[sample.gpu_uuid]
             track = idle.step(track=track, sample=sample, thresholds=self._thresholds)
             self._tracks[sample.gpu_uuid] = track
-            readings.append(_reading(sample, track))
+            reading = _reading(sample, track)
+            if sample.gpu_uuid in self._quarantined and reading.health is not Health.LOST:
+                reason = self._quarantined[sample.gpu_uuid]
+                reading = replace(reading, health=Health.QUARANTINED, health_reason=reason)
+            readings.append(reading)
         if readings:
             self._reporter.note(readings=readings)
         if seen.leased:
@@ -206,6 +221,18 @@ class Agent:
         for gpu_uuid in self._keeper.step(view=self._view()):
             if gpu_uuid in self._tracks:
                 self._tracks[gpu_uuid] = idle.restart(track=self._tracks[gpu_uuid])
+
+    def _quarantine(self, *, gpu_uuid: str, reason: str, at: dt.datetime, lease: LeaseKey) -> None:
+        del at
+        logger.warning("%s is quarantined around lease %s (epoch %d): %s", gpu_uuid, *lease, reason)
+        self._quarantined[gpu_uuid] = reason
+
+    def _standing(self, gpu_uuids: Sequence[str]) -> dict[str, tuple[Health, str]]:
+        return {
+            gpu_uuid: (Health.QUARANTINED, self._quarantined[gpu_uuid])
+            for gpu_uuid in gpu_uuids
+            if gpu_uuid in self._quarantined
+        }
 
     # --- enrolling ------------------------------------------------------------------------------------
 

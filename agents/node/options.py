@@ -96,3 +96,14 @@ def number(*, least: float, most: float, unit: str) -> Kind:
         return found
 
     return Kind(metavar=unit.upper(), parse=parse)
+
+
+def choice(*words: str) -> Kind:
+    """Return the kind of one word out of several."""
+
+    def parse(value: object) -> str:
+        if value not in words:
+            raise ValueError(f"must be {' or '.join(words)}")
+        return str(value)
+
+    return Kind(metavar="|".join(words), parse=parse)

@@ -81,6 +81,7 @@ class Spool:
     """The state file of one agent. Used by one thread."""
 
     def __init__(self, *, path: Path, quota_bytes: int = quota.QUOTA_BYTES_DEFAULT) -> None:
+        self.path = path
         self.connection = open_file(path=path)
         self._quota_bytes = quota_bytes
         self._unwritten = Unwritten()

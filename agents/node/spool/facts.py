@@ -13,6 +13,7 @@ from agents.protocol import (
     LeaseState,
     MeterReading,
     Receipt,
+    ReceiptEvidence,
     encode,
 )
 
@@ -53,7 +54,8 @@ class Fact:
 class LeaseRecord:
     """How far the agent is with a grant. `metered_until` and `returned_at` are whole seconds.
 
-    `is_clean` is false while something of a finished lease may be left on its GPUs.
+    `is_clean` is false while something of a finished lease may be left on its GPUs. `evidence` is what was
+    seen before the handover: the settings in it are those that the return restores.
     """
 
     grant: Grant
@@ -66,6 +68,7 @@ class LeaseRecord:
     returned_at: dt.datetime | None = None
     return_energies: list[int | None] = field(default_factory=list)
     is_clean: bool = True
+    evidence: ReceiptEvidence | None = None
 
     @property
     def key(self) -> LeaseKey:

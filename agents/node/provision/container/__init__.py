@@ -4,7 +4,8 @@ The name `headroom-LEASE-EPOCH` is the lock: a second `run` of one lease fails, 
 die; containers live, and are found again by their labels.
 """
 
-from agents.node.provision.container.argv import Machine, Options
+from agents.node.provision.container.machine import Machine, measure
+from agents.node.provision.container.options import Options
 from agents.node.provision.container.provisioner import ContainerProvisioner
 
-__all__ = ["ContainerProvisioner", "Machine", "Options"]
+__all__ = ["ContainerProvisioner", "Machine", "Options", "measure"]

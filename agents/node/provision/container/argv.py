@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from agents.node.provision import ProvisionFailed
+from agents.node.provision.container.machine import Machine
+from agents.node.provision.container.options import Options
 from agents.protocol import Grant, canonical_json
 
 NAME_PREFIX = "headroom-"
@@ -15,7 +16,6 @@ LABEL = "headroom"
 SSH_PORT = 2222  # inside; above 1024, so that sshd needs no capability to listen there
 SSH_USER = "root"  # of the container: a tenant installs packages
 KEYS_INSIDE = "/run/headroom"
-PORTS_DEFAULT = range(20_000, 30_000)  # below the ports that Linux draws for outgoing connections
 
 # What sshd needs to log a user in (change user and root, own a terminal, end a session) and a tenant to
 # install packages; none of them reaches out of the container.
@@ -28,45 +28,8 @@ MEMORY_BYTES_MIN = 512 * 1024**2
 # Half of the memory, as tmpfs has by default: data loaders share batches through it.
 SHM_PART = 2
 PROCESSES_PER_GPU = 8192  # data loaders and compilers; a fork bomb ends here
-OPEN_FILES_MAX = 1_048_576
-# An owner's flags must not undo what keeps tenants apart (shared IPC led to Xid 119 on the whole machine).
-FLAGS_REFUSED = (
-    "--privileged", "--ipc=host", "--pid=host", "--uts=host", "--userns=host", "--cgroupns=host",
-    "--network=host", "--net=host", "--cap-add", "--security-opt", "--name", "--rm", "--restart",
-)  # fmt: skip
-
 _LEASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", flags=re.ASCII)
 _DEVICE = re.compile(r"(?:GPU|MIG)-[A-Za-z0-9-]{1,80}", flags=re.ASCII)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What the owner has set. `runtime_flags` stand before the verb, `run_flags` end the options of `run`."""
-
-    runtime: str
-    ssh_host: str
-    image: str = ""
-    image_prefixes: tuple[str, ...] = ()
-    runtime_flags: tuple[str, ...] = ()
-    run_flags: tuple[str, ...] = ()
-    entry: tuple[str, ...] = ()
-    ports: range = PORTS_DEFAULT
-
-    @property
-    def kind(self) -> str:
-        """Return `podman` or `docker`, whatever path the program has."""
-        return "docker" if Path(self.runtime).name.startswith("docker") else "podman"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """What there is to share. `open_files_max` and `locked_bytes_max` (-1: no limit) are what we may give."""
-
-    gpu_count: int
-    cpu_count: int
-    memory_bytes: int
-    open_files_max: int
-    locked_bytes_max: int
 
 
 def name_of(*, lease_id: str, lease_epoch: int) -> str:
@@ -112,11 +75,18 @@ def entry_of(*, options: Options) -> tuple[str, ...]:
 
 
 def run_argv(
-    *, grant: Grant, options: Options, machine: Machine, home: str, keys: Path, port: int
+    *,
+    grant: Grant,
+    options: Options,
+    machine: Machine,
+    gpu_count: int,
+    home: str,
+    keys: Path,
+    port: int,
 ) -> list[str]:
     """Return the arguments of `run`, after the runtime's own flags.
 
-    CPU, memory and processes are the share of the machine that the lease's GPUs are of all GPUs.
+    CPU and memory are the share of the machine that the lease's GPUs are of its `gpu_count` GPUs.
 
     :raises ProvisionFailed: when a GPU's name or the image cannot be used.
     """
@@ -125,11 +95,10 @@ def run_argv(
         if not _DEVICE.fullmatch(device):
             raise ProvisionFailed(f"not the UUID of a GPU: {device[:100]!r}")
     image = image_of(grant=grant, options=options)
-    share = min(1.0, len(grant.gpu_uuids) / max(1, machine.gpu_count))
+    share = min(1.0, len(grant.gpu_uuids) / max(1, gpu_count))
     lettable = machine.memory_bytes - machine.memory_bytes // HOST_MEMORY_PART
     memory = max(MEMORY_BYTES_MIN, int(lettable * share))
-    files = min(OPEN_FILES_MAX, machine.open_files_max)
-    locked = machine.locked_bytes_max
+    files, locked = machine.open_files_max, machine.locked_bytes_max
     arguments = ["run", "--detach", "--pull", "never", "--name", name, "--hostname", name[:63]]
     for key, value in labels(grant=grant, home=home, port=port).items():
         arguments += ["--label", f"{key}={value}"]

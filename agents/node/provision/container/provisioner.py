@@ -25,8 +25,6 @@ from agents.node.provision.container.argv import (
     LABEL,
     NAME_PREFIX,
     SSH_USER,
-    Machine,
-    Options,
     digest_of,
     image_of,
     name_of,
@@ -34,6 +32,8 @@ from agents.node.provision.container.argv import (
     run_argv,
 )
 from agents.node.provision.container.cli import Cli, Done, end, failed
+from agents.node.provision.container.machine import Machine
+from agents.node.provision.container.options import Options
 from agents.node.provision.container.seen import ABSENT, Seen, look
 from agents.protocol import Access, Grant
 
@@ -61,7 +61,7 @@ class _Pull:
 
 
 class ContainerProvisioner:
-    """Gives each lease a container of its own. `machine` tells at each start what there is to share."""
+    """Gives each lease a container of its own, with its share of the machine."""
 
     blocking = True
 
@@ -70,7 +70,7 @@ class ContainerProvisioner:
         *,
         options: Options,
         directory: Path,
-        machine: Callable[[], Machine],
+        machine: Machine,
         cdi_directories: Iterable[Path] = cdi.DIRECTORIES,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -318,7 +318,11 @@ class ContainerProvisioner:
         return run_argv(
             grant=grant,
             options=self._options,
-            machine=self._machine(),
+            machine=self._machine,
+            gpu_count=sum(
+                device.startswith("GPU-")
+                for device in cdi.devices(directories=self._cdi_directories)
+            ),
             home=self._home,
             keys=self._keys(_name(grant)).resolve(),
             port=port,
