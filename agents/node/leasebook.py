@@ -7,8 +7,8 @@ import datetime as dt
 from collections.abc import Iterable
 from dataclasses import replace
 
-from agents.node.host import NodeKey
 from agents.node.metering import MeterWindow
+from agents.node.sender import Signer
 from agents.node.spool import LeaseKey, LeaseRecord, Spool
 from agents.protocol import MeterReading, Receipt, ReceiptEvidence, ReceiptKind
 
@@ -16,7 +16,7 @@ from agents.protocol import MeterReading, Receipt, ReceiptEvidence, ReceiptKind
 class LeaseBook:
     """What is known of every lease; `save` is the only way to change it."""
 
-    def __init__(self, *, spool: Spool, key: NodeKey, epoch: int, simulated: bool) -> None:
+    def __init__(self, *, spool: Spool, key: Signer, epoch: int, simulated: bool) -> None:
         self.epoch = epoch
         self.node_id = ""
         self.records: dict[LeaseKey, LeaseRecord] = {

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from agents.node import AGENT_VERSION, health, idle
 from agents.node.clock import MarketClock
-from agents.node.host import NodeKey
 from agents.node.jobs import Jobs
+from agents.node.keys import KeyRing
 from agents.node.leasebook import LeaseBook
 from agents.node.leases import Gate, LeaseKeeper, MachineView
 from agents.node.lookout import Lookout
@@ -67,7 +67,7 @@ class Agent:
         provisioner: Provisioner,
         jobs: Jobs,
         clock: MarketClock,
-        key: NodeKey,
+        key: KeyRing,
         machine: Machine,
         token: str,
         thresholds: idle.Thresholds,
@@ -90,7 +90,7 @@ class Agent:
         self._node_id = spool.value(name="node_id")
         spool.forget_leases(before=clock.now() - LEASES_KEPT)
         self._book = LeaseBook(
-            spool=spool, key=key, epoch=spool.raise_epoch(), simulated=reader.simulated
+            spool=spool, key=key, epoch=spool.start_epoch(), simulated=reader.simulated
         )
         self._book.node_id = self._node_id or ""
         self._quarantined: dict[str, str] = {}
@@ -110,6 +110,7 @@ class Agent:
             keeper=self._keeper,
             clock=clock,
             book=self._book,
+            key=key,
             boot_id=machine.boot_id,
             simulated=reader.simulated,
             dice=dice,
@@ -195,7 +196,11 @@ class Agent:
             at=self._clock.now(),
             gpu_uuids=frozenset(identity.uuid for identity in self._lookout.identities),
             samples=self._lookout.samples,
-            may_start=self._lookout.hung_since is None and not self._reporter.revoked,
+            may_start=(
+                self._lookout.hung_since is None
+                and not self._reporter.revoked
+                and self._spool.is_writable
+            ),
         )
 
     # --- leases -------------------------------------------------------------------------------------
@@ -267,9 +272,11 @@ class Agent:
                 dice=self._dice,
             )
             self._enrol_failures += 1
-            self._enrol_at_boottime = now + max(delay, answer.retry_after_seconds or 0.0)
+            told = answer.retry_after_seconds
+            if told is not None:
+                delay = max(delay, told + self._dice.uniform(0, ENROL_INTERVAL_SECONDS))
+            self._enrol_at_boottime = now + delay
             return
-        self._clock.learn(market_now=answer.now)
         self._spool.commit(values={"node_id": answer.node_id})
         self._node_id = answer.node_id
         self._book.node_id = answer.node_id

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import pytest
 
+from tests.agents.node import silicon
 from tests.agents.node.rig import FakeClock, Rig
 from tests.fakes import nvml
 from tests.fakes.market import FakeMarket
@@ -62,3 +63,17 @@ def journal(tmp_path: Path, standin_library: Path, monkeypatch: pytest.MonkeyPat
     for name, value in journal.environment.items():
         monkeypatch.setenv(name, value)
     return journal
+
+
+@pytest.fixture(
+    params=[pytest.param(silicon.REAL, marks=pytest.mark.gpu), pytest.param(silicon.STAND_IN)]
+)
+def machine(request: pytest.FixtureRequest) -> Iterator[silicon.Machine]:
+    """Real GPUs, skipped where no driver answers, and then the stand-in."""
+    if request.param == silicon.STAND_IN:
+        machine = silicon.stand_in(request.getfixturevalue("journal"))
+    else:
+        machine = silicon.Machine(source=silicon.REAL)
+    machine.need_gpus()
+    yield machine
+    machine.close()
