@@ -37,12 +37,16 @@ Judgement = tuple[bool | None, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """The outcome of one check. `gpu_uuids` are those that did not pass; none where it is the machine."""
+    """The outcome of one check. `gpu_uuids` are those that did not pass; none where it is the machine.
+
+    `reasons` holds by UUID why, where the reasons differ.
+    """
 
     name: str
     passed: bool | None
     detail: str = ""
     gpu_uuids: tuple[str, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def result(self) -> CheckResult:
@@ -170,8 +174,9 @@ def unfit(findings: Sequence[Finding]) -> dict[str, str]:
     reasons: dict[str, list[str]] = {}
     for finding in findings:
         for gpu_uuid in finding.gpu_uuids:
-            reasons.setdefault(gpu_uuid, []).append(f"{finding.name}: {finding.detail}")
-    return {uuid: "; ".join(words)[:TEXT_LENGTH_MAX] for uuid, words in reasons.items()}
+            words = finding.reasons.get(gpu_uuid, finding.detail)
+            reasons.setdefault(gpu_uuid, []).append(f"{finding.name}: {words}")
+    return {uuid: "; ".join(found)[:TEXT_LENGTH_MAX] for uuid, found in reasons.items()}
 
 
 # --- the checks ---------------------------------------------------------------------------------------
@@ -184,7 +189,13 @@ def _each(name: str, gpu_uuids: Sequence[str], judge: Callable[[str], Judgement]
     open_ = [uuid for uuid, (passed, _) in judged.items() if passed is None]
     told = [f"{uuid}: {judged[uuid][1]}" for uuid in bad or open_ if judged[uuid][1]]
     passed = False if bad else None if open_ else True
-    return Finding(name=name, passed=passed, detail="; ".join(told), gpu_uuids=tuple(bad))
+    return Finding(
+        name=name,
+        passed=passed,
+        detail="; ".join(told),
+        gpu_uuids=tuple(bad),
+        reasons={uuid: judged[uuid][1] for uuid in bad},
+    )
 
 
 def _present(seen: Look, gpu_uuids: Sequence[str]) -> Finding:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -53,7 +53,6 @@ class Gate:
     policy: Callable[[], HealthPolicy] = HealthPolicy
     health: Callable[[Sequence[str]], Mapping[str, tuple[Health, str]]] = _healthy
     report_unfit: ReportUnfit = _ignore
-    check_residue: Callable[..., Finding] = field(default=residue.check)
 
     def before(self, *, grant: Grant, at: dt.datetime) -> tuple[ReceiptEvidence, Sequence[Finding]]:
         """Look at GPUs that nobody has yet; return the evidence and every finding.
@@ -82,7 +81,7 @@ class Gate:
         """Look for what a tenant left in memory; takes seconds, and is for a worker thread."""
         if self.reader.simulated:
             return Finding(name="residue", passed=None, detail="simulated memory holds nothing")
-        return self.check_residue(gpu_uuids=grant.gpu_uuids)
+        return residue.check(gpu_uuids=grant.gpu_uuids)
 
     def left_on(self, *, grant: Grant, at: dt.datetime) -> str:
         """Return in words what still holds the GPUs, or nothing when they are empty."""
