@@ -19,6 +19,8 @@ from agents.protocol import Grant, Health, HealthPolicy, ReceiptEvidence
 # How long GPUs may take to become empty after their lease was stopped, and how often that is looked at.
 EMPTY_SECONDS_MAX = 60.0
 EMPTY_LOOK_SECONDS = 0.5
+# How long GPUs may stay unreadable then: a reader that died comes back after a minute.
+UNREADABLE_SECONDS_MAX = 180.0
 
 
 class ReportUnfit(Protocol):
@@ -84,13 +86,13 @@ class Gate:
         return residue.check(gpu_uuids=grant.gpu_uuids)
 
     def left_on(self, *, grant: Grant, at: dt.datetime) -> str:
-        """Return in words what still holds the GPUs, or nothing when they are empty."""
+        """Return in words what still holds the GPUs, or nothing when they are empty.
+
+        :raises ReaderUnavailable: when they cannot be read now.
+        """
         if self.reader.simulated:
             return ""
-        try:
-            seen = checks.look(reader=self.reader, gpu_uuids=grant.gpu_uuids, at=at)
-        except ReaderUnavailable as error:
-            return f"the GPUs cannot be read: {error}"
+        seen = checks.look(reader=self.reader, gpu_uuids=grant.gpu_uuids, at=at)
         return checks.left_on(seen=seen, gpu_uuids=grant.gpu_uuids, simulated=False)
 
     def restore(self, *, record: LeaseRecord) -> dict[str, str]:

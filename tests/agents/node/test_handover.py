@@ -206,7 +206,7 @@ class TestReturn:
     def test_of_gpus_that_cannot_be_read_is_not_clean(self, story: Story) -> None:
         story.live(120)
         story.reader.is_hung = True
-        story.live(200)
+        story.live(300)
         returned = by_kind(story.market)[ReceiptKind.RETURN]
         assert not returned.clean
         assert "cannot be read" in returned.detail
