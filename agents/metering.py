@@ -39,6 +39,7 @@ class Sample:
     energy_millijoules: int | None = None
     memory_used_bytes_max: int | None = None
     temperature_celsius_max: int | None = None
+    attached_seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +47,10 @@ class GpuMeter:
     """The sum over one GPU, in whole seconds rounded down: `busy <= measured <= up <= covered`.
 
     `covered_seconds` are those of which a reading speaks, `up_seconds` those in which the tenant had the
-    GPU, `measured_seconds` the part of them in which it is known whether it was busy. `delivered_seconds`
-    are those covered ones that count as delivered when outages are weighed in, and `undelivered_seconds` all
-    that were not: without outages they are `up` and `covered - up`.
+    GPU, `measured_seconds` the part of them in which it is known whether it was busy. `attached_seconds`
+    are those in which a process held its memory, of the `attachment_known_seconds` of which that is known.
+    `delivered_seconds` are those covered ones that count as delivered when outages are weighed in, and
+    `undelivered_seconds` all that were not: without outages they are `up` and `covered - up`.
     """
 
     covered_seconds: int
@@ -60,6 +62,8 @@ class GpuMeter:
     energy_millijoules: int | None
     memory_used_bytes_max: int | None
     temperature_celsius_max: int | None
+    attachment_known_seconds: int = 0
+    attached_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +231,7 @@ def _samples_by_gpu(*, windows: Mapping[str, Window]) -> Iterator[tuple[str, str
                     energy_millijoules=row.energy_millijoules,
                     memory_used_bytes_max=row.memory_used_bytes_max,
                     temperature_celsius_max=row.temperature_celsius_max,
+                    attached_seconds=row.attached_seconds,
                 )
                 for row in group
             ],
@@ -240,6 +245,7 @@ def _order(sample: Sample) -> tuple[object, ...]:
         sample.energy_millijoules,
         sample.memory_used_bytes_max,
         sample.temperature_celsius_max,
+        sample.attached_seconds,
     )
     known = (-1 if value is None else value for value in optional)
     return (sample.window.starts_at, sample.window.ends_at, sample.up_seconds, *known)
@@ -266,7 +272,7 @@ def _sum(
 
     `refunded_unread` is the time, in seconds, of refunded outages of which no reading tells.
     """
-    covered = up = measured = busy = delivered = Fraction(0)
+    covered = up = measured = busy = delivered = known = attached = Fraction(0)
     energy: Fraction | None = None
     memories, temperatures = [], []
     for piece in pieces:
@@ -282,10 +288,10 @@ def _sum(
         delivered += length * share - max(missed, _overlap(piece.window, faults.refunded))
         if sample.busy_seconds is not None:
             measured += up_exact * share
-            always_busy = sample.busy_seconds >= sample.up_seconds
-            busy += (
-                up_exact if always_busy else min(Fraction(sample.busy_seconds), up_exact)
-            ) * share
+            busy += _part_of_up(sample.busy_seconds, sample, up_exact) * share
+        if sample.attached_seconds is not None:
+            known += up_exact * share
+            attached += _part_of_up(sample.attached_seconds, sample, up_exact) * share
         if sample.energy_millijoules is not None:
             energy = (energy or Fraction(0)) + sample.energy_millijoules * share
         if sample.memory_used_bytes_max is not None:
@@ -304,7 +310,14 @@ def _sum(
         energy_millijoules=None if energy is None else math.floor(energy),
         memory_used_bytes_max=max(memories, default=None),
         temperature_celsius_max=max(temperatures, default=None),
+        attachment_known_seconds=math.floor(known),
+        attached_seconds=math.floor(attached),
     )
+
+
+def _part_of_up(seconds: int, sample: Sample, up_exact: Fraction) -> Fraction:
+    """Return exactly for how long something held that held for whole `seconds` of the up seconds."""
+    return up_exact if seconds >= sample.up_seconds else min(Fraction(seconds), up_exact)
 
 
 def _exact(*, seconds: int, length: Fraction) -> Fraction:

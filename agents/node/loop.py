@@ -9,20 +9,22 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from agents.node import AGENT_VERSION
 from agents.node.clock import MarketClock
 from agents.node.health import HealthTrack
-from agents.node.host import NodeKey
 from agents.node.idlebook import Cure, IdleBook, Standing
 from agents.node.jobs import Jobs
+from agents.node.keys import KeyRing
 from agents.node.leasebook import LeaseBook
-from agents.node.leases import LeaseKeeper, MachineView
+from agents.node.leases import Gate, LeaseKeeper, MachineView
+from agents.node.lookout import Lookout
 from agents.node.metering import window_seconds
 from agents.node.offering import OwnersScheduler
 from agents.node.provision import Provisioner
-from agents.node.reader import Reader, ReaderHung, ReaderUnavailable, Sample
+from agents.node.reader import Reader, Sample
 from agents.node.reporting import Reporter, backoff_seconds
 from agents.node.sender import Refused, Sender, Unreachable
 from agents.node.spool import LEASES_KEPT, Spool
@@ -30,8 +32,6 @@ from agents.node.watch import HealthWatch
 from agents.protocol import (
     PROTOCOL_VERSION,
     EnrolRequest,
-    GpuCounters,
-    GpuIdentity,
     Health,
     IdlePolicy,
     LeaseState,
@@ -42,8 +42,6 @@ from agents.protocol import (
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_SECONDS_MAX = 15.0  # every call takes a lock of the driver that the tenant needs too
-COUNTERS_SECONDS = 60.0  # what speaks of health changes seldom, and each read takes that lock too
 WAIT_SECONDS_MAX = 60.0
 # Bounds the back-off at 20 s: a person waits for the first sign of a node.
 ENROL_INTERVAL_SECONDS = 5
@@ -74,11 +72,11 @@ class Agent:
         provisioner: Provisioner,
         jobs: Jobs,
         clock: MarketClock,
-        key: NodeKey,
+        key: KeyRing,
         machine: Machine,
         token: str,
-        idle_policy: IdlePolicy,
         dice: random.Random,
+        free_after_seconds: int | None = None,
         scheduler: OwnersScheduler | None = None,
         cure: Cure | None = None,
     ) -> None:
@@ -90,22 +88,17 @@ class Agent:
         self._machine = machine
         self._token = token
         self._dice = dice
-        self._identities: list[GpuIdentity] = []
-        self._samples: dict[str, Sample] | None = None
-        self._idle = IdleBook(policy=idle_policy, jobs=jobs, scheduler=scheduler, cure=cure)
-        self._hung_since: dt.datetime | None = None
-        self._reader_complaint = ""
-        self._sampled_at_boottime: float | None = None
-        self._counted_at_boottime: float | None = None
+        self._free_after_seconds = free_after_seconds
+        self._lookout = Lookout(reader=reader)
+        self._has_looked = False
         self._enrol_failures = 0
         self._enrol_at_boottime = clock.boottime_seconds()
         self._node_id = spool.value(name="node_id")
         spool.forget_leases(before=clock.now() - LEASES_KEPT)
         self._book = LeaseBook(
-            spool=spool, key=key, epoch=spool.raise_epoch(), simulated=reader.simulated
+            spool=spool, key=key, epoch=spool.start_epoch(), simulated=reader.simulated
         )
         self._book.node_id = self._node_id or ""
-        self._keeper = LeaseKeeper(book=self._book, provisioner=provisioner, jobs=jobs)
         self._watch = HealthWatch(
             spool=spool,
             book=self._book,
@@ -113,6 +106,18 @@ class Agent:
             simulated=reader.simulated,
             at=clock.now(),
         )
+        self._idle = IdleBook(policy=self._idle_policy(), jobs=jobs, scheduler=scheduler, cure=cure)
+        gate = Gate(
+            reader=reader,
+            provisioner=provisioner,
+            boot_id=machine.boot_id,
+            boottime_seconds=clock.boottime_seconds,
+            directory=spool.path.parent,
+            policy=lambda: self._watch.policy.health,
+            health=self._watch.standings,
+            report_unfit=self._watch.quarantine,
+        )
+        self._keeper = LeaseKeeper(book=self._book, provisioner=provisioner, jobs=jobs, gate=gate)
         self._reporter = Reporter(
             spool=spool,
             sender=sender,
@@ -120,6 +125,7 @@ class Agent:
             watch=self._watch,
             clock=clock,
             book=self._book,
+            key=key,
             boot_id=machine.boot_id,
             simulated=reader.simulated,
             dice=dice,
@@ -131,7 +137,7 @@ class Agent:
 
         :raises EnrolmentRefused: when the market does not take this node.
         """
-        if self._sample_due():
+        if self._look_due_at() <= self._clock.boottime_seconds():
             self._sample()
         if self._node_id is None:
             self._enrol()
@@ -141,7 +147,7 @@ class Agent:
         if any(news):
             self._reporter.hurry()
         if self._reporter.due_at_boottime <= self._clock.boottime_seconds():
-            self._reporter.reader_hung_since = self._hung_since
+            self._reporter.reader_hung_since = self._lookout.hung_since
             self._reporter.send(node_id=self._node_id)
             self._idle.told()
             self._keeper.window_seconds = window_seconds(
@@ -154,79 +160,81 @@ class Agent:
 
     # --- looking ------------------------------------------------------------------------------------
 
-    def _sample_due(self) -> bool:
-        if self._sampled_at_boottime is None or self._keeper.wants_sample(at=self._clock.now()):
-            return True
-        if self._idle.wants_look():
-            return True
-        return self._clock.boottime_seconds() >= self._sampled_at_boottime + self._sample_seconds()
-
-    def _sample_seconds(self) -> float:
-        return min(SAMPLE_SECONDS_MAX, float(self._reporter.interval_seconds))
-
-    def _sample(self) -> None:
-        self._sampled_at_boottime = self._clock.boottime_seconds()
-        at = self._clock.now()
-        samples = self._look(at)
-        self._samples = None if samples is None else {s.gpu_uuid: s for s in samples}
-        self._watch_over(at)
-        if samples is None:
-            self._idle.blind(at=at, leased=self._leased(at))
-        judged = {s.gpu_uuid: self._watch.track(gpu_uuid=s.gpu_uuid) for s in samples or []}
-        standings = self._idle.note(
-            samples=samples or [],
-            healths={uuid: track.health for uuid, track in judged.items()},
-            leased=self._leased(at),
-            at=at,
+    def _look_due_at(self) -> float:
+        if not self._has_looked or self._idle.wants_look():
+            return self._clock.boottime_seconds()
+        return self._lookout.due_at(
+            leased=self._leased(), interval_seconds=self._reporter.interval_seconds
         )
-        readings = [
-            _reading(sample, judged[sample.gpu_uuid], standings[sample.gpu_uuid])
-            for sample in samples or []
-        ]
+
+    def _idle_policy(self) -> IdlePolicy:
+        """Return the owner's policy; the flag of this machine goes before it."""
+        policy = self._watch.policy.idle
+        if self._free_after_seconds is None:
+            return policy
+        return replace(policy, free_after_seconds=self._free_after_seconds)
+
+    def _leased(self) -> set[str]:
+        return {uuid for record in self._keeper.running() for uuid in record.grant.gpu_uuids}
+
+    def _sample(self, *, everything: bool = False) -> None:
+        self._has_looked = True
+        at = self._clock.now()
+        seen = self._lookout.look(
+            at=at,
+            now=self._clock.boottime_seconds(),
+            leased=self._leased(),
+            interval_seconds=self._reporter.interval_seconds,
+            everything=everything or self._idle.wants_look(),
+            wants_processes=self._idle.wants_processes(at=at, leased=self._held(at)),
+            wants_counters=self._watch.wants_counters(),
+        )
+        if seen.samples is not None:
+            self._take_inventory(again=seen.inventory)
+        samples = self._with_processes(seen.samples or [], at)
+        self._watch.look(
+            at=at,
+            listed=None if seen.samples is None else {i.uuid for i in self._lookout.identities},
+            samples={sample.gpu_uuid: sample for sample in samples},
+            counters=seen.counters,
+            xids=self._reader.xids(),
+        )
+        readings = self._read(samples, at=at, blind=seen.samples is None)
         if readings:
             self._reporter.note(readings=readings)
-        self._keeper.meter(view=self._view())
+        if seen.leased:
+            fresh = None if seen.samples is None else {s.gpu_uuid: s for s in seen.samples}
+            self._keeper.meter(view=replace(self._view(), samples=fresh))
         if self._keeper.running():
             self._spool.commit(values={"last_alive_at": to_json(at)})
 
-    def _look(self, at: dt.datetime) -> list[Sample] | None:
-        """Read all GPUs; `None` when that is not possible now."""
-        try:
-            identities = self._reader.identify()
-            self._idle.know(identities=identities)
-            samples = self._read(at)
-        except ReaderUnavailable as error:
-            if isinstance(error, ReaderHung):
-                self._hung_since = self._hung_since or at
-            if str(error) != self._reader_complaint:
-                logger.warning("the GPUs cannot be read: %s", error)
-            self._reader_complaint = str(error)
-            return None
-        if self._reader_complaint:
-            logger.info("the GPUs can be read again")
-        self._reader_complaint = ""
-        self._hung_since = None
-        self._identities = identities
-        self._reporter.renew_inventory(inventory=identities)
-        known = {identity.uuid for identity in identities}
-        return [sample for sample in samples if sample.gpu_uuid in known]
+    def _read(self, samples: Sequence[Sample], *, at: dt.datetime, blind: bool) -> list[Reading]:
+        """Say of each sample what its GPU is, to its health and to its idleness."""
+        held = self._held(at)
+        self._idle.policy = self._idle_policy()
+        if blind:
+            self._idle.blind(at=at, leased=held)
+        judged = {s.gpu_uuid: self._watch.track(gpu_uuid=s.gpu_uuid) for s in samples}
+        standings = self._idle.note(
+            samples=samples,
+            healths={uuid: track.health for uuid, track in judged.items()},
+            leased=held,
+            at=at,
+        )
+        return [_reading(s, judged[s.gpu_uuid], standings[s.gpu_uuid]) for s in samples]
 
-    def _read(self, at: dt.datetime) -> list[Sample]:
-        """Read all GPUs; where memory moved since the last list of processes, look again with one.
+    def _with_processes(self, samples: Sequence[Sample], at: dt.datetime) -> Sequence[Sample]:
+        """Look again, with a list of processes, where memory moved since the last one."""
+        again = self._idle.wants_second_look(samples=samples, leased=self._held(at))
+        return self._lookout.look_again(at=at, gpu_uuids=again, samples=samples)
 
-        :raises ReaderUnavailable: when nothing could be read.
-        """
-        leased = self._leased(at)
-        wanted = self._idle.wants_processes(at=at, leased=leased)
-        samples = self._reader.read(at=at, with_processes=wanted)
-        again = self._idle.wants_second_look(samples=samples, leased=leased)
-        if not again:
-            return samples
-        second = self._reader.read(at=at, gpu_uuids=again, with_processes=again)
-        by_uuid = {sample.gpu_uuid: sample for sample in second}
-        return [by_uuid.get(sample.gpu_uuid, sample) for sample in samples]
+    def _take_inventory(self, *, again: bool) -> None:
+        self._idle.know(identities=self._lookout.identities)
+        if again:
+            self._reporter.inventory = None
+        self._reporter.renew_inventory(inventory=self._lookout.identities)
 
-    def _leased(self, at: dt.datetime) -> frozenset[str]:
+    def _held(self, at: dt.datetime) -> frozenset[str]:
         """Return the GPUs that a lease has, is about to have or has not given back yet."""
         return frozenset(
             uuid
@@ -236,34 +244,16 @@ class Agent:
             for uuid in record.grant.gpu_uuids
         )
 
-    def _watch_over(self, at: dt.datetime) -> None:
-        """Judge the health of the GPUs by what was just read, by Xids, and by counters when those are due."""
-        counters: list[GpuCounters] = []
-        if self._samples is not None and self._counters_due():
-            self._counted_at_boottime = self._clock.boottime_seconds()
-            try:
-                counters = self._reader.counters(gpu_uuids=list(self._samples))
-            except ReaderUnavailable as error:
-                logger.warning("the counters cannot be read: %s", error)
-        self._watch.look(
-            at=at,
-            listed=None if self._samples is None else {i.uuid for i in self._identities},
-            samples=self._samples or {},
-            counters=counters,
-            xids=self._reader.xids(),
-        )
-
-    def _counters_due(self) -> bool:
-        if self._counted_at_boottime is None or self._watch.wants_counters():
-            return True
-        return self._clock.boottime_seconds() >= self._counted_at_boottime + COUNTERS_SECONDS
-
     def _view(self) -> MachineView:
         return MachineView(
             at=self._clock.now(),
-            gpu_uuids=frozenset(identity.uuid for identity in self._identities),
-            samples=self._samples,
-            may_start=self._hung_since is None and not self._reporter.revoked,
+            gpu_uuids=frozenset(identity.uuid for identity in self._lookout.identities),
+            samples=self._lookout.samples,
+            may_start=(
+                self._lookout.hung_since is None
+                and not self._reporter.revoked
+                and self._spool.is_writable
+            ),
         )
 
     # --- leases -------------------------------------------------------------------------------------
@@ -280,7 +270,7 @@ class Agent:
 
     def _step_leases(self) -> None:
         if self._keeper.wants_sample(at=self._clock.now()):
-            self._sample()
+            self._sample(everything=True)
         self._idle.restart(gpu_uuids=self._keeper.step(view=self._view()))
 
     # --- enrolling ------------------------------------------------------------------------------------
@@ -291,7 +281,7 @@ class Agent:
         :raises EnrolmentRefused: when the market refuses the token, or there is none.
         """
         now = self._clock.boottime_seconds()
-        if now < self._enrol_at_boottime or not self._identities:
+        if now < self._enrol_at_boottime or not self._lookout.identities:
             return
         if not self._token:
             raise EnrolmentRefused(
@@ -305,7 +295,7 @@ class Agent:
             machine_id=self._machine.machine_id,
             agent_version=AGENT_VERSION,
             simulated=self._reader.simulated,
-            gpus=self._identities,
+            gpus=self._lookout.identities,
         )
         answer = self._sender.enrol(request=request)
         if isinstance(answer, Refused):
@@ -321,22 +311,27 @@ class Agent:
                 dice=self._dice,
             )
             self._enrol_failures += 1
-            self._enrol_at_boottime = now + max(delay, answer.retry_after_seconds or 0.0)
+            told = answer.retry_after_seconds
+            if told is not None:
+                delay = max(delay, told + self._dice.uniform(0, ENROL_INTERVAL_SECONDS))
+            self._enrol_at_boottime = now + delay
             return
-        self._clock.learn(market_now=answer.now)
         self._spool.commit(values={"node_id": answer.node_id})
         self._node_id = answer.node_id
         self._book.node_id = answer.node_id
         self._reporter.grant_interval(seconds=answer.report_interval_seconds)
         self._reporter.due_at_boottime = self._clock.boottime_seconds()
-        logger.info("enrolled as node %s with %d GPUs", answer.node_id, len(self._identities))
+        logger.info(
+            "enrolled as node %s with %d GPUs", answer.node_id, len(self._lookout.identities)
+        )
 
     def _wait_seconds(self) -> float:
         now = self._clock.boottime_seconds()
-        assert self._sampled_at_boottime is not None, "the first step looks at the GPUs"
-        due = [now + WAIT_SECONDS_MAX, self._sampled_at_boottime + self._sample_seconds()]
+        due = [now + WAIT_SECONDS_MAX, self._look_due_at()]
         if self._node_id is None:
-            due.append(max(self._enrol_at_boottime, now + 0.1) if self._identities else now + 1.0)
+            due.append(
+                max(self._enrol_at_boottime, now + 0.1) if self._lookout.identities else now + 1.0
+            )
         else:
             due.append(self._reporter.due_at_boottime)
         at = self._clock.now()

@@ -15,7 +15,7 @@ from agents.node.eventlog import EventLog
 from agents.node.health import BlamedXid, HealthTrack
 from agents.node.leasebook import LeaseBook
 from agents.node.reader import Sample, Xid
-from agents.node.spool import Spool
+from agents.node.spool import LeaseKey, Spool
 from agents.protocol import (
     GpuCounters,
     GpuEvent,
@@ -99,6 +99,17 @@ class HealthWatch:
             )
         self._write(events=events)
 
+    def standings(self, gpu_uuids: Sequence[str]) -> dict[str, tuple[Health, str]]:
+        """Return the outcome and the reason for each of some GPUs."""
+        tracks = {uuid: self.track(gpu_uuid=uuid) for uuid in gpu_uuids}
+        return {uuid: (track.health, track.reason) for uuid, track in tracks.items()}
+
+    def quarantine(self, *, gpu_uuid: str, reason: str, at: dt.datetime, lease: LeaseKey) -> None:
+        """Take a GPU off the market that did not pass a check around a lease; it is on the disk."""
+        before = self.track(gpu_uuid=gpu_uuid)
+        after = health.quarantine(track=before, reason=reason, at=at)
+        self._write(events=self._tell(gpu_uuid, track=after, lease=lease, at=at))
+
     def follow(self, *, policy: NodePolicy | None, vouched_at: dt.datetime | None) -> None:
         """Follow the owner's policy from now on, and forget the faults that the owner answers for.
 
@@ -154,17 +165,22 @@ class HealthWatch:
             )
         else:
             after = health.with_xids(track=before, xids=xids, policy=policy)
-        self._tracks[gpu_uuid] = after
         rules = {health.rule_of(xid=each.xid.xid, policy=policy) for each in xids}
         self._counters_are_wanted |= bool(rules - {XidRule.TENANT})
-        if (after.health, after.cause) == (after.told_health, after.told_cause):
+        return self._tell(gpu_uuid, track=after, lease=self._lease_at(gpu_uuid, at), at=at)
+
+    def _tell(
+        self, gpu_uuid: str, *, track: HealthTrack, lease: LeaseKey | None, at: dt.datetime
+    ) -> list[GpuEvent]:
+        """Keep a track, and return the event that tells of it if its outcome is news."""
+        self._tracks[gpu_uuid] = track
+        if (track.health, track.cause) == (track.told_health, track.told_cause):
             return []
-        self._tracks[gpu_uuid] = replace(after, told_health=after.health, told_cause=after.cause)
-        self._has_grave_news |= after.health in _GRAVE
-        why = after.reason and f": {after.reason}"
-        logger.warning("GPU %s is %s%s", gpu_uuid, after.health, why)
-        lease = self._lease_at(gpu_uuid, at)
-        return [self._log.of_health(gpu_uuid=gpu_uuid, track=after, lease=lease, at=at)]
+        self._tracks[gpu_uuid] = replace(track, told_health=track.health, told_cause=track.cause)
+        self._has_grave_news |= track.health in _GRAVE
+        why = track.reason and f": {track.reason}"
+        logger.warning("GPU %s is %s%s", gpu_uuid, track.health, why)
+        return [self._log.of_health(gpu_uuid=gpu_uuid, track=track, lease=lease, at=at)]
 
     def _write(self, *, events: Sequence[GpuEvent]) -> None:
         """Write events, and the tracks of which something changed that must survive."""
@@ -186,7 +202,7 @@ class HealthWatch:
             policy=self.policy.health,
         )
 
-    def _lease_at(self, gpu_uuid: str, at: dt.datetime) -> tuple[str, int] | None:
+    def _lease_at(self, gpu_uuid: str, at: dt.datetime) -> LeaseKey | None:
         return attribution.lease_at(records=self._book.records.values(), gpu_uuid=gpu_uuid, at=at)
 
 

@@ -5,7 +5,7 @@ one changes the other. Nothing here reads a GPU, a clock or a disk.
 """
 
 from agents.node.health.findings import rule_of, xid_in_words
-from agents.node.health.steps import BlamedXid, begin, judge, step, vouch, with_xids
+from agents.node.health.steps import BlamedXid, begin, judge, quarantine, step, vouch, with_xids
 from agents.node.health.track import HealthTrack
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "HealthTrack",
     "begin",
     "judge",
+    "quarantine",
     "rule_of",
     "step",
     "vouch",

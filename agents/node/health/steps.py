@@ -88,6 +88,12 @@ def vouch(*, track: HealthTrack, vouched_at: dt.datetime) -> HealthTrack:
     )
 
 
+def quarantine(*, track: HealthTrack, reason: str, at: dt.datetime) -> HealthTrack:
+    """Return the track of a GPU that did not pass a check around a lease."""
+    finding = Finding(name="lease_check", health=Health.QUARANTINED, reason=reason, cause=None)
+    return _raise(track, found=[finding], at=at)
+
+
 def step(
     *,
     track: HealthTrack,

@@ -10,6 +10,7 @@ from agents.node import host
 from agents.node.clock import MarketClock
 from agents.node.idlebook import Cure
 from agents.node.jobs import InlineJobs, Jobs
+from agents.node.keys import KeyRing
 from agents.node.loop import Agent, Machine
 from agents.node.offering import OwnersScheduler
 from agents.node.provision import Provisioner
@@ -18,7 +19,6 @@ from agents.node.reader import Reader
 from agents.node.sender import Sender
 from agents.node.simulated import SimulatedReader, parse_fleet
 from agents.node.spool import Spool
-from agents.protocol import IdlePolicy
 from tests.fakes.market import FakeMarket
 
 START = dt.datetime(2026, 11, 23, 12, 0, 0, 250_000, tzinfo=dt.UTC)
@@ -68,7 +68,7 @@ class Rig:
         lock = host.open_state(directory=self.directory)
         lock.close()
         clock = MarketClock(clock=self.clock)
-        key = host.load_key(directory=self.directory)
+        key = KeyRing(directory=self.directory)
         self.spool = Spool(path=self.directory / "spool.sqlite3")
         simulated = SimulatedProvisioner(spool=self.spool, node_name="n1", now=clock.now)
         reader = self.reader or SimulatedReader(
@@ -88,7 +88,7 @@ class Rig:
             key=key,
             machine=Machine(hostname="n1", machine_id="m1", boot_id=self.boot_id),
             token=self.token,
-            idle_policy=IdlePolicy(free_after_seconds=20),
+            free_after_seconds=20,
             dice=random.Random(7),
             scheduler=self.scheduler,
             cure=self.cure,

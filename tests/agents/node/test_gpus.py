@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
+from collections.abc import Collection
 
 import pytest
 
-from agents.node.reader import ReaderHung, lost_sample
+from agents.node.reader import ReaderHung, Sample, lost_sample
 from agents.node.simulated import SimulatedReader, parse_fleet
 from agents.protocol import Health, ReceiptKind
 from tests.agents.node.rig import START, Rig
@@ -62,9 +63,15 @@ class TestGpus:
         rig.live(seconds=90)
         whole = SimulatedReader.read
 
-        def lose_one(self: SimulatedReader, *, at: dt.datetime, **_: object) -> list[object]:
-            first, second = whole(self, at=at)
-            return [first, lost_sample(gpu_uuid=second.gpu_uuid, measured_at=at)]
+        fallen = gpus(market)[1]
+
+        def lose_one(
+            self: SimulatedReader, *, at: dt.datetime, gpu_uuids: Collection[str], **_: object
+        ) -> list[Sample]:
+            return [
+                lost_sample(gpu_uuid=fallen, measured_at=at) if s.gpu_uuid == fallen else s
+                for s in whole(self, at=at, gpu_uuids=gpu_uuids)
+            ]
 
         monkeypatch.setattr(SimulatedReader, "read", lose_one)
         rig.live(seconds=200)

@@ -190,7 +190,7 @@ class TestLease:
         rig.live(seconds=60)
         assert last_states(market)["lease-1", 1] == (
             LeaseState.FAILED,
-            "no provisioner configured",
+            "not handed over: provisioner: no provisioner configured",
         )
 
     def test_that_cannot_be_stopped_is_returned_unclean(
@@ -235,6 +235,7 @@ class TestLease:
             rig.live(seconds=320)
         assert last_states(market)["lease-2", 1] == (LeaseState.FAILED, "it does not go away")
 
+        market.vouched_at = rig.clock.at
         rig.restart()
         rig.live(seconds=200)
         receipts = {(r.lease_id, r.kind) for r in market.receipts}

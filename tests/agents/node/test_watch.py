@@ -211,7 +211,7 @@ class TestEvents:
             "read",
             lambda **how: [s for s in whole(**how) if s.gpu_uuid == identities[0].uuid],
         )
-        rig.live(seconds=40)
+        rig.live(seconds=90)
         event = last_event(market)
         assert (event.gpu_uuid, event.health) == (identities[1].uuid, Health.LOST)
         assert event.reason == "the driver no longer lists this GPU"
