@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 import pytest
 
+from agents.node.provision import ProvisionFailed
 from agents.node.reader import ReaderHung, Sample, Xid, lost_sample
 from agents.node.simulated import SimulatedReader, parse_fleet
 from agents.protocol import (
@@ -215,6 +216,32 @@ class TestEvents:
         event = last_event(market)
         assert (event.gpu_uuid, event.health) == (identities[1].uuid, Health.LOST)
         assert event.reason == "the driver no longer lists this GPU"
+
+
+class TestChecksAroundALease:
+    def test_quarantine_what_does_not_come_back_clean_and_say_under_which_lease(
+        self,
+        rig: Rig,
+        market: FakeMarket,
+        reader: FailingReader,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        enrolled(rig)
+        market.grants = [grant(market, minutes=1, count=1)]
+
+        def fail(*_: object, **__: object) -> None:
+            raise ProvisionFailed("it does not go away")
+
+        monkeypatch.setattr("agents.node.provision.simulated.SimulatedProvisioner.stop", fail)
+        rig.live(seconds=200)
+        leased, _ = gpus(market)
+        event = last_event(market)
+        assert (event.gpu_uuid, event.health) == (leased, Health.QUARANTINED)
+        assert (event.lease_id, event.lease_epoch) == ("lease-1", 1)
+        rig.restart()
+        rig.live(seconds=60)
+        health = {r.gpu_uuid: r.health for r in market.reports[-1].readings}
+        assert health[leased] is Health.QUARANTINED, "a restart of the agent cleans nothing"
 
 
 class TestCounters:
