@@ -5,17 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from agents.protocol import Access
-
-Work = Callable[[], Access | None]
+Result = TypeVar("Result")
 
 
 class Jobs(Protocol):
     """Starts work and hands back its future."""
 
-    def submit(self, *, work: Work) -> Future[Access | None]:
+    def submit(self, *, work: Callable[[], Result]) -> Future[Result]:
         """Start the work."""
         ...
 
@@ -23,9 +21,9 @@ class Jobs(Protocol):
 class InlineJobs:
     """Does the work at once: for provisioners that do not block, and for tests."""
 
-    def submit(self, *, work: Work) -> Future[Access | None]:
+    def submit(self, *, work: Callable[[], Result]) -> Future[Result]:
         """Do the work and return its finished future."""
-        future: Future[Access | None] = Future()
+        future: Future[Result] = Future()
         _finish(future, work)
         return future
 
@@ -39,9 +37,9 @@ class ThreadJobs:
     def __init__(self, *, wake: Callable[[], None]) -> None:
         self._wake = wake
 
-    def submit(self, *, work: Work) -> Future[Access | None]:
+    def submit(self, *, work: Callable[[], Result]) -> Future[Result]:
         """Start a thread; the loop is woken when it is done."""
-        future: Future[Access | None] = Future()
+        future: Future[Result] = Future()
 
         def run() -> None:
             _finish(future, work)
@@ -51,7 +49,7 @@ class ThreadJobs:
         return future
 
 
-def _finish(future: Future[Access | None], work: Work) -> None:
+def _finish(future: Future[Result], work: Callable[[], Result]) -> None:
     try:
         future.set_result(work())
     except Exception as error:  # noqa: BLE001 - handed on to whoever asks the future

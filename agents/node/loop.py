@@ -9,21 +9,22 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from agents.node import AGENT_VERSION, health, idle
 from agents.node.clock import MarketClock
-from agents.node.host import NodeKey
 from agents.node.jobs import Jobs
+from agents.node.keys import KeyRing
 from agents.node.leasebook import LeaseBook
-from agents.node.leases import LeaseKeeper, MachineView
+from agents.node.leases import Gate, LeaseKeeper, MachineView
 from agents.node.lookout import Lookout
 from agents.node.metering import window_seconds
 from agents.node.provision import Provisioner
 from agents.node.reader import Reader, Sample
 from agents.node.reporting import Reporter, backoff_seconds
 from agents.node.sender import Refused, Sender, Unreachable
-from agents.node.spool import LEASES_KEPT, Spool
+from agents.node.spool import LEASES_KEPT, LeaseKey, Spool
 from agents.protocol import (
     PROTOCOL_VERSION,
     EnrolRequest,
@@ -66,7 +67,7 @@ class Agent:
         provisioner: Provisioner,
         jobs: Jobs,
         clock: MarketClock,
-        key: NodeKey,
+        key: KeyRing,
         machine: Machine,
         token: str,
         thresholds: idle.Thresholds,
@@ -89,16 +90,27 @@ class Agent:
         self._node_id = spool.value(name="node_id")
         spool.forget_leases(before=clock.now() - LEASES_KEPT)
         self._book = LeaseBook(
-            spool=spool, key=key, epoch=spool.raise_epoch(), simulated=reader.simulated
+            spool=spool, key=key, epoch=spool.start_epoch(), simulated=reader.simulated
         )
         self._book.node_id = self._node_id or ""
-        self._keeper = LeaseKeeper(book=self._book, provisioner=provisioner, jobs=jobs)
+        self._quarantined: dict[str, str] = {}
+        gate = Gate(
+            reader=reader,
+            provisioner=provisioner,
+            boot_id=machine.boot_id,
+            boottime_seconds=clock.boottime_seconds,
+            directory=spool.path.parent,
+            health=self._standing,
+            report_unfit=self._quarantine,
+        )
+        self._keeper = LeaseKeeper(book=self._book, provisioner=provisioner, jobs=jobs, gate=gate)
         self._reporter = Reporter(
             spool=spool,
             sender=sender,
             keeper=self._keeper,
             clock=clock,
             book=self._book,
+            key=key,
             boot_id=machine.boot_id,
             simulated=reader.simulated,
             dice=dice,
@@ -158,7 +170,11 @@ class Agent:
             track = self._tracks[sample.gpu_uuid]
             track = idle.step(track=track, sample=sample, thresholds=self._thresholds)
             self._tracks[sample.gpu_uuid] = track
-            readings.append(_reading(sample, track))
+            reading = _reading(sample, track)
+            if sample.gpu_uuid in self._quarantined and reading.health is not Health.LOST:
+                reason = self._quarantined[sample.gpu_uuid]
+                reading = replace(reading, health=Health.QUARANTINED, health_reason=reason)
+            readings.append(reading)
         if readings:
             self._reporter.note(readings=readings)
         if seen.leased:
@@ -180,7 +196,11 @@ class Agent:
             at=self._clock.now(),
             gpu_uuids=frozenset(identity.uuid for identity in self._lookout.identities),
             samples=self._lookout.samples,
-            may_start=self._lookout.hung_since is None and not self._reporter.revoked,
+            may_start=(
+                self._lookout.hung_since is None
+                and not self._reporter.revoked
+                and self._spool.is_writable
+            ),
         )
 
     # --- leases -------------------------------------------------------------------------------------
@@ -201,6 +221,18 @@ class Agent:
         for gpu_uuid in self._keeper.step(view=self._view()):
             if gpu_uuid in self._tracks:
                 self._tracks[gpu_uuid] = idle.restart(track=self._tracks[gpu_uuid])
+
+    def _quarantine(self, *, gpu_uuid: str, reason: str, at: dt.datetime, lease: LeaseKey) -> None:
+        del at
+        logger.warning("%s is quarantined around lease %s (epoch %d): %s", gpu_uuid, *lease, reason)
+        self._quarantined[gpu_uuid] = reason
+
+    def _standing(self, gpu_uuids: Sequence[str]) -> dict[str, tuple[Health, str]]:
+        return {
+            gpu_uuid: (Health.QUARANTINED, self._quarantined[gpu_uuid])
+            for gpu_uuid in gpu_uuids
+            if gpu_uuid in self._quarantined
+        }
 
     # --- enrolling ------------------------------------------------------------------------------------
 
@@ -240,9 +272,11 @@ class Agent:
                 dice=self._dice,
             )
             self._enrol_failures += 1
-            self._enrol_at_boottime = now + max(delay, answer.retry_after_seconds or 0.0)
+            told = answer.retry_after_seconds
+            if told is not None:
+                delay = max(delay, told + self._dice.uniform(0, ENROL_INTERVAL_SECONDS))
+            self._enrol_at_boottime = now + delay
             return
-        self._clock.learn(market_now=answer.now)
         self._spool.commit(values={"node_id": answer.node_id})
         self._node_id = answer.node_id
         self._book.node_id = answer.node_id

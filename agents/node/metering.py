@@ -148,8 +148,8 @@ class GpuMeter:
             self._attached_seconds += seconds
         self._blind = False
         self._energy.read(sample.energy_millijoules)
-        self._memory_max = _larger(self._memory_max, sample.memory_used_bytes)
-        self._temperature_max = _larger(self._temperature_max, sample.temperature_celsius)
+        self._memory_max = larger(self._memory_max, sample.memory_used_bytes)
+        self._temperature_max = larger(self._temperature_max, sample.temperature_celsius)
 
     def _close(self) -> list[MeterWindow]:
         if self._seen_until == self._starts_at:
@@ -169,5 +169,6 @@ class GpuMeter:
         return [window]
 
 
-def _larger(a: int | None, b: int | None) -> int | None:
+def larger(a: int | None, b: int | None) -> int | None:
+    """Return the larger of two values, or the one that is known."""
     return max((value for value in (a, b) if value is not None), default=None)

@@ -10,6 +10,7 @@ from agents.node import host
 from agents.node.clock import MarketClock
 from agents.node.idle import Thresholds
 from agents.node.jobs import InlineJobs
+from agents.node.keys import KeyRing
 from agents.node.loop import Agent, Machine
 from agents.node.provision import Provisioner
 from agents.node.provision.simulated import SimulatedProvisioner
@@ -63,7 +64,7 @@ class Rig:
         lock = host.open_state(directory=self.directory)
         lock.close()
         clock = MarketClock(clock=self.clock)
-        key = host.load_key(directory=self.directory)
+        key = KeyRing(directory=self.directory)
         self.spool = Spool(path=self.directory / "spool.sqlite3")
         simulated = SimulatedProvisioner(spool=self.spool, node_name="n1", now=clock.now)
         reader = self.reader or SimulatedReader(
