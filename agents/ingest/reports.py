@@ -9,7 +9,18 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
 
-from agents import alarms, beats, envelope, evidence, grants, inventory, pacing, protocol, rotation
+from agents import (
+    alarms,
+    beats,
+    envelope,
+    evidence,
+    grants,
+    idleness,
+    inventory,
+    pacing,
+    protocol,
+    rotation,
+)
 from agents.enrolment import SimulatedHardwareRefused
 from agents.ingest import leases, readings
 from agents.ingest.standing import Standing, standing_of
@@ -68,6 +79,7 @@ def accept(
     :raises BadSignature: when the node got another key meanwhile.
     """
     _check(node=node, report=report)
+    report = idleness.as_of_today(report=report)
     if standing is None:
         known = standing_of(node_id=node.pk)
         assert known is not None  # rows of nodes are never deleted
@@ -181,6 +193,7 @@ def _store(
             node=node,
             readings=report.readings,
             counters=report.counters,
+            leased=idleness.leased_uuids(grants=standing.grants.values(), at=at),
             refusals=refusals,
             at=at,
         )
