@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 from unfold.admin import ModelAdmin, TabularInline
@@ -130,18 +130,21 @@ class OnOfferFilter(admin.SimpleListFilter):
         if self.value() not in ("yes", "no"):
             return queryset
         gpus = onoffer.annotated(gpus=queryset, at=timezone.now())
-        return gpus.filter(on_offer=self.value() == "yes")
+        return gpus.filter(Q(on_offer=self.value() == "yes"))
 
 
 class OfferedGpuAdmin(GpuAdmin):
     """The machines' page of GPUs, with what the market knows beside: why each is or is not on offer."""
 
-    list_display: ClassVar = [*GpuAdmin.list_display, "offer"]
-    list_filter: ClassVar = [OnOfferFilter, *GpuAdmin.list_filter]
+    list_display = [*GpuAdmin.list_display, "offer"]
+
+    def get_list_filter(self, request: HttpRequest) -> list[Any]:
+        """Put whether a GPU is on offer before what the machines say."""
+        return [OnOfferFilter, *super().get_list_filter(request)]
 
     def get_changelist_instance(self, request: HttpRequest) -> ChangeList:
         """Read the offers of a whole page at once."""
-        changes = super().get_changelist_instance(request)
+        changes: ChangeList = super().get_changelist_instance(request)
         offers = onoffer.read(gpus=changes.result_list, at=timezone.now())
         for gpu in changes.result_list:
             gpu.offer_of_the_page = offers[gpu.pk]

@@ -140,7 +140,7 @@ class TestIngest:
     def test_counts_none_while_a_lease_has_the_gpu(self) -> None:
         machine = make.make_machine()
         self.accept(machine, OFFERABLE, sequence=1, at=NOW)
-        make.make_grant(node=machine.node, gpu_uuids=machine.gpu_uuids)
+        make.make_grant(node=machine.node, gpu_uuids=list(machine.gpu_uuids))
         gpu = self.accept(machine, BUSY, sequence=2, at=NOW + MINUTE)
         assert (gpu.idle_state, gpu.withdrawals) == ("busy", 0)
 
@@ -149,7 +149,7 @@ class TestIngest:
         self.accept(machine, OFFERABLE, sequence=1, at=NOW)
         make.make_grant(
             node=machine.node,
-            gpu_uuids=machine.gpu_uuids,
+            gpu_uuids=list(machine.gpu_uuids),
             window=Window(NOW + 60 * MINUTE, NOW + 120 * MINUTE),
         )
         gpu = self.accept(machine, BUSY, sequence=2, at=NOW + MINUTE)

@@ -112,7 +112,9 @@ class TestAListingThatSellsIdleGpus:
         assert sellable(market) == 1
         assert reasons(market) == ["busy"] * 3
         details = [r["detail"] for offer in on_offer(market) for r in offer["reasons"]]
-        assert details == ["1 process holds 40.0 GiB"] * 3
+        assert details.count("1 process holds 40.0 GiB") == 2, (
+            "the words of those that were taken back"
+        )
 
     def test_takes_a_gpu_back_only_after_a_while(self, market: Market, host: Host) -> None:
         quiet = dict.fromkeys(range(4), MORNING - 60 * MINUTE)

@@ -42,7 +42,7 @@ def offers(at: dt.datetime = AT) -> list[onoffer.Offer]:
     rows = onoffer.annotated(gpus=Gpu.objects.select_related("node").order_by("slot"), at=at)
     found = onoffer.read(gpus=rows, at=at)
     for gpu in rows:
-        assert gpu.on_offer == found[gpu.pk].on_offer, found[gpu.pk].reasons
+        assert vars(gpu)["on_offer"] == found[gpu.pk].on_offer, found[gpu.pk].reasons
     return [found[gpu.pk] for gpu in rows]
 
 
