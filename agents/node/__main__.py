@@ -1,55 +1,71 @@
-"""`python -m agents.node`: look once, or run until told to end.
+"""`python -m agents.node`: look once, check this machine, install the service, or run until told to end.
 
-Exit status: 0 ended as asked, 2 a setting, the state directory or the driver does not allow to run,
-3 the market refused to enrol this node.
+Exit status: 0 ended as asked, 1 `--check` found something wrong, 2 a setting, the state directory or the
+driver does not allow to run, 3 the market refused to enrol this node.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
 import signal
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from agents.node import AGENT_VERSION, host
-from agents.node.child import ChildReader
+from agents.node import AGENT_VERSION, assembly, host, keys, notify
 from agents.node.clock import MarketClock, SystemClock
 from agents.node.config import BadSetting, Settings, parse_settings
 from agents.node.cure import cure
-from agents.node.health import judge
 from agents.node.host import StateUnusable
 from agents.node.jobs import InlineJobs, ThreadJobs
+from agents.node.keys import KeyRing
 from agents.node.loop import Agent, EnrolmentRefused, Machine
+from agents.node.notify import Notifier
 from agents.node.offering import SchedulerHook
-from agents.node.provision import NoProvisioner, Provisioner
-from agents.node.provision.hook import HookProvisioner
+from agents.node.provision import Provisioner
 from agents.node.provision.simulated import SimulatedProvisioner
 from agents.node.reader import Reader, ReaderHung, ReaderUnavailable
 from agents.node.sender import Sender
-from agents.node.simulated import SimulatedReader
+from agents.node.simulated import Tenancy
 from agents.node.spool import Spool
-from agents.protocol import IdlePolicy, to_json
+from agents.protocol import IdlePolicy
 
-EXIT_CANNOT_RUN, EXIT_REFUSED = 2, 3
+EXIT_WRONG, EXIT_CANNOT_RUN, EXIT_REFUSED = 1, 2, 3
+INSTALLING_VERBS = ("install", "uninstall")
 
 logger = logging.getLogger("agents.node")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the agent and return its exit status."""
+    """Do what was asked and return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # What an agent that runs on never does is imported where it is done: its memory counts on each node.
     try:
-        settings = parse_settings(
-            arguments=sys.argv[1:] if arguments is None else arguments, environment=os.environ
-        )
+        if arguments and arguments[0] in INSTALLING_VERBS:
+            from agents.node import install
+
+            return install.main(verb=arguments[0], arguments=arguments[1:])
+        settings = parse_settings(arguments=arguments, environment=os.environ)
         logging.basicConfig(
             stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s {settings.name} %(message)s"
         )
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every request otherwise
-        return _once(settings) if settings.once else _run(settings)
+        if settings.once:
+            from agents.node import look
+
+            seen = look.look(settings=settings)
+            sys.stdout.write(look.as_json(seen) if settings.as_json else look.as_text(seen))
+            return 0
+        if settings.check:
+            from agents.node import doctor
+
+            findings = doctor.examine(settings=settings)
+            sys.stdout.write(doctor.as_text(findings))
+            return 0 if doctor.is_fine(findings) else EXIT_WRONG
+        if settings.rotate_key:
+            return _wish_key(settings)
+        return _run(settings)
     except (BadSetting, StateUnusable, ReaderUnavailable) as error:
         _complain(error)
         return EXIT_CANNOT_RUN
@@ -61,71 +77,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_REFUSED
 
 
-def _once(settings: Settings) -> int:
-    """Print what is seen: identity, one sample and the health of each GPU, and how long the calls took."""
-    clock = MarketClock(clock=SystemClock())
-    child: ChildReader | None = None
-    reader: Reader
-    if settings.fleet is not None:
-        machine_id = host.machine_id() or "unknown"
-        if settings.state_dir is not None:
-            host.open_state(directory=settings.state_dir)
-            machine_id = host.simulated_machine_id(directory=settings.state_dir)
-        reader = SimulatedReader(
-            fleet=settings.fleet,
-            node_name=settings.name,
-            machine_id=machine_id,
-            tenancies=lambda _: [],
-        )
-    else:
-        reader = child = ChildReader(boottime_seconds=clock.boottime_seconds)
-    try:
-        identities = {identity.uuid: identity for identity in reader.identify()}
-        samples = reader.read(at=clock.now())
-        milliseconds = child.call_milliseconds() if child else {}
-    finally:
-        reader.close()
-    gpus = []
-    for sample in samples:
-        state, reason = judge(sample=sample)
-        gpus.append(
-            {
-                "identity": to_json(identities[sample.gpu_uuid]),
-                "sample": to_json(sample),
-                "health": state.value,
-                "health_reason": reason,
-            }
-        )
-    if settings.as_json:
-        seen = {
-            "agent_version": AGENT_VERSION,
-            "name": settings.name,
-            "simulated": reader.simulated,
-            "gpus": gpus,
-            "call_milliseconds": milliseconds,
-        }
-        sys.stdout.write(json.dumps(seen, indent=2, sort_keys=True) + "\n")
-        return 0
-    marked = " (simulated)" if reader.simulated else ""
-    sys.stdout.write(f"{settings.name}: {len(samples)} GPUs{marked}\n")
-    for sample in samples:
-        identity = identities[sample.gpu_uuid]
-        state, reason = judge(sample=sample)
-        sys.stdout.write(
-            f"  {identity.index} {identity.product_name} {identity.uuid} {state}{reason and ': '}{reason};"
-            f" load {_or_unread(sample.utilization_percent)} %,"
-            f" processes {_or_unread(sample.process_count)},"
-            f" power {_or_unread(sample.power_draw_milliwatts)} mW\n"
-        )
-    return 0
-
-
 def _complain(what: object) -> None:
     sys.stderr.write(f"agents.node: {what}\n")
 
 
-def _or_unread(value: int | None) -> str:
-    return "unread" if value is None else str(value)
+def _wish_key(settings: Settings) -> int:
+    assert settings.state_dir is not None, "a state directory is always set but for --once"
+    keys.wish_change(directory=settings.state_dir)
+    sys.stdout.write(f"the agent of {settings.state_dir} changes its key with its next report\n")
+    return 0
 
 
 def _run(settings: Settings) -> int:
@@ -133,7 +93,10 @@ def _run(settings: Settings) -> int:
     clock = MarketClock(clock=system_clock)
     directory = settings.state_dir
     assert directory is not None, "a state directory is always set when the agent runs on"
+    for warning in settings.warnings:
+        logger.warning("%s", warning)
     ends: list[int] = []
+    notifier = Notifier(environment=os.environ)
 
     def end(number: int, _frame: object) -> None:
         ends.append(number)
@@ -142,30 +105,26 @@ def _run(settings: Settings) -> int:
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     lock = host.open_state(directory=directory)
-    key = host.load_key(directory=directory)
-    spool = Spool(path=directory / "spool.sqlite3")
+    key = KeyRing(directory=directory)
+    spool = Spool(path=directory / "spool.sqlite3", quota_bytes=settings.spool_quota_bytes)
     machine_id = host.machine_id()
     provisioner: Provisioner
-    reader: Reader
+    tenancies: Callable[[str], list[Tenancy]] = assembly.no_tenancies
     if settings.fleet is not None:
         machine_id = host.simulated_machine_id(directory=directory)
         simulated = SimulatedProvisioner(spool=spool, node_name=settings.name, now=clock.now)
-        provisioner = simulated
-        reader = SimulatedReader(
-            fleet=settings.fleet,
-            node_name=settings.name,
-            machine_id=machine_id,
-            tenancies=simulated.tenancies,
-        )
+        provisioner, tenancies = simulated, simulated.tenancies
         logger.warning("SIMULATED: these GPUs are scripted, and every report says so")
     else:
-        reader = ChildReader(boottime_seconds=clock.boottime_seconds)
-        provisioner = HookProvisioner(program=settings.hook) if settings.hook else NoProvisioner()
+        provisioner = assembly.provisioner_for(settings=settings, directory=directory)
+    reader = assembly.reader_for(
+        settings=settings, clock=clock, machine_id=machine_id or "unknown", tenancies=tenancies
+    )
     sender = Sender(
         server_url=settings.server_url, key=key, clock=clock, agent_version=AGENT_VERSION
     )
-    scheduler_hook = settings.scheduler_hook
-    beside = provisioner.blocking or scheduler_hook is not None or not reader.simulated
+    scheduler = settings.scheduler_hook and SchedulerHook(program=settings.scheduler_hook)
+    beside = provisioner.blocking or scheduler is not None or not reader.simulated
     try:
         _log_gpus(reader)
         agent = Agent(
@@ -182,13 +141,17 @@ def _run(settings: Settings) -> int:
                 boot_id=host.boot_id(),
             ),
             token=settings.token,
-            idle_policy=IdlePolicy(free_after_seconds=settings.free_after_seconds),
+            idle_policy=IdlePolicy(free_after_seconds=round(settings.free_after_seconds)),
             dice=random.Random(),  # noqa: S311 - spreads retries, hides nothing
-            scheduler=SchedulerHook(program=scheduler_hook) if scheduler_hook else None,
+            scheduler=scheduler,
             cure=None if reader.simulated else lambda uuid: cure(gpu_uuid=uuid),
         )
+        notifier.tell(notify.READY)
         while not ends:
-            system_clock.wait(seconds=agent.step())
+            pause = agent.step()
+            notifier.tell(notify.ALIVE)
+            system_clock.wait(seconds=pause)
+        notifier.tell(notify.STOPPING)
         logger.info("ends on signal %d; leases go on and are taken up at the next start", ends[0])
         return 0
     finally:

@@ -5,6 +5,10 @@ not killed at once and not replaced: every new child would block in the same cal
 parent reports since when, offers nothing and starts no lease. When the answer comes after all, the child is
 used again. Otherwise the parent ends it after 60 s, then 5 min, then every 15 min, and starts another one
 only when it is gone, so that there is never more than one stuck process.
+
+The list of GPUs is fixed while a process holds the driver. So a GPU that is lost makes the parent take a new
+child every five minutes: then one that was pulled is gone, and one that was reset is back. Error events come
+over a pipe of their own, from a thread of the child that a stuck read does not stop.
 """
 
 from __future__ import annotations
@@ -16,88 +20,151 @@ import os
 import select
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
-from agents.node.reader import ReaderHung, ReaderUnavailable, Sample
-from agents.protocol import GpuIdentity, MalformedMessage, MessageT, from_json, to_json
-
-if TYPE_CHECKING:
-    from agents.node.nvml import NvmlReader
+from agents.node.answers import AnsweringReader
+from agents.node.events import QueuedXid, XidMerger
+from agents.node.kernel_log import KernelLog, pci_place
+from agents.node.reader import LOST, ReaderHung, ReaderUnavailable, Sample, Xid
+from agents.protocol import GpuIdentity, to_json
 
 logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS_MAX = 5.0  # a full read of eight GPUs takes some 100 ms
 FIRST_ANSWER_SECONDS_MAX = 60.0  # without persistence mode each first open of a GPU takes 2 to 3 s
+RESTORE_SECONDS_MAX = 30.0  # switching MIG resets the GPU
 RETRY_AFTER_SECONDS = (60.0, 300.0, 900.0)
+LOST_REOPEN_SECONDS = 300.0
 KILL_SECONDS_MAX = 1.0  # a process that is not in the driver is gone at once
 LINE_BYTES_MAX = 1024 * 1024  # sixteen GPUs take some 10 KiB
+EVENT_BYTES_PER_CALL_MAX = 1024 * 1024  # a flood of events may not hold the agent
 
 
-class ChildReader:
-    """A reader whose work is done by a process of its own."""
+def _wall_now() -> dt.datetime:
+    return dt.datetime.now(tz=dt.UTC)
 
-    simulated = False
+
+class ChildReader(AnsweringReader):
+    """A reader whose work is done by a process of its own. `now` dates the errors of GPUs."""
 
     def __init__(
         self,
         *,
         boottime_seconds: Callable[[], float],
+        now: Callable[[], dt.datetime] = _wall_now,
         answer_seconds_max: float = ANSWER_SECONDS_MAX,
         first_answer_seconds_max: float = FIRST_ANSWER_SECONDS_MAX,
+        kernel_log: KernelLog | None = None,
     ) -> None:
         self._boottime_seconds = boottime_seconds
+        self._now = now
         self._answer_seconds_max = answer_seconds_max
         self._first_answer_seconds_max = first_answer_seconds_max
+        self._kernel_log = kernel_log or KernelLog()
+        self._merger = XidMerger()
+        self._known: list[GpuIdentity] = []
+        self._lost_since_boottime: float | None = None
+        self._turn = threading.Lock()  # a lease's checks may run beside the loop
         self._process: subprocess.Popen[bytes] | None = None
         self._received = b""
+        self._events: int | None = None
+        self._events_received = b""
+        self._events_problem = ""
         self._answered_once = False
         self._stale_answers = 0
         self._failures = 0
         self._retry_at_boottime: float | None = None
 
     def identify(self) -> list[GpuIdentity]:
-        """Return the GPUs in PCI order.
+        """Return the GPUs in PCI order; one that is lost stays until a new child does not find it.
 
         :raises ReaderUnavailable: when there is no driver or the child died.
         :raises ReaderHung: when the driver does not answer.
         """
-        return [_checked(GpuIdentity, item) for item in self._ask(verb="identify")]
+        since = self._lost_since_boottime
+        if since is not None and self._boottime_seconds() - since >= LOST_REOPEN_SECONDS:
+            self._lost_since_boottime = None
+            self.close()
+        self._known = super().identify()
+        return self._known
 
-    def read(self, *, at: dt.datetime) -> list[Sample]:
-        """Return one sample of each GPU.
+    def read(
+        self,
+        *,
+        at: dt.datetime,
+        gpu_uuids: Collection[str] | None = None,
+        with_processes: Collection[str] = (),
+    ) -> list[Sample]:
+        """Return one sample of each of these GPUs.
 
         :raises ReaderUnavailable: when there is no driver or the child died.
         :raises ReaderHung: when the driver does not answer.
         """
-        return [_checked(Sample, item) for item in self._ask(verb="read", at=to_json(at))]
+        samples = super().read(at=at, gpu_uuids=gpu_uuids, with_processes=with_processes)
+        if self._lost_since_boottime is None and any(
+            LOST in sample.unread.values() for sample in samples
+        ):
+            self._lost_since_boottime = self._boottime_seconds()
+        return samples
 
-    def call_milliseconds(self) -> dict[str, float]:
-        """Return how long each NVML function took when the child last called it."""
-        return dict(self._ask(verb="timings"))
+    def xids(self) -> list[Xid]:
+        """Return the errors seen since the last call, from the driver's queue and from the kernel's log."""
+        self._kernel_log.open()
+        if not self._known:
+            return []  # the log waits until its places can be told apart
+        places = {
+            place: identity.uuid
+            for identity in self._known
+            if identity.pci_bus_id is not None
+            and (place := pci_place(bus_id=identity.pci_bus_id)) is not None
+        }
+        return self._merger.merge(
+            now=self._now(),
+            queued=self._queued(),
+            logged=self._kernel_log.read(),
+            gpu_uuids=places,
+            log_is_read=not self._kernel_log.problem,
+        )
+
+    def warnings(self) -> list[str]:
+        """Return in words for the owner what of this cannot be seen now."""
+        return [words for words in (self._kernel_log.problem, self._events_problem) if words]
 
     def close(self) -> None:
         """End the child; one that is stuck in the driver is told to end and left behind."""
         if self._process is None:
             return
-        process, self._process = self._process, None
-        _pipe(process.stdin).close()
-        _pipe(process.stdout).close()
+        process = self._process
+        self._forget()
         try:
-            process.wait(timeout=1)
+            process.wait(timeout=KILL_SECONDS_MAX)
         except subprocess.TimeoutExpired:
             process.kill()
 
     def _ask(self, **request: object) -> Any:  # noqa: ANN401 - a JSON value
+        if not self._turn.acquire(timeout=self._answer_seconds_max):
+            raise ReaderUnavailable("the reader of the GPUs is busy with another request")
+        try:
+            return self._ask_in_turn(request)
+        finally:
+            self._turn.release()
+
+    def _ask_in_turn(self, request: dict[str, object]) -> Any:  # noqa: ANN401 - a JSON value
         self._recover()
+        if self._process is None:
+            request["known"] = to_json(self._known)
         process = self._process or self._start()
         try:
             os.write(_pipe(process.stdin).fileno(), json.dumps(request).encode() + b"\n")
         except OSError as error:
             raise self._gone(f"its pipe is closed: {error}") from None
         limit = self._answer_seconds_max if self._answered_once else self._first_answer_seconds_max
+        if request["verb"] == "restore":
+            limit = max(limit, RESTORE_SECONDS_MAX)
         answer = self._next_line(seconds=limit)
         if answer is None:
             self._stale_answers += 1
@@ -107,11 +174,16 @@ class ChildReader:
             )
             raise ReaderHung(f"the NVIDIA driver did not answer within {limit:g} s")
         self._answered_once = True
-        self._failures = 0
         try:
             value = json.loads(answer)
         except ValueError:
             raise self._gone("it wrote something that is not JSON") from None
+        if value.get("ends"):
+            self._forget()
+            self._put_off()
+            raise ReaderUnavailable(str(value["error"]))
+        self._failures = 0
+        self._events_problem = str(value.get("events", ""))
         if "error" in value:
             raise ReaderUnavailable(str(value["error"]))
         return value["ok"]
@@ -152,14 +224,20 @@ class ChildReader:
     def _start(self) -> subprocess.Popen[bytes]:
         root = str(Path(__file__).resolve().parents[2])
         paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "agents.node.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            bufsize=0,
-            start_new_session=True,  # a Ctrl-C at the terminal is the parent's to handle
-        )
+        self._events, events_end = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._events, False)
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own program
+                [sys.executable, "-m", "agents.node.driver", str(events_end)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                bufsize=0,
+                pass_fds=[events_end],
+                start_new_session=True,  # a Ctrl-C at the terminal is the parent's to handle
+            )
+        finally:
+            os.close(events_end)
         self._received = b""
         self._answered_once = False
         return self._process
@@ -185,6 +263,34 @@ class ChildReader:
         line, _, self._received = self._received.partition(b"\n")
         return line
 
+    def _queued(self) -> list[QueuedXid]:
+        """Return what the child's thread wrote; never wait."""
+        self._receive_events()
+        *lines, self._events_received = self._events_received.split(b"\n")
+        events = []
+        for line in lines:
+            try:
+                event = json.loads(line)
+                age = dt.timedelta(seconds=max(0.0, time.monotonic() - event["monotonic"]))
+                queued = QueuedXid(
+                    gpu_uuid=str(event["gpu_uuid"]), xid=int(event["xid"]), at=self._now() - age
+                )
+            except (ValueError, KeyError, TypeError) as error:
+                logger.warning("the reader of the GPUs wrote an event that is none: %s", error)
+                continue
+            events.append(queued)
+        return events
+
+    def _receive_events(self) -> None:
+        while self._events is not None and len(self._events_received) < EVENT_BYTES_PER_CALL_MAX:
+            try:
+                chunk = os.read(self._events, 65536)
+            except BlockingIOError:
+                return
+            if not chunk:
+                return
+            self._events_received += chunk
+
     def _gone(self, why: str) -> ReaderUnavailable:
         self._forget()
         self._put_off()
@@ -196,6 +302,10 @@ class ChildReader:
             _pipe(self._process.stdin).close()
             _pipe(self._process.stdout).close()
             self._process.poll()
+        if self._events is not None:
+            self._receive_events()
+            os.close(self._events)
+        self._events = None
         self._process = None
         self._stale_answers = 0
 
@@ -208,41 +318,3 @@ class ChildReader:
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
     assert pipe is not None, "the child was started with pipes"
     return pipe
-
-
-def _checked(message_type: type[MessageT], value: object) -> MessageT:
-    try:
-        return from_json(message_type, value)
-    except MalformedMessage as error:
-        raise ReaderUnavailable(f"the reader of the GPUs answered nonsense: {error}") from None
-
-
-def serve(*, reader: NvmlReader, requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer one request a line until the parent closes the pipe."""
-    for line in requests:
-        try:
-            request = json.loads(line)
-            match request["verb"]:
-                case "identify":
-                    result: object = to_json(reader.identify())
-                case "read":
-                    at = dt.datetime.fromisoformat(request["at"])
-                    result = to_json(reader.read(at=at))
-                case _:
-                    result = reader.call_milliseconds
-            answer: dict[str, object] = {"ok": result}
-        except ReaderUnavailable as error:
-            answer = {"error": str(error)}
-        answers.write(json.dumps(answer).encode() + b"\n")
-        answers.flush()
-
-
-def main() -> None:
-    """Be the child."""
-    from agents.node.nvml import NvmlReader
-
-    serve(reader=NvmlReader(), requests=sys.stdin.buffer, answers=sys.stdout.buffer)
-
-
-if __name__ == "__main__":
-    main()

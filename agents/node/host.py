@@ -66,7 +66,18 @@ def load_key(*, directory: Path) -> NodeKey:
     path = directory / "node.key"
     try:
         if not path.exists():
-            _write_private(path, secrets.token_bytes(ed25519.SEED_BYTES).hex())
+            write_private(path, secrets.token_bytes(ed25519.SEED_BYTES).hex())
+    except OSError as error:
+        raise StateUnusable(f"cannot use the key file {path}: {error.strerror}") from None
+    return read_key(path=path)
+
+
+def read_key(*, path: Path) -> NodeKey:
+    """Return the key in a file.
+
+    :raises StateUnusable: when the file cannot be read, or holds no key.
+    """
+    try:
         seed = bytes.fromhex(path.read_text().strip())
     except OSError as error:
         raise StateUnusable(f"cannot use the key file {path}: {error.strerror}") from None
@@ -85,7 +96,7 @@ def simulated_machine_id(*, directory: Path) -> str:
     path = directory / "simulated-machine-id"
     try:
         if not path.exists():
-            _write_private(path, secrets.token_hex(16))
+            write_private(path, secrets.token_hex(16))
         return f"simulated-{path.read_text().strip()}"
     except OSError as error:
         raise StateUnusable(f"cannot use {path}: {error.strerror}") from None
@@ -115,12 +126,22 @@ def _read(path: Path) -> str | None:
         return None  # not there, or not for this user: the caller has a second choice
 
 
-def _write_private(path: Path, text: str) -> None:
+def write_private(path: Path, text: str) -> None:
     """Write a file of mode 0600 that is either whole or not there."""
-    draft = path.with_suffix(".new")
+    draft = path.with_name(f"{path.name}.draft")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -7,16 +7,16 @@ import datetime as dt
 from collections.abc import Iterable
 from dataclasses import replace
 
-from agents.node.host import NodeKey
 from agents.node.metering import MeterWindow
+from agents.node.sender import Signer
 from agents.node.spool import LeaseKey, LeaseRecord, Spool
-from agents.protocol import MeterReading, Receipt, ReceiptKind
+from agents.protocol import MeterReading, Receipt, ReceiptEvidence, ReceiptKind
 
 
 class LeaseBook:
     """What is known of every lease; `save` is the only way to change it."""
 
-    def __init__(self, *, spool: Spool, key: NodeKey, epoch: int, simulated: bool) -> None:
+    def __init__(self, *, spool: Spool, key: Signer, epoch: int, simulated: bool) -> None:
         self.epoch = epoch
         self.node_id = ""
         self.records: dict[LeaseKey, LeaseRecord] = {
@@ -55,6 +55,7 @@ class LeaseBook:
             energy_millijoules=window.energy_millijoules,
             memory_used_bytes_max=window.memory_used_bytes_max,
             temperature_celsius_max=window.temperature_celsius_max,
+            attached_seconds=window.attached_seconds,
             simulated=self._simulated,
         )
 
@@ -66,6 +67,7 @@ class LeaseBook:
         at: dt.datetime,
         energies: list[int | None],
         clean: bool = True,
+        evidence: ReceiptEvidence | None = None,
     ) -> Receipt:
         """Return the signed word of this node; it counts once `save` has written it."""
         receipt = Receipt(
@@ -80,6 +82,7 @@ class LeaseBook:
             clean=clean,
             detail=record.detail,
             simulated=self._simulated,
+            evidence=evidence,
         )
         signature = self._key.sign(message=receipt.signed_bytes())
         return replace(receipt, signature=base64.b64encode(signature).decode())

@@ -9,26 +9,27 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from agents.node import AGENT_VERSION, health
 from agents.node.clock import MarketClock
-from agents.node.host import NodeKey
 from agents.node.idlebook import Cure, IdleBook, Standing
 from agents.node.jobs import Jobs
+from agents.node.keys import KeyRing
 from agents.node.leasebook import LeaseBook
-from agents.node.leases import LeaseKeeper, MachineView
+from agents.node.leases import Gate, LeaseKeeper, MachineView
+from agents.node.lookout import Lookout
 from agents.node.metering import window_seconds
 from agents.node.offering import OwnersScheduler
 from agents.node.provision import Provisioner
-from agents.node.reader import Reader, ReaderHung, ReaderUnavailable, Sample
+from agents.node.reader import Reader, Sample
 from agents.node.reporting import Reporter, backoff_seconds
 from agents.node.sender import Refused, Sender, Unreachable
-from agents.node.spool import LEASES_KEPT, Spool
+from agents.node.spool import LEASES_KEPT, LeaseKey, Spool
 from agents.protocol import (
     PROTOCOL_VERSION,
     EnrolRequest,
-    GpuIdentity,
     Health,
     IdlePolicy,
     LeaseState,
@@ -39,7 +40,6 @@ from agents.protocol import (
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_SECONDS_MAX = 15.0  # every call takes a lock of the driver that the tenant needs too
 WAIT_SECONDS_MAX = 60.0
 # Bounds the back-off at 20 s: a person waits for the first sign of a node.
 ENROL_INTERVAL_SECONDS = 5
@@ -70,7 +70,7 @@ class Agent:
         provisioner: Provisioner,
         jobs: Jobs,
         clock: MarketClock,
-        key: NodeKey,
+        key: KeyRing,
         machine: Machine,
         token: str,
         idle_policy: IdlePolicy,
@@ -86,27 +86,35 @@ class Agent:
         self._machine = machine
         self._token = token
         self._dice = dice
-        self._identities: list[GpuIdentity] = []
-        self._samples: dict[str, Sample] | None = None
+        self._lookout = Lookout(reader=reader)
+        self._has_looked = False
         self._idle = IdleBook(policy=idle_policy, jobs=jobs, scheduler=scheduler, cure=cure)
-        self._hung_since: dt.datetime | None = None
-        self._reader_complaint = ""
-        self._sampled_at_boottime: float | None = None
         self._enrol_failures = 0
         self._enrol_at_boottime = clock.boottime_seconds()
         self._node_id = spool.value(name="node_id")
         spool.forget_leases(before=clock.now() - LEASES_KEPT)
         self._book = LeaseBook(
-            spool=spool, key=key, epoch=spool.raise_epoch(), simulated=reader.simulated
+            spool=spool, key=key, epoch=spool.start_epoch(), simulated=reader.simulated
         )
         self._book.node_id = self._node_id or ""
-        self._keeper = LeaseKeeper(book=self._book, provisioner=provisioner, jobs=jobs)
+        self._quarantined: dict[str, str] = {}
+        gate = Gate(
+            reader=reader,
+            provisioner=provisioner,
+            boot_id=machine.boot_id,
+            boottime_seconds=clock.boottime_seconds,
+            directory=spool.path.parent,
+            health=self._standing,
+            report_unfit=self._quarantine,
+        )
+        self._keeper = LeaseKeeper(book=self._book, provisioner=provisioner, jobs=jobs, gate=gate)
         self._reporter = Reporter(
             spool=spool,
             sender=sender,
             keeper=self._keeper,
             clock=clock,
             book=self._book,
+            key=key,
             boot_id=machine.boot_id,
             simulated=reader.simulated,
             dice=dice,
@@ -118,7 +126,7 @@ class Agent:
 
         :raises EnrolmentRefused: when the market does not take this node.
         """
-        if self._sample_due():
+        if self._look_due_at() <= self._clock.boottime_seconds():
             self._sample()
         if self._node_id is None:
             self._enrol()
@@ -127,7 +135,7 @@ class Agent:
         if self._keeper.has_news() or self._idle.has_news():
             self._reporter.hurry()
         if self._reporter.due_at_boottime <= self._clock.boottime_seconds():
-            self._reporter.reader_hung_since = self._hung_since
+            self._reporter.reader_hung_since = self._lookout.hung_since
             self._reporter.send(node_id=self._node_id)
             self._idle.told()
             self._keeper.window_seconds = window_seconds(
@@ -140,78 +148,14 @@ class Agent:
 
     # --- looking ------------------------------------------------------------------------------------
 
-    def _sample_due(self) -> bool:
-        if self._sampled_at_boottime is None or self._keeper.wants_sample(at=self._clock.now()):
-            return True
-        if self._idle.wants_look():
-            return True
-        return self._clock.boottime_seconds() >= self._sampled_at_boottime + self._sample_seconds()
-
-    def _sample_seconds(self) -> float:
-        return min(SAMPLE_SECONDS_MAX, float(self._reporter.interval_seconds))
-
-    def _sample(self) -> None:
-        self._sampled_at_boottime = self._clock.boottime_seconds()
-        at = self._clock.now()
-        samples = self._look(at)
-        self._samples = None if samples is None else {s.gpu_uuid: s for s in samples}
-        if samples is None:
-            self._idle.blind(at=at, leased=self._leased(at))
-        judged = {sample.gpu_uuid: health.judge(sample=sample) for sample in samples or []}
-        standings = self._idle.note(
-            samples=samples or [],
-            healths={uuid: state for uuid, (state, _) in judged.items()},
-            leased=self._leased(at),
-            at=at,
+    def _look_due_at(self) -> float:
+        if not self._has_looked or self._idle.wants_look():
+            return self._clock.boottime_seconds()
+        return self._lookout.due_at(
+            leased=self._leased(), interval_seconds=self._reporter.interval_seconds
         )
-        readings = [
-            _reading(sample, judged[sample.gpu_uuid], standings[sample.gpu_uuid])
-            for sample in samples or []
-        ]
-        if readings:
-            self._reporter.note(readings=readings)
-        self._keeper.meter(view=self._view())
-        if self._keeper.running():
-            self._spool.commit(values={"last_alive_at": to_json(at)})
 
-    def _look(self, at: dt.datetime) -> list[Sample] | None:
-        """Read all GPUs; `None` when that is not possible now."""
-        try:
-            identities = self._reader.identify()
-            self._idle.know(identities=identities)
-            samples = self._read(at)
-        except ReaderUnavailable as error:
-            if isinstance(error, ReaderHung):
-                self._hung_since = self._hung_since or at
-            if str(error) != self._reader_complaint:
-                logger.warning("the GPUs cannot be read: %s", error)
-            self._reader_complaint = str(error)
-            return None
-        if self._reader_complaint:
-            logger.info("the GPUs can be read again")
-        self._reader_complaint = ""
-        self._hung_since = None
-        self._identities = identities
-        self._reporter.renew_inventory(inventory=identities)
-        known = {identity.uuid for identity in identities}
-        return [sample for sample in samples if sample.gpu_uuid in known]
-
-    def _read(self, at: dt.datetime) -> list[Sample]:
-        """Read all GPUs; where memory moved since the last list of processes, look again with one.
-
-        :raises ReaderUnavailable: when nothing could be read.
-        """
-        leased = self._leased(at)
-        wanted = self._idle.wants_processes(at=at, leased=leased)
-        samples = self._reader.read(at=at, with_processes=wanted)
-        again = self._idle.wants_second_look(samples=samples, leased=leased)
-        if not again:
-            return samples
-        second = self._reader.read(at=at, gpu_uuids=again, with_processes=again)
-        by_uuid = {sample.gpu_uuid: sample for sample in second}
-        return [by_uuid.get(sample.gpu_uuid, sample) for sample in samples]
-
-    def _leased(self, at: dt.datetime) -> frozenset[str]:
+    def _held(self, at: dt.datetime) -> frozenset[str]:
         """Return the GPUs that a lease has, is about to have or has not given back yet."""
         return frozenset(
             uuid
@@ -221,12 +165,70 @@ class Agent:
             for uuid in record.grant.gpu_uuids
         )
 
+    def _leased(self) -> set[str]:
+        return {uuid for record in self._keeper.running() for uuid in record.grant.gpu_uuids}
+
+    def _sample(self, *, everything: bool = False) -> None:
+        self._has_looked = True
+        at = self._clock.now()
+        held = self._held(at)
+        seen = self._lookout.look(
+            at=at,
+            now=self._clock.boottime_seconds(),
+            leased=self._leased(),
+            interval_seconds=self._reporter.interval_seconds,
+            everything=everything or self._idle.wants_look(),
+            wants_processes=self._idle.wants_processes(at=at, leased=held),
+            wants_second_look=lambda samples: self._idle.wants_second_look(
+                samples=samples, leased=held
+            ),
+        )
+        if seen.samples is None:
+            self._idle.blind(at=at, leased=held)
+        else:
+            self._take_inventory(again=seen.inventory)
+        samples = seen.samples or []
+        judged = {sample.gpu_uuid: self._judge(sample) for sample in samples}
+        standings = self._idle.note(
+            samples=samples,
+            healths={uuid: state for uuid, (state, _) in judged.items()},
+            leased=held,
+            at=at,
+        )
+        readings = [
+            _reading(sample, judged[sample.gpu_uuid], standings[sample.gpu_uuid])
+            for sample in samples
+        ]
+        if readings:
+            self._reporter.note(readings=readings)
+        if seen.leased:
+            fresh = None if seen.samples is None else {s.gpu_uuid: s for s in seen.samples}
+            self._keeper.meter(view=replace(self._view(), samples=fresh))
+        if self._keeper.running():
+            self._spool.commit(values={"last_alive_at": to_json(at)})
+
+    def _judge(self, sample: Sample) -> tuple[Health, str]:
+        state, reason = health.judge(sample=sample)
+        if sample.gpu_uuid in self._quarantined and state is not Health.LOST:
+            return Health.QUARANTINED, self._quarantined[sample.gpu_uuid]
+        return state, reason
+
+    def _take_inventory(self, *, again: bool) -> None:
+        self._idle.know(identities=self._lookout.identities)
+        if again:
+            self._reporter.inventory = None
+        self._reporter.renew_inventory(inventory=self._lookout.identities)
+
     def _view(self) -> MachineView:
         return MachineView(
             at=self._clock.now(),
-            gpu_uuids=frozenset(identity.uuid for identity in self._identities),
-            samples=self._samples,
-            may_start=self._hung_since is None and not self._reporter.revoked,
+            gpu_uuids=frozenset(identity.uuid for identity in self._lookout.identities),
+            samples=self._lookout.samples,
+            may_start=(
+                self._lookout.hung_since is None
+                and not self._reporter.revoked
+                and self._spool.is_writable
+            ),
         )
 
     # --- leases -------------------------------------------------------------------------------------
@@ -243,8 +245,20 @@ class Agent:
 
     def _step_leases(self) -> None:
         if self._keeper.wants_sample(at=self._clock.now()):
-            self._sample()
+            self._sample(everything=True)
         self._idle.restart(gpu_uuids=self._keeper.step(view=self._view()))
+
+    def _quarantine(self, *, gpu_uuid: str, reason: str, at: dt.datetime, lease: LeaseKey) -> None:
+        del at
+        logger.warning("%s is quarantined around lease %s (epoch %d): %s", gpu_uuid, *lease, reason)
+        self._quarantined[gpu_uuid] = reason
+
+    def _standing(self, gpu_uuids: Sequence[str]) -> dict[str, tuple[Health, str]]:
+        return {
+            gpu_uuid: (Health.QUARANTINED, self._quarantined[gpu_uuid])
+            for gpu_uuid in gpu_uuids
+            if gpu_uuid in self._quarantined
+        }
 
     # --- enrolling ------------------------------------------------------------------------------------
 
@@ -254,7 +268,7 @@ class Agent:
         :raises EnrolmentRefused: when the market refuses the token, or there is none.
         """
         now = self._clock.boottime_seconds()
-        if now < self._enrol_at_boottime or not self._identities:
+        if now < self._enrol_at_boottime or not self._lookout.identities:
             return
         if not self._token:
             raise EnrolmentRefused(
@@ -268,7 +282,7 @@ class Agent:
             machine_id=self._machine.machine_id,
             agent_version=AGENT_VERSION,
             simulated=self._reader.simulated,
-            gpus=self._identities,
+            gpus=self._lookout.identities,
         )
         answer = self._sender.enrol(request=request)
         if isinstance(answer, Refused):
@@ -284,22 +298,27 @@ class Agent:
                 dice=self._dice,
             )
             self._enrol_failures += 1
-            self._enrol_at_boottime = now + max(delay, answer.retry_after_seconds or 0.0)
+            told = answer.retry_after_seconds
+            if told is not None:
+                delay = max(delay, told + self._dice.uniform(0, ENROL_INTERVAL_SECONDS))
+            self._enrol_at_boottime = now + delay
             return
-        self._clock.learn(market_now=answer.now)
         self._spool.commit(values={"node_id": answer.node_id})
         self._node_id = answer.node_id
         self._book.node_id = answer.node_id
         self._reporter.grant_interval(seconds=answer.report_interval_seconds)
         self._reporter.due_at_boottime = self._clock.boottime_seconds()
-        logger.info("enrolled as node %s with %d GPUs", answer.node_id, len(self._identities))
+        logger.info(
+            "enrolled as node %s with %d GPUs", answer.node_id, len(self._lookout.identities)
+        )
 
     def _wait_seconds(self) -> float:
         now = self._clock.boottime_seconds()
-        assert self._sampled_at_boottime is not None, "the first step looks at the GPUs"
-        due = [now + WAIT_SECONDS_MAX, self._sampled_at_boottime + self._sample_seconds()]
+        due = [now + WAIT_SECONDS_MAX, self._look_due_at()]
         if self._node_id is None:
-            due.append(max(self._enrol_at_boottime, now + 0.1) if self._identities else now + 1.0)
+            due.append(
+                max(self._enrol_at_boottime, now + 0.1) if self._lookout.identities else now + 1.0
+            )
         else:
             due.append(self._reporter.due_at_boottime)
         at = self._clock.now()

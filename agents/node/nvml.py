@@ -1,188 +1,297 @@
-"""Read NVIDIA GPUs through NVML: the only file that imports `pynvml` (package nvidia-ml-py).
+"""The driver as Python calls: the only file that imports `pynvml` (package nvidia-ml-py).
 
-Units and windows are those of NVIDIA's nvml.h: utilisation is the share of the last sample period
-(1/6 to 1 s) with at least one kernel running, power is in milliwatts, energy in millijoules since the driver
-was loaded. Memory is read by the v2 call, because `used` of the first version includes what the driver keeps
-for itself. Each value is read by itself: what fails is `None` with a reason and takes nothing else with it.
+Units are those of NVIDIA's nvml.h: power is in milliwatts, energy in millijoules since the driver was loaded,
+utilisation the share of a sample period with at least one kernel running. Every call is timed. What a GPU or
+a driver does not have is asked for again after an hour, function by function: product pages and version
+numbers do not tell. This file and `agents.node.driver` run in a child process that is kept small.
 """
 
 from __future__ import annotations
 
-import datetime as dt
-import logging
+import ctypes
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
 
 import pynvml
 
-from agents.node.reader import (
-    LOST,
-    MEASURED_FIELDS,
-    NOT_SUPPORTED,
-    ReaderUnavailable,
-    Sample,
-    error_reason,
-    lost_sample,
+from agents.node.unread import LOST, NOT_SUPPORTED, error_reason
+
+MISSING_SECONDS = (
+    3600.0  # a driver may be renewed, a mode may change; an hour is soon enough to see it
 )
-from agents.protocol import GPUS_PER_NODE_MAX, GpuIdentity
+NVLINKS_MAX = 36  # of nvml.h; a GPU says how many it has
+EVENT_WAIT_MILLISECONDS = 5000
+FABRIC_COMPLETED = 3  # only then do status, cluster and clique mean anything
+Handle: TypeAlias = Any  # and other values of NVML: opaque, only good in this process
 
-logger = logging.getLogger(__name__)
+COMPUTE, GRAPHICS, MPS = "compute", "graphics", "mps"
+# Newest first; drivers before 510 have the second alone. The names without a version raise another exception.
+PROCESS_LISTS = {
+    COMPUTE: ("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2"),
+    GRAPHICS: (
+        "nvmlDeviceGetGraphicsRunningProcesses_v3",
+        "nvmlDeviceGetGraphicsRunningProcesses_v2",
+    ),
+    MPS: (
+        "nvmlDeviceGetMPSComputeRunningProcesses_v3",
+        "nvmlDeviceGetMPSComputeRunningProcesses_v2",
+    ),
+}
+VIRTUALIZATION_MODES = {0: "none", 1: "passthrough", 2: "vgpu", 3: "host_vgpu", 4: "host_vsga"}
 
-ValueT = TypeVar("ValueT")
+_NOT_SUPPORTED_CODES = (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+_DRIVER_GONE_CODES = (
+    pynvml.NVML_ERROR_UNINITIALIZED,
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
+)
+_VALUE_FIELDS = {
+    0: "dVal",
+    1: "uiVal",
+    2: "ulVal",
+    3: "ullVal",
+    4: "sllVal",
+    5: "siVal",
+    6: "usVal",
+}
 
-_NOT_SUPPORTED_CODES = {pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND}
-_DRIVER_GONE_CODES = {pynvml.NVML_ERROR_UNINITIALIZED, pynvml.NVML_ERROR_DRIVER_NOT_LOADED}
+
+class DriverGone(Exception):
+    """No call can work. `for_good` says that this process cannot get the driver back, a new one may."""
+
+    def __init__(self, message: str, *, for_good: bool) -> None:
+        super().__init__(message)
+        self.for_good = for_good
 
 
-class NvmlReader:
-    """The GPUs that the NVIDIA driver of this machine shows."""
+class GpuLost(Exception):
+    """This GPU answers nothing any more; its neighbours do."""
 
-    simulated = False
 
-    def __init__(self) -> None:
-        self._handles: list[tuple[GpuIdentity, Any]] | None = None
+class CallFailed(Exception):
+    """One call on one GPU failed with an NVML code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(error_reason(code=code))
+        self.code = code
+
+    @property
+    def reason(self) -> str:
+        """Return the code as a reason for a value that is missing."""
+        return NOT_SUPPORTED if self.code in _NOT_SUPPORTED_CODES else str(self)
+
+
+class Driver:
+    """One process's hold on the driver, from the first `open` on."""
+
+    def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.call_milliseconds: dict[
             str, float
         ] = {}  # how long each function took when last called
+        self._monotonic = monotonic
+        self.is_open = False
+        self._missing_until: dict[tuple[str, str], float] = {}
 
-    def identify(self) -> list[GpuIdentity]:
-        """Return the GPUs in PCI order; one that does not tell its UUID is left out.
+    # --- the library ----------------------------------------------------------------------------------
 
-        :raises ReaderUnavailable: when the NVIDIA driver is not there.
+    def open(self) -> int:
+        """Take up the driver where that is not done yet; return how many GPUs it lists.
+
+        The list stays as it is while a process holds the driver: a GPU that is pulled is still counted.
+
+        :raises DriverGone: when there is no driver.
         """
-        return [identity for identity, _ in self._open()]
+        if not self.is_open:
+            try:
+                self._timed("nvmlInit", pynvml.nvmlInit)
+            except pynvml.NVMLError as error:
+                mismatch = error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
+                advice = "; the driver was renewed: restart the machine" if mismatch else ""
+                raise DriverGone(
+                    f"no NVIDIA driver answers here: {error}{advice}", for_good=mismatch
+                ) from None
+            self.is_open = True
+        try:
+            return int(self.call("nvmlDeviceGetCount"))
+        except (CallFailed, GpuLost) as error:
+            raise DriverGone(
+                f"the NVIDIA driver does not list its GPUs: {error}", for_good=True
+            ) from None
 
-    def read(self, *, at: dt.datetime) -> list[Sample]:
-        """Return one sample of each GPU.
+    def call(self, function: str, *arguments: Handle, **options: Handle) -> Handle:
+        """Call a function of pynvml by its name.
 
-        :raises ReaderUnavailable: when the NVIDIA driver is not there.
+        :raises CallFailed: with the code that it answered.
+        :raises GpuLost: when the GPU is lost.
+        :raises DriverGone: when the whole driver is.
         """
-        return [self._read_gpu(identity.uuid, handle, at=at) for identity, handle in self._open()]
-
-    def close(self) -> None:
-        """Let go of the driver; the next call opens it again."""
-        if self._handles is None:
-            return
-        self._handles = None
         try:
-            pynvml.nvmlShutdown()
+            return self._timed(function, getattr(pynvml, function), *arguments, **options)
         except pynvml.NVMLError as error:
-            raise ReaderUnavailable(f"NVML does not shut down: {error}") from None
-
-    def _open(self) -> list[tuple[GpuIdentity, Any]]:
-        if self._handles is not None:
-            return self._handles
-        try:
-            self._timed(pynvml.nvmlInit)
-        except pynvml.NVMLError as error:
-            raise ReaderUnavailable(f"no NVIDIA driver answers here: {error}") from None
-        try:
-            count = min(self._timed(pynvml.nvmlDeviceGetCount), GPUS_PER_NODE_MAX)
-        except pynvml.NVMLError as error:
-            pynvml.nvmlShutdown()
-            raise ReaderUnavailable(f"the NVIDIA driver does not list its GPUs: {error}") from None
-        found = (self._identify_gpu(index) for index in range(count))
-        self._handles = [pair for pair in found if pair is not None]
-        return self._handles
-
-    def _identify_gpu(self, index: int) -> tuple[GpuIdentity, Any] | None:
-        try:
-            handle = self._timed(pynvml.nvmlDeviceGetHandleByIndex, index)
-            uuid = self._timed(pynvml.nvmlDeviceGetUUID, handle)
-            name = self._timed(pynvml.nvmlDeviceGetName, handle)
-            memory = self._timed(
-                pynvml.nvmlDeviceGetMemoryInfo, handle, version=pynvml.nvmlMemory_v2
+            code = int(error.value)
+        if code == pynvml.NVML_ERROR_GPU_IS_LOST:
+            raise GpuLost("the driver says that this GPU is lost")
+        if code in _DRIVER_GONE_CODES:
+            raise DriverGone(
+                f"the NVIDIA driver went away: {error_reason(code=code)}", for_good=True
             )
-        except pynvml.NVMLError as error:
-            # A GPU that fell off the bus must not hide its neighbours.
-            logger.warning("GPU %d does not say who it is: %s", index, error)
-            return None
-        unread: dict[str, str] = {}
-        pci = self._value(unread, "pci", pynvml.nvmlDeviceGetPciInfo, handle)
-        mig = self._value(unread, "mig", pynvml.nvmlDeviceGetMigMode, handle)
-        identity = GpuIdentity(
-            uuid=uuid,
-            index=index,
-            product_name=name,
-            memory_total_bytes=memory.total,
-            serial=self._value(unread, "serial", pynvml.nvmlDeviceGetSerial, handle),
-            pci_bus_id=None if pci is None else pci.busId,
-            mig_enabled=None if mig is None else mig[0] == pynvml.NVML_DEVICE_MIG_ENABLE,
-        )
-        return identity, handle
+        raise CallFailed(code)
 
-    def _read_gpu(self, uuid: str, handle: Any, *, at: dt.datetime) -> Sample:  # noqa: ANN401 - opaque
-        unread: dict[str, str] = {}
-        utilization = self._value(
-            unread, "utilization_percent", pynvml.nvmlDeviceGetUtilizationRates, handle
-        )
-        memory = self._value(
-            unread,
-            "memory_used_bytes",
-            pynvml.nvmlDeviceGetMemoryInfo,
-            handle,
-            version=pynvml.nvmlMemory_v2,
-        )
-        sample = Sample(
-            gpu_uuid=uuid,
-            measured_at=at,
-            utilization_percent=None if utilization is None else utilization.gpu,
-            memory_used_bytes=None if memory is None else memory.used,
-            power_draw_milliwatts=self._value(
-                unread, "power_draw_milliwatts", pynvml.nvmlDeviceGetPowerUsage, handle
-            ),
-            energy_millijoules=self._value(
-                unread, "energy_millijoules", pynvml.nvmlDeviceGetTotalEnergyConsumption, handle
-            ),
-            temperature_celsius=self._value(
-                unread,
-                "temperature_celsius",
-                pynvml.nvmlDeviceGetTemperature,
-                handle,
-                pynvml.NVML_TEMPERATURE_GPU,
-            ),
-            process_count=self._value(unread, "process_count", self._count_processes, handle),
-            unread=unread,
-        )
-        if len(unread) == len(MEASURED_FIELDS) and set(unread.values()) & {LOST}:
-            return lost_sample(gpu_uuid=uuid, measured_at=at)
-        return sample
-
-    def _count_processes(self, handle: Any) -> int:  # noqa: ANN401 - an opaque NVML handle
-        """Count processes with a compute or a graphics context; NVML gives PIDs of the host."""
-        compute = self._timed(pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
-        graphics = self._timed(pynvml.nvmlDeviceGetGraphicsRunningProcesses, handle)
-        return len({process.pid for process in [*compute, *graphics]})
-
-    def _value(
+    def attempt(
         self,
         unread: dict[str, str],
         field: str,
-        function: Callable[..., ValueT],
-        *arguments: Any,  # noqa: ANN401 - handles are opaque
-        **options: Any,  # noqa: ANN401
-    ) -> ValueT | None:
-        """Call `function`; on an NVML error write the reason under `field` and return `None`."""
-        try:
-            return self._timed(function, *arguments, **options)
-        except pynvml.NVMLError as error:
-            code = error.value
-        if code in _NOT_SUPPORTED_CODES:
-            unread[field] = NOT_SUPPORTED
-        elif code == pynvml.NVML_ERROR_GPU_IS_LOST:
-            unread[field] = LOST
-        elif code in _DRIVER_GONE_CODES:
-            self._handles = None
-            raise ReaderUnavailable(f"the NVIDIA driver went away: {error_reason(code=code)}")
-        else:
-            unread[field] = error_reason(code=code)
-        return None
+        uuid: str,
+        function: str,
+        *arguments: Handle,
+        **options: Handle,
+    ) -> Handle:
+        """Call a function; where it fails, write the reason under `field` and return `None`.
 
-    def _timed(self, function: Callable[..., ValueT], *arguments: Any, **options: Any) -> ValueT:  # noqa: ANN401
+        :raises GpuLost: when the GPU is lost.
+        :raises DriverGone: when the whole driver is.
+        """
+        if self.is_missing(uuid, function, field):
+            unread[field] = NOT_SUPPORTED
+            return None
+        try:
+            return self.call(function, *arguments, **options)
+        except CallFailed as failure:
+            unread[field] = failure.reason
+            if failure.reason == NOT_SUPPORTED:
+                self._missing_until[(uuid, f"{function}/{field}")] = (
+                    self._monotonic() + MISSING_SECONDS
+                )
+            return None
+
+    def is_missing(self, uuid: str, function: str, field: str) -> bool:
+        """Return whether this GPU said within the last hour that it does not have it."""
+        until = self._missing_until.get((uuid, f"{function}/{field}"))
+        return until is not None and self._monotonic() < until
+
+    def _timed(
+        self, name: str, function: Callable[..., Any], *arguments: Handle, **options: Handle
+    ) -> Handle:
         started = time.perf_counter()
         try:
             return function(*arguments, **options)
         finally:
-            name = function.__name__.lstrip("_")
             self.call_milliseconds[name] = round((time.perf_counter() - started) * 1000, 4)
+
+    # --- calls that take more than a handle ---------------------------------------------------------------
+
+    def memory(self, unread: dict[str, str], field: str, uuid: str, handle: Handle) -> Handle:
+        """Return the memory of a GPU by the v2 call: `used` of the first counts what the driver reserves."""
+        return self.attempt(
+            unread, field, uuid, "nvmlDeviceGetMemoryInfo", handle, version=pynvml.nvmlMemory_v2
+        )
+
+    def utilization_samples(
+        self,
+        uuid: str,
+        handle: Handle,
+        *,
+        since_microseconds: int,
+    ) -> list[tuple[int, int]]:
+        """Return the driver's buffer as (microseconds of its clock, percent); empty where it has none.
+
+        Idle cards of some products answer NOT_FOUND, or nothing.
+        """
+        found = self.attempt(
+            {}, "", uuid, "nvmlDeviceGetSamples", handle, pynvml.NVML_GPU_UTILIZATION_SAMPLES,
+            since_microseconds,
+        )  # fmt: skip
+        if found is None or found[0] not in _VALUE_FIELDS:
+            return []
+        field = _VALUE_FIELDS[found[0]]
+        pairs = ((s.timeStamp, int(getattr(s.sampleValue, field))) for s in found[1])
+        return [
+            (at, percent) for at, percent in pairs if at > since_microseconds and percent <= 100
+        ]
+
+    def field_values(
+        self,
+        unread: dict[str, str],
+        uuid: str,
+        handle: Handle,
+        fields: dict[int, str],
+    ) -> dict[int, int]:
+        """Return the values of `fields` (number to name) in one call; each may fail by itself."""
+        mine: dict[str, str] = {}
+        rows = self.attempt(mine, "all", uuid, "nvmlDeviceGetFieldValues", handle, list(fields))
+        if rows is None:
+            unread.update(dict.fromkeys(fields.values(), mine["all"]))
+            return {}
+        values: dict[int, int] = {}
+        for row in rows:
+            code, kind = row.nvmlReturn, row.valueType
+            if code == pynvml.NVML_ERROR_GPU_IS_LOST:
+                raise GpuLost("the driver says that this GPU is lost")
+            if code != pynvml.NVML_SUCCESS:
+                unread[fields[row.fieldId]] = CallFailed(code).reason
+            elif kind in _VALUE_FIELDS:
+                values[row.fieldId] = int(getattr(row.value, _VALUE_FIELDS[kind]))
+        return values
+
+    def fabric(self, uuid: str, handle: Handle) -> tuple[int, int, str | None] | None:
+        """Return state, status and `clusterUuid.cliqueId` of the GPU's place in its fabric."""
+        for structure in (pynvml.c_nvmlGpuFabricInfo_v3_t, pynvml.c_nvmlGpuFabricInfo_v2_t):
+            info = structure()
+            function, version = "nvmlDeviceGetGpuFabricInfoV", structure.__name__
+            if self.is_missing(uuid, function, version):
+                continue
+            try:
+                self.call(function, handle, ctypes.byref(info))
+            except CallFailed:
+                # Also an older driver that does not know this version of the structure.
+                until = self._monotonic() + MISSING_SECONDS
+                self._missing_until[(uuid, f"{function}/{version}")] = until
+                continue
+            state = info.state & 0xFF  # one byte in nvml.h, four in pynvml
+            cluster = bytes(info.clusterUuid).hex()
+            clique = None
+            if (
+                state == FABRIC_COMPLETED
+                and info.status == pynvml.NVML_SUCCESS
+                and int(cluster, 16)
+            ):
+                clique = f"{cluster}.{info.cliqueId}"
+            return state, int(info.status), clique
+        return None
+
+    # --- the queue of events ------------------------------------------------------------------------------
+
+    def event_set(self) -> Handle:
+        """Return a new set of events."""
+        return self.call("nvmlEventSetCreate")
+
+    def watch_xids(self, events: Handle, handle: Handle) -> bool:
+        """Let the set hear of the GPU's errors from now on; false where the GPU cannot tell."""
+        kind = pynvml.nvmlEventTypeXidCriticalError
+        if not self.call("nvmlDeviceGetSupportedEventTypes", handle) & kind:
+            return False
+        self.call("nvmlDeviceRegisterEvents", handle, kind, events)
+        return True
+
+    def next_xid(self, events: Handle) -> tuple[int | None, int] | None:
+        """Wait for the next error; return the address of the GPU's handle and the Xid, or `None`."""
+        try:
+            event = self.call("nvmlEventSetWait", events, EVENT_WAIT_MILLISECONDS)
+        except CallFailed as failure:
+            if failure.code == pynvml.NVML_ERROR_TIMEOUT:
+                return None
+            raise
+        if not event.eventType & pynvml.nvmlEventTypeXidCriticalError:
+            return None
+        return address(event.device), int(event.eventData)
+
+
+def address(handle: Handle) -> int | None:
+    """Return what identifies a handle: handles compare unequal, and a lost GPU's does not tell its UUID."""
+    return ctypes.cast(handle, ctypes.c_void_p).value
+
+
+def lost_everywhere(fields: Iterable[str]) -> dict[str, str]:
+    """Return what a lost GPU has to say of these values."""
+    return dict.fromkeys(fields, LOST)

@@ -7,15 +7,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from agents.node.unread import LOST as LOST
+from agents.node.unread import NOT_SUPPORTED as NOT_SUPPORTED
+from agents.node.unread import error_reason as error_reason
 from agents.protocol import EventSource, GpuCounters, GpuIdentity, GpuSettings, HostFacts
-
-NOT_SUPPORTED = "not_supported"
-LOST = "lost"
-
-
-def error_reason(*, code: int) -> str:
-    """Return how an NVML error code is spelled in `unread`."""
-    return f"error({code})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,14 +16,21 @@ from typing import assert_never
 
 from agents.node import AGENT_VERSION
 from agents.node.clock import MarketClock
+from agents.node.host import StateUnusable
+from agents.node.keys import KeyRing
 from agents.node.leasebook import LeaseBook
 from agents.node.leases import LeaseKeeper
+from agents.node.metering import SHORT_INTERVAL_SECONDS
 from agents.node.sender import Refused, Replayed, Revoked, Sender, Taken, Unreachable
 from agents.node.spool import Spool
 from agents.protocol import (
     PROTOCOL_VERSION,
+    REPORT_BODY_BYTES_MAX,
+    REPORT_EVENTS_MAX,
     REPORT_METERS_MAX,
     REPORT_RECEIPTS_MAX,
+    REPORT_WARNINGS_MAX,
+    TEXT_LENGTH_MAX,
     GpuIdentity,
     Reading,
     Report,
@@ -39,13 +46,17 @@ INTERVAL_SECONDS_RANGE = (1, 3600)  # an answer outside of this is a mistake of 
 BACKOFF_BASE_SECONDS = 3.0
 BACKOFF_SECONDS_MAX = 60.0
 BACKOFF_SECONDS_MAX_LEAST = 5.0
-RETRY_AFTER_JITTER_SECONDS = 5.0
+# After its start an enrolled node waits a part of this before it speaks, so that a site whose power returns
+# does not speak with one voice; where reports come every few seconds, somebody watches and waits.
+FIRST_REPORT_SECONDS_MAX = 30.0
 REVOKED_RETRY_SECONDS = 300.0
 # A report that meets only server errors may be their cause; a smaller one under a new pair may pass. Nothing
 # is counted twice by that, because meters and receipts have names of their own.
 SAME_REPORT_TRIES_MAX = 5
 # A change of a lease is told at once, five times in a row and then every two seconds.
 URGENT_BURST, URGENT_EVERY_SECONDS = 5.0, 2.0
+TIDY_SECONDS = 60.0  # the spool's housekeeping; each piece of it is small
+ROTATE_RETRY_SECONDS = 3600.0  # after a refusal, which another try at once would only repeat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +76,7 @@ class Reporter:
         keeper: LeaseKeeper,
         clock: MarketClock,
         book: LeaseBook,
+        key: KeyRing,
         boot_id: str,
         simulated: bool,
         dice: random.Random,
@@ -74,12 +86,20 @@ class Reporter:
         self.revoked = False
         self.inventory: list[GpuIdentity] | None = None
         self.reader_hung_since: dt.datetime | None = None
-        self.due_at_boottime = clock.boottime_seconds()
+        # What the owner should know beside what the spool says of itself; set by whoever finds it.
+        self.warnings: list[str] = []
+        self.due_at_boottime = clock.boottime_seconds() + first_report_seconds(
+            interval_seconds=self.interval_seconds, dice=dice
+        )
         self._spool = spool
         self._sender = sender
         self._keeper = keeper
         self._clock = clock
         self._book = book
+        self._key = key
+        self._spoke = False
+        self._tidy_at_boottime = clock.boottime_seconds()
+        self._rotate_at_boottime = clock.boottime_seconds()
         self._sequence = 0
         self._boot_id = boot_id
         self._simulated = simulated
@@ -114,19 +134,25 @@ class Reporter:
     def hurry(self) -> None:
         """Bring the next report forward because a lease changed, as far as the token bucket allows.
 
-        While the market cannot be reached, its back-off stands: a change is no reason to knock harder.
+        While the market cannot be reached, its back-off stands: a change is no reason to knock harder. So
+        does the wait before the first report, in which every lease is news.
         """
         now = self._clock.boottime_seconds()
         filled = (now - self._urgent_filled_at_boottime) / URGENT_EVERY_SECONDS
         self._urgent_tokens = min(URGENT_BURST, self._urgent_tokens + filled)
         self._urgent_filled_at_boottime = now
-        if self._failures or self.revoked or self.due_at_boottime <= now or self._urgent_tokens < 1:
+        waits = self._failures or self.revoked or not self._spoke
+        if waits or self.due_at_boottime <= now or self._urgent_tokens < 1:
             return
         self._urgent_tokens -= 1
         self.due_at_boottime = now
 
     def send(self, *, node_id: str) -> None:
         """Send one report and set when the next one is due."""
+        self._spoke = True
+        if self._clock.boottime_seconds() >= self._tidy_at_boottime:
+            self._tidy_at_boottime = self._clock.boottime_seconds() + TIDY_SECONDS
+            self._spool.tidy(at=self._clock.now())
         if self._pending is None:
             self._pending = self._build(node_id)
         pending = self._pending
@@ -136,6 +162,7 @@ class Reporter:
                 if self._failures:
                     logger.info("the market can be reached again")
                 self._settled(pending, reply, complete=reply.accepted)
+                self._change_key(node_id=node_id, asked=reply.rotate_key)
             case Replayed(reply=reply):
                 self._replayed(pending, reply)
             case Revoked(detail=detail):
@@ -152,9 +179,24 @@ class Reporter:
                 assert_never(outcome)
 
     def _build(self, node_id: str) -> _Pending:
+        """Put together the next report, as much as its bytes may hold: the rest waits for the one after."""
         self._sequence += 1
         self._same_report_tries = 0
-        report = Report(
+        batch = self._batch
+        looks = list(self._readings)
+        while True:
+            report = self._report(node_id, batch=batch, looks=looks)
+            body = encode(report)
+            if len(body) <= REPORT_BODY_BYTES_MAX or (batch == 1 and not looks):
+                return _Pending(report=report, body=body)
+            if batch > 1:
+                batch //= 2
+            else:
+                looks.pop(0)
+
+    def _report(self, node_id: str, *, batch: int, looks: list[list[Reading]]) -> Report:
+        warnings = [*self._spool.warnings(), *self.warnings]
+        return Report(
             protocol=PROTOCOL_VERSION,
             node_id=node_id,
             epoch=self._book.epoch,
@@ -165,13 +207,14 @@ class Reporter:
             simulated=self._simulated,
             reader_hung_since=self.reader_hung_since,
             inventory=None if self._inventory_known else self.inventory,
-            readings=[reading for look in self._readings for reading in look],
+            readings=[reading for look in looks for reading in look],
             leases=self._keeper.statuses(),
-            meters=self._spool.meters(limit=min(self._batch, REPORT_METERS_MAX)),
-            receipts=self._spool.receipts(limit=min(self._batch, REPORT_RECEIPTS_MAX)),
+            meters=self._spool.meters(limit=min(batch, REPORT_METERS_MAX)),
+            receipts=self._spool.receipts(limit=min(batch, REPORT_RECEIPTS_MAX)),
+            events=self._spool.events(limit=min(batch, REPORT_EVENTS_MAX)),
             spool_depth=self._spool.depth(),
+            warnings=[text[:TEXT_LENGTH_MAX] for text in warnings[:REPORT_WARNINGS_MAX]],
         )
-        return _Pending(report=report, body=encode(report))
 
     def _settled(self, pending: _Pending, reply: ReportReply, *, complete: bool) -> None:
         """Take the report for stored and follow the answer; only a whole answer lists all grants."""
@@ -179,9 +222,12 @@ class Reporter:
         self._pending = None
         self._failures = 0
         self.revoked = False
+        self._keep_key()
         self._spool.acknowledge(
             meters=[(m.epoch, m.sequence) for m in report.meters],
             receipts=[(r.lease_id, r.lease_epoch, r.kind.value) for r in report.receipts],
+            events=[(e.epoch, e.sequence) for e in report.events],
+            at=self._clock.now(),
         )
         self._batch = min(self._batch * 2, REPORT_METERS_MAX)
         self._keeper.told(statuses=report.leases)
@@ -190,11 +236,6 @@ class Reporter:
             self._inventory_known = True
         if reply.want_inventory:
             self._inventory_known = False
-        moved = self._clock.learn(market_now=reply.now)
-        if moved is not None:
-            logger.warning(
-                "the clock of this machine is %.0f s off the market's", moved.total_seconds()
-            )
         self.grant_interval(seconds=reply.report_interval_seconds)
         self._keeper.apply(grants=reply.grants, complete=complete, at=self._clock.now())
         more = self._spool.depth() > 0 or reply.want_inventory
@@ -230,13 +271,17 @@ class Reporter:
         )  # fmt: skip
         self._pending = None
         about_content = outcome.status in (400, 413, 422)
-        if about_content and (report.meters or report.receipts):
+        if outcome.status == 401 and outcome.code != "clock_skew" and self._key.was_refused():
+            self._put_off()
+            return
+        if about_content and (report.meters or report.receipts or report.events):
             if self._batch > 1:
                 self._batch //= 2
             else:
                 self._spool.set_aside(
                     meters=[(m.epoch, m.sequence) for m in report.meters],
                     receipts=[(r.lease_id, r.lease_epoch, r.kind.value) for r in report.receipts],
+                    events=[(e.epoch, e.sequence) for e in report.events],
                     reason=f"{outcome.status} {outcome.code} {outcome.detail}",
                 )
         self._put_off()
@@ -252,18 +297,61 @@ class Reporter:
             self._batch = max(1, self._batch // 2)
         self._put_off(retry_after_seconds=outcome.retry_after_seconds)
 
+    def _change_key(self, *, node_id: str, asked: bool) -> None:
+        """Have the market know this node by a new key, if the market or a person at the node asks for it."""
+        now = self._clock.boottime_seconds()
+        if not (asked or self._key.is_change_wished()) or now < self._rotate_at_boottime:
+            return
+        try:
+            candidate = self._key.candidate()
+        except StateUnusable as error:
+            self._put_key_off(str(error))
+            return
+        outcome = self._sender.rotate(node_id=node_id, candidate=candidate)
+        if isinstance(outcome, Unreachable):
+            logger.warning("the new key may not have reached the market: %s", outcome.detail)
+            return
+        if isinstance(outcome, Refused) or outcome.public_key.rstrip("=") != candidate.public_key:
+            self._put_key_off(f"the market does not take it: {outcome}")
+            return
+        try:
+            self._key.promote()
+        except StateUnusable as error:
+            self._put_key_off(str(error))
+            return
+        logger.info("the market knows this node by its new key")
+
+    def _put_key_off(self, why: str) -> None:
+        logger.warning("the key of this node is not changed now: %s", why)
+        self._rotate_at_boottime = self._clock.boottime_seconds() + ROTATE_RETRY_SECONDS
+
+    def _keep_key(self) -> None:
+        """Put the key in its place that a report was taken under; a disk that fails is tried again."""
+        try:
+            self._key.was_taken()
+        except StateUnusable as error:
+            logger.warning("the key that the market knows stays beside its place: %s", error)
+
     def _put_off(self, *, retry_after_seconds: float | None = None) -> None:
         delay = backoff_seconds(
             failures=self._failures, interval_seconds=self.interval_seconds, dice=self._dice
         )
         if retry_after_seconds is not None:
-            spread = min(RETRY_AFTER_JITTER_SECONDS, self.interval_seconds)
-            delay = max(delay, retry_after_seconds + self._dice.uniform(0, spread))
+            # Spread over an interval, a fleet that was told the same comes back at its usual rate.
+            spread = self._dice.uniform(0, self.interval_seconds)
+            delay = max(delay, retry_after_seconds + spread)
         self._failures += 1
         self._due_in(delay)
 
     def _due_in(self, seconds: float) -> None:
         self.due_at_boottime = self._clock.boottime_seconds() + seconds
+
+
+def first_report_seconds(*, interval_seconds: int, dice: random.Random) -> float:
+    """Return how long an enrolled node waits after its start before its first report."""
+    if interval_seconds <= SHORT_INTERVAL_SECONDS:
+        return 0.0
+    return dice.uniform(0, min(FIRST_REPORT_SECONDS_MAX, float(interval_seconds)))
 
 
 def backoff_seconds(*, failures: int, interval_seconds: int, dice: random.Random) -> float:

@@ -1,7 +1,6 @@
-"""Carry signed requests to the market: the only file that imports `httpx`.
+"""Carry signed requests to the market.
 
 Nothing here raises for what a network or a server can do; every end of a request is one of a few outcomes.
-The server's certificate is checked against certifi's list, or that of SSL_CERT_FILE.
 """
 
 from __future__ import annotations
@@ -9,24 +8,28 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import email.utils
-import ipaddress
+import gzip
 import json
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
+from typing import Protocol
 from urllib.parse import urlsplit
 
-import httpx
-
 from agents.node.clock import MarketClock
-from agents.node.host import NodeKey
+from agents.node.connection import Answer, Connection, NoAnswer, NotSent, is_loopback
 from agents.protocol import (
     ENROL_KEY_ID,
     ENROL_PATH,
+    PROTOCOL_VERSION,
     REPORT_PATH,
+    ROTATE_KEY_PATH,
     EnrolReply,
     EnrolRequest,
     MalformedMessage,
     MessageT,
     ReportReply,
+    RotateKeyReply,
+    RotateKeyRequest,
     content_digest,
     decode,
     encode,
@@ -35,11 +38,12 @@ from agents.protocol import (
     signature_parameters,
 )
 
-CONNECT_SECONDS_MAX = 5.0
-# The loop stands still meanwhile: a lease may end that much later, never longer.
-ANSWER_SECONDS_MAX = 10.0
-ANSWER_BYTES_MAX = 1024 * 1024  # 256 grants with their keys
+logger = logging.getLogger(__name__)
+
+PACKED_BYTES_MIN = 1024  # a smaller body gains nothing by gzip
 RETRY_AFTER_SECONDS_MAX = 3600.0
+# The second to which the `Date` header of an answer is cut off.
+DATE_RESOLUTION_SECONDS = 1.0
 # Refusals of the moment: the same request may well be taken later.
 _PASSING_STATUSES = frozenset({408, 425, 429})
 
@@ -90,11 +94,17 @@ class Unreachable:
 ReportOutcome = Taken | Replayed | Revoked | Refused | Unreachable
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Answer:
-    status: int
-    body: bytes
-    retry_after_seconds: float | None
+class Signer(Protocol):
+    """Who signs for this node."""
+
+    @property
+    def public_key(self) -> str:
+        """Return the public key as base64url without padding."""
+        ...
+
+    def sign(self, *, message: bytes) -> bytes:
+        """Return the 64-byte Ed25519 signature of `message`."""
+        ...
 
 
 def check_server_url(*, url: str, plain_http_allowed: bool) -> str:
@@ -119,34 +129,21 @@ def check_server_url(*, url: str, plain_http_allowed: bool) -> str:
     return url.rstrip("/")
 
 
-def is_loopback(*, host: str) -> bool:
-    """Return whether a host name means this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
 class Sender:
     """The way from one node to its market, over one kept-alive connection."""
 
     def __init__(
-        self, *, server_url: str, key: NodeKey, clock: MarketClock, agent_version: str
+        self, *, server_url: str, key: Signer, clock: MarketClock, agent_version: str
     ) -> None:
-        self._server_url = server_url
         self._key = key
         self._clock = clock
-        host = urlsplit(server_url).hostname or ""
-        self._client = httpx.Client(
-            timeout=httpx.Timeout(ANSWER_SECONDS_MAX, connect=CONNECT_SECONDS_MAX),
-            headers={"User-Agent": f"headroom-node/{agent_version}", "Accept": "application/json"},
-            trust_env=not is_loopback(host=host),  # a proxy cannot reach this machine's loopback
-            follow_redirects=False,  # a signature names its authority and path
+        self._connection = Connection(
+            server_url=server_url, user_agent=f"headroom-node/{agent_version}"
         )
 
     def close(self) -> None:
         """Close the connection."""
-        self._client.close()
+        self._connection.close()
 
     def enrol(self, *, request: EnrolRequest) -> EnrolReply | Refused | Unreachable:
         """Introduce this machine; the same key may ask again when an answer was lost."""
@@ -154,7 +151,24 @@ class Sender:
         if isinstance(answer, Unreachable):
             return answer
         if answer.status in (200, 201):
-            return _understood(EnrolReply, answer)
+            reply = _understood(EnrolReply, answer)
+            if isinstance(reply, EnrolReply):
+                self._learn(reply.now, answer)
+            return reply
+        return _refusal(answer)
+
+    def rotate(self, *, node_id: str, candidate: Signer) -> RotateKeyReply | Refused | Unreachable:
+        """Ask the market to know this node by another key; the key of today signs, the new one proves."""
+        request = RotateKeyRequest(
+            protocol=PROTOCOL_VERSION, node_id=node_id, public_key=candidate.public_key
+        )
+        proof = base64.b64encode(candidate.sign(message=request.proven_bytes())).decode()
+        body = encode(replace(request, proof=proof))
+        answer = self._post(ROTATE_KEY_PATH, key_id=node_id, body=body)
+        if isinstance(answer, Unreachable):
+            return answer
+        if answer.status in (200, 201):
+            return _understood(RotateKeyReply, answer)
         return _refusal(answer)
 
     def report(self, *, node_id: str, body: bytes) -> ReportOutcome:
@@ -164,73 +178,80 @@ class Sender:
             return answer
         if answer.status in (200, 201, 202):
             reply = _understood(ReportReply, answer)
-            return reply if isinstance(reply, Unreachable) else Taken(reply=reply)
+            if isinstance(reply, Unreachable):
+                return reply
+            self._learn(reply.now, answer)
+            return Taken(reply=reply)
         problem = _problem(answer)
         if answer.status == 409 and problem.get("code") == "report_replayed":
             try:
-                return Replayed(reply=from_json(ReportReply, problem.get("reply")))
+                last = from_json(ReportReply, problem.get("reply"))
             except MalformedMessage as error:
                 return Refused(
                     status=409, code="report_replayed", detail=f"without a pair: {error}"
                 )
+            self._learn(last.now, answer)
+            return Replayed(reply=last)
         if answer.status == 403 and problem.get("code") == "node_revoked":
             return Revoked(detail=str(problem.get("detail", ""))[:500])
         return _refusal(answer)
 
-    def _post(self, path: str, *, key_id: str, body: bytes) -> _Answer | Unreachable:
-        request = self._client.build_request("POST", self._server_url + path, content=body)
+    def _post(self, path: str, *, key_id: str, body: bytes) -> Answer | Unreachable:
+        """Send a signed body; a long one goes packed, and the signature covers what goes over the wire."""
+        headers = {"Content-Type": "application/json"}
+        if len(body) > PACKED_BYTES_MIN:
+            body = gzip.compress(body, mtime=0)  # equal reports have equal bytes
+            headers["Content-Encoding"] = "gzip"
         digest = content_digest(body)
         parameters = signature_parameters(key_id=key_id, created_at=self._clock.now())
         base = signature_base(
             method="POST",
-            authority=request.headers["Host"],
-            path=request.url.raw_path.decode(),
+            authority=self._connection.authority,
+            path=self._connection.target(path=path),
             digest=digest,
             parameters=parameters,
         )
         signature = base64.b64encode(self._key.sign(message=base)).decode()
-        request.headers.update(
-            {
-                "Content-Type": "application/json",
-                "Content-Digest": digest,
-                "Signature-Input": f"sig1={parameters}",
-                "Signature": f"sig1=:{signature}:",
-            }
-        )
+        headers["Content-Digest"] = digest
+        headers["Signature-Input"] = f"sig1={parameters}"
+        headers["Signature"] = f"sig1=:{signature}:"
         try:
-            response = self._client.send(request, stream=True)
-            try:
-                received = bytearray()
-                for chunk in response.iter_bytes():
-                    received += chunk
-                    if len(received) > ANSWER_BYTES_MAX:
-                        return Unreachable(detail="the answer is too long", arrived_perhaps=True)
-            finally:
-                response.close()
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            return Unreachable(detail=_words(error), arrived_perhaps=False)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return Unreachable(detail=_words(error), arrived_perhaps=True)
-        answer = _Answer(
-            status=response.status_code,
-            body=bytes(received),
-            retry_after_seconds=_seconds(response.headers.get("Retry-After", "")),
-        )
+            answer = self._connection.request(method="POST", path=path, headers=headers, body=body)
+        except NotSent as error:
+            return Unreachable(detail=str(error), arrived_perhaps=False)
+        except NoAnswer as error:
+            return Unreachable(detail=str(error), arrived_perhaps=True)
         if answer.status == 401 or _problem(answer).get("code") == "clock_skew":
-            self._learn_time(response.headers.get("Date", ""))
+            # A wrong clock makes every signature too old or too new.
+            date = http_date(text=answer.headers.get("date", ""))
+            if date is not None:
+                self._learn(date, answer, resolution_seconds=DATE_RESOLUTION_SECONDS)
         return answer
 
-    def _learn_time(self, date: str) -> None:
-        """Take the market's time from a refusal: a wrong clock makes every signature too old or too new."""
-        try:
-            market_now = email.utils.parsedate_to_datetime(date)
-        except ValueError:
-            return  # an answer without a date teaches nothing
-        if market_now.tzinfo is not None:
-            self._clock.learn(market_now=market_now.astimezone(dt.UTC))
+    def _learn(
+        self, market_now: dt.datetime, answer: Answer, *, resolution_seconds: float = 0.0
+    ) -> None:
+        moved = self._clock.learn(
+            market_now=market_now,
+            round_trip_seconds=answer.round_trip_seconds,
+            resolution_seconds=resolution_seconds,
+        )
+        if moved is not None:
+            logger.warning(
+                "the clock of this machine is %.0f s off the market's", moved.total_seconds()
+            )
 
 
-def _understood(message_type: type[MessageT], answer: _Answer) -> MessageT | Unreachable:
+def http_date(*, text: str) -> dt.datetime | None:
+    """Read a `Date` header; `None` when there is none, or it names no zone."""
+    try:
+        date = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return None if date.tzinfo is None else date.astimezone(dt.UTC)
+
+
+def _understood(message_type: type[MessageT], answer: Answer) -> MessageT | Unreachable:
     try:
         return decode(message_type, answer.body)
     except MalformedMessage as error:
@@ -238,7 +259,7 @@ def _understood(message_type: type[MessageT], answer: _Answer) -> MessageT | Unr
         return Unreachable(detail=detail[:500], arrived_perhaps=True)
 
 
-def _refusal(answer: _Answer) -> Refused | Unreachable:
+def _refusal(answer: Answer) -> Refused | Unreachable:
     problem = _problem(answer)
     code = str(problem.get("code", f"http_{answer.status}"))[:100]
     detail = str(problem.get("detail") or problem.get("title") or "")[:500]
@@ -247,11 +268,11 @@ def _refusal(answer: _Answer) -> Refused | Unreachable:
     return Unreachable(
         detail=f"status {answer.status} {code}".strip(),
         arrived_perhaps=answer.status not in _PASSING_STATUSES,
-        retry_after_seconds=answer.retry_after_seconds,
+        retry_after_seconds=_retry_after(answer),
     )
 
 
-def _problem(answer: _Answer) -> dict[str, object]:
+def _problem(answer: Answer) -> dict[str, object]:
     try:
         value = json.loads(answer.body)
     except (ValueError, RecursionError):
@@ -259,12 +280,12 @@ def _problem(answer: _Answer) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def _seconds(text: str) -> float | None:
-    """Read a Retry-After of whole seconds; one with a date is rare and then not followed."""
-    if not text.isascii() or not text.isdigit():
+def _retry_after(answer: Answer) -> float | None:
+    """Read how long to wait: whole seconds, or an instant that counts from the answer's own date."""
+    text = answer.headers.get("retry-after", "")
+    if text.isascii() and text.isdigit():
+        return min(float(text), RETRY_AFTER_SECONDS_MAX)
+    at, now = http_date(text=text), http_date(text=answer.headers.get("date", ""))
+    if at is None or now is None:
         return None
-    return min(float(text), RETRY_AFTER_SECONDS_MAX)
-
-
-def _words(error: Exception) -> str:
-    return (str(error) or type(error).__name__)[:500]
+    return min(max(0.0, (at - now).total_seconds()), RETRY_AFTER_SECONDS_MAX)

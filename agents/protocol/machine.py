@@ -98,7 +98,8 @@ class GpuCounters:
     """What speaks for or against a GPU's health, read about once a minute.
 
     A value that could not be read is `None`, and `unread` says why per field (`not_supported`, `lost`,
-    `error(code)`). ECC counts are since the driver was loaded (volatile) unless the name says otherwise.
+    `error(code)`). ECC counts are since the driver was loaded (volatile) unless the name says otherwise;
+    `ecc_pending` is the mode after the next reset, so one that differs from `ecc_enabled` is still to come.
     """
 
     gpu_uuid: str

@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import email.utils
+import gzip
 import json
 import threading
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from agents.protocol import (
     ENROL_KEY_ID,
     ENROL_PATH,
+    REPORT_BODY_BYTES_MAX,
+    ROTATE_KEY_PATH,
     EnrolReply,
     EnrolRequest,
     Grant,
@@ -27,6 +30,8 @@ from agents.protocol import (
     Receipt,
     Report,
     ReportReply,
+    RotateKeyReply,
+    RotateKeyRequest,
     content_digest,
     decode,
     encode,
@@ -48,6 +53,8 @@ class FakeMarket:
         self.grants: list[Grant] = []
         self.want_inventory = False
         self.public_key: Ed25519PublicKey | None = None
+        self.former_keys: list[Ed25519PublicKey] = []
+        self.rotate_key = False
         self.enrolments: list[EnrolRequest] = []
         self.reports: list[Report] = []
         self.meters: dict[tuple[int, int], MeterReading] = {}
@@ -56,6 +63,7 @@ class FakeMarket:
         self.request_count = 0
         # Faults: the answer to give instead, or what happens to a good one.
         self.instead: Callable[[Report | None], Answer | None] = lambda _report: None
+        self.instead_of_rotation: Callable[[], Answer | None] = lambda: None
         self.lose_answers = 0
         self.errors: list[str] = []
         self._server: HTTPServer | None = None
@@ -125,6 +133,8 @@ class FakeMarket:
         try:
             if path == ENROL_PATH:
                 return self._enrol(body, headers)
+            if path == ROTATE_KEY_PATH:
+                return self._rotate(body, headers)
             return self._report(body, headers)
         except Exception as error:  # a test must see what broke on the server's thread
             self.errors.append(repr(error))
@@ -139,7 +149,7 @@ class FakeMarket:
             return problem(403, "token_invalid", detail="No such token.")
         raw = base64.urlsafe_b64decode(request.public_key + "=")
         self.public_key = Ed25519PublicKey.from_public_bytes(raw)
-        self._check(ENROL_PATH, body, headers, key_id=ENROL_KEY_ID)
+        assert self._check(ENROL_PATH, body, headers, key_id=ENROL_KEY_ID)
         self.enrolments.append(request)
         reply = EnrolReply(
             node_id="node-1", report_interval_seconds=self.interval_seconds, now=self.now()
@@ -147,8 +157,13 @@ class FakeMarket:
         return 201, encode(reply), {}
 
     def _report(self, body: bytes, headers: dict[str, str]) -> Answer:
+        sent = body
+        if headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(sent)
+        assert len(body) <= REPORT_BODY_BYTES_MAX
         report = decode(Report, body)
-        self._check("/agent/v1/reports", body, headers, key_id="node-1")
+        if not self._check("/agent/v1/reports", sent, headers, key_id="node-1"):
+            return problem(401, "bad_signature")
         instead = self.instead(report)
         if instead is not None:
             return instead
@@ -162,8 +177,7 @@ class FakeMarket:
             assert self.meters.get(key, meter) == meter, "one name, two readings"
             self.meters[key] = meter
         for receipt in report.receipts:
-            assert self.public_key is not None
-            self.public_key.verify(base64.b64decode(receipt.signature), receipt.signed_bytes())
+            self._check_receipt(receipt)
             if receipt not in self.receipts:
                 self.receipts.append(receipt)
         return 200, encode(self._reply(accepted=True)), {}
@@ -177,9 +191,39 @@ class FakeMarket:
             report_interval_seconds=self.interval_seconds,
             want_inventory=self.want_inventory,
             grants=self.grants if accepted else [],
+            rotate_key=self.rotate_key,
         )
 
-    def _check(self, path: str, body: bytes, headers: dict[str, str], *, key_id: str) -> None:
+    def _rotate(self, body: bytes, headers: dict[str, str]) -> Answer:
+        """Know the node by its new key; what the old one has signed stays signed."""
+        instead = self.instead_of_rotation()
+        if instead is not None:
+            return instead
+        request = decode(RotateKeyRequest, body)
+        if not self._check(ROTATE_KEY_PATH, body, headers, key_id="node-1"):
+            return problem(401, "bad_signature")
+        raw = base64.urlsafe_b64decode(request.public_key + "=")
+        candidate = Ed25519PublicKey.from_public_bytes(raw)
+        candidate.verify(base64.b64decode(request.proof), request.proven_bytes())
+        assert self.public_key is not None
+        self.former_keys.append(self.public_key)
+        self.public_key = candidate
+        self.rotate_key = False
+        reply = RotateKeyReply(node_id="node-1", public_key=request.public_key, now=self.now())
+        return 200, encode(reply), {}
+
+    def _check_receipt(self, receipt: Receipt) -> None:
+        assert self.public_key is not None
+        for key in [self.public_key, *self.former_keys]:
+            try:
+                key.verify(base64.b64decode(receipt.signature), receipt.signed_bytes())
+            except InvalidSignature:
+                continue
+            return
+        raise AssertionError("the signature of the receipt is wrong")
+
+    def _check(self, path: str, body: bytes, headers: dict[str, str], *, key_id: str) -> bool:
+        """Say whether the key of the node has signed; anything else that is wrong is a mistake."""
         parsed = parse_signature(
             signature_input=headers["signature-input"], signature=headers["signature"]
         )
@@ -197,7 +241,9 @@ class FakeMarket:
         try:
             self.public_key.verify(parsed.signature, base)
         except InvalidSignature:
-            raise AssertionError("the signature of the request is wrong") from None
+            assert self.former_keys, "the signature of the request is wrong"
+            return False
+        return True
 
 
 def problem(status: int, code: str, **members: Any) -> Answer:

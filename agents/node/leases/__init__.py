@@ -7,18 +7,18 @@ step is on the disk before the next one, so that an agent that was killed goes o
 repeated (the provisioner's verbs are idempotent), a handover is not.
 """
 
-from agents.node.leases.keeper import (
-    STOP_ATTEMPTS_MAX,
-    STOP_RETRY_SECONDS,
-    LeaseKeeper,
-    MachineView,
-)
+from agents.node.leases.gate import EMPTY_SECONDS_MAX, Gate, ReportUnfit
+from agents.node.leases.keeper import LeaseKeeper
 from agents.node.leases.meters import SAMPLE_DISTANCE
+from agents.node.leases.view import STOP_ATTEMPTS_MAX, STOP_RETRY_SECONDS, MachineView
 
 __all__ = [
+    "EMPTY_SECONDS_MAX",
     "SAMPLE_DISTANCE",
     "STOP_ATTEMPTS_MAX",
     "STOP_RETRY_SECONDS",
+    "Gate",
     "LeaseKeeper",
     "MachineView",
+    "ReportUnfit",
 ]

@@ -6,6 +6,8 @@ and metering belong to the agent, so that every way of provisioning gets them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -34,10 +36,47 @@ class Presence(StrEnum):
     FAILED = "failed"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A lease of which there is something on this machine, whoever remembers it."""
+
+    lease_id: str
+    lease_epoch: int
+    gpu_uuids: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """How GPUs are handed over here. `devices` are those that can be, or `None` where that cannot be told.
+
+    `problem` says in words why nothing can be handed over, and is empty where all is well.
+    """
+
+    kind: str
+    version: str = ""
+    devices: frozenset[str] | None = None
+    problem: str = ""
+
+
 class Provisioner(Protocol):
-    """Verbs are called by a worker thread, one at a time for each lease."""
+    """The verbs of a lease are called by a worker thread, one at a time; the others by the loop."""
 
     blocking: bool  # whether a verb may take long enough to need a thread of its own
+
+    def probe(self) -> Capabilities:
+        """Say what can be handed over, without changing anything."""
+        ...
+
+    def list_leases(self) -> Sequence[Found] | None:
+        """Return the leases of which something is here; `None` where this provisioner cannot tell.
+
+        :raises ProvisionFailed: when it should be able to tell, and is not.
+        """
+        ...
+
+    def config_sha256(self, *, grant: Grant) -> str | None:
+        """Return the digest of how the lease was started, where there is such a thing."""
+        ...
 
     def prepare(self, *, grant: Grant) -> None:
         """Fetch and make what the start needs; may take minutes.
@@ -83,6 +122,19 @@ class NoProvisioner:
     """Stands in on a real node whose owner has configured no way to hand GPUs over."""
 
     blocking = False
+
+    def probe(self) -> Capabilities:
+        """Say that nothing can be handed over."""
+        return Capabilities(kind="none", problem="no provisioner configured")
+
+    def list_leases(self) -> Sequence[Found]:
+        """Say that there is nothing."""
+        return ()
+
+    def config_sha256(self, *, grant: Grant) -> str | None:
+        """Return nothing: nothing was started."""
+        del grant
+        return None
 
     def prepare(self, *, grant: Grant) -> None:
         """Refuse.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from agents.node.provision import Presence
+from agents.node.provision import Capabilities, Found, Presence
 from agents.node.simulated import Tenancy
 from agents.node.spool import Spool
 from agents.node.workloads import draw
@@ -24,6 +24,26 @@ class SimulatedProvisioner:
         self._node_name = node_name
         self._now = now
         self._tenancies: dict[str, list[Tenancy]] | None = None
+
+    def probe(self) -> Capabilities:
+        """Say that every simulated GPU can be handed over."""
+        return Capabilities(kind="simulated")
+
+    def config_sha256(self, *, grant: Grant) -> str | None:
+        """Return nothing: no container is started."""
+        del grant
+        return None
+
+    def list_leases(self) -> Sequence[Found]:
+        """Return the leases whose tenancies are open."""
+        rows = self._connection.execute(
+            "SELECT lease_id, lease_epoch, group_concat(gpu_uuid) FROM tenancy"
+            " WHERE ends_at IS NULL GROUP BY lease_id, lease_epoch"
+        )
+        return [
+            Found(lease_id=lease_id, lease_epoch=lease_epoch, gpu_uuids=uuids.split(","))
+            for lease_id, lease_epoch, uuids in rows
+        ]
 
     def tenancies(self, gpu_uuid: str) -> list[Tenancy]:
         """Return all tenancies of a GPU in the order in which they began."""

@@ -10,6 +10,7 @@ from agents.node import host
 from agents.node.clock import MarketClock
 from agents.node.idlebook import Cure
 from agents.node.jobs import InlineJobs, Jobs
+from agents.node.keys import KeyRing
 from agents.node.loop import Agent, Machine
 from agents.node.offering import OwnersScheduler
 from agents.node.provision import Provisioner
@@ -68,7 +69,7 @@ class Rig:
         lock = host.open_state(directory=self.directory)
         lock.close()
         clock = MarketClock(clock=self.clock)
-        key = host.load_key(directory=self.directory)
+        key = KeyRing(directory=self.directory)
         self.spool = Spool(path=self.directory / "spool.sqlite3")
         simulated = SimulatedProvisioner(spool=self.spool, node_name="n1", now=clock.now)
         reader = self.reader or SimulatedReader(

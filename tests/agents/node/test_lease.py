@@ -190,7 +190,7 @@ class TestLease:
         rig.live(seconds=60)
         assert last_states(market)["lease-1", 1] == (
             LeaseState.FAILED,
-            "no provisioner configured",
+            "not handed over: provisioner: no provisioner configured",
         )
 
     def test_that_cannot_be_stopped_is_returned_unclean(

@@ -87,11 +87,11 @@ class TestSpool:
     def test_removes_only_what_was_acknowledged(self, path: Path) -> None:
         spool = Spool(path=path)
         spool.commit(meters=[METER, replace(METER, sequence=2)], receipts=[RECEIPT])
-        spool.acknowledge(meters=[(1, 1)], receipts=[])
+        spool.acknowledge(meters=[(1, 1)], receipts=[], at=AT)
         assert [m.sequence for m in spool.meters(limit=10)] == [2]
-        spool.acknowledge(meters=[], receipts=[("lease-1", 1, "return")])
+        spool.acknowledge(meters=[], receipts=[("lease-1", 1, "return")], at=AT)
         assert spool.receipts(limit=10) == [RECEIPT]
-        spool.acknowledge(meters=[], receipts=[("lease-1", 1, "handover")])
+        spool.acknowledge(meters=[], receipts=[("lease-1", 1, "handover")], at=AT)
         assert spool.depth() == 1
 
     def test_keeps_but_does_not_send_what_the_market_refuses_for_good(self, path: Path) -> None:
@@ -99,8 +99,8 @@ class TestSpool:
         spool.commit(meters=[METER], receipts=[RECEIPT])
         spool.set_aside(meters=[(1, 1)], receipts=[("lease-1", 1, "handover")], reason="422 x")
         assert (spool.meters(limit=10), spool.receipts(limit=10), spool.depth()) == ([], [], 0)
-        kept = spool.connection.execute("SELECT count(*) FROM meter").fetchone()
-        assert kept == (1,)
+        kept = spool.connection.execute("SELECT count(*) FROM fact").fetchone()
+        assert kept == (2,)
 
     def test_raises_the_epoch_at_each_start_and_above_what_the_market_knows(
         self, path: Path
