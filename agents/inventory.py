@@ -41,6 +41,10 @@ _IDENTITY_LENGTHS_MAX = {
 }
 
 
+# `virtualization_mode` of a host that cuts the GPU for guests: there is none to sell whole.
+VGPU_HOST_MODES = ("host_vgpu", "host_vsga")
+
+
 class NodeRevoked(DomainError):
     """The node was withdrawn for good: it may finish what it runs, but is not heard any more."""
 
@@ -245,20 +249,24 @@ def sellable_gpus(*, at: dt.datetime) -> QuerySet[Gpu]:
     """Return the GPUs that may be promised to a tenant at `at`.
 
     They are in the last inventory of an active node that reported lately and whose reader answers, are
-    healthy, not withdrawn by the market or by an alarm, of a known model and whole (not cut by MIG);
-    simulated ones only where the settings allow them. Whether they are free is not asked here.
+    healthy, not withdrawn by the market or by an alarm, of a known model and whole (not cut by MIG or for
+    guests); simulated ones only where the settings allow them. Whether they are free is not asked here.
     """
     alarmed = Alarm.objects.filter(
         node=OuterRef("node"), gpu_uuid__in=["", OuterRef("uuid")], settled_at__isnull=True
     )
-    gpus = Gpu.objects.filter(
-        ~Exists(alarmed),
-        present=True,
-        health=protocol.Health.HEALTHY,
-        quarantined_by_market="",
-        gpu_model__isnull=False,
-        node__status=NodeStatus.ACTIVE,
-        node__reader_hung_since__isnull=True,
-        node__last_report_at__gte=health.fresh_since(at=at),
-    ).exclude(mig_enabled=True)
+    gpus = (
+        Gpu.objects.filter(
+            ~Exists(alarmed),
+            present=True,
+            health=protocol.Health.HEALTHY,
+            quarantined_by_market="",
+            gpu_model__isnull=False,
+            node__status=NodeStatus.ACTIVE,
+            node__reader_hung_since__isnull=True,
+            node__last_report_at__gte=health.fresh_since(at=at),
+        )
+        .exclude(mig_enabled=True)
+        .exclude(virtualization_mode__in=VGPU_HOST_MODES)
+    )
     return gpus if settings.ALLOW_SIMULATED_HARDWARE else gpus.filter(node__simulated=False)

@@ -6,11 +6,11 @@ nobody looks at.
 """
 
 import datetime as dt
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import structlog
 
-from agents import evidence, inventory, outages, pacing, protocol
+from agents import evidence, idleness, inventory, outages, pacing, protocol
 from agents.ingest.standing import GpuNow
 from agents.models import Gpu, Node, Reading
 from agents.refusals import Refusals
@@ -24,7 +24,7 @@ PROCESS_COUNT_MAX = 4_194_304  # the largest number of processes of a Linux kern
 MEMORY_BYTES_MAX = 2**50  # one pebibyte
 _STATE_COLUMNS = ("health", "health_reason", "idle_state", "idle_since")
 # Why a GPU is busy or idle is told in changing words: they are renewed with the row, and are no news alone.
-_COLUMNS = (*_STATE_COLUMNS, "idle_reason", "measured_at")
+_COLUMNS = (*_STATE_COLUMNS, "idle_reason", "measured_at", *idleness.COLUMNS)
 
 
 def says_nothing_new(
@@ -54,10 +54,14 @@ def store(
     node: Node,
     readings: Sequence[protocol.Reading],
     counters: Sequence[protocol.GpuCounters],
+    leased: Collection[str],
     refusals: Refusals,
     at: dt.datetime,
 ) -> None:
-    """Let the newest reading of each GPU say how it is; keep it as a sample when the row is written."""
+    """Let the newest reading of each GPU say how it is; keep it as a sample when the row is written.
+
+    `leased` are the GPUs that a lease has now: what stops being idle there was not taken back by its owner.
+    """
     gpus = {gpu.uuid: gpu for gpu in Gpu.objects.filter(node=node)}
     newest = dict[str, protocol.Reading]()
     for reading in _taken(readings=readings, gpus=gpus, refusals=refusals, at=at):
@@ -65,7 +69,9 @@ def store(
         if last is None or last.measured_at <= reading.measured_at:
             newest[reading.gpu_uuid] = reading
     written = {
-        uuid: reading for uuid, reading in newest.items() if _takes(gpu=gpus[uuid], reading=reading)
+        uuid: reading
+        for uuid, reading in newest.items()
+        if _takes(gpu=gpus[uuid], reading=reading, leased=uuid in leased, at=at)
     }
     samples = [_sample(gpu=gpus[uuid], reading=reading) for uuid, reading in written.items()]
     Reading.objects.bulk_create(samples, ignore_conflicts=True)
@@ -133,7 +139,7 @@ def _is_due(*, since: dt.datetime | None, at: dt.datetime) -> bool:
     return since is None or (at - since).total_seconds() >= pacing.sample_step_seconds()
 
 
-def _takes(*, gpu: Gpu, reading: protocol.Reading) -> bool:
+def _takes(*, gpu: Gpu, reading: protocol.Reading, leased: bool, at: dt.datetime) -> bool:
     """Let a GPU take the state of a reading in memory; say whether its row must be written."""
     if not is_newer(gpu=gpu, reading=reading):
         return False
@@ -149,6 +155,7 @@ def _takes(*, gpu: Gpu, reading: protocol.Reading) -> bool:
             health=reading.health.value,
             reason=reading.health_reason,
         )
+    idleness.note(gpu=gpu, now=reading.idle_state, leased=leased, at=at)
     for name, value in state.items():
         setattr(gpu, name, value)
     gpu.idle_reason = reading.idle_reason

@@ -16,6 +16,7 @@ from agents import (
     events,
     evidence,
     grants,
+    idleness,
     inventory,
     pacing,
     policies,
@@ -80,6 +81,7 @@ def accept(
     :raises BadSignature: when the node got another key meanwhile.
     """
     _check(node=node, report=report)
+    report = idleness.as_of_today(report=report)
     if standing is None:
         known = standing_of(node_id=node.pk)
         assert known is not None  # rows of nodes are never deleted
@@ -193,6 +195,7 @@ def _store(
             node=node,
             readings=report.readings,
             counters=report.counters,
+            leased=idleness.leased_uuids(grants=standing.grants.values(), at=at),
             refusals=refusals,
             at=at,
         )

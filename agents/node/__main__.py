@@ -122,8 +122,9 @@ def _run(settings: Settings) -> int:
     sender = Sender(
         server_url=settings.server_url, key=key, clock=clock, agent_version=AGENT_VERSION
     )
-    scheduler_hook, free_after = settings.scheduler_hook, settings.free_after_seconds
-    beside = provisioner.blocking or scheduler_hook is not None or not reader.simulated
+    free_after = settings.free_after_seconds
+    scheduler = settings.scheduler_hook and SchedulerHook(program=settings.scheduler_hook)
+    beside = provisioner.blocking or scheduler is not None or not reader.simulated
     try:
         _log_gpus(reader)
         agent = Agent(
@@ -140,9 +141,9 @@ def _run(settings: Settings) -> int:
                 boot_id=host.boot_id(),
             ),
             token=settings.token,
-            free_after_seconds=None if free_after is None else int(free_after),
+            free_after_seconds=None if free_after is None else round(free_after),
             dice=random.Random(),  # noqa: S311 - spreads retries, hides nothing
-            scheduler=SchedulerHook(program=scheduler_hook) if scheduler_hook else None,
+            scheduler=scheduler,
             cure=None if reader.simulated else lambda uuid: cure(gpu_uuid=uuid),
         )
         notifier.tell(notify.READY)

@@ -82,9 +82,7 @@ class Settings:
     scheduler_hook: Annotated[
         Path | None,
         Option(
-            "scheduler_hook",
-            PATH,
-            "the owner's program that says which free GPUs its scheduler has allocated",
+            "scheduler_hook", PATH, "the owner's program that says which free GPUs are allocated"
         ),
     ] = None
     provisioner: Annotated[
@@ -216,9 +214,11 @@ def _completed(
         raise BadSetting("--hook hands over real GPUs and cannot be used with --simulate")
     if settings.hook is not None and not settings.check and not os.access(settings.hook, os.X_OK):
         raise BadSetting(f"--hook {settings.hook}: no such program, or it may not be executed")
-    asked = settings.scheduler_hook
-    if asked is not None and not settings.check and not os.access(asked, os.X_OK):
-        raise BadSetting(f"--scheduler-hook {asked}: no such program, or it may not be executed")
+    scheduler_hook = settings.scheduler_hook
+    if scheduler_hook is not None and not os.access(scheduler_hook, os.X_OK):
+        raise BadSetting(
+            f"--scheduler-hook {scheduler_hook}: no such program, or it may not be executed"
+        )
     if settings.provisioner == "hook" and settings.hook is None:
         raise BadSetting("--provisioner hook needs --hook, the owner's program")
     if settings.token_file is not None and not token:
@@ -239,7 +239,7 @@ def _completed(
         token=token,
         name=name,
         hook=settings.hook and settings.hook.resolve(),
-        scheduler_hook=asked and asked.resolve(),
+        scheduler_hook=scheduler_hook and scheduler_hook.resolve(),
         container=_container(settings, name=name),
         state_dir=state_dir,
         warnings=tuple(warnings),

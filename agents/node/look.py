@@ -59,6 +59,7 @@ def look(*, settings: Settings) -> dict[str, Any]:
                 "health": state.value,
                 "health_reason": reason,
                 "idle_state": track.state.value,
+                "idle_reason": track.reason,
             }
         )
     return {

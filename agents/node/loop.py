@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from agents.node import AGENT_VERSION
@@ -174,66 +173,6 @@ class Agent:
             return policy
         return replace(policy, free_after_seconds=self._free_after_seconds)
 
-    def _leased(self) -> set[str]:
-        return {uuid for record in self._keeper.running() for uuid in record.grant.gpu_uuids}
-
-    def _sample(self, *, everything: bool = False) -> None:
-        self._has_looked = True
-        at = self._clock.now()
-        seen = self._lookout.look(
-            at=at,
-            now=self._clock.boottime_seconds(),
-            leased=self._leased(),
-            interval_seconds=self._reporter.interval_seconds,
-            everything=everything or self._idle.wants_look(),
-            wants_processes=self._idle.wants_processes(at=at, leased=self._held(at)),
-            wants_counters=self._watch.wants_counters(),
-        )
-        if seen.samples is not None:
-            self._take_inventory(again=seen.inventory)
-        samples = self._with_processes(seen.samples or [], at)
-        self._watch.look(
-            at=at,
-            listed=None if seen.samples is None else {i.uuid for i in self._lookout.identities},
-            samples={sample.gpu_uuid: sample for sample in samples},
-            counters=seen.counters,
-            xids=self._reader.xids(),
-        )
-        readings = self._read(samples, at=at, blind=seen.samples is None)
-        if readings:
-            self._reporter.note(readings=readings)
-        if seen.leased:
-            fresh = None if seen.samples is None else {s.gpu_uuid: s for s in seen.samples}
-            self._keeper.meter(view=replace(self._view(), samples=fresh))
-        if self._keeper.running():
-            self._spool.commit(values={"last_alive_at": to_json(at)})
-
-    def _read(self, samples: Sequence[Sample], *, at: dt.datetime, blind: bool) -> list[Reading]:
-        """Say of each sample what its GPU is, to its health and to its idleness."""
-        held = self._held(at)
-        self._idle.policy = self._idle_policy()
-        if blind:
-            self._idle.blind(at=at, leased=held)
-        judged = {s.gpu_uuid: self._watch.track(gpu_uuid=s.gpu_uuid) for s in samples}
-        standings = self._idle.note(
-            samples=samples,
-            healths={uuid: track.health for uuid, track in judged.items()},
-            leased=held,
-            at=at,
-        )
-        return [_reading(s, judged[s.gpu_uuid], standings[s.gpu_uuid]) for s in samples]
-
-    def _with_processes(self, samples: Sequence[Sample], at: dt.datetime) -> Sequence[Sample]:
-        """Look again, with a list of processes, where memory moved since the last one."""
-        again = self._idle.wants_second_look(samples=samples, leased=self._held(at))
-        return self._lookout.look_again(at=at, gpu_uuids=again, samples=samples)
-
-    def _take_inventory(self, *, again: bool) -> None:
-        self._idle.know(identities=self._lookout.identities)
-        if again:
-            self._reporter.inventory = None
-        self._reporter.renew_inventory(inventory=self._lookout.identities)
-
     def _held(self, at: dt.datetime) -> frozenset[str]:
         """Return the GPUs that a lease has, is about to have or has not given back yet."""
         return frozenset(
@@ -243,6 +182,60 @@ class Agent:
             or (record.state is LeaseState.PREPARING and record.grant.not_before <= at)
             for uuid in record.grant.gpu_uuids
         )
+
+    def _leased(self) -> set[str]:
+        return {uuid for record in self._keeper.running() for uuid in record.grant.gpu_uuids}
+
+    def _sample(self, *, everything: bool = False) -> None:
+        self._has_looked = True
+        at = self._clock.now()
+        held = self._held(at)
+        seen = self._lookout.look(
+            at=at,
+            now=self._clock.boottime_seconds(),
+            leased=self._leased(),
+            interval_seconds=self._reporter.interval_seconds,
+            everything=everything or self._idle.wants_look(),
+            wants_processes=self._idle.wants_processes(at=at, leased=held),
+            wants_second_look=lambda samples: self._idle.wants_second_look(
+                samples=samples, leased=held
+            ),
+            wants_counters=self._watch.wants_counters(),
+        )
+        self._idle.policy = self._idle_policy()
+        if seen.samples is None:
+            self._idle.blind(at=at, leased=held)
+        else:
+            self._take_inventory(again=seen.inventory)
+        samples = seen.samples or []
+        self._watch.look(
+            at=at,
+            listed=None if seen.samples is None else {i.uuid for i in self._lookout.identities},
+            samples={sample.gpu_uuid: sample for sample in samples},
+            counters=seen.counters,
+            xids=self._reader.xids(),
+        )
+        judged = {s.gpu_uuid: self._watch.track(gpu_uuid=s.gpu_uuid) for s in samples}
+        standings = self._idle.note(
+            samples=samples,
+            healths={uuid: track.health for uuid, track in judged.items()},
+            leased=held,
+            at=at,
+        )
+        readings = [_reading(s, judged[s.gpu_uuid], standings[s.gpu_uuid]) for s in samples]
+        if readings:
+            self._reporter.note(readings=readings)
+        if seen.leased:
+            fresh = None if seen.samples is None else {s.gpu_uuid: s for s in seen.samples}
+            self._keeper.meter(view=replace(self._view(), samples=fresh))
+        if self._keeper.running():
+            self._spool.commit(values={"last_alive_at": to_json(at)})
+
+    def _take_inventory(self, *, again: bool) -> None:
+        self._idle.know(identities=self._lookout.identities)
+        if again:
+            self._reporter.inventory = None
+        self._reporter.renew_inventory(inventory=self._lookout.identities)
 
     def _view(self) -> MachineView:
         return MachineView(

@@ -1,4 +1,4 @@
-"""`/v1/enrolment-tokens`, `/v1/nodes` and `/v1/gpus`: the owner's machines, and who is on them.
+"""`/v1/enrolment-tokens` and `/v1/nodes`: the owner's machines, and who is on them.
 
 An owner sees leases by their id and window; the tenant's name is never shown.
 """
@@ -6,41 +6,37 @@ An owner sees leases by their id and window; the tenant's name is never shown.
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar
 
-from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import HttpResponse
-from drf_spectacular.utils import OpenApiExample, extend_schema_field, extend_schema_serializer
+from drf_spectacular.utils import OpenApiExample, extend_schema_serializer
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from agents import alarms, enrolment, health, inventory, labelling
-from agents.models import Alarm, Gpu, Node
-from agents.protocol import GpuCounters, Health, IdleState
+from agents.models import Alarm, Node
 from agents.states import AlarmKind, NodeStatus
 from marketplace.api.fields import (
     ChoiceField,
     InstantField,
     PageQuery,
     StrictSerializer,
-    SwitchField,
     TagsField,
     TextField,
     WholeNumberField,
 )
+from marketplace.api.owner_gpus import GpuSerializer, gpus_of
 from marketplace.api.owner_listings import NoFields
 from marketplace.api.pagination import page_of, page_serializer
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView, find
 from marketplace.core.text import LABELS_MAX
-from marketplace.models import Listing
 from marketplace.states import Scope
+from scheduler import onoffer
 from scheduler.models import Lease
-from scheduler.states import LEASE_ARROWS, LeaseStatus
-
-OPEN_LEASES = [status for status in LeaseStatus if not LEASE_ARROWS.is_final(status)]
-_SWITCH_FILTERS = ("idle", "listed", "leased")
+from scheduler.onoffer import OPEN_LEASES
+from scheduler.states import LeaseStatus
 
 
 @extend_schema_serializer(
@@ -143,58 +139,6 @@ class NodeLeaseSerializer(serializers.Serializer[Lease]):
     ends_at = InstantField()
 
 
-class CountersSerializer(serializers.Serializer[Any]):
-    """What speaks for or against a GPU's health, as its node last read it; null: it could not be read.
-
-    ECC counts are since the driver was loaded unless the name says otherwise.
-    """
-
-    def get_fields(self) -> dict[str, Any]:
-        """Return the fields of the wire: a count, a switch, or the reasons of what could not be read."""
-        kinds: dict[Any, Any] = {int: serializers.IntegerField, bool: serializers.BooleanField}
-        fields: dict[str, Any] = {}
-        for name, hint in get_type_hints(GpuCounters).items():
-            for kind in get_args(hint):
-                if kind in kinds:
-                    fields[name] = kinds[kind](allow_null=True)
-        fields["unread"] = serializers.DictField(
-            child=serializers.CharField(), help_text="why a value is null: `not_supported`, `lost`"
-        )
-        return fields
-
-
-class GpuSerializer(serializers.Serializer[Any]):
-    """One device."""
-
-    id = serializers.CharField()
-    node_id = serializers.CharField()
-    uuid = serializers.CharField(help_text="as NVML names the device")
-    gpu_model = serializers.CharField(
-        source="gpu_model_id", allow_null=True, help_text="null: not in the catalogue, never sold"
-    )
-    product_name = serializers.CharField(help_text="as NVML spells it")
-    memory_total_bytes = serializers.IntegerField()
-    present = serializers.BooleanField(help_text="in the node's last inventory")
-    health = serializers.ChoiceField(choices=[value.value for value in Health])
-    health_reason = serializers.CharField()
-    counters = serializers.SerializerMethodField(help_text="null: its node has told none yet")
-    counters_at = InstantField(allow_null=True)
-    quarantined = serializers.CharField(
-        source="quarantined_by_market",
-        help_text="why the market withdrew it, or empty; the owner's resume clears it",
-    )
-    idle_state = serializers.ChoiceField(choices=[value.value for value in IdleState])
-    idle_since = InstantField(allow_null=True)
-    measured_at = InstantField(allow_null=True)
-    listed = serializers.BooleanField(help_text="a published listing selects it now")
-    leased = serializers.BooleanField(help_text="an open lease holds it")
-    simulated = serializers.BooleanField(source="node.simulated")
-
-    @extend_schema_field(CountersSerializer(allow_null=True))
-    def get_counters(self, gpu: Gpu) -> dict[str, Any] | None:
-        return {n: v for n, v in gpu.counters.items() if n != "gpu_uuid"} if gpu.counters else None
-
-
 class NodeAlarmSerializer(serializers.Serializer[Alarm]):
     """Something that staff must settle before the node, or one of its GPUs, is sold again."""
 
@@ -249,53 +193,18 @@ class NodesQuery(PageQuery):
     region = TextField(max_length=60, required=False)
 
 
-class GpusQuery(PageQuery):
-    """Which GPUs."""
-
-    gpu_model = TextField(max_length=60, required=False)
-    node_id = TextField(max_length=32, required=False)
-    health = ChoiceField(choices=[(value.value, value.value) for value in Health], required=False)
-    idle = SwitchField(from_text=True, required=False)
-    listed = SwitchField(from_text=True, required=False)
-    leased = SwitchField(from_text=True, required=False)
-
-
 class LabelsSerializer(StrictSerializer):
     """What of a node its owner may change."""
 
     labels = TagsField(tags_max=LABELS_MAX)
 
 
-def gpus_of(nodes: QuerySet[Node] | list[Node], *, at: Any) -> QuerySet[Gpu]:  # noqa: ANN401 - an instant
-    """Return the GPUs of some nodes, each with `listed` and `leased` as they are at `at`."""
-    selecting = Listing.objects.published().filter(
-        Q(ends_at__isnull=True) | Q(ends_at__gt=at),
-        Q(region="") | Q(region=OuterRef("node__region")),
-        Q(fabric="") | Q(fabric=OuterRef("node__fabric")),
-        starts_at__lte=at,
-        organization=OuterRef("node__organization"),
-        gpu_model=OuterRef("gpu_model"),
-        labels__contained_by=OuterRef("node__labels"),
-    )
-    holding = Lease.objects.filter(
-        node=OuterRef("node"), status__in=OPEN_LEASES, gpu_uuids__contains=[OuterRef("uuid")]
-    )
-    return (
-        Gpu.objects.filter(node__in=nodes)
-        .select_related("node")
-        .annotate(
-            listed=Exists(selecting),
-            leased=Exists(holding),
-            idle=Q(idle_state=IdleState.FREE.value),
-        )
-    )
-
-
 def nodes_as_answer(nodes: Iterable[Node], *, at: Any) -> list[Any]:  # noqa: ANN401 - an instant
-    """Return nodes as the contract shows them, in four queries however many they are."""
+    """Return nodes as the contract shows them, in eight queries however many they are."""
     rows = list(nodes)
     gpus, leases = defaultdict(list), defaultdict(list)
-    for gpu in gpus_of(rows, at=at).order_by("slot"):
+    found = list(gpus_of(rows, at=at).order_by("slot"))
+    for gpu in found:
         gpus[gpu.node_id].append(gpu)
     for lease in Lease.objects.filter(node__in=rows, status__in=OPEN_LEASES).order_by(
         "starts_at", "id"
@@ -325,7 +234,8 @@ def nodes_as_answer(nodes: Iterable[Node], *, at: Any) -> list[Any]:  # noqa: AN
         }
         for node in rows
     ]
-    return [NodeSerializer(answer).data for answer in answers]
+    context = {"offers": onoffer.read(gpus=found, at=at)}
+    return [NodeSerializer(answer, context=context).data for answer in answers]
 
 
 class NodesView(ApiView):
@@ -422,25 +332,3 @@ class ResumeView(_NodeMoveView):
     )
     def post(self, request: Request, node_id: str) -> HttpResponse:
         return self.move(node_id)
-
-
-class GpusView(ApiView):
-    scopes: ClassVar = {"GET": Scope.OWNER_READ}
-    queries: ClassVar = {"GET": GpusQuery}
-
-    @operation(
-        summary="List the owner's GPUs",
-        responses={200: page_serializer(GpuSerializer, name="GpuPage")},
-        query=GpusQuery,
-        operation_id="list_gpus",
-    )
-    def get(self, request: Request) -> Response:
-        rows = gpus_of(Node.objects.visible_to(self.organization), at=self.now)
-        columns = {"gpu_model": "gpu_model_id", "node_id": "node_id", "health": "health"}
-        columns |= {name: name for name in _SWITCH_FILTERS}
-        for word, column in columns.items():
-            if word in self.query:
-                rows = rows.filter(**{column: self.query[word]})
-        page = page_of(rows, query=self.query)
-        data = GpuSerializer(page.data, many=True).data
-        return Response({"data": data, "next_cursor": page.next_cursor})

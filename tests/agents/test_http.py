@@ -228,7 +228,7 @@ class TestReports:
             ('"agent_version":"0.1.0"', f'"agent_version":"{"1" * 41}"'),
             ('"epoch":1,"events"', '"epoch":null,"events"'),
             ('"protocol":2', '"protocol":3'),
-            ('"idle_state":"free"', '"idle_state":"asleep"'),
+            ('"idle_state":"offerable"', '"idle_state":"asleep"'),
             ('"node_id":"nde_', '"node_id":"xxx_'),
             ('"sent_at":"2026', '"sent_at":"20260'),
             ('"sent_at":"2026-11', '"sent_at":"2026-13'),

@@ -182,7 +182,7 @@ class TestReadings:
         accept(machine, readings=[newer, older])
         gpu = Gpu.objects.get(uuid=uuid)
         assert (gpu.health, gpu.health_reason, gpu.measured_at) == ("quarantined", "Xid 79", NOW)
-        assert (gpu.idle_state, gpu.idle_since) == ("free", NOW - make.seconds(600))
+        assert (gpu.idle_state, gpu.idle_since) == ("offerable", NOW - make.seconds(600))
         assert Reading.objects.get().measured_at == NOW
 
     def test_an_older_reading_changes_nothing_that_a_newer_one_said(self, machine: Machine) -> None:

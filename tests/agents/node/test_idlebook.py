@@ -130,7 +130,7 @@ class TestOffers:
         rig.live(seconds=40)
         assert market.reports[-1].readings[-1].idle_state is IdleState.OFFERABLE
 
-    def test_a_leased_gpu_is_busy_and_its_processes_are_not_listed(
+    def test_a_leased_gpu_is_busy_and_its_processes_are_hardly_listed(
         self, rig: Rig, market: FakeMarket, reader: ScriptedReader
     ) -> None:
         enrolled(rig)
@@ -143,7 +143,7 @@ class TestOffers:
         assert last(market, leased).idle_reason == "a lease has it"
         assert last(market, other).idle_state is IdleState.OFFERABLE
         assert any(reader.reads)
-        assert not any(leased in wanted for wanted in reader.reads)
+        assert sum(leased in wanted for wanted in reader.reads) <= 1, "once in five minutes"
 
 
 class TestScheduler:

@@ -200,7 +200,7 @@ WORKLOADS: dict[str, Workload] = {
     "parked memory": parked_memory,
     "ghost latch": ghost_latch,
 }
-IDLE_WORKLOAD = {"really idle": really_idle}
+IDLE_WORKLOAD: dict[str, Workload] = {"really idle": really_idle}
 
 
 # --- looking ---------------------------------------------------------------------------------------------
