@@ -48,7 +48,10 @@ class BodyTooLarge(DomainError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignedRequest:
-    """A request as it came over the wire. `body` is what was signed: still compressed if it was sent so."""
+    """A request as it came over the wire. `body` is what was signed: still compressed if it was sent so.
+
+    `client_address` is whence it came, as far as our own proxies can tell: nobody signed it.
+    """
 
     method: str
     authority: str
@@ -58,6 +61,7 @@ class SignedRequest:
     content_digest: str
     signature_input: str
     signature: str
+    client_address: str | None = None
 
 
 def read_signature(*, signed: SignedRequest) -> protocol.SignatureInput:
@@ -157,7 +161,8 @@ def decode(*, message_type: type[MessageT], signed: SignedRequest) -> MessageT:
     try:
         body.decode("utf-8")  # json.loads would also take UTF-16, UTF-32 and raw surrogates
         message = protocol.decode(message_type, body)
-        protocol.encode(message)  # "\ud800" parses, but no database can store half a character
+        if b"\\u" in body:
+            protocol.encode(message)  # "\ud800" parses, but no database can store half a character
     except UnicodeError:
         raise MalformedReport("the body is not Unicode text in UTF-8", pointer="") from None
     except protocol.MalformedMessage as error:

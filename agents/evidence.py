@@ -1,11 +1,14 @@
 """Meter readings and receipts of a report: what settlement rests on. Checked one by one, kept for ever."""
 
 import datetime as dt
+import json
 import math
 from collections.abc import Mapping, Sequence
 
+from django.db import connection
+
 from agents import envelope, protocol
-from agents.models import Grant, MeterReading, Node, Receipt
+from agents.models import Grant, Node, Receipt
 from agents.refusals import Refusals
 
 # A node's clock may be wrong by that much before its word is not taken.
@@ -16,6 +19,18 @@ POWER_MILLIWATTS_MAX = 10_000_000  # 10 kW: seven times the hungriest GPU on sal
 TEMPERATURE_CELSIUS_MAX = 200  # silicon is dead above that
 PORT_MAX = 65_535
 GrantKey = tuple[str, int]
+_METER_COLUMNS = """epoch, sequence, lease_id, lease_epoch, gpu_uuid, starts_at, ends_at, up_seconds,
+    busy_seconds, energy_millijoules, memory_used_bytes_max, temperature_celsius_max, attached_seconds,
+    simulated"""
+_INSERT_METERS = f"""
+INSERT INTO agents_meterreading (node_id, enrolment, received_at, {_METER_COLUMNS})
+SELECT %s, %s, %s, {_METER_COLUMNS} FROM json_to_recordset(%s) AS meter (
+    epoch bigint, sequence bigint, lease_id text, lease_epoch int, gpu_uuid text,
+    starts_at timestamptz, ends_at timestamptz, up_seconds int, busy_seconds int,
+    energy_millijoules bigint, memory_used_bytes_max bigint, temperature_celsius_max smallint,
+    attached_seconds int, simulated boolean)
+ON CONFLICT DO NOTHING
+"""  # noqa: S608 - names of columns, written here
 
 
 def store_meters(
@@ -26,37 +41,41 @@ def store_meters(
     refusals: Refusals,
     at: dt.datetime,
 ) -> None:
-    """Store the meter readings that can be true; one that is stored already changes nothing."""
+    """Store the meter readings that can be true; one that is stored already changes nothing.
+
+    They go to PostgreSQL as one document: 2,000 a second come from a large fleet, and a statement with a
+    parameter for each of their values took three times as long to build.
+    """
     rows = []
     for meter in meters:
         if reason := _why_no_meter(node=node, meter=meter, grants=grants, at=at):
             example = f"{meter.lease_id}/{meter.lease_epoch} {meter.gpu_uuid} {meter.epoch}.{meter.sequence}"
             refusals.add(kind="meter", reason=reason, example=example)
             continue
-        rows.append(
-            MeterReading(
-                node=node,
-                enrolment=node.enrolments,
-                epoch=meter.epoch,
-                sequence=meter.sequence,
-                lease_id=meter.lease_id,
-                lease_epoch=meter.lease_epoch,
-                gpu_uuid=meter.gpu_uuid,
-                starts_at=meter.starts_at,
-                ends_at=meter.ends_at,
-                up_seconds=meter.up_seconds,
-                busy_seconds=meter.busy_seconds,
-                energy_millijoules=_plausible_energy(meter),
-                memory_used_bytes_max=meter.memory_used_bytes_max,
-                temperature_celsius_max=at_most(
-                    value=meter.temperature_celsius_max, maximum=TEMPERATURE_CELSIUS_MAX
-                ),
-                attached_seconds=meter.attached_seconds,
-                simulated=meter.simulated,
-                received_at=at,
-            )
+        temperature_celsius_max = at_most(
+            value=meter.temperature_celsius_max, maximum=TEMPERATURE_CELSIUS_MAX
         )
-    MeterReading.objects.bulk_create(rows, ignore_conflicts=True)
+        rows.append(
+            {
+                "epoch": meter.epoch,
+                "sequence": meter.sequence,
+                "lease_id": meter.lease_id,
+                "lease_epoch": meter.lease_epoch,
+                "gpu_uuid": meter.gpu_uuid,
+                "starts_at": meter.starts_at.isoformat(),
+                "ends_at": meter.ends_at.isoformat(),
+                "up_seconds": meter.up_seconds,
+                "busy_seconds": meter.busy_seconds,
+                "energy_millijoules": _plausible_energy(meter),
+                "memory_used_bytes_max": meter.memory_used_bytes_max,
+                "temperature_celsius_max": temperature_celsius_max,
+                "attached_seconds": meter.attached_seconds,
+                "simulated": meter.simulated,
+            }
+        )
+    if rows:
+        with connection.cursor() as cursor:
+            cursor.execute(_INSERT_METERS, [node.pk, node.enrolments, at, json.dumps(rows)])
 
 
 def store_receipts(
@@ -67,7 +86,11 @@ def store_receipts(
     refusals: Refusals,
     at: dt.datetime,
 ) -> None:
-    """Store the receipts that the node signed about its own grants; the first of a kind stands."""
+    """Store the receipts that the node signed about its own grants; the first of a kind stands.
+
+    `node` is as it was before the report that brought them. The instant that counts is bounded by what the
+    market saw itself (`_instant_of`); the one that was signed stays in the document.
+    """
     rows = []
     for receipt in receipts:
         if reason := _why_no_receipt(node=node, receipt=receipt, grants=grants, at=at):
@@ -75,13 +98,14 @@ def store_receipts(
             refusals.add(kind="receipt", reason=reason, example=example)
             continue
         document = receipt.document()
+        grant = grants[receipt.lease_id, receipt.lease_epoch]
         rows.append(
             Receipt(
                 node=node,
                 lease_id=receipt.lease_id,
                 lease_epoch=receipt.lease_epoch,
                 kind=receipt.kind,
-                at=receipt.at,
+                at=_instant_of(receipt=receipt, grant=grant, node=node, at=at),
                 is_clean=receipt.clean,
                 access=document["access"],
                 document=document,
@@ -139,23 +163,38 @@ def _why_no_receipt(
     grant = grants.get((receipt.lease_id, receipt.lease_epoch))
     if grant is None:
         return "no_grant"
-    ahead = dt.timedelta(seconds=CLOCK_AHEAD_SECONDS_MAX)
     port = receipt.access.port if receipt.access else 1
     reasons = {
         "other_node": receipt.node_id != node.pk,
         "gpu_not_granted": sorted(receipt.gpu_uuids) != sorted(grant.gpu_uuids),
         "energy_per_gpu": len(receipt.energy_millijoules) != len(receipt.gpu_uuids),
         "simulated_differs": receipt.simulated != node.simulated,
-        "in_the_future": is_ahead(instant=receipt.at, at=at),
-        "before_grant": receipt.at < grant.created_at - ahead,
         "no_such_port": not 1 <= port <= PORT_MAX,
     }
     reason = next((reason for reason, applies in reasons.items() if applies), "")
-    if not reason and not envelope.is_receipt_signed_by(
-        public_key=node.public_key, receipt=receipt
+    # A receipt may have waited in the spool while the node got its present key.
+    keys = [key for key in (node.public_key, node.previous_public_key) if key]
+    if not reason and not any(
+        envelope.is_receipt_signed_by(public_key=key, receipt=receipt) for key in keys
     ):
         reason = "bad_signature"
     return reason
+
+
+def _instant_of(
+    *, receipt: protocol.Receipt, grant: Grant, node: Node, at: dt.datetime
+) -> dt.datetime:
+    """Return the instant at which a receipt counts: a wrong clock loses no receipt and gains no money.
+
+    Nothing happened after it was told, or before it was asked for. A handover goes
+    with the first report that can carry it: one that claims to be older than the report before, by more
+    than a clock may be wrong, is dated back, and counts from there.
+    """
+    instant = min(max(receipt.at, grant.created_at), at)
+    if receipt.kind == protocol.ReceiptKind.HANDOVER and node.last_report_at is not None:
+        oldest = node.last_report_at - dt.timedelta(seconds=CLOCK_AHEAD_SECONDS_MAX)
+        instant = max(instant, oldest)
+    return instant
 
 
 def _plausible_energy(meter: protocol.MeterReading) -> int | None:

@@ -1,15 +1,16 @@
 """Nodes and their GPUs: which devices there are, in which slot, and which of them may be sold."""
 
 import datetime as dt
+import json
 from collections.abc import Iterable, Sequence
 
 import structlog
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import QuerySet
+from django.db.models import Exists, OuterRef, QuerySet
 
 from agents import envelope, health, protocol
-from agents.models import SLOTS_PER_NODE, Gpu, Node, NodeTransition
+from agents.models import SLOTS_PER_NODE, Alarm, Gpu, Node, NodeTransition
 from agents.states import NODE_ARROWS, NodeStatus
 from marketplace import catalog
 from marketplace.core.errors import DomainError, StateConflict
@@ -39,7 +40,6 @@ _IDENTITY_LENGTHS_MAX = {
     "virtualization_mode": 20,
     "fabric_clique": 100,
 }
-_CLAIMED_TWICE = "another node reports a GPU with this UUID"
 
 
 class NodeRevoked(DomainError):
@@ -84,8 +84,7 @@ def apply(*, node: Node, gpus: Sequence[protocol.GpuIdentity], at: dt.datetime) 
     """Make the stored GPUs of a node those of its inventory; return the UUIDs that belong to other nodes.
 
     The caller holds the node's row. A GPU keeps the slot that it got first, for ever; one that is gone
-    stays with `present` false. A GPU of another node is not taken over: both are logged, and the one that
-    was here first becomes suspect until its own node says otherwise.
+    stays with `present` false. A GPU of another node is not taken over.
     """
     by_uuid = {gpu.uuid: gpu for gpu in Gpu.objects.filter(node=node)}
     new = sorted((g for g in gpus if g.uuid not in by_uuid), key=lambda g: g.uuid)
@@ -104,16 +103,31 @@ def apply(*, node: Node, gpus: Sequence[protocol.GpuIdentity], at: dt.datetime) 
         gpu.present = False
         log.warning("gpu_is_gone", node_id=node.id, gpu_uuid=gpu.uuid)
     write(gpus=[*changed, *gone], columns=_IDENTITY_COLUMNS)
-    if foreign:
-        _suspect(node=node, gpu_uuids=foreign)
     return foreign
 
 
 def write(*, gpus: Sequence[Gpu], columns: Sequence[str]) -> None:
-    """Store some columns of a node's GPUs; the caller is in a transaction."""
-    if gpus:
-        list(Gpu.objects.filter(pk__in=[gpu.pk for gpu in gpus]).held_in_order().values_list("pk"))
-        Gpu.objects.bulk_update(gpus, columns)
+    """Store some columns of a node's GPUs; the caller is in a transaction.
+
+    The rows are locked in the order of `held_in_order`. They go to PostgreSQL as one document: `bulk_update`
+    took half of the time in which a large fleet's reports were taken in.
+    """
+    if not gpus:
+        return
+    rows = [{name: getattr(gpu, name) for name in ("id", *columns)} for gpu in gpus]
+    assignments = ", ".join(f"{name} = news.{name}" for name in columns)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""
+            WITH held AS (
+                SELECT id FROM agents_gpu WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE
+            )
+            UPDATE agents_gpu SET {assignments}
+            FROM held JOIN json_populate_recordset(NULL::agents_gpu, %s) AS news ON news.id = held.id
+            WHERE agents_gpu.id = held.id
+            """,  # noqa: S608 - names of columns, which callers write down
+            [[gpu.pk for gpu in gpus], json.dumps(rows, default=dt.datetime.isoformat)],
+        )
 
 
 def _columns(identity: protocol.GpuIdentity) -> dict[str, object]:
@@ -168,24 +182,6 @@ def _insert(
     mine = Gpu.objects.filter(node=node, uuid__in=[row.uuid for row in rows])
     lost_to_a_rival = {row.uuid for row in rows} - set(mine.values_list("uuid", flat=True))
     return sorted(claimed_elsewhere | lost_to_a_rival)
-
-
-def _suspect(*, node: Node, gpu_uuids: Sequence[str]) -> None:
-    """Mark GPUs of other nodes that `node` also claims. One that is being written just now is left out."""
-    rows = (
-        Gpu.objects.filter(uuid__in=gpu_uuids)
-        .exclude(node=node)
-        .select_for_update(skip_locked=True, no_key=True)
-        .order_by("id")
-    )
-    for gpu in rows:
-        Gpu.objects.filter(pk=gpu.pk).update(
-            health=protocol.Health.SUSPECT, health_reason=_CLAIMED_TWICE
-        )
-    for uuid, owner_node_id in Gpu.objects.filter(uuid__in=gpu_uuids).values_list(
-        "uuid", "node_id"
-    ):
-        log.error("gpu_claimed_twice", gpu_uuid=uuid, node_id=owner_node_id, claimed_by=node.id)
 
 
 def drain(*, node: Node, at: dt.datetime, actor: str) -> None:
@@ -263,10 +259,14 @@ def sellable_gpus(*, at: dt.datetime) -> QuerySet[Gpu]:
     """Return the GPUs that may be promised to a tenant at `at`.
 
     They are in the last inventory of an active node that reported lately and whose reader answers, are
-    healthy, not withdrawn by the market, of a known model and whole (not cut by MIG); simulated ones only
-    where the settings allow them. Whether they are free is not asked here.
+    healthy, not withdrawn by the market or by an alarm, of a known model and whole (not cut by MIG);
+    simulated ones only where the settings allow them. Whether they are free is not asked here.
     """
+    alarmed = Alarm.objects.filter(
+        node=OuterRef("node"), gpu_uuid__in=["", OuterRef("uuid")], settled_at__isnull=True
+    )
     gpus = Gpu.objects.filter(
+        ~Exists(alarmed),
         present=True,
         health=protocol.Health.HEALTHY,
         quarantined_by_market="",

@@ -15,10 +15,10 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from agents import enrolment, health, inventory, labelling
-from agents.models import Gpu, Node
+from agents import alarms, enrolment, health, inventory, labelling
+from agents.models import Alarm, Gpu, Node
 from agents.protocol import Health, IdleState
-from agents.states import NodeStatus
+from agents.states import AlarmKind, NodeStatus
 from marketplace.api.fields import (
     ChoiceField,
     InstantField,
@@ -72,6 +72,13 @@ class EnrolmentTokenWishSerializer(StrictSerializer):
     )
     max_nodes = WholeNumberField(min_value=1, max_value=enrolment.TOKEN_NODES_MAX)
     expires_at = InstantField()
+    allowed_networks = serializers.ListField(
+        child=TextField(max_length=50),
+        max_length=enrolment.TOKEN_NETWORKS_MAX,
+        required=False,
+        default=list,
+        help_text="CIDR blocks from which the token may be used; empty: from anywhere",
+    )
 
 
 class EnrolmentTokenSerializer(serializers.Serializer[Any]):
@@ -83,6 +90,7 @@ class EnrolmentTokenSerializer(serializers.Serializer[Any]):
     fabric = serializers.CharField(allow_null=True)
     labels = TagsField(tags_max=LABELS_MAX)
     max_nodes = serializers.IntegerField(source="nodes_max")
+    allowed_networks = serializers.ListField(child=serializers.CharField())
     expires_at = InstantField()
     created_at = InstantField()
 
@@ -108,9 +116,18 @@ class EnrolmentTokensView(ApiView):
             labels=body["labels"],
             nodes_max=body["max_nodes"],
             expires_at=body["expires_at"],
+            allowed_networks=body["allowed_networks"],
             at=self.now,
         )
-        names = ("id", "region", "labels", "nodes_max", "expires_at", "created_at")
+        names = (
+            "id",
+            "region",
+            "labels",
+            "nodes_max",
+            "allowed_networks",
+            "expires_at",
+            "created_at",
+        )
         answer = {name: getattr(token, name) for name in names}
         answer |= {"token": secret, "fabric": token.fabric or None}
         return Response(EnrolmentTokenSerializer(answer).data, status=HTTPStatus.CREATED)
@@ -152,6 +169,30 @@ class GpuSerializer(serializers.Serializer[Any]):
     simulated = serializers.BooleanField(source="node.simulated")
 
 
+class NodeAlarmSerializer(serializers.Serializer[Alarm]):
+    """Something that staff must settle before the node, or one of its GPUs, is sold again."""
+
+    kind = ChoiceField(choices=AlarmKind.choices)
+    gpu_uuid = serializers.CharField(allow_null=True, help_text="null: the whole node")
+    detail = serializers.CharField()
+    raised_at = InstantField()
+
+
+class HostSerializer(serializers.Serializer[Any]):
+    """The machine around the GPUs, as its agent last described it; null where it could not tell."""
+
+    driver_version = serializers.CharField(allow_null=True)
+    nvml_version = serializers.CharField(allow_null=True)
+    cuda_driver_version = serializers.CharField(allow_null=True)
+    kernel_version = serializers.CharField(allow_null=True)
+    confidential_computing = serializers.CharField(allow_null=True)
+    scrubs_memory_on_free = serializers.BooleanField(
+        allow_null=True, help_text="false: the owner has switched the driver's scrubbing off"
+    )
+    provisioner = serializers.CharField(help_text="how GPUs are handed over")
+    provisioner_version = serializers.CharField(allow_blank=True)
+
+
 class NodeSerializer(serializers.Serializer[Any]):
     """One machine, its GPUs and its open leases."""
 
@@ -166,6 +207,11 @@ class NodeSerializer(serializers.Serializer[Any]):
     agent_version = serializers.CharField()
     enrolled_at = InstantField()
     simulated = serializers.BooleanField(help_text="its GPUs do not exist")
+    host = HostSerializer(allow_null=True, help_text="null: its agent does not tell")
+    warnings = serializers.ListField(
+        child=serializers.CharField(), help_text="what the node cannot do now, in words"
+    )
+    alarms = NodeAlarmSerializer(many=True, help_text="open ones")
     gpus = GpuSerializer(many=True)
     leases = NodeLeaseSerializer(many=True)
 
@@ -220,7 +266,7 @@ def gpus_of(nodes: QuerySet[Node] | list[Node], *, at: Any) -> QuerySet[Gpu]:  #
 
 
 def nodes_as_answer(nodes: Iterable[Node], *, at: Any) -> list[Any]:  # noqa: ANN401 - an instant
-    """Return nodes as the contract shows them, in three queries however many they are."""
+    """Return nodes as the contract shows them, in four queries however many they are."""
     rows = list(nodes)
     gpus, leases = defaultdict(list), defaultdict(list)
     for gpu in gpus_of(rows, at=at).order_by("slot"):
@@ -229,10 +275,23 @@ def nodes_as_answer(nodes: Iterable[Node], *, at: Any) -> list[Any]:  # noqa: AN
         "starts_at", "id"
     ):
         leases[lease.node_id].append(lease)
+    open_alarms = defaultdict(list)
+    for alarm in alarms.open_alarms().filter(node__in=rows):
+        open_alarms[alarm.node_id].append(
+            {
+                **{name: getattr(alarm, name) for name in ("kind", "detail", "raised_at")},
+                "gpu_uuid": alarm.gpu_uuid or None,
+            }
+        )
     names = ("id", "hostname", "region", "labels", "status", "last_report_at", "agent_version")
     answers = [
         {
-            **{name: getattr(node, name) for name in (*names, "enrolled_at", "simulated")},
+            **{
+                name: getattr(node, name)
+                for name in (*names, "enrolled_at", "simulated", "warnings")
+            },
+            "host": node.host or None,
+            "alarms": open_alarms[node.pk],
             "fabric": node.fabric or None,
             "liveness": health.liveness(node=node, at=at).value,
             "gpus": gpus[node.pk],

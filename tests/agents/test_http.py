@@ -11,7 +11,7 @@ import pytest
 import time_machine
 from django.db import OperationalError
 
-from agents import ingest, inventory, protocol
+from agents import ingest, inventory, pacing, protocol
 from agents.models import EnrolmentToken, Gpu, MeterReading, Node, Reading, Receipt
 from tests.agents import factories as make
 from tests.agents.factories import NOW, Machine
@@ -300,12 +300,14 @@ class TestEnrol:
         }
         return make.post(make.sign(**sealing))
 
-    def test_answers_with_the_node_and_the_interval(self, settings: Any) -> None:
+    def test_answers_with_the_node_and_the_interval(self) -> None:
         response = self.enrol()
         assert response.status_code == 200
         reply = protocol.decode(protocol.EnrolReply, response.content)
         assert Node.objects.get().pk == reply.node_id
-        assert reply.report_interval_seconds == settings.AGENT_REPORT_INTERVAL_SECONDS
+        assert reply.report_interval_seconds == pacing.granted_interval_seconds(
+            node_id=reply.node_id, at=NOW
+        )
         assert reply.now == NOW
         assert Gpu.objects.count() == 2
 
@@ -338,6 +340,34 @@ class TestEnrol:
         assert not Gpu.objects.exists()
         assert EnrolmentToken.objects.get().nodes_enrolled == 0
 
+    @pytest.mark.parametrize(
+        ("proxies", "forwarded_for", "status"),
+        [
+            (0, "203.0.113.7", 403),
+            (1, "203.0.113.7", 200),
+            (1, "203.0.113.7, 198.51.100.1", 403),
+            (2, "198.51.100.9, 203.0.113.7, 10.0.0.1", 200),
+        ],
+    )
+    def test_knows_a_client_s_network_by_what_our_own_proxies_say(
+        self, settings: Any, proxies: int, forwarded_for: str, status: int
+    ) -> None:
+        settings.TRUSTED_PROXIES = proxies
+        make.make_gpu_model()
+        _, secret = make.make_token(allowed_networks=["203.0.113.0/24"])
+        key = make.new_key()
+        request = make.enrol_request(token=secret, key=key)
+        signed = make.sign(
+            key=key,
+            key_id=protocol.ENROL_KEY_ID,
+            path=protocol.ENROL_PATH,
+            body=protocol.encode(request),
+        )
+        response = make.post(signed, forwarded_for=forwarded_for)
+        assert response.status_code == status, response.content
+        if status == 403:
+            assert response.json()["code"] == "enrolment_network_refused"
+
     def test_refuses_a_key_that_is_no_point_of_the_curve(self) -> None:
         no_point = base64.urlsafe_b64encode(b"\x02" + b"\x00" * 31).decode()
         response = self.enrol(request={"public_key": no_point})
@@ -364,5 +394,5 @@ def test_a_day_of_clock_error_is_never_a_server_error(machine: Machine) -> None:
         )
         assert make.post(seal(machine, protocol.encode(report))).status_code == 200
     assert not MeterReading.objects.exists()
-    assert not Receipt.objects.exists()
+    assert {receipt.at for receipt in Receipt.objects.all()} == {NOW}
     assert Reading.objects.count() == 1
