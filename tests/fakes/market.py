@@ -149,7 +149,7 @@ class FakeMarket:
         instead = self.instead(None)
         if instead is not None:
             return instead
-        request = decode(EnrolRequest, _unpacked(body, headers))
+        request = decode(EnrolRequest, unpacked(body, headers))
         if request.token != self.token:
             return problem(403, "token_invalid", detail="No such token.")
         raw = base64.urlsafe_b64decode(request.public_key + "=")
@@ -162,7 +162,7 @@ class FakeMarket:
         return 201, encode(reply), {}
 
     def _report(self, body: bytes, headers: dict[str, str]) -> Answer:
-        sent, body = body, _unpacked(body, headers)
+        sent, body = body, unpacked(body, headers)
         assert len(body) <= REPORT_BODY_BYTES_MAX
         report = decode(Report, body)
         if not self._check("/agent/v1/reports", sent, headers, key_id="node-1"):
@@ -255,7 +255,7 @@ class FakeMarket:
         return True
 
 
-def _unpacked(body: bytes, headers: dict[str, str]) -> bytes:
+def unpacked(body: bytes, headers: dict[str, str]) -> bytes:
     return gzip.decompress(body) if headers.get("content-encoding") == "gzip" else body
 
 

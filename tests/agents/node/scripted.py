@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 from agents.node.provision.simulated import SimulatedProvisioner
 from agents.node.reader import GpuProcess, ReaderHung, Sample
@@ -32,8 +33,8 @@ class ScriptedReader(SimulatedReader):
         self.first, self.second = (identity.uuid for identity in self.identify())
         self.held: dict[str, list[GpuProcess]] = {}
         self.memory: dict[str, int] = {}
-        self.of_counters: dict[str, object] = {}
-        self.of_settings: dict[str, object] = {}
+        self.of_counters: dict[str, Any] = {}
+        self.of_settings: dict[str, Any] = {}
         self.restored: list[GpuSettings] = []
         self.not_restored: dict[str, str] = {}
         self.is_hung = False

@@ -61,7 +61,8 @@ SOUND = Look(
 def with_b(seen: Look, part: str, **changes: Any) -> Look:
     """Change one thing of the second GPU."""
     known: Mapping[str, Any] = getattr(seen, part)
-    return replace(seen, **{part: {**known, B: replace(known[B], **changes)}})
+    parts: dict[str, Any] = {part: {**known, B: replace(known[B], **changes)}}
+    return replace(seen, **parts)
 
 
 def before(seen: Look, **given: Any) -> list[checks.Finding]:
