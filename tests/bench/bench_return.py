@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from agents import protocol
 from agents.node.reporting import backoff_seconds
 from marketplace.management.postgres import ThrowAwayPostgres
 from tests.bench.bench_ingest import ENVIRONMENT
@@ -160,15 +161,15 @@ def _report_until_answered(*, node: SimulatedNode, at: dt.datetime, dice: random
         try:
             _take(node=node, body=body, at=at)
         except ingest.ReportReplayed as refusal:
-            reply = refusal.extra["reply"]
-            assert (reply["last_epoch"], reply["last_sequence"]) == (1, node.sequence)
+            reply = protocol.from_json(protocol.ReportReply, refusal.extra["reply"])
+            assert (reply.last_epoch, reply.last_sequence) == (1, node.sequence)
         if fate >= NEVER_ARRIVES + ANSWER_IS_LOST:
             return
 
 
 def _take(*, node: SimulatedNode, body: bytes, at: dt.datetime) -> None:
     """Take one signed request as the web server does."""
-    from agents import envelope, ingest, protocol
+    from agents import envelope, ingest
 
     digest, parameters, signature = node.signature(body=body, at=at)
     signed = envelope.SignedRequest(
