@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connection
-from django.db.backends.postgresql.base import (
-    ServerBindingCursor,  # type: ignore[attr-defined] # the stubs know psycopg2 alone
-)
+from django.db.backends.postgresql import base as postgresql
 from django.db.models import JSONField
 
 from agents.evidence import GrantKey
@@ -106,7 +104,8 @@ def _fetch(node_id: str) -> tuple[Any, ...] | None:
     raw = connection.connection
     raw.prepare_threshold = 0
     wrap = connection.make_debug_cursor if connection.queries_logged else connection.make_cursor
-    with wrap(ServerBindingCursor(raw)) as cursor:
+    server_side = postgresql.ServerBindingCursor  # type: ignore[attr-defined] # stubs know psycopg2
+    with wrap(server_side(raw)) as cursor:
         cursor.execute(_READ, [node_id])
         row: tuple[Any, ...] | None = cursor.fetchone()
     return row
