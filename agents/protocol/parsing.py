@@ -276,7 +276,7 @@ def _parse_switch(value: Any) -> bool:  # noqa: ANN401
     return value
 
 
-def _parse_number(value: Any) -> int:  # noqa: ANN401
+def _parse_number(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise MalformedMessage(pointer="", detail="must be an integer")
     if not 0 <= value <= _INT64_MAX:

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import itertools
+import threading
 from typing import Any
 
 import pytest
@@ -69,8 +70,8 @@ class TestBeat:
             reply = beat(machine, sequence=2, at=at)
         assert reply.accepted
         assert len(reply.grants) == 1
-        (query,) = queries.captured_queries
-        assert query["sql"].lstrip().startswith("SELECT")
+        assert len(queries) == 1
+        assert heard(machine) == (1, 1, NOW)
 
     def test_moves_the_node_with_the_next_write(self, machine: Machine) -> None:
         at = NOW + make.seconds(15)
@@ -208,3 +209,37 @@ class TestBeat:
         assert Reading.objects.count() == 4
         due = NOW + make.seconds(300)
         assert set(Gpu.objects.values_list("measured_at", flat=True)) == {due}
+
+
+@pytest.mark.django_db(transaction=True)
+class TestTheWriterOfAProcess:
+    @pytest.fixture(autouse=True)
+    def _real_book(self, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings.AGENT_BEATS_AT_ONCE = False
+        self.book = beats.BeatBook()
+        self.written = threading.Event()
+
+        def write(*, beats: Any) -> int:
+            self.written.set()
+            return len(beats)
+
+        monkeypatch.setattr(beats, "write", write)
+        monkeypatch.setattr(beats, "FLUSH_SECONDS", 0.01)
+        # What it leaves for the end of the process, the test calls itself.
+        monkeypatch.setattr(beats.atexit, "register", lambda _verb: None)
+
+    def note(self) -> None:
+        self.book.note(beat=beats.Beat(node_id="nde_1", enrolment=1, epoch=1, sequence=1, at=NOW))
+
+    def test_writes_by_itself_what_was_heard(self) -> None:
+        self.note()
+        assert self.written.wait(timeout=20)
+        self.book._write_the_last()
+
+    def test_writes_the_rest_when_the_process_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(beats, "FLUSH_SECONDS", 3_600)
+        self.note()
+        assert not self.written.is_set()
+        self.book._write_the_last()
+        assert self.written.is_set()
+        assert self.book.flush() == 0

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from agents.models import EnrolmentToken, Gpu, Node
+from agents import protocol
+from agents.models import Alarm, EnrolmentToken, Gpu, Node
 from agents.protocol import GpuCounters, to_json
-from agents.states import NodeStatus
+from agents.states import AlarmKind, NodeStatus
 from marketplace.models import IdempotencyRecord, Organization
 from scheduler.states import LeaseStatus
 from tests.agents.factories import make_node
@@ -57,6 +58,8 @@ class TestEnrolmentTokens:
             ({"expires_at": "2020-01-01T00:00:00Z"}, "/expires_at"),
             ({"expires_at": "2099-01-01T00:00:00Z"}, "/expires_at"),
             ({"labels": ["rack"]}, "/labels"),
+            ({"allowed_networks": ["nowhere"]}, "/allowed_networks/0"),
+            ({"allowed_networks": "10.0.0.0/8"}, "/allowed_networks"),
             ({"owner": "me"}, "/owner"),
         ],
     )
@@ -66,8 +69,46 @@ class TestEnrolmentTokens:
         assert pointer in [error["pointer"] for error in answer.json["errors"]]
         assert not EnrolmentToken.objects.exists()
 
+    def test_can_be_bound_to_networks(self, api: ApiClient) -> None:
+        answer = api.post("/v1/enrolment-tokens", self.a_body(allowed_networks=["203.0.113.7"]))
+        assert answer.json["allowed_networks"] == ["203.0.113.7/32"]
+        free = api.post("/v1/enrolment-tokens", self.a_body())
+        assert free.json["allowed_networks"] == []
+
 
 class TestNodes:
+    def test_tell_what_is_wrong_with_them(self, api: ApiClient, node: Node) -> None:
+        uuid = node.gpus.first().uuid  # type: ignore[union-attr] # it has two
+        host = protocol.to_json(protocol.HostFacts(driver_version="580.95.05"))
+        Node.objects.update(host=host, warnings=["podman is not installed"])
+        now = timezone.now()
+        for gpu_uuid, kind, settled_at in (
+            (uuid, AlarmKind.GPU_CLAIMED_TWICE, None),
+            ("", AlarmKind.NODE_CLONED, None),
+            ("", AlarmKind.NODE_CLONED, now),
+        ):
+            Alarm.objects.create(
+                node=node,
+                kind=kind,
+                gpu_uuid=gpu_uuid,
+                detail="why",
+                raised_at=now,
+                settled_at=settled_at,
+            )
+        answer = api.get(f"/v1/nodes/{node.id}").json
+        assert answer["host"] == host
+        assert answer["warnings"] == ["podman is not installed"]
+        assert [(alarm["kind"], alarm["gpu_uuid"]) for alarm in answer["alarms"]] == [
+            ("gpu_claimed_twice", uuid),
+            ("node_cloned", None),
+        ]
+
+    def test_of_the_first_protocol_tell_nothing_of_their_host(
+        self, api: ApiClient, node: Node
+    ) -> None:
+        answer = api.get(f"/v1/nodes/{node.id}").json
+        assert (answer["host"], answer["warnings"], answer["alarms"]) == (None, [], [])
+
     def test_show_their_gpus_and_the_leases_on_them_but_not_the_tenant(
         self, api: ApiClient, node: Node
     ) -> None:

@@ -35,19 +35,33 @@ class SimulatedNode:
 
     def report(self, *, at: dt.datetime, meters: int) -> bytes:
         """Return the whole HTTP request of the next report, with so many meter readings."""
+        return self.sealed(body=self.body(at=at, meters=meters), at=at)
+
+    def body(self, *, at: dt.datetime, meters: int) -> bytes:
+        """Return the next report, with so many meter readings."""
         self.sequence += 1
         now = instant(at)
         meter_rows = ",".join(self._meter(at) for _ in range(meters))
-        body = (
+        return (
             f'{{"agent_version":"0.2.0","boot_id":"boot-1","epoch":1,"leases":[{self._lease()}],'
             f'"meters":[{meter_rows}],"node_id":"{self.node_id}","protocol":2,"readings":['
             + ",".join(self._reading(gpu_uuid, now) for gpu_uuid in self.gpu_uuids)
             + f'],"sent_at":"{now}","sequence":{self.sequence},"simulated":false}}'
         ).encode()
-        return self.sealed(body=body, at=at)
 
     def sealed(self, *, body: bytes, at: dt.datetime) -> bytes:
         """Return a signed HTTP request with this body."""
+        digest, parameters, signature = self.signature(body=body, at=at)
+        head = (
+            f"POST {protocol.REPORT_PATH} HTTP/1.1\r\nHost: {self.authority}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            f"Content-Digest: {digest}\r\nSignature-Input: sig1={parameters}\r\n"
+            f"Signature: sig1=:{signature}:\r\n\r\n"
+        )
+        return head.encode() + body
+
+    def signature(self, *, body: bytes, at: dt.datetime) -> tuple[str, str, str]:
+        """Return the digest of a body, the parameters of its signature, and the signature."""
         digest = protocol.content_digest(body)
         parameters = protocol.signature_parameters(key_id=self.node_id, created_at=at)
         base = protocol.signature_base(
@@ -57,14 +71,7 @@ class SimulatedNode:
             digest=digest,
             parameters=parameters,
         )
-        signature = base64.b64encode(self.key.sign(base)).decode()
-        head = (
-            f"POST {protocol.REPORT_PATH} HTTP/1.1\r\nHost: {self.authority}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-            f"Content-Digest: {digest}\r\nSignature-Input: sig1={parameters}\r\n"
-            f"Signature: sig1=:{signature}:\r\n\r\n"
-        )
-        return head.encode() + body
+        return digest, parameters, base64.b64encode(self.key.sign(base)).decode()
 
     def _lease(self) -> str:
         return f'{{"lease_epoch":1,"lease_id":"{self.lease_id}","state":"active"}}'
