@@ -41,10 +41,11 @@ def provisioner_for(*, settings: Settings, directory: Path) -> Provisioner:
     """Return how real GPUs are handed over; `directory` is that of the agent's state."""
     if settings.hook is not None:
         return HookProvisioner(program=settings.hook)
-    if settings.container is None:
+    options = settings.container()
+    if options is None:
         return NoProvisioner()
     from agents.node.provision import container  # an owner's hook needs nothing of it
 
     return container.ContainerProvisioner(
-        options=settings.container, directory=directory / "leases", machine=container.measure()
+        options=options, directory=directory / "leases", machine=container.measure()
     )

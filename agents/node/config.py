@@ -15,13 +15,15 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from agents.node import AGENT_VERSION
 from agents.node.options import PATH, SWITCH, TEXT, Option, choice, number
-from agents.node.provision.container.options import BadOption, Options, parse_options
 from agents.node.sender import BadServerUrl, check_server_url
 from agents.node.simulated import BadFleet, Fleet, parse_fleet
+
+if TYPE_CHECKING:
+    from agents.node.provision.container.options import Options
 
 CONFIG_FILE_DEFAULT = Path("/etc/headroom-node.toml")
 STATE_DIR_DEFAULT = Path("/var/lib/headroom-node")
@@ -148,8 +150,6 @@ class Settings:
         ),
     ] = False
 
-    # What follows from the settings for containers, where GPUs are handed over as such.
-    container: Options | None = None
     # What is not wrong, but should be otherwise.
     warnings: tuple[str, ...] = ()
 
@@ -157,6 +157,20 @@ class Settings:
     def spool_quota_bytes(self) -> int:
         """Return the quota of the spool."""
         return int(self.spool_quota_mebibytes * _MIB)
+
+    def container(self) -> Options | None:
+        """Return how containers are started, where GPUs are handed over as such.
+
+        :raises BadSetting: when one of their settings cannot be used.
+        """
+        if self.provisioner != "container":
+            return None
+        from agents.node.provision.container.options import BadOption, parse_options
+
+        try:
+            return parse_options(given=lambda name: str(getattr(self, name)), name=self.name)
+        except BadOption as error:
+            raise BadSetting(str(error)) from None
 
 
 OPTIONS: Mapping[str, Option] = {
@@ -221,6 +235,10 @@ def _completed(
         raise BadSetting(
             f"--scheduler-hook {scheduler_hook}: no such program, or it may not be executed"
         )
+    if settings.provisioner == "container" and (settings.hook or settings.fleet):
+        raise BadSetting(
+            "--provisioner container can be used neither with --hook nor with --simulate"
+        )
     if settings.provisioner == "hook" and settings.hook is None:
         raise BadSetting("--provisioner hook needs --hook, the owner's program")
     if settings.token_file is not None and not token:
@@ -233,31 +251,18 @@ def _completed(
     state_dir = settings.state_dir
     if state_dir is None and not settings.once:
         state_dir = _default_state_dir(environment)
-    return dataclasses.replace(
+    complete = dataclasses.replace(
         settings,
         server_url=server_url,
         token=token,
         name=name,
         hook=settings.hook and settings.hook.resolve(),
         scheduler_hook=scheduler_hook and scheduler_hook.resolve(),
-        container=_container(settings, name=name),
         state_dir=state_dir,
         warnings=tuple(warnings),
     )
-
-
-def _container(settings: Settings, *, name: str) -> Options | None:
-    """Return how containers are started, where GPUs are handed over as such."""
-    if settings.provisioner != "container":
-        return None
-    if settings.hook is not None or settings.fleet is not None:
-        raise BadSetting(
-            "--provisioner container can be used neither with --hook nor with --simulate"
-        )
-    try:
-        return parse_options(given=lambda option: str(getattr(settings, option)), name=name)
-    except BadOption as error:
-        raise BadSetting(str(error)) from None
+    complete.container()  # what it refuses is refused before anything runs
+    return complete
 
 
 def _parsed(one: Option, value: object, where: str) -> Any:  # noqa: ANN401 - of the setting's type
