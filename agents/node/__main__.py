@@ -123,7 +123,8 @@ def _run(settings: Settings) -> int:
         server_url=settings.server_url, key=key, clock=clock, agent_version=AGENT_VERSION
     )
     free_after = settings.free_after_seconds
-    scheduler = settings.scheduler_hook and SchedulerHook(program=settings.scheduler_hook)
+    asked = settings.scheduler_hook
+    scheduler = None if asked is None else SchedulerHook(program=asked)
     beside = provisioner.blocking or scheduler is not None or not reader.simulated
     try:
         _log_gpus(reader)
