@@ -226,7 +226,7 @@ class TestTheWriterOfAProcess:
         monkeypatch.setattr(beats, "write", write)
         monkeypatch.setattr(beats, "FLUSH_SECONDS", 0.01)
         # What it leaves for the end of the process, the test calls itself.
-        monkeypatch.setattr(beats.atexit, "register", lambda _verb: None)
+        monkeypatch.setattr("atexit.register", lambda _verb: None)
 
     def note(self) -> None:
         self.book.note(beat=beats.Beat(node_id="nde_1", enrolment=1, epoch=1, sequence=1, at=NOW))
