@@ -9,8 +9,9 @@ from django.http import HttpRequest
 from django.utils import timezone
 from unfold.admin import ModelAdmin
 
-from agents import enrolment, health, inventory
+from agents import alarms, enrolment, health, inventory
 from agents.models import (
+    Alarm,
     EnrolmentToken,
     Gpu,
     Grant,
@@ -64,6 +65,7 @@ class EnrolmentTokenAdmin(ReadOnlyAdmin):
         "fabric",
         "nodes_enrolled",
         "nodes_max",
+        "allowed_networks",
         "expires_at",
         "revoked_at",
     ]
@@ -93,8 +95,13 @@ class NodeAdmin(ReadOnlyAdmin):
         "simulated",
         "last_report_at",
         "agent_version",
+        "protocol_version",
+        "key_since",
     ]
-    list_filter = ["status", "simulated", "region", "fabric", "agent_version"]
+    list_filter = [
+        *("status", "simulated", "region", "fabric"),
+        *("agent_version", "protocol_version"),
+    ]
     list_select_related = ["organization"]
     search_fields = ["id", "hostname", "machine_id", "organization__name", "gpus__uuid"]
     actions = ["drain", "resume", "revoke"]
@@ -207,3 +214,38 @@ class ReadingAdmin(ReadOnlyAdmin):
     list_select_related = ["gpu"]
     search_fields = ["gpu__uuid", "gpu__node__id"]
     ordering = ["-id"]
+
+
+@admin.register(Alarm)
+class AlarmAdmin(ReadOnlyAdmin):
+    list_display = [
+        "raised_at",
+        "kind",
+        "node",
+        "owner",
+        "gpu_uuid",
+        "detail",
+        "settled_at",
+        "settled_by",
+    ]
+    list_filter = ["kind", ("settled_at", admin.EmptyFieldListFilter), "raised_at"]
+    list_select_related = ["node__organization"]
+    search_fields = ["node__id", "node__hostname", "gpu_uuid", "node__organization__name"]
+    ordering = ["-raised_at"]
+    actions = ["settle"]
+
+    @admin.display(description="Owner")
+    def owner(self, alarm: Alarm) -> str:
+        return alarm.node.organization.name
+
+    @admin.action(
+        description="Settle: the selected node has the GPU, or is the only one with its key",
+        permissions=["act"],
+    )
+    def settle(self, request: HttpRequest, queryset: QuerySet[Alarm]) -> None:
+        at, actor = timezone.now(), _actor(request)
+        self.act(
+            request,
+            queryset,
+            lambda alarm: alarms.settle(alarm=alarm, rightful_node=alarm.node, at=at, actor=actor),
+        )

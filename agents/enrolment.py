@@ -2,15 +2,16 @@
 
 import datetime as dt
 import hashlib
+import ipaddress
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import structlog
 from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.db.models import F
 
-from agents import envelope, inventory, protocol
+from agents import alarms, envelope, inventory, pacing, protocol
 from agents.models import EnrolmentToken, Node, NodeTransition
 from agents.states import NodeStatus
 from marketplace.core.errors import DomainError, InvalidValue
@@ -26,6 +27,14 @@ TOKEN_LIFETIME_DAYS_MAX = 31  # long enough to image a fleet, short enough to be
 # A key that reported within a day is in use: taking its place needs the owner, who drains the node first.
 KEY_IN_USE_HOURS = 24
 LABEL_LENGTH_MAX = 100
+TOKEN_NETWORKS_MAX = 32  # a data centre's uplinks, with room
+
+
+_REPLACED_WITH_KEY = (
+    *("public_key", "previous_public_key", "hostname", "agent_version", "protocol_version"),
+    *("boot_id", "previous_boot_id", "last_epoch", "last_sequence", "stale_epoch", "stale_epochs"),
+    *("enrolments", "enrolled_at", "key_since"),
+)
 
 
 class EnrolmentTokenInvalid(DomainError):
@@ -33,6 +42,13 @@ class EnrolmentTokenInvalid(DomainError):
 
     code = "enrolment_token_invalid"
     title = "The enrolment token cannot be used"
+
+
+class EnrolmentNetworkRefused(DomainError):
+    """The request came from an address that is in none of the token's networks."""
+
+    code = "enrolment_network_refused"
+    title = "The enrolment token is not for this network"
 
 
 class SimulatedHardwareRefused(DomainError):
@@ -65,10 +81,12 @@ def create_token(
     nodes_max: int,
     expires_at: dt.datetime,
     at: dt.datetime,
+    allowed_networks: Sequence[str] = (),
 ) -> tuple[EnrolmentToken, str]:
     """Make a token with which up to `nodes_max` machines may enrol; return it and its secret, shown once.
 
-    Region, fabric and labels become those of the nodes.
+    Region, fabric and labels become those of the nodes. `allowed_networks` are CIDR blocks from which it may
+    be used; without any, from anywhere.
 
     :raises InvalidValue: when the organization owns no machines, or a value is out of bounds.
     """
@@ -88,6 +106,7 @@ def create_token(
     for holds, pointer, detail in checks:
         if not holds:
             raise InvalidValue(detail, pointer=pointer)
+    networks = _networks(allowed_networks)
     secret = TOKEN_PREFIX + secrets.token_urlsafe(TOKEN_SECRET_BYTES)
     token = EnrolmentToken.objects.create(
         organization=organization,
@@ -98,6 +117,7 @@ def create_token(
         nodes_max=nodes_max,
         created_at=at,
         expires_at=expires_at,
+        allowed_networks=networks,
     )
     return token, secret
 
@@ -125,16 +145,20 @@ def verify_request(
 
 
 @transaction.atomic
-def enrol(*, request: protocol.EnrolRequest, at: dt.datetime) -> Node:
+def enrol(
+    *, request: protocol.EnrolRequest, at: dt.datetime, client_address: str | None = None
+) -> Node:
     """Make a machine a node of the token's organization, or give a known machine its new key.
 
     The signature was checked with `verify_request`. A machine that repeats its request, because the answer
     was lost, gets the same node again and uses nothing up. A new key for a known machine starts its
-    (epoch, sequence) anew; its place, labels, GPUs, slots and status stay.
+    (epoch, sequence) anew; its place, labels, GPUs, slots and status stay. `client_address` is whence the
+    request came, None where that is not known: then a token that is bound to networks is refused.
 
     :raises MalformedReport: when a text is too long or one GPU is named twice.
     :raises SimulatedHardwareRefused: when simulated GPUs are not sold here, or the machine was real before.
     :raises EnrolmentTokenInvalid: when the token is unknown, revoked, expired or used up.
+    :raises EnrolmentNetworkRefused: when the token is not for the network of `client_address`.
     :raises NodeRevoked: when the machine was withdrawn for good.
     :raises NodeAlreadyEnrolled: when its present key is in use and the node is not draining.
     :raises GpuAlreadyEnrolled: when a GPU belongs to another node.
@@ -149,6 +173,7 @@ def enrol(*, request: protocol.EnrolRequest, at: dt.datetime) -> Node:
     )
     if token is None or token.revoked_at is not None:
         raise EnrolmentTokenInvalid("the token is unknown or revoked", pointer="/token")
+    _check_network(token=token, client_address=client_address)
     node = (
         Node.objects.select_for_update(no_key=True)
         .filter(organization=token.organization, machine_id=request.machine_id)
@@ -177,9 +202,8 @@ def enrol(*, request: protocol.EnrolRequest, at: dt.datetime) -> Node:
 
 def reply(*, node: Node, at: dt.datetime) -> protocol.EnrolReply:
     """Return what an enrolled machine needs to know."""
-    return protocol.EnrolReply(
-        node_id=node.pk, report_interval_seconds=settings.AGENT_REPORT_INTERVAL_SECONDS, now=at
-    )
+    interval_seconds = pacing.granted_interval_seconds(node_id=node.pk, at=at)
+    return protocol.EnrolReply(node_id=node.pk, report_interval_seconds=interval_seconds, now=at)
 
 
 def _check(*, request: protocol.EnrolRequest) -> None:
@@ -191,6 +215,42 @@ def _check(*, request: protocol.EnrolRequest) -> None:
     inventory.check_identities(gpus=request.gpus, pointer="/gpus")
     if request.simulated and not settings.ALLOW_SIMULATED_HARDWARE:
         raise SimulatedHardwareRefused("only real GPUs are sold here", pointer="/simulated")
+
+
+def _networks(texts: Sequence[str]) -> list[str]:
+    """Return CIDR blocks as they are written in full, each once.
+
+    :raises InvalidValue: when one is none.
+    """
+    if len(texts) > TOKEN_NETWORKS_MAX:
+        raise InvalidValue(
+            f"must be at most {TOKEN_NETWORKS_MAX} networks", pointer="/allowed_networks"
+        )
+    networks = []
+    for position, text in enumerate(texts):
+        try:
+            networks.append(str(ipaddress.ip_network(text)))
+        except ValueError as error:
+            raise InvalidValue(
+                f"{error}: write it like 203.0.113.0/24", pointer=f"/allowed_networks/{position}"
+            ) from None
+    return list(dict.fromkeys(networks))
+
+
+def _check_network(*, token: EnrolmentToken, client_address: str | None) -> None:
+    """Refuse a request from outside the token's networks."""
+    if not token.allowed_networks:
+        return
+    try:
+        address = ipaddress.ip_address(client_address or "")
+    except ValueError:
+        raise EnrolmentNetworkRefused("the client's address is not known") from None
+    # A listener for both families shows an IPv4 client as ::ffff:203.0.113.7.
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if not any(address in ipaddress.ip_network(network) for network in token.allowed_networks):
+        log.warning("enrolment_network_refused", token_id=token.pk, address=str(address))
+        raise EnrolmentNetworkRefused(f"the token cannot be used from {address}")
 
 
 def _use_up(*, token: EnrolmentToken, at: dt.datetime) -> None:
@@ -247,16 +307,19 @@ def _replace_key(
     node.public_key = public_key
     node.hostname = request.hostname
     node.agent_version = request.agent_version
-    node.boot_id = ""
+    node.previous_public_key = ""
+    node.boot_id = node.previous_boot_id = ""
     node.last_epoch = node.last_sequence = 0
+    node.stale_epoch = node.stale_epochs = 0
+    node.protocol_version = request.protocol
     node.enrolments += 1
     node.enrolled_at = node.key_since = at
-    changed = ["public_key", "hostname", "agent_version", "boot_id", "last_epoch", "last_sequence"]
     try:
         with transaction.atomic():
-            node.save(update_fields=[*changed, "enrolments", "enrolled_at", "key_since"])
+            node.save(update_fields=_REPLACED_WITH_KEY)
     except IntegrityError:
         raise NodeAlreadyEnrolled("the key was enrolled a moment ago") from None
+    alarms.settle_for_new_key(node=node, at=at)
     log.warning("node_key_replaced", node_id=node.pk, enrolments=node.enrolments)
     return node
 

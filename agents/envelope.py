@@ -48,7 +48,10 @@ class BodyTooLarge(DomainError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignedRequest:
-    """A request as it came over the wire. `body` is what was signed: still compressed if it was sent so."""
+    """A request as it came over the wire. `body` is what was signed: still compressed if it was sent so.
+
+    `client_address` is whence it came, as far as our own proxies can tell: nobody signed it.
+    """
 
     method: str
     authority: str
@@ -58,6 +61,7 @@ class SignedRequest:
     content_digest: str
     signature_input: str
     signature: str
+    client_address: str | None = None
 
 
 def read_signature(*, signed: SignedRequest) -> protocol.SignatureInput:

@@ -67,7 +67,11 @@ def store_receipts(
     refusals: Refusals,
     at: dt.datetime,
 ) -> None:
-    """Store the receipts that the node signed about its own grants; the first of a kind stands."""
+    """Store the receipts that the node signed about its own grants; the first of a kind stands.
+
+    `node` is as it was before the report that brought them. The instant that counts is bounded by what the
+    market saw itself (`_instant_of`); the one that was signed stays in the document.
+    """
     rows = []
     for receipt in receipts:
         if reason := _why_no_receipt(node=node, receipt=receipt, grants=grants, at=at):
@@ -75,13 +79,14 @@ def store_receipts(
             refusals.add(kind="receipt", reason=reason, example=example)
             continue
         document = receipt.document()
+        grant = grants[receipt.lease_id, receipt.lease_epoch]
         rows.append(
             Receipt(
                 node=node,
                 lease_id=receipt.lease_id,
                 lease_epoch=receipt.lease_epoch,
                 kind=receipt.kind,
-                at=receipt.at,
+                at=_instant_of(receipt=receipt, grant=grant, node=node, at=at),
                 is_clean=receipt.clean,
                 access=document["access"],
                 document=document,
@@ -139,23 +144,38 @@ def _why_no_receipt(
     grant = grants.get((receipt.lease_id, receipt.lease_epoch))
     if grant is None:
         return "no_grant"
-    ahead = dt.timedelta(seconds=CLOCK_AHEAD_SECONDS_MAX)
     port = receipt.access.port if receipt.access else 1
     reasons = {
         "other_node": receipt.node_id != node.pk,
         "gpu_not_granted": sorted(receipt.gpu_uuids) != sorted(grant.gpu_uuids),
         "energy_per_gpu": len(receipt.energy_millijoules) != len(receipt.gpu_uuids),
         "simulated_differs": receipt.simulated != node.simulated,
-        "in_the_future": is_ahead(instant=receipt.at, at=at),
-        "before_grant": receipt.at < grant.created_at - ahead,
         "no_such_port": not 1 <= port <= PORT_MAX,
     }
     reason = next((reason for reason, applies in reasons.items() if applies), "")
-    if not reason and not envelope.is_receipt_signed_by(
-        public_key=node.public_key, receipt=receipt
+    # A receipt may have waited in the spool while the node got its present key.
+    keys = [key for key in (node.public_key, node.previous_public_key) if key]
+    if not reason and not any(
+        envelope.is_receipt_signed_by(public_key=key, receipt=receipt) for key in keys
     ):
         reason = "bad_signature"
     return reason
+
+
+def _instant_of(
+    *, receipt: protocol.Receipt, grant: Grant, node: Node, at: dt.datetime
+) -> dt.datetime:
+    """Return the instant at which a receipt counts: a wrong clock loses no receipt and gains no money.
+
+    Nothing happened after it was told, or before it was asked for. A handover goes
+    with the first report that can carry it: one that claims to be older than the report before, by more
+    than a clock may be wrong, is dated back, and counts from there.
+    """
+    instant = min(max(receipt.at, grant.created_at), at)
+    if receipt.kind == protocol.ReceiptKind.HANDOVER and node.last_report_at is not None:
+        oldest = node.last_report_at - dt.timedelta(seconds=CLOCK_AHEAD_SECONDS_MAX)
+        instant = max(instant, oldest)
+    return instant
 
 
 def _plausible_energy(meter: protocol.MeterReading) -> int | None:

@@ -121,9 +121,8 @@ def failed(*, lease_ids: Iterable[str]) -> dict[str, str]:
     }
 
 
-def open_for(*, node: Node) -> list[protocol.Grant]:
-    """Return all that a node is to serve or to stop, as it goes over the wire, the earliest first."""
-    rows = Grant.objects.filter(node=node, closed_at__isnull=True).order_by("not_before", "id")
+def as_messages(*, rows: Iterable[Grant]) -> list[protocol.Grant]:
+    """Return grants as they go over the wire."""
     return [
         protocol.Grant(
             lease_id=row.lease_id,
@@ -135,7 +134,7 @@ def open_for(*, node: Node) -> list[protocol.Grant]:
             ssh_public_keys=row.ssh_public_keys,
             image=row.image,
         )
-        for row in rows[:GRANTS_PER_REPLY_MAX]
+        for row in rows
     ]
 
 

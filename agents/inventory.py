@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 import structlog
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import QuerySet
+from django.db.models import Exists, OuterRef, QuerySet
 
 from agents import envelope, health, protocol
-from agents.models import SLOTS_PER_NODE, Gpu, Node, NodeTransition
+from agents.models import SLOTS_PER_NODE, Alarm, Gpu, Node, NodeTransition
 from agents.states import NODE_ARROWS, NodeStatus
 from marketplace import catalog
 from marketplace.core.errors import DomainError, StateConflict
@@ -39,7 +39,10 @@ _IDENTITY_LENGTHS_MAX = {
     "virtualization_mode": 20,
     "fabric_clique": 100,
 }
-_CLAIMED_TWICE = "another node reports a GPU with this UUID"
+
+
+# `virtualization_mode` of a host that cuts the GPU for guests: there is none to sell whole.
+VGPU_HOST_MODES = ("host_vgpu", "host_vsga")
 
 
 class NodeRevoked(DomainError):
@@ -84,8 +87,7 @@ def apply(*, node: Node, gpus: Sequence[protocol.GpuIdentity], at: dt.datetime) 
     """Make the stored GPUs of a node those of its inventory; return the UUIDs that belong to other nodes.
 
     The caller holds the node's row. A GPU keeps the slot that it got first, for ever; one that is gone
-    stays with `present` false. A GPU of another node is not taken over: both are logged, and the one that
-    was here first becomes suspect until its own node says otherwise.
+    stays with `present` false. A GPU of another node is not taken over.
     """
     by_uuid = {gpu.uuid: gpu for gpu in Gpu.objects.filter(node=node)}
     new = sorted((g for g in gpus if g.uuid not in by_uuid), key=lambda g: g.uuid)
@@ -104,8 +106,6 @@ def apply(*, node: Node, gpus: Sequence[protocol.GpuIdentity], at: dt.datetime) 
         gpu.present = False
         log.warning("gpu_is_gone", node_id=node.id, gpu_uuid=gpu.uuid)
     write(gpus=[*changed, *gone], columns=_IDENTITY_COLUMNS)
-    if foreign:
-        _suspect(node=node, gpu_uuids=foreign)
     return foreign
 
 
@@ -168,24 +168,6 @@ def _insert(
     mine = Gpu.objects.filter(node=node, uuid__in=[row.uuid for row in rows])
     lost_to_a_rival = {row.uuid for row in rows} - set(mine.values_list("uuid", flat=True))
     return sorted(claimed_elsewhere | lost_to_a_rival)
-
-
-def _suspect(*, node: Node, gpu_uuids: Sequence[str]) -> None:
-    """Mark GPUs of other nodes that `node` also claims. One that is being written just now is left out."""
-    rows = (
-        Gpu.objects.filter(uuid__in=gpu_uuids)
-        .exclude(node=node)
-        .select_for_update(skip_locked=True, no_key=True)
-        .order_by("id")
-    )
-    for gpu in rows:
-        Gpu.objects.filter(pk=gpu.pk).update(
-            health=protocol.Health.SUSPECT, health_reason=_CLAIMED_TWICE
-        )
-    for uuid, owner_node_id in Gpu.objects.filter(uuid__in=gpu_uuids).values_list(
-        "uuid", "node_id"
-    ):
-        log.error("gpu_claimed_twice", gpu_uuid=uuid, node_id=owner_node_id, claimed_by=node.id)
 
 
 def drain(*, node: Node, at: dt.datetime, actor: str) -> None:
@@ -263,16 +245,24 @@ def sellable_gpus(*, at: dt.datetime) -> QuerySet[Gpu]:
     """Return the GPUs that may be promised to a tenant at `at`.
 
     They are in the last inventory of an active node that reported lately and whose reader answers, are
-    healthy, not withdrawn by the market, of a known model and whole (not cut by MIG); simulated ones only
-    where the settings allow them. Whether they are free is not asked here.
+    healthy, not withdrawn by the market or by an alarm, of a known model and whole (not cut by MIG or for
+    guests); simulated ones only where the settings allow them. Whether they are free is not asked here.
     """
-    gpus = Gpu.objects.filter(
-        present=True,
-        health=protocol.Health.HEALTHY,
-        quarantined_by_market="",
-        gpu_model__isnull=False,
-        node__status=NodeStatus.ACTIVE,
-        node__reader_hung_since__isnull=True,
-        node__last_report_at__gte=health.fresh_since(at=at),
-    ).exclude(mig_enabled=True)
+    alarmed = Alarm.objects.filter(
+        node=OuterRef("node"), gpu_uuid__in=["", OuterRef("uuid")], settled_at__isnull=True
+    )
+    gpus = (
+        Gpu.objects.filter(
+            ~Exists(alarmed),
+            present=True,
+            health=protocol.Health.HEALTHY,
+            quarantined_by_market="",
+            gpu_model__isnull=False,
+            node__status=NodeStatus.ACTIVE,
+            node__reader_hung_since__isnull=True,
+            node__last_report_at__gte=health.fresh_since(at=at),
+        )
+        .exclude(mig_enabled=True)
+        .exclude(virtualization_mode__in=VGPU_HOST_MODES)
+    )
     return gpus if settings.ALLOW_SIMULATED_HARDWARE else gpus.filter(node__simulated=False)

@@ -33,6 +33,7 @@ class Sample:
     energy_millijoules: int | None = None
     memory_used_bytes_max: int | None = None
     temperature_celsius_max: int | None = None
+    attached_seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,8 @@ class GpuMeter:
     """The sum over one GPU, in whole seconds rounded down: `busy <= measured <= up <= covered`.
 
     `covered_seconds` are those of which a reading speaks, `up_seconds` those in which the tenant had the
-    GPU, `measured_seconds` the part of them in which it is known whether it was busy.
+    GPU, `measured_seconds` the part of them in which it is known whether it was busy. `attached_seconds`
+    are those in which a process held its memory, of the `attachment_known_seconds` of which that is known.
     """
 
     covered_seconds: int
@@ -50,6 +52,8 @@ class GpuMeter:
     energy_millijoules: int | None
     memory_used_bytes_max: int | None
     temperature_celsius_max: int | None
+    attachment_known_seconds: int = 0
+    attached_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +191,7 @@ def _samples_by_gpu(*, windows: Mapping[str, Window]) -> Iterator[tuple[str, str
                     energy_millijoules=row.energy_millijoules,
                     memory_used_bytes_max=row.memory_used_bytes_max,
                     temperature_celsius_max=row.temperature_celsius_max,
+                    attached_seconds=row.attached_seconds,
                 )
                 for row in group
             ],
@@ -200,6 +205,7 @@ def _order(sample: Sample) -> tuple[object, ...]:
         sample.energy_millijoules,
         sample.memory_used_bytes_max,
         sample.temperature_celsius_max,
+        sample.attached_seconds,
     )
     known = (-1 if value is None else value for value in optional)
     return (sample.window.starts_at, sample.window.ends_at, sample.up_seconds, *known)
@@ -218,7 +224,7 @@ def _disjoint(*, samples: Iterable[Sample], window: Window) -> Iterator[_Piece]:
 
 def _sum(pieces: Iterable[_Piece]) -> GpuMeter:
     """Add up pieces exactly and round once, at the end, down."""
-    covered = up = measured = busy = Fraction(0)
+    covered = up = measured = busy = known = attached = Fraction(0)
     energy: Fraction | None = None
     memories, temperatures = [], []
     for piece in pieces:
@@ -232,10 +238,10 @@ def _sum(pieces: Iterable[_Piece]) -> GpuMeter:
         up += up_exact * share
         if sample.busy_seconds is not None:
             measured += up_exact * share
-            always_busy = sample.busy_seconds >= sample.up_seconds
-            busy += (
-                up_exact if always_busy else min(Fraction(sample.busy_seconds), up_exact)
-            ) * share
+            busy += _part_of_up(sample.busy_seconds, sample, up_exact) * share
+        if sample.attached_seconds is not None:
+            known += up_exact * share
+            attached += _part_of_up(sample.attached_seconds, sample, up_exact) * share
         if sample.energy_millijoules is not None:
             energy = (energy or Fraction(0)) + sample.energy_millijoules * share
         if sample.memory_used_bytes_max is not None:
@@ -250,7 +256,14 @@ def _sum(pieces: Iterable[_Piece]) -> GpuMeter:
         energy_millijoules=None if energy is None else math.floor(energy),
         memory_used_bytes_max=max(memories, default=None),
         temperature_celsius_max=max(temperatures, default=None),
+        attachment_known_seconds=math.floor(known),
+        attached_seconds=math.floor(attached),
     )
+
+
+def _part_of_up(seconds: int, sample: Sample, up_exact: Fraction) -> Fraction:
+    """Return exactly for how long something held that held for whole `seconds` of the up seconds."""
+    return up_exact if seconds >= sample.up_seconds else min(Fraction(seconds), up_exact)
 
 
 def _exact(*, seconds: int, length: Fraction) -> Fraction:

@@ -82,6 +82,16 @@ class Node(models.Model):
         unique=True, db_comment="multiple of 16, from sequence agents_slot_block"
     )
     boot_id = models.CharField(max_length=100, blank=True)
+    previous_boot_id = models.CharField(
+        max_length=100, blank=True, db_comment="a machine never returns to it; a clone does"
+    )
+    stale_epoch = models.BigIntegerField(
+        default=0, db_comment="the highest epoch that came after a higher one"
+    )
+    stale_epochs = models.PositiveSmallIntegerField(
+        default=0, db_comment="how many such epochs came since `stale_since`"
+    )
+    stale_since = models.DateTimeField(null=True, blank=True)
     last_epoch = models.BigIntegerField(
         default=0, db_comment="(epoch, sequence) of the last accepted report"
     )
@@ -447,6 +457,14 @@ class Alarm(models.Model):
     raised_at = models.DateTimeField()
     settled_at = models.DateTimeField(null=True, blank=True)
     settled_by = models.CharField(max_length=100, blank=True)
+    rightful_node = models.ForeignKey(
+        Node,
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="+",
+        db_comment="who has the GPU, as staff found; null: it ended by itself, or is of no GPU",
+    )
 
     class Meta:
         constraints: ClassVar = [

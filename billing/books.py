@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from django.db import connection, transaction
 
-from billing.settlements import SETTLEMENT_GRACE_SECONDS
+from billing import settlements
 
-# A finished lease is settled within seconds of its grace. Ten minutes on top cover a restart of everything.
-SETTLEMENT_OVERDUE_SECONDS = SETTLEMENT_GRACE_SECONDS + 600
+# A finished lease is settled within seconds of its grace. Ten minutes cover a restart of everything.
+SETTLEMENT_OVERDUE_SECONDS = 600
 BREACHES_SHOWN_MAX = 5  # enough to begin the search with; the count says how many there are
 
 # Every trigger of `0002_guard_the_books`, as `table.trigger`.
@@ -273,10 +273,11 @@ INVARIANTS = (
 def check(*, at: dt.datetime) -> BooksReport:
     """Check every invariant on one snapshot of the database.
 
-    A lease or reservation that closed less than `SETTLEMENT_OVERDUE_SECONDS` before `at` may still wait for
-    its settlement.
+    A lease or reservation that closed less than its grace and `SETTLEMENT_OVERDUE_SECONDS` before `at` may
+    still wait for its settlement.
     """
-    overdue_before = at - dt.timedelta(seconds=SETTLEMENT_OVERDUE_SECONDS)
+    patience_seconds = settlements.grace_seconds(at=at) + SETTLEMENT_OVERDUE_SECONDS
+    overdue_before = at - dt.timedelta(seconds=patience_seconds)
     parameters: dict[str, dt.datetime | list[str]] = {
         "overdue_before": overdue_before,
         "guards": list(GUARDS),

@@ -14,7 +14,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Exists, OuterRef
 
-from agents import grants, metering
+from agents import grants, health, metering
 from billing import ledger, wallet
 from billing.models import Account, Settlement
 from billing.purchases import gpu_seconds_bought, reservation_account
@@ -27,10 +27,6 @@ from scheduler.states import LEASE_ARROWS, RESERVATION_ARROWS, LeaseStatus, Rese
 
 logger = logging.getLogger(__name__)
 
-# The last meter readings travel with the return receipt, or in one of the next reports. After three
-# reports and a moment on the way they are no longer waited for: the receipts stand without them.
-TRANSIT_SECONDS = 10
-SETTLEMENT_GRACE_SECONDS = 3 * settings.AGENT_REPORT_INTERVAL_SECONDS + TRANSIT_SECONDS
 # About ten seconds of work: a tick that overlaps the next does no harm.
 SETTLEMENTS_PER_RUN_MAX = 500
 # Ids; so many may wait or fail before they hold up those behind them.
@@ -39,6 +35,15 @@ BASIS_POINTS = 10_000
 
 FINAL_LEASE_STATUSES = tuple(s for s in LeaseStatus if LEASE_ARROWS.is_final(s))
 FINAL_RESERVATION_STATUSES = tuple(s for s in ReservationStatus if RESERVATION_ARROWS.is_final(s))
+
+
+def grace_seconds(*, at: dt.datetime) -> int:
+    """Return how long after a lease has closed its last meter readings are waited for.
+
+    They travel with the return receipt, or in one of the next reports. Once a node that sends none counts
+    as silent, the receipts stand without them.
+    """
+    return health.stale_seconds(at=at)
 
 
 class LeasesExceedReservation(Exception):
@@ -115,7 +120,7 @@ def settle(*, lease_id: str, at: dt.datetime) -> Settlement | None:
         return None
     assert lease.closed_at is not None
     delivery = delivery_of(lease=lease)
-    is_patient = at < lease.closed_at + dt.timedelta(seconds=SETTLEMENT_GRACE_SECONDS)
+    is_patient = at < lease.closed_at + dt.timedelta(seconds=grace_seconds(at=at))
     if is_patient and not delivery.is_fully_metered:
         return None
     reservation = lease.reservation

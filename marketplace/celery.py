@@ -32,6 +32,7 @@ _CADENCES_SECONDS: dict[str, float] = {
     "scheduler.expire_quotes": 15,
     "billing.settle_leases": 2,
     "billing.release_earnings": 5,
+    "agents.review_alarms": 60,
     "agents.prune_readings": 3600,
     "marketplace.prune_idempotency_records": 3600,
 }

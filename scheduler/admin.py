@@ -1,12 +1,19 @@
 """Staff's view of promises and facts. Everything is read-only: statuses move by verbs alone."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest
+from django.utils import timezone
 from unfold.admin import ModelAdmin, TabularInline
 
+from agents.admin import GpuAdmin
+from agents.models import Gpu
 from marketplace.core.money import Money
 from marketplace.core.read_only import ReadOnly
+from scheduler import onoffer
 from scheduler.models import (
     Allocation,
     Lease,
@@ -106,3 +113,49 @@ class AllocationAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]  # unfold has
     search_fields: ClassVar = [
         "quote__id", "reservation__id", "lease__id", "node__id", "node__hostname", "listing__id"
     ]  # fmt: skip
+
+
+class OnOfferFilter(admin.SimpleListFilter):
+    """Keep the GPUs that are, or are not, on offer just now."""
+
+    title = "on offer"
+    parameter_name = "on_offer"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:  # noqa: ANN401 - as Django types it
+        del request, model_admin
+        return [("yes", "Yes"), ("no", "No")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Gpu]) -> QuerySet[Gpu]:
+        del request
+        if self.value() not in ("yes", "no"):
+            return queryset
+        gpus = onoffer.annotated(gpus=queryset, at=timezone.now())
+        return gpus.filter(Q(on_offer=self.value() == "yes"))
+
+
+class OfferedGpuAdmin(GpuAdmin):
+    """The machines' page of GPUs, with what the market knows beside: why each is or is not on offer."""
+
+    list_display = [*GpuAdmin.list_display, "offer"]
+
+    def get_list_filter(self, request: HttpRequest) -> list[Any]:
+        """Put whether a GPU is on offer before what the machines say."""
+        return [OnOfferFilter, *super().get_list_filter(request)]
+
+    def get_changelist_instance(self, request: HttpRequest) -> ChangeList:
+        """Read the offers of a whole page at once."""
+        changes: ChangeList = super().get_changelist_instance(request)
+        offers = onoffer.read(gpus=changes.result_list, at=timezone.now())
+        for gpu in changes.result_list:
+            gpu.offer_of_the_page = offers[gpu.pk]
+        return changes
+
+    @admin.display(description="on offer")
+    def offer(self, gpu: Gpu) -> str:
+        """Say yes, or the codes of what stands against it."""
+        found: onoffer.Offer = vars(gpu)["offer_of_the_page"]
+        return "yes" if found.on_offer else ", ".join(reason.code for reason in found.reasons)
+
+
+admin.site.unregister(Gpu)
+admin.site.register(Gpu, OfferedGpuAdmin)

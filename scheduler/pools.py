@@ -11,8 +11,7 @@ from decimal import Decimal
 
 from django.conf import settings
 
-from agents import inventory
-from agents.protocol import IdleState
+from agents import idleness, inventory
 from marketplace.models import Listing
 from marketplace.states import ListingMode, Tier
 
@@ -91,6 +90,7 @@ def read(
         "gpu_model_id",
         "idle_state",
         "idle_since",
+        "offered_again_at",
         "node_id",
         "node__slot_base",
         "node__organization_id",
@@ -107,6 +107,7 @@ def read(
         model,
         idle_state,
         idle_since,
+        again_at,
         node_id,
         base,
         owner,
@@ -132,7 +133,9 @@ def read(
                 and listing.fabric in ("", fabric)
                 and listing.labels.items() <= labels.items()
             ]
-        idle_seconds = _idle_seconds(idle_state=idle_state, idle_since=idle_since, at=at)
+        idle_seconds = idleness.offered_idle_seconds(
+            idle_state=idle_state, idle_since=idle_since, offered_again_at=again_at, at=at
+        )
         by_tier: dict[Tier, list[Listing]] = defaultdict(list)
         for listing in matched[key]:
             if listing.mode == ListingMode.ALWAYS or idle_seconds >= listing.idle_for_seconds:
@@ -174,10 +177,3 @@ def blackouts(listing: Listing) -> list[tuple[dt.datetime, dt.datetime]]:
 
 def _merit(listing: Listing) -> tuple[Decimal, str]:
     return (listing.floor_rate, listing.id)
-
-
-def _idle_seconds(*, idle_state: str, idle_since: dt.datetime | None, at: dt.datetime) -> int:
-    """Return how long a GPU has been free; -1 where it is not, or where nobody knows."""
-    if idle_state != IdleState.FREE or idle_since is None:
-        return -1
-    return (at - idle_since) // dt.timedelta(seconds=1)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from django.test import Client
 
+from agents import pacing
 from marketplace.api import throttling
 from marketplace.models import Organization
 from tests import openapi
@@ -97,6 +98,14 @@ def _full_buckets() -> Iterator[None]:
     throttling.buckets.clear()
     yield
     throttling.buckets.clear()
+
+
+@pytest.fixture(autouse=True)
+def _few_nodes() -> Iterator[None]:
+    """Let no test wait, or count its queries, by the number of nodes of another one."""
+    pacing.remember_count(nodes=0)
+    yield
+    pacing.remember_count(nodes=0)
 
 
 @pytest.fixture

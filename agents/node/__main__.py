@@ -17,18 +17,20 @@ from collections.abc import Callable, Sequence
 from agents.node import AGENT_VERSION, assembly, host, keys, notify
 from agents.node.clock import MarketClock, SystemClock
 from agents.node.config import BadSetting, Settings, parse_settings
+from agents.node.cure import cure
 from agents.node.host import StateUnusable
-from agents.node.idle import Thresholds
 from agents.node.jobs import InlineJobs, ThreadJobs
 from agents.node.keys import KeyRing
 from agents.node.loop import Agent, EnrolmentRefused, Machine
 from agents.node.notify import Notifier
+from agents.node.offering import SchedulerHook
 from agents.node.provision import Provisioner
 from agents.node.provision.simulated import SimulatedProvisioner
 from agents.node.reader import Reader, ReaderHung, ReaderUnavailable
 from agents.node.sender import Sender
 from agents.node.simulated import Tenancy
 from agents.node.spool import Spool
+from agents.protocol import IdlePolicy
 
 EXIT_WRONG, EXIT_CANNOT_RUN, EXIT_REFUSED = 1, 2, 3
 INSTALLING_VERBS = ("install", "uninstall")
@@ -121,6 +123,9 @@ def _run(settings: Settings) -> int:
     sender = Sender(
         server_url=settings.server_url, key=key, clock=clock, agent_version=AGENT_VERSION
     )
+    program = settings.scheduler_hook
+    scheduler = None if program is None else SchedulerHook(program=program)
+    beside = provisioner.blocking or scheduler is not None or not reader.simulated
     try:
         _log_gpus(reader)
         agent = Agent(
@@ -128,7 +133,7 @@ def _run(settings: Settings) -> int:
             spool=spool,
             sender=sender,
             provisioner=provisioner,
-            jobs=ThreadJobs(wake=system_clock.wake) if provisioner.blocking else InlineJobs(),
+            jobs=ThreadJobs(wake=system_clock.wake) if beside else InlineJobs(),
             clock=clock,
             key=key,
             machine=Machine(
@@ -137,8 +142,10 @@ def _run(settings: Settings) -> int:
                 boot_id=host.boot_id(),
             ),
             token=settings.token,
-            thresholds=Thresholds(free_after_seconds=settings.free_after_seconds),
+            idle_policy=IdlePolicy(free_after_seconds=round(settings.free_after_seconds)),
             dice=random.Random(),  # noqa: S311 - spreads retries, hides nothing
+            scheduler=scheduler,
+            cure=None if reader.simulated else lambda uuid: cure(gpu_uuid=uuid),
         )
         notifier.tell(notify.READY)
         while not ends:

@@ -10,7 +10,7 @@ from agents.node.child import ChildReader
 from agents.node.clock import MarketClock, SystemClock
 from agents.node.config import Settings
 from agents.node.health import judge
-from agents.protocol import PROTOCOL_VERSION, to_json
+from agents.protocol import PROTOCOL_VERSION, IdlePolicy, to_json
 
 
 def look(*, settings: Settings) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def look(*, settings: Settings) -> dict[str, Any]:
         track = idle.step(
             track=idle.begin(product_name=identity.product_name),
             sample=sample,
-            thresholds=idle.Thresholds(free_after_seconds=settings.free_after_seconds),
+            policy=IdlePolicy(free_after_seconds=round(settings.free_after_seconds)),
         )
         held = processes.get(sample.gpu_uuid)
         gpus.append(
@@ -59,6 +59,7 @@ def look(*, settings: Settings) -> dict[str, Any]:
                 "health": state.value,
                 "health_reason": reason,
                 "idle_state": track.state.value,
+                "idle_reason": track.reason,
             }
         )
     return {

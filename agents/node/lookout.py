@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 from agents.node import plan
 from agents.node.reader import Reader, ReaderHung, ReaderUnavailable, Sample
@@ -57,9 +57,13 @@ class Lookout:
         interval_seconds: int,
         everything: bool = False,
         wants_processes: Collection[str] = (),
+        wants_second_look: Callable[[Sequence[Sample]], Collection[str]] | None = None,
         wants_counters: bool = False,
     ) -> Seen:
-        """Read what is due, or a sample of `everything`; `now` is the boot clock at the instant `at`."""
+        """Read what is due, or a sample of `everything`; `now` is the boot clock at the instant `at`.
+
+        `wants_second_look` names the GPUs whose samples say too little without a list of processes.
+        """
         memories = {uuid: s.memory_used_bytes for uuid, s in (self.samples or {}).items()}
         look = plan.choose(
             looked=self._looked,
@@ -77,6 +81,9 @@ class Lookout:
             if look.counters or self.samples is None:
                 look = self._identify(look)
             samples = self._read(look, at)
+            if wants_second_look is not None and (again := frozenset(wants_second_look(samples))):
+                samples = self._list_processes(samples, again, at)
+                look = replace(look, with_processes=look.with_processes | again)
             if look.counters or wants_counters:
                 counters = self._reader.counters(
                     gpu_uuids=[identity.uuid for identity in self.identities]
@@ -123,6 +130,20 @@ class Lookout:
         self.samples.update((sample.gpu_uuid, sample) for sample in samples)
         return samples
 
+    def _list_processes(
+        self, samples: list[Sample], gpu_uuids: frozenset[str], at: dt.datetime
+    ) -> list[Sample]:
+        """Return the samples with the processes of these GPUs as they are now; the rest stays as it was read.
+
+        The highest load since the last read is known to the first of two reads alone.
+        """
+        look = plan.Look(gpu_uuids=gpu_uuids, with_processes=gpu_uuids)
+        second = {sample.gpu_uuid: sample for sample in self._read(look, at)}
+        listed = [_with_list(s, second[s.gpu_uuid]) if s.gpu_uuid in second else s for s in samples]
+        assert self.samples is not None, "the read has just succeeded"
+        self.samples.update((sample.gpu_uuid, sample) for sample in listed)
+        return listed
+
     def _fail(self, error: ReaderUnavailable, at: dt.datetime) -> None:
         if isinstance(error, ReaderHung):
             self.hung_since = self.hung_since or at
@@ -136,3 +157,15 @@ class Lookout:
             logger.info("the GPUs can be read again")
         self._complaint = ""
         self.hung_since = None
+
+
+def _with_list(first: Sample, second: Sample) -> Sample:
+    unread = {name: why for name, why in first.unread.items() if name != "process_count"}
+    if (why := second.unread.get("process_count")) is not None:
+        unread["process_count"] = why
+    return replace(
+        first,
+        process_count=second.process_count,
+        processes_at=second.processes_at,
+        unread=unread,
+    )

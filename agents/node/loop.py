@@ -12,14 +12,16 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from agents.node import AGENT_VERSION, health, idle
+from agents.node import AGENT_VERSION, health
 from agents.node.clock import MarketClock
+from agents.node.idlebook import Cure, IdleBook, Standing
 from agents.node.jobs import Jobs
 from agents.node.keys import KeyRing
 from agents.node.leasebook import LeaseBook
 from agents.node.leases import Gate, LeaseKeeper, MachineView
 from agents.node.lookout import Lookout
 from agents.node.metering import window_seconds
+from agents.node.offering import OwnersScheduler
 from agents.node.provision import Provisioner
 from agents.node.reader import Reader, Sample
 from agents.node.reporting import Reporter, backoff_seconds
@@ -29,7 +31,8 @@ from agents.protocol import (
     PROTOCOL_VERSION,
     EnrolRequest,
     Health,
-    IdleState,
+    IdlePolicy,
+    LeaseState,
     Reading,
     from_json,
     to_json,
@@ -70,8 +73,10 @@ class Agent:
         key: KeyRing,
         machine: Machine,
         token: str,
-        thresholds: idle.Thresholds,
+        idle_policy: IdlePolicy,
         dice: random.Random,
+        scheduler: OwnersScheduler | None = None,
+        cure: Cure | None = None,
     ) -> None:
         self._reader = reader
         self._spool = spool
@@ -80,11 +85,10 @@ class Agent:
         self._key = key
         self._machine = machine
         self._token = token
-        self._thresholds = thresholds
         self._dice = dice
         self._lookout = Lookout(reader=reader)
         self._has_looked = False
-        self._tracks: dict[str, idle.IdleTrack] = {}
+        self._idle = IdleBook(policy=idle_policy, jobs=jobs, scheduler=scheduler, cure=cure)
         self._enrol_failures = 0
         self._enrol_at_boottime = clock.boottime_seconds()
         self._node_id = spool.value(name="node_id")
@@ -128,11 +132,12 @@ class Agent:
             self._enrol()
             return self._wait_seconds()
         self._step_leases()
-        if self._keeper.has_news():
+        if self._keeper.has_news() or self._idle.has_news():
             self._reporter.hurry()
         if self._reporter.due_at_boottime <= self._clock.boottime_seconds():
             self._reporter.reader_hung_since = self._lookout.hung_since
             self._reporter.send(node_id=self._node_id)
+            self._idle.told()
             self._keeper.window_seconds = window_seconds(
                 report_interval_seconds=self._reporter.interval_seconds
             )
@@ -144,10 +149,20 @@ class Agent:
     # --- looking ------------------------------------------------------------------------------------
 
     def _look_due_at(self) -> float:
-        if not self._has_looked:
+        if not self._has_looked or self._idle.wants_look():
             return self._clock.boottime_seconds()
         return self._lookout.due_at(
             leased=self._leased(), interval_seconds=self._reporter.interval_seconds
+        )
+
+    def _held(self, at: dt.datetime) -> frozenset[str]:
+        """Return the GPUs that a lease has, is about to have or has not given back yet."""
+        return frozenset(
+            uuid
+            for record in self._book.records.values()
+            if record.state in (LeaseState.ACTIVE, LeaseState.STOPPING)
+            or (record.state is LeaseState.PREPARING and record.grant.not_before <= at)
+            for uuid in record.grant.gpu_uuids
         )
 
     def _leased(self) -> set[str]:
@@ -156,25 +171,34 @@ class Agent:
     def _sample(self, *, everything: bool = False) -> None:
         self._has_looked = True
         at = self._clock.now()
+        held = self._held(at)
         seen = self._lookout.look(
             at=at,
             now=self._clock.boottime_seconds(),
             leased=self._leased(),
             interval_seconds=self._reporter.interval_seconds,
-            everything=everything,
+            everything=everything or self._idle.wants_look(),
+            wants_processes=self._idle.wants_processes(at=at, leased=held),
+            wants_second_look=lambda samples: self._idle.wants_second_look(
+                samples=samples, leased=held
+            ),
         )
-        if seen.samples is not None:
+        if seen.samples is None:
+            self._idle.blind(at=at, leased=held)
+        else:
             self._take_inventory(again=seen.inventory)
-        readings: list[Reading] = []
-        for sample in seen.samples or []:
-            track = self._tracks[sample.gpu_uuid]
-            track = idle.step(track=track, sample=sample, thresholds=self._thresholds)
-            self._tracks[sample.gpu_uuid] = track
-            reading = _reading(sample, track)
-            if sample.gpu_uuid in self._quarantined and reading.health is not Health.LOST:
-                reason = self._quarantined[sample.gpu_uuid]
-                reading = replace(reading, health=Health.QUARANTINED, health_reason=reason)
-            readings.append(reading)
+        samples = seen.samples or []
+        judged = {sample.gpu_uuid: self._judge(sample) for sample in samples}
+        standings = self._idle.note(
+            samples=samples,
+            healths={uuid: state for uuid, (state, _) in judged.items()},
+            leased=held,
+            at=at,
+        )
+        readings = [
+            _reading(sample, judged[sample.gpu_uuid], standings[sample.gpu_uuid])
+            for sample in samples
+        ]
         if readings:
             self._reporter.note(readings=readings)
         if seen.leased:
@@ -183,10 +207,14 @@ class Agent:
         if self._keeper.running():
             self._spool.commit(values={"last_alive_at": to_json(at)})
 
+    def _judge(self, sample: Sample) -> tuple[Health, str]:
+        state, reason = health.judge(sample=sample)
+        if sample.gpu_uuid in self._quarantined and state is not Health.LOST:
+            return Health.QUARANTINED, self._quarantined[sample.gpu_uuid]
+        return state, reason
+
     def _take_inventory(self, *, again: bool) -> None:
-        for identity in self._lookout.identities:
-            if identity.uuid not in self._tracks:
-                self._tracks[identity.uuid] = idle.begin(product_name=identity.product_name)
+        self._idle.know(identities=self._lookout.identities)
         if again:
             self._reporter.inventory = None
         self._reporter.renew_inventory(inventory=self._lookout.identities)
@@ -218,9 +246,7 @@ class Agent:
     def _step_leases(self) -> None:
         if self._keeper.wants_sample(at=self._clock.now()):
             self._sample(everything=True)
-        for gpu_uuid in self._keeper.step(view=self._view()):
-            if gpu_uuid in self._tracks:
-                self._tracks[gpu_uuid] = idle.restart(track=self._tracks[gpu_uuid])
+        self._idle.restart(gpu_uuids=self._keeper.step(view=self._view()))
 
     def _quarantine(self, *, gpu_uuid: str, reason: str, at: dt.datetime, lease: LeaseKey) -> None:
         del at
@@ -302,15 +328,18 @@ class Agent:
         return max(0.0, min(due) - now)
 
 
-def _reading(sample: Sample, track: idle.IdleTrack) -> Reading:
-    state, reason = health.judge(sample=sample)
+def _reading(sample: Sample, judged: tuple[Health, str], standing: Standing) -> Reading:
+    state, reason = judged
+    if state is Health.HEALTHY and standing.suspect:
+        state, reason = Health.SUSPECT, standing.suspect
     return Reading(
         gpu_uuid=sample.gpu_uuid,
         measured_at=sample.measured_at,
         health=state,
         health_reason=reason,
-        idle_state=track.state if state is not Health.LOST else IdleState.UNKNOWN,
-        idle_since=track.idle_since if state is not Health.LOST else None,
+        idle_state=standing.state,
+        idle_since=standing.since,
+        idle_reason=standing.reason,
         utilization_percent=sample.utilization_percent,
         memory_used_bytes=sample.memory_used_bytes,
         power_draw_milliwatts=sample.power_draw_milliwatts,

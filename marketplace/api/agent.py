@@ -1,4 +1,4 @@
-"""The agents' face: POST /agent/v1/enrol and /agent/v1/reports. Nodes sign; there is no bearer key here."""
+"""The agents' face: POST /agent/v1/enrol, /reports and /keys. Nodes sign; there is no bearer key here."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -11,7 +11,8 @@ from django.urls import path
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
-from agents import enrolment, envelope, ingest, protocol
+from agents import enrolment, envelope, ingest, protocol, rotation
+from marketplace.api import throttling
 from marketplace.api.errors import as_refusal, problem_response, refusal_response
 from marketplace.core.errors import DomainError
 
@@ -69,6 +70,7 @@ def _read(request: HttpRequest) -> envelope.SignedRequest:
         content_digest=request.headers.get("Content-Digest", ""),
         signature_input=request.headers.get("Signature-Input", ""),
         signature=request.headers.get("Signature", ""),
+        client_address=throttling.client_address_of(request),
     )
 
 
@@ -83,7 +85,7 @@ def enrol(signed: envelope.SignedRequest) -> bytes:
     at = timezone.now()
     request = envelope.decode(message_type=protocol.EnrolRequest, signed=signed)
     enrolment.verify_request(request=request, signed=signed, at=at)
-    node = enrolment.enrol(request=request, at=at)
+    node = enrolment.enrol(request=request, at=at, client_address=signed.client_address)
     return protocol.encode(enrolment.reply(node=node, at=at), protocol=request.protocol)
 
 
@@ -91,13 +93,23 @@ def enrol(signed: envelope.SignedRequest) -> bytes:
 def report(signed: envelope.SignedRequest) -> bytes:
     """Take what a node has to say and answer what it is to do."""
     at = timezone.now()
-    node = ingest.authenticate(signed=signed, at=at)
+    standing = ingest.authenticate(signed=signed, at=at)
     message = envelope.decode(message_type=protocol.Report, signed=signed)
-    reply = ingest.accept(node=node, report=message, at=at)
+    reply = ingest.accept(node=standing.node, report=message, at=at, standing=standing)
     return protocol.encode(reply, protocol=message.protocol)
+
+
+@_signed_call
+def rotate_key(signed: envelope.SignedRequest) -> bytes:
+    """Give a node the new key that it brings."""
+    at = timezone.now()
+    request = envelope.decode(message_type=protocol.RotateKeyRequest, signed=signed)
+    node = rotation.rotate(request=request, signed=signed, at=at)
+    return protocol.encode(rotation.reply(node=node, at=at), protocol=request.protocol)
 
 
 urlpatterns = [
     path(protocol.ENROL_PATH.removeprefix("/"), enrol, name="agent-enrol"),
     path(protocol.REPORT_PATH.removeprefix("/"), report, name="agent-reports"),
+    path(protocol.ROTATE_KEY_PATH.removeprefix("/"), rotate_key, name="agent-keys"),
 ]

@@ -153,11 +153,13 @@ STATUS_BY_CODE: dict[str, int] = {
     "malformed_report": 400,
     "bad_signature": 401,
     "enrolment_token_invalid": 403,
+    "enrolment_network_refused": 403,
     "node_revoked": 403,
     "simulated_hardware_refused": 403,
     "clock_skew": 409,
     "gpu_already_enrolled": 409,
     "node_already_enrolled": 409,
+    "key_rotation_refused": 409,
     "report_replayed": 409,
     # the scheduler
     "off_grid": 422,

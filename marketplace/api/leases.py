@@ -136,6 +136,9 @@ class UtilizationPointSerializer(serializers.Serializer[UtilizationPoint]):
     ends_at = InstantField(source="window.ends_at")
     busy_share = serializers.SerializerMethodField(help_text="of the measured seconds: `0.8731`")
     measured_seconds = serializers.SerializerMethodField()
+    attached_share = serializers.SerializerMethodField(
+        help_text="of the time in which memory was read: a process held the GPU, busy or not"
+    )
     memory_used_bytes_max = serializers.SerializerMethodField()
     power_draw_milliwatts_mean = serializers.SerializerMethodField()
     energy_millijoules = serializers.SerializerMethodField()
@@ -150,6 +153,14 @@ class UtilizationPointSerializer(serializers.Serializer[UtilizationPoint]):
 
     def get_measured_seconds(self, point: UtilizationPoint) -> int | None:
         return point.meter.measured_seconds if point.meter else None
+
+    def get_attached_share(self, point: UtilizationPoint) -> str | None:
+        meter = point.meter
+        return (
+            share(part=meter.attached_seconds, whole=meter.attachment_known_seconds)
+            if meter
+            else None
+        )
 
     def get_memory_used_bytes_max(self, point: UtilizationPoint) -> int | None:
         return point.meter.memory_used_bytes_max if point.meter else None

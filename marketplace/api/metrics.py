@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from agents import alarms
 from agents.models import Gpu, Node
 from billing.models import Settlement
 from scheduler.models import Lease, Reservation
@@ -71,6 +72,11 @@ class MarketCollector(Collector):
                 Reservation.objects.values_list("status"),
             ),
             ("headroom_leases", "Leases by status", Lease.objects.values_list("status")),
+            (
+                "headroom_open_alarms",
+                "Alarms that nobody has settled, by kind",
+                alarms.open_alarms().values_list("kind"),
+            ),
         ):
             family = GaugeMetricFamily(name, what, labels=["state"])
             for state, count in rows.order_by().annotate(count=Count("pk")):

@@ -1,4 +1,4 @@
-"""`/v1/enrolment-tokens`, `/v1/nodes` and `/v1/gpus`: the owner's machines, and who is on them.
+"""`/v1/enrolment-tokens` and `/v1/nodes`: the owner's machines, and who is on them.
 
 An owner sees leases by their id and window; the tenant's name is never shown.
 """
@@ -8,39 +8,35 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any, ClassVar
 
-from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import HttpResponse
 from drf_spectacular.utils import OpenApiExample, extend_schema_serializer
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from agents import enrolment, health, inventory, labelling
-from agents.models import Gpu, Node
-from agents.protocol import Health, IdleState
-from agents.states import NodeStatus
+from agents import alarms, enrolment, health, inventory, labelling
+from agents.models import Alarm, Node
+from agents.states import AlarmKind, NodeStatus
 from marketplace.api.fields import (
     ChoiceField,
     InstantField,
     PageQuery,
     StrictSerializer,
-    SwitchField,
     TagsField,
     TextField,
     WholeNumberField,
 )
+from marketplace.api.owner_gpus import GpuSerializer, gpus_of
 from marketplace.api.owner_listings import NoFields
 from marketplace.api.pagination import page_of, page_serializer
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView, find
 from marketplace.core.text import LABELS_MAX
-from marketplace.models import Listing
 from marketplace.states import Scope
+from scheduler import onoffer
 from scheduler.models import Lease
-from scheduler.states import LEASE_ARROWS, LeaseStatus
-
-OPEN_LEASES = [status for status in LeaseStatus if not LEASE_ARROWS.is_final(status)]
-_SWITCH_FILTERS = ("idle", "listed", "leased")
+from scheduler.onoffer import OPEN_LEASES
+from scheduler.states import LeaseStatus
 
 
 @extend_schema_serializer(
@@ -72,6 +68,13 @@ class EnrolmentTokenWishSerializer(StrictSerializer):
     )
     max_nodes = WholeNumberField(min_value=1, max_value=enrolment.TOKEN_NODES_MAX)
     expires_at = InstantField()
+    allowed_networks = serializers.ListField(
+        child=TextField(max_length=50),
+        max_length=enrolment.TOKEN_NETWORKS_MAX,
+        required=False,
+        default=list,
+        help_text="CIDR blocks from which the token may be used; empty: from anywhere",
+    )
 
 
 class EnrolmentTokenSerializer(serializers.Serializer[Any]):
@@ -83,6 +86,7 @@ class EnrolmentTokenSerializer(serializers.Serializer[Any]):
     fabric = serializers.CharField(allow_null=True)
     labels = TagsField(tags_max=LABELS_MAX)
     max_nodes = serializers.IntegerField(source="nodes_max")
+    allowed_networks = serializers.ListField(child=serializers.CharField())
     expires_at = InstantField()
     created_at = InstantField()
 
@@ -108,9 +112,18 @@ class EnrolmentTokensView(ApiView):
             labels=body["labels"],
             nodes_max=body["max_nodes"],
             expires_at=body["expires_at"],
+            allowed_networks=body["allowed_networks"],
             at=self.now,
         )
-        names = ("id", "region", "labels", "nodes_max", "expires_at", "created_at")
+        names = (
+            "id",
+            "region",
+            "labels",
+            "nodes_max",
+            "allowed_networks",
+            "expires_at",
+            "created_at",
+        )
         answer = {name: getattr(token, name) for name in names}
         answer |= {"token": secret, "fabric": token.fabric or None}
         return Response(EnrolmentTokenSerializer(answer).data, status=HTTPStatus.CREATED)
@@ -126,30 +139,28 @@ class NodeLeaseSerializer(serializers.Serializer[Lease]):
     ends_at = InstantField()
 
 
-class GpuSerializer(serializers.Serializer[Any]):
-    """One device."""
+class NodeAlarmSerializer(serializers.Serializer[Alarm]):
+    """Something that staff must settle before the node, or one of its GPUs, is sold again."""
 
-    id = serializers.CharField()
-    node_id = serializers.CharField()
-    uuid = serializers.CharField(help_text="as NVML names the device")
-    gpu_model = serializers.CharField(
-        source="gpu_model_id", allow_null=True, help_text="null: not in the catalogue, never sold"
+    kind = ChoiceField(choices=AlarmKind.choices)
+    gpu_uuid = serializers.CharField(allow_null=True, help_text="null: the whole node")
+    detail = serializers.CharField()
+    raised_at = InstantField()
+
+
+class HostSerializer(serializers.Serializer[Any]):
+    """The machine around the GPUs, as its agent last described it; null where it could not tell."""
+
+    driver_version = serializers.CharField(allow_null=True)
+    nvml_version = serializers.CharField(allow_null=True)
+    cuda_driver_version = serializers.CharField(allow_null=True)
+    kernel_version = serializers.CharField(allow_null=True)
+    confidential_computing = serializers.CharField(allow_null=True)
+    scrubs_memory_on_free = serializers.BooleanField(
+        allow_null=True, help_text="false: the owner has switched the driver's scrubbing off"
     )
-    product_name = serializers.CharField(help_text="as NVML spells it")
-    memory_total_bytes = serializers.IntegerField()
-    present = serializers.BooleanField(help_text="in the node's last inventory")
-    health = serializers.ChoiceField(choices=[value.value for value in Health])
-    health_reason = serializers.CharField()
-    quarantined = serializers.CharField(
-        source="quarantined_by_market",
-        help_text="why the market withdrew it, or empty; the owner's resume clears it",
-    )
-    idle_state = serializers.ChoiceField(choices=[value.value for value in IdleState])
-    idle_since = InstantField(allow_null=True)
-    measured_at = InstantField(allow_null=True)
-    listed = serializers.BooleanField(help_text="a published listing selects it now")
-    leased = serializers.BooleanField(help_text="an open lease holds it")
-    simulated = serializers.BooleanField(source="node.simulated")
+    provisioner = serializers.CharField(help_text="how GPUs are handed over")
+    provisioner_version = serializers.CharField(allow_blank=True)
 
 
 class NodeSerializer(serializers.Serializer[Any]):
@@ -166,6 +177,11 @@ class NodeSerializer(serializers.Serializer[Any]):
     agent_version = serializers.CharField()
     enrolled_at = InstantField()
     simulated = serializers.BooleanField(help_text="its GPUs do not exist")
+    host = HostSerializer(allow_null=True, help_text="null: its agent does not tell")
+    warnings = serializers.ListField(
+        child=serializers.CharField(), help_text="what the node cannot do now, in words"
+    )
+    alarms = NodeAlarmSerializer(many=True, help_text="open ones")
     gpus = GpuSerializer(many=True)
     leases = NodeLeaseSerializer(many=True)
 
@@ -177,62 +193,40 @@ class NodesQuery(PageQuery):
     region = TextField(max_length=60, required=False)
 
 
-class GpusQuery(PageQuery):
-    """Which GPUs."""
-
-    gpu_model = TextField(max_length=60, required=False)
-    node_id = TextField(max_length=32, required=False)
-    health = ChoiceField(choices=[(value.value, value.value) for value in Health], required=False)
-    idle = SwitchField(from_text=True, required=False)
-    listed = SwitchField(from_text=True, required=False)
-    leased = SwitchField(from_text=True, required=False)
-
-
 class LabelsSerializer(StrictSerializer):
     """What of a node its owner may change."""
 
     labels = TagsField(tags_max=LABELS_MAX)
 
 
-def gpus_of(nodes: QuerySet[Node] | list[Node], *, at: Any) -> QuerySet[Gpu]:  # noqa: ANN401 - an instant
-    """Return the GPUs of some nodes, each with `listed` and `leased` as they are at `at`."""
-    selecting = Listing.objects.published().filter(
-        Q(ends_at__isnull=True) | Q(ends_at__gt=at),
-        Q(region="") | Q(region=OuterRef("node__region")),
-        Q(fabric="") | Q(fabric=OuterRef("node__fabric")),
-        starts_at__lte=at,
-        organization=OuterRef("node__organization"),
-        gpu_model=OuterRef("gpu_model"),
-        labels__contained_by=OuterRef("node__labels"),
-    )
-    holding = Lease.objects.filter(
-        node=OuterRef("node"), status__in=OPEN_LEASES, gpu_uuids__contains=[OuterRef("uuid")]
-    )
-    return (
-        Gpu.objects.filter(node__in=nodes)
-        .select_related("node")
-        .annotate(
-            listed=Exists(selecting),
-            leased=Exists(holding),
-            idle=Q(idle_state=IdleState.FREE.value),
-        )
-    )
-
-
 def nodes_as_answer(nodes: Iterable[Node], *, at: Any) -> list[Any]:  # noqa: ANN401 - an instant
-    """Return nodes as the contract shows them, in three queries however many they are."""
+    """Return nodes as the contract shows them, in eight queries however many they are."""
     rows = list(nodes)
     gpus, leases = defaultdict(list), defaultdict(list)
-    for gpu in gpus_of(rows, at=at).order_by("slot"):
+    found = list(gpus_of(rows, at=at).order_by("slot"))
+    for gpu in found:
         gpus[gpu.node_id].append(gpu)
     for lease in Lease.objects.filter(node__in=rows, status__in=OPEN_LEASES).order_by(
         "starts_at", "id"
     ):
         leases[lease.node_id].append(lease)
+    open_alarms = defaultdict(list)
+    for alarm in alarms.open_alarms().filter(node__in=rows):
+        open_alarms[alarm.node_id].append(
+            {
+                **{name: getattr(alarm, name) for name in ("kind", "detail", "raised_at")},
+                "gpu_uuid": alarm.gpu_uuid or None,
+            }
+        )
     names = ("id", "hostname", "region", "labels", "status", "last_report_at", "agent_version")
     answers = [
         {
-            **{name: getattr(node, name) for name in (*names, "enrolled_at", "simulated")},
+            **{
+                name: getattr(node, name)
+                for name in (*names, "enrolled_at", "simulated", "warnings")
+            },
+            "host": node.host or None,
+            "alarms": open_alarms[node.pk],
             "fabric": node.fabric or None,
             "liveness": health.liveness(node=node, at=at).value,
             "gpus": gpus[node.pk],
@@ -240,7 +234,8 @@ def nodes_as_answer(nodes: Iterable[Node], *, at: Any) -> list[Any]:  # noqa: AN
         }
         for node in rows
     ]
-    return [NodeSerializer(answer).data for answer in answers]
+    context = {"offers": onoffer.read(gpus=found, at=at)}
+    return [NodeSerializer(answer, context=context).data for answer in answers]
 
 
 class NodesView(ApiView):
@@ -337,25 +332,3 @@ class ResumeView(_NodeMoveView):
     )
     def post(self, request: Request, node_id: str) -> HttpResponse:
         return self.move(node_id)
-
-
-class GpusView(ApiView):
-    scopes: ClassVar = {"GET": Scope.OWNER_READ}
-    queries: ClassVar = {"GET": GpusQuery}
-
-    @operation(
-        summary="List the owner's GPUs",
-        responses={200: page_serializer(GpuSerializer, name="GpuPage")},
-        query=GpusQuery,
-        operation_id="list_gpus",
-    )
-    def get(self, request: Request) -> Response:
-        rows = gpus_of(Node.objects.visible_to(self.organization), at=self.now)
-        columns = {"gpu_model": "gpu_model_id", "node_id": "node_id", "health": "health"}
-        columns |= {name: name for name in _SWITCH_FILTERS}
-        for word, column in columns.items():
-            if word in self.query:
-                rows = rows.filter(**{column: self.query[word]})
-        page = page_of(rows, query=self.query)
-        data = GpuSerializer(page.data, many=True).data
-        return Response({"data": data, "next_cursor": page.next_cursor})

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from django.conf import settings
+from django.http import HttpRequest
 
 # The longest unused goes first: an attacker's addresses must not fill the memory.
 BUCKETS_MAX = 10_000
@@ -64,6 +65,14 @@ def client_address(*, remote_address: str, forwarded_for: str) -> str:
     if not proxies or not entries:
         return remote_address
     return entries[-min(proxies, len(entries))]
+
+
+def client_address_of(request: HttpRequest) -> str:
+    """Return whence a request came, as far as our own proxies can tell."""
+    return client_address(
+        remote_address=request.META.get("REMOTE_ADDR", ""),
+        forwarded_for=request.META.get("HTTP_X_FORWARDED_FOR", ""),
+    )
 
 
 def keyless_calls_per_minute() -> int:

@@ -126,10 +126,7 @@ class ApiView(APIView):
         if isinstance(user, Caller):
             name, per_minute = f"key:{user.api_key.pk}", KEYED_CALLS_PER_MINUTE
         else:
-            address = throttling.client_address(
-                remote_address=self.request.META.get("REMOTE_ADDR", ""),
-                forwarded_for=self.request.META.get("HTTP_X_FORWARDED_FOR", ""),
-            )
+            address = throttling.client_address_of(self.request)
             name, per_minute = f"address:{address}", throttling.keyless_calls_per_minute()
         wait = throttling.buckets.seconds_to_wait(name=name, per_minute=per_minute)
         if wait:

@@ -177,7 +177,7 @@ def reading(*, gpu_uuid: str, measured_at: dt.datetime = NOW, **changes: Any) ->
         "gpu_uuid": gpu_uuid,
         "measured_at": measured_at,
         "health": protocol.Health.HEALTHY,
-        "idle_state": protocol.IdleState.FREE,
+        "idle_state": protocol.IdleState.OFFERABLE,
         "idle_since": NOW - seconds(600),
         "utilization_percent": 0,
         "memory_used_bytes": 4 * 2**20,

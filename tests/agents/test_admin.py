@@ -9,7 +9,8 @@ from django.test import Client
 from django.urls import reverse
 
 from agents import ingest
-from agents.models import EnrolmentToken, Node, NodeTransition, Reading, Receipt
+from agents.models import Alarm, EnrolmentToken, Node, NodeTransition, Reading, Receipt
+from agents.states import AlarmKind
 from marketplace.models import User
 from tests.agents import factories as make
 from tests.agents.factories import NOW
@@ -41,6 +42,9 @@ def machine() -> make.Machine:
         receipts=[make.receipt(grant=grant, key=machine.key)],
     )
     ingest.accept(node=machine.node, report=report, at=NOW)
+    Alarm.objects.create(
+        node=machine.node, kind=AlarmKind.NODE_CLONED, detail="two machines", raised_at=NOW
+    )
     return machine
 
 
@@ -99,6 +103,12 @@ class TestActions:
         assert NodeTransition.objects.count() == 1
         page = staff.get(reverse("admin:agents_node_changelist"))
         assert "cannot become active" in page.content.decode()
+
+    def test_settle_an_alarm(self, staff: Client, machine: make.Machine) -> None:
+        self.act(staff, "alarm", "settle", Alarm.objects.get())
+        alarm = Alarm.objects.get()
+        assert alarm.settled_at is not None
+        assert alarm.settled_by == "user:root"
 
     def test_revoke_a_token(self, staff: Client, machine: make.Machine) -> None:
         self.act(staff, "enrolmenttoken", "revoke", EnrolmentToken.objects.get())

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from agents import grants, ingest, protocol
-from agents.models import Grant
+from agents.models import Grant, Node
 from marketplace.core.errors import InvalidValue, NotFound
 from marketplace.core.windows import Window
 from tests.agents import factories as make
@@ -13,6 +13,13 @@ from tests.agents.factories import NOW
 
 pytestmark = pytest.mark.django_db
 LEASE = "lse_1"
+
+
+def sent_to(node: Node) -> list[protocol.Grant]:
+    """Return what the node's next answer lists."""
+    standing = ingest.standing_of(node_id=node.pk)
+    assert standing is not None
+    return grants.as_messages(rows=standing.grants.values())
 
 
 class TestIssue:
@@ -56,11 +63,11 @@ class TestStopAndClose:
         make.make_grant(node=node, lease_id=LEASE)
         for _ in range(2):
             grants.stop(lease_id=LEASE, lease_epoch=1, at=NOW)
-        (sent,) = grants.open_for(node=node)
+        (sent,) = sent_to(node)
         assert sent.desired_state is protocol.DesiredState.STOP
         for seconds in (0, 9):
             grants.close(lease_id=LEASE, lease_epoch=1, at=NOW + make.seconds(seconds))
-        assert grants.open_for(node=node) == []
+        assert sent_to(node) == []
         assert Grant.objects.get().closed_at == NOW
 
     @pytest.mark.parametrize("verb", [grants.stop, grants.close])
@@ -74,7 +81,7 @@ class TestOpenFor:
         node = make.make_node()
         grant = make.make_grant(node=node, lease_id=LEASE)
         make.make_grant(node=make.make_node())
-        (sent,) = grants.open_for(node=node)
+        (sent,) = sent_to(node)
         assert protocol.from_json(protocol.Grant, protocol.to_json(sent)) == sent
         assert (sent.lease_id, sent.gpu_uuids) == (LEASE, grant.gpu_uuids)
         assert (sent.not_before, sent.not_after) == (grant.not_before, grant.not_after)

@@ -11,7 +11,7 @@ import pytest
 import time_machine
 from django.db import OperationalError
 
-from agents import ingest, inventory, protocol
+from agents import ingest, inventory, pacing, protocol
 from agents.models import EnrolmentToken, Gpu, MeterReading, Node, Reading, Receipt
 from tests.agents import factories as make
 from tests.agents.factories import NOW, Machine
@@ -228,7 +228,7 @@ class TestReports:
             ('"agent_version":"0.1.0"', f'"agent_version":"{"1" * 41}"'),
             ('"epoch":1,"events"', '"epoch":null,"events"'),
             ('"protocol":2', '"protocol":3'),
-            ('"idle_state":"free"', '"idle_state":"asleep"'),
+            ('"idle_state":"offerable"', '"idle_state":"asleep"'),
             ('"node_id":"nde_', '"node_id":"xxx_'),
             ('"sent_at":"2026', '"sent_at":"20260'),
             ('"sent_at":"2026-11', '"sent_at":"2026-13'),
@@ -300,12 +300,14 @@ class TestEnrol:
         }
         return make.post(make.sign(**sealing))
 
-    def test_answers_with_the_node_and_the_interval(self, settings: Any) -> None:
+    def test_answers_with_the_node_and_the_interval(self) -> None:
         response = self.enrol()
         assert response.status_code == 200
         reply = protocol.decode(protocol.EnrolReply, response.content)
         assert Node.objects.get().pk == reply.node_id
-        assert reply.report_interval_seconds == settings.AGENT_REPORT_INTERVAL_SECONDS
+        assert reply.report_interval_seconds == pacing.granted_interval_seconds(
+            node_id=reply.node_id, at=NOW
+        )
         assert reply.now == NOW
         assert Gpu.objects.count() == 2
 
@@ -364,5 +366,5 @@ def test_a_day_of_clock_error_is_never_a_server_error(machine: Machine) -> None:
         )
         assert make.post(seal(machine, protocol.encode(report))).status_code == 200
     assert not MeterReading.objects.exists()
-    assert not Receipt.objects.exists()
+    assert {receipt.at for receipt in Receipt.objects.all()} == {NOW}
     assert Reading.objects.count() == 1

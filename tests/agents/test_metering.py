@@ -72,6 +72,14 @@ class TestTotal:
         meter = total(sample(0, 60, 60, None), sample(60, 120, 60, 20), within=window(0, 120))
         assert (meter.up_seconds, meter.measured_seconds, meter.busy_seconds) == (120, 60, 20)
 
+    def test_tells_attached_seconds_of_the_readings_that_know_them(self) -> None:
+        first = sample(0, 60, 60, 0, attached_seconds=60)
+        second = sample(60, 120, 60, 0, attached_seconds=15)
+        unknown = sample(120, 180, 60, 0)
+        meter = total(first, second, unknown, within=window(30, 180))
+        assert (meter.attachment_known_seconds, meter.attached_seconds) == (90, 45)
+        assert (meter.up_seconds, meter.busy_seconds) == (150, 0)
+
     def test_unknown_energy_of_one_reading_leaves_the_others(self) -> None:
         known = sample(0, 60, 60, 0, energy_millijoules=5)
         assert total(known, sample(60, 120, 60, 0), within=window(0, 120)).energy_millijoules == 5
@@ -97,6 +105,7 @@ def samples(draw: st.DrawFn) -> Sample:
         busy_seconds=draw(st.none() | st.integers(0, up)),
         energy_millijoules=draw(st.none() | st.integers(0, 10**6)),
         memory_used_bytes_max=draw(st.none() | st.integers(0, 10)),
+        attached_seconds=draw(st.none() | st.integers(0, up)),
     )
 
 
@@ -114,6 +123,7 @@ class TestEveryTotal:
         meter = total(*given, within=within)
         assert 0 <= meter.busy_seconds <= meter.measured_seconds <= meter.up_seconds
         assert meter.up_seconds <= meter.covered_seconds <= within.seconds
+        assert 0 <= meter.attached_seconds <= meter.attachment_known_seconds <= meter.up_seconds
 
     @given(given=many, within=windows, data=st.data())
     def test_depends_neither_on_order_nor_on_repetition(

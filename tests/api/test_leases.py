@@ -52,6 +52,7 @@ def handed_over(lease: Lease, *, minutes: int) -> Lease:
         ends_at=starts_at + dt.timedelta(minutes=1),
         up_seconds=60,
         busy_seconds=45,
+        attached_seconds=57,
         energy_millijoules=30_000_000,
         memory_used_bytes_max=2**34,
         temperature_celsius_max=64,
@@ -134,6 +135,7 @@ class TestUtilization:
         lease = handed_over(a_lease(api, organization=organization), minutes=3)
         first, second, *_ = self.curve(api, lease).json["data"]
         assert first["busy_share"] == "0.7500"
+        assert first["attached_share"] == "0.9500"
         assert (first["energy_millijoules"], first["power_draw_milliwatts_mean"]) == (
             30_000_000,
             500_000,

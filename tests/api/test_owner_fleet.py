@@ -138,6 +138,33 @@ class TestGpus:
         assert self.uuids(api, gpu_model="h100-sxm-80gb") == {first.uuid, second.uuid}
         assert self.uuids(api, gpu_model="l40s-48gb") == set()
 
+    def test_that_are_offerable_are_idle_too(self, api: ApiClient, node: Node) -> None:
+        assert self.uuids(api, idle="true") == set()
+        Gpu.objects.filter(node=node).update(idle_state="offerable")
+        assert len(self.uuids(api, idle="true")) == 2
+
+    def test_say_why_they_are_not_on_offer(
+        self, api: ApiClient, node: Node, organization: Organization
+    ) -> None:
+        for row in api.get("/v1/gpus").json["data"]:
+            assert row["offer"]["on_offer"] is False
+            assert [reason["code"] for reason in row["offer"]["reasons"]] == ["not_listed"]
+        a_published_listing(owner=organization, starts_at=timezone.now() - dt.timedelta(hours=1))
+        lease = a_lease_on(node)
+        rows = {row["uuid"]: row["offer"] for row in api.get("/v1/gpus").json["data"]}
+        leased = rows.pop(lease.gpu_uuids[0])
+        assert leased == {
+            "on_offer": False,
+            "reasons": [{"code": "leased", "detail": "a lease has it"}],
+        }
+        assert list(rows.values()) == [{"on_offer": True, "reasons": []}]
+        in_node = {
+            gpu["uuid"]: gpu["offer"] for gpu in api.get(f"/v1/nodes/{node.id}").json["gpus"]
+        }
+        assert in_node == {**rows, lease.gpu_uuids[0]: leased}
+        assert self.uuids(api, on_offer="true") == set(rows)
+        assert self.uuids(api, on_offer="false") == set(lease.gpu_uuids)
+
     @pytest.mark.parametrize(
         ("wish", "listed"),
         [
@@ -164,7 +191,14 @@ class TestGpus:
         assert len(self.uuids(api, listed="false")) == 2 - listed
 
     @pytest.mark.parametrize(
-        "query", [{"leased": "maybe"}, {"health": "fine"}, {"model": "x"}, {"limit": "201"}]
+        "query",
+        [
+            {"leased": "maybe"},
+            {"on_offer": "perhaps"},
+            {"health": "fine"},
+            {"model": "x"},
+            {"limit": "201"},
+        ],
     )
     def test_refuse_a_filter_that_does_not_exist(
         self, api: ApiClient, query: dict[str, str]

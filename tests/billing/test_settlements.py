@@ -13,7 +13,8 @@ from tests.billing import factories
 
 pytestmark = pytest.mark.django_db
 
-GRACE = dt.timedelta(seconds=settlements.SETTLEMENT_GRACE_SECONDS)
+# Three reports at the slowest pace of a small fleet, 17 s, and ten seconds on their way.
+GRACE = dt.timedelta(seconds=3 * 17 + 10)
 LATER = factories.START + dt.timedelta(days=1)
 
 

@@ -180,7 +180,7 @@ class Market:
         assert answer.status in (200, 201), answer.content
         return answer.json
 
-    def add_host(self, *, gpus: int) -> Host:
+    def add_host(self, *, gpus: int, **parts: Any) -> Host:
         """Make a token, enrol a machine with it and let it report."""
         body = {
             "region": "eu-north",
@@ -190,7 +190,7 @@ class Market:
         }
         token = self.post(self.owner_api, "/v1/enrolment-tokens", body)["token"]
         host = Host(token=token, gpus=gpus, at=self.at)
-        host.report(at=self.at, inventory=host.inventory)
+        host.report(at=self.at, inventory=host.inventory, **parts)
         return host
 
     def list_everything(self) -> dict[str, Any]:

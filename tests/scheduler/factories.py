@@ -69,7 +69,7 @@ def make_node(*, owner: Organization, gpus: int = 8, **changes: Any) -> Node:
         "gpu_model_id": MODEL,
         "memory_total_bytes": 85_520_809_984,
         "mig_enabled": False,
-        "idle_state": protocol.IdleState.FREE,
+        "idle_state": protocol.IdleState.OFFERABLE,
         "idle_since": NOW - hours(1),
         "first_seen_at": NOW,
         **gpu_changes,

@@ -141,9 +141,12 @@ class Samples:
     def _list(self, uuid: str, handle: Handle) -> tuple[list[dict[str, Any]], str]:
         """Return the processes of a GPU, and why the list is not whole; NVML gives PIDs of the host."""
         listed: list[dict[str, Any]] = []
-        for kind, function in PROCESS_LISTS.items():
+        for kind, functions in PROCESS_LISTS.items():
             unread: dict[str, str] = {}
-            found = self._driver.attempt(unread, kind, uuid, function, handle)
+            found = None
+            for function in functions:
+                if found is None and unread.get(kind, NOT_SUPPORTED) == NOT_SUPPORTED:
+                    found = self._driver.attempt(unread, kind, uuid, function, handle)
             if found is None:
                 if kind == MPS and unread[kind] == NOT_SUPPORTED:
                     continue  # then nobody can be there

@@ -15,26 +15,35 @@ from agents.node.nvml import Driver, DriverGone
 
 
 class Service:
-    """All verbs of the child, over one driver. `proc` is where the kernel tells of processes."""
+    """All verbs of the child, over one driver. `proc` is where the kernel tells of processes.
+
+    `write_event` is given each error of a GPU from a thread of its own; `None` where nobody listens.
+    """
 
     def __init__(
-        self, *, driver: Driver, write_event: Callable[[bytes], object], proc: str = "/proc"
+        self,
+        *,
+        driver: Driver,
+        write_event: Callable[[bytes], object] | None = None,
+        proc: str = "/proc",
     ) -> None:
         self._driver = driver
         self._devices = Devices(driver=driver)
         self._samples = Samples(driver=driver, devices=self._devices, proc=proc)
-        self._events = EventQueue(driver=driver, write=write_event)
+        self._events = None if write_event is None else EventQueue(driver=driver, write=write_event)
         self._proc = proc
 
     def answer(self, *, request: dict[str, Any]) -> dict[str, Any]:
         """Return `{"ok": …}`, or `{"error": …}`; `ends` says that only a new process can go on."""
         try:
             self._devices.known = request.get("known", self._devices.known)
-            result = self._result(request)
-            self._events.start(handles=self._devices.handles())
+            answer: dict[str, Any] = {"ok": self._result(request)}
+            if self._events is not None:
+                self._events.start(handles=self._devices.handles())
+                answer["events"] = self._events.problem()
         except DriverGone as gone:
             return {"error": str(gone), "ends": gone.for_good}
-        return {"ok": result, "events": self._events.problem()}
+        return answer
 
     def _result(self, request: dict[str, Any]) -> object:
         driver, devices = self._driver, self._devices

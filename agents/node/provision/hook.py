@@ -13,14 +13,13 @@ be idempotent.
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from agents.node import programs
+from agents.node.programs import EXIT_AGAIN, EXIT_BAD_REQUEST, ProgramFailed
 from agents.node.provision import (
     Capabilities,
     Found,
@@ -38,11 +37,8 @@ VERB_SECONDS_MAX = {
     "inspect": 10.0,
     "list": 10.0,
 }
-EXIT_FAILED, EXIT_BAD_REQUEST, EXIT_AGAIN = 1, 2, 75
 POLL_SECONDS_DEFAULT, POLL_SECONDS_MAX = 5.0, 300.0
-OUTPUT_BYTES_MAX = 64 * 1024  # an answer is one small object
 LISTED_MAX = 256  # leases of one machine, finished ones included
-EVIDENCE_LENGTH_MAX = 300  # of standard error, so that the detail stays below what the wire carries
 
 
 class _BadRequest(ProvisionFailed):
@@ -122,10 +118,16 @@ class HookProvisioner:
         self._call("destroy", grant)
 
     def _call(self, verb: str, grant: Grant | None) -> dict[str, Any]:
-        status, output, errors = self._run(verb, b"{}" if grant is None else encode(grant))
-        evidence = (
-            errors.decode(errors="replace").strip().replace("\x00", "")[-EVIDENCE_LENGTH_MAX:]
-        )
+        try:
+            finished = programs.run(
+                program=self._program,
+                verb=verb,
+                request=b"{}" if grant is None else encode(grant),
+                seconds_max=self._verb_seconds_max[verb],
+            )
+        except ProgramFailed as error:
+            raise ProvisionFailed(f"the owner's hook {error}") from None
+        status, evidence = finished.status, finished.evidence
         if status == EXIT_AGAIN:
             raise ProvisionAgain(
                 _detail(f"the owner's hook asks to try {verb} again", evidence),
@@ -137,7 +139,10 @@ class HookProvisioner:
             raise ProvisionFailed(
                 _detail(f"the owner's hook failed at {verb} with status {status}", evidence)
             )
-        answer = self._parse(verb, output)
+        try:
+            answer = finished.answer()
+        except ProgramFailed as error:
+            raise ProvisionFailed(f"the owner's hook {error} to {verb}") from None
         if answer.get("state") == "pending":
             seconds = answer.get("poll_after_s")
             if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0:
@@ -146,48 +151,6 @@ class HookProvisioner:
                 f"the owner's hook works on {verb}", after_seconds=min(seconds, POLL_SECONDS_MAX)
             )
         return answer
-
-    @staticmethod
-    def _parse(verb: str, output: bytes) -> dict[str, Any]:
-        if not output.strip():
-            return {}
-        try:
-            answer = json.loads(output)
-        except ValueError:
-            answer = None
-        if len(output) > OUTPUT_BYTES_MAX or not isinstance(answer, dict):
-            raise ProvisionFailed(
-                f"the owner's hook answered {verb} with something that is no JSON object"
-            )
-        return answer
-
-    def _run(self, verb: str, request: bytes) -> tuple[int, bytes, bytes]:
-        limit = self._verb_seconds_max[verb]
-        # The agent's own settings, the enrolment token among them, are none of the hook's business.
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("HEADROOM_")}
-        try:
-            process = subprocess.Popen(  # noqa: S603 - the owner's own program, no shell
-                [str(self._program), verb],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=environment,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise ProvisionFailed(f"the owner's hook cannot be run: {error.strerror}") from None
-        try:
-            output, errors = process.communicate(request, timeout=limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            for pipe in (process.stdin, process.stdout, process.stderr):
-                if pipe is not None:
-                    pipe.close()
-            raise ProvisionFailed(
-                f"the owner's hook took longer than {limit:g} s for {verb}"
-            ) from None
-        return process.returncode, output, errors
 
 
 def _detail(what: str, evidence: str) -> str:

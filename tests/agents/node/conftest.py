@@ -6,9 +6,11 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from tests.agents.node import silicon
 from tests.agents.node.rig import FakeClock, Rig
 from tests.fakes import nvml
 from tests.fakes.market import FakeMarket
@@ -35,17 +37,22 @@ def rig(tmp_path: Path, clock: FakeClock, market: FakeMarket) -> Iterator[Rig]:
     rig.kill()
 
 
+def skip_or_fail(reason: str) -> NoReturn:
+    """Skip the test on a user's machine; where the project is judged nothing may be left out."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
 def standin_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stand-in NVML; without a compiler the test is skipped, a build that fails is an error."""
+    """The stand-in NVML; without a compiler the test is skipped with the reason, in CI it fails."""
     try:
         return nvml.build(directory=tmp_path_factory.mktemp("nvml"))
     except nvml.NoCompiler as missing:
-        pytest.skip(str(missing))
+        skip_or_fail(str(missing))
     except subprocess.CalledProcessError as failure:
-        if os.environ.get("CI"):
-            pytest.fail(f"the stand-in NVML does not build: {failure.stderr}")
-        pytest.skip(f"the stand-in NVML does not build here: {failure.stderr[-300:]}")
+        skip_or_fail(f"the stand-in NVML does not build here: {failure.stderr[-1000:]}")
 
 
 @pytest.fixture
@@ -56,3 +63,17 @@ def journal(tmp_path: Path, standin_library: Path, monkeypatch: pytest.MonkeyPat
     for name, value in journal.environment.items():
         monkeypatch.setenv(name, value)
     return journal
+
+
+@pytest.fixture(
+    params=[pytest.param(silicon.REAL, marks=pytest.mark.gpu), pytest.param(silicon.STAND_IN)]
+)
+def machine(request: pytest.FixtureRequest) -> Iterator[silicon.Machine]:
+    """Real GPUs, skipped where no driver answers, and then the stand-in."""
+    if request.param == silicon.STAND_IN:
+        machine = silicon.stand_in(request.getfixturevalue("journal"))
+    else:
+        machine = silicon.Machine(source=silicon.REAL)
+    machine.need_gpus()
+    yield machine
+    machine.close()

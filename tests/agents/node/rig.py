@@ -8,16 +8,18 @@ from pathlib import Path
 
 from agents.node import host
 from agents.node.clock import MarketClock
-from agents.node.idle import Thresholds
-from agents.node.jobs import InlineJobs
+from agents.node.idlebook import Cure
+from agents.node.jobs import InlineJobs, Jobs
 from agents.node.keys import KeyRing
 from agents.node.loop import Agent, Machine
+from agents.node.offering import OwnersScheduler
 from agents.node.provision import Provisioner
 from agents.node.provision.simulated import SimulatedProvisioner
 from agents.node.reader import Reader
 from agents.node.sender import Sender
 from agents.node.simulated import SimulatedReader, parse_fleet
 from agents.node.spool import Spool
+from agents.protocol import IdlePolicy
 from tests.fakes.market import FakeMarket
 
 START = dt.datetime(2026, 11, 23, 12, 0, 0, 250_000, tzinfo=dt.UTC)
@@ -55,6 +57,9 @@ class Rig:
         self.token = market.token
         self.reader: Reader | None = None  # a test may set its own
         self.provisioner: Provisioner | None = None
+        self.scheduler: OwnersScheduler | None = None
+        self.cure: Cure | None = None
+        self.jobs: Jobs = InlineJobs()
         self.agent: Agent | None = None
         self.spool: Spool | None = None
         self.sender: Sender | None = None
@@ -79,13 +84,15 @@ class Rig:
             spool=self.spool,
             sender=self.sender,
             provisioner=self.provisioner or simulated,
-            jobs=InlineJobs(),
+            jobs=self.jobs,
             clock=clock,
             key=key,
             machine=Machine(hostname="n1", machine_id="m1", boot_id=self.boot_id),
             token=self.token,
-            thresholds=Thresholds(free_after_seconds=20),
+            idle_policy=IdlePolicy(free_after_seconds=20),
             dice=random.Random(7),
+            scheduler=self.scheduler,
+            cure=self.cure,
         )
         return self.agent
 

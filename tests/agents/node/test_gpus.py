@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 from collections import Counter
 from collections.abc import Collection
 
@@ -83,6 +84,40 @@ class TestGpus:
             up[meter.gpu_uuid] += meter.up_seconds
         assert up[alive] == 180
         assert up[dead] < 80
+
+    def test_leased_gpus_are_read_half_as_often_and_together_at_every_change(
+        self, rig: Rig, market: FakeMarket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        market.interval_seconds = 30
+        reads: list[tuple[float, frozenset[str]]] = []
+        whole = SimulatedReader.read
+
+        def record(
+            self: SimulatedReader, *, at: dt.datetime, gpu_uuids: Collection[str], **_: object
+        ) -> list[Sample]:
+            reads.append(((at - START).total_seconds(), frozenset(gpu_uuids)))
+            return whole(self, at=at, gpu_uuids=gpu_uuids)
+
+        monkeypatch.setattr(SimulatedReader, "read", record)
+        enrolled(rig)
+        own, let = gpus(market)[1], gpus(market)[0]
+        market.grants = [grant(market, start=1, minutes=6, count=1)]
+        rig.live(seconds=600)
+        handover, returned = (by_kind(market)[kind].at for kind in ReceiptKind)
+        held = [
+            at for at, read in reads
+            if let in read and handover.timestamp() < START.timestamp() + at < returned.timestamp()
+        ]  # fmt: skip
+        free = [at for at, read in reads if own in read]
+        assert held
+        assert {round(b - a) for a, b in itertools.pairwise(held)} == {30}
+        assert all(b - a < 15.5 for a, b in itertools.pairwise(free))
+        both = [at for at, read in reads if read == {own, let}]
+        for change in (handover, returned):
+            instant = change.timestamp() - START.timestamp()
+            assert any(abs(at - instant) <= 1 for at in both), "the counters of a receipt are fresh"
+        assert_meters_fill_the_lease(market)
+        assert sorted(m.up_seconds for m in market.meters.values()) == [60] * 6
 
     def test_the_fleet_of_a_simulated_node_is_the_same_after_a_restart(
         self, rig: Rig, market: FakeMarket

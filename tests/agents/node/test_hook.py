@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from agents.node.programs import EVIDENCE_LENGTH_MAX
 from agents.node.provision import Presence, ProvisionAgain, ProvisionFailed
-from agents.node.provision.hook import EVIDENCE_LENGTH_MAX, VERB_SECONDS_MAX, HookProvisioner
+from agents.node.provision.hook import VERB_SECONDS_MAX, HookProvisioner
 from agents.protocol import Access, DesiredState, Grant
 
 AT = dt.datetime(2026, 11, 23, tzinfo=dt.UTC)

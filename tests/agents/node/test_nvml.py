@@ -1,35 +1,44 @@
-"""The reader through the unmodified pynvml, on the stand-in library."""
+"""What is read of GPUs, through the unmodified pynvml, on the stand-in library."""
 
 from __future__ import annotations
 
-import ctypes
 import datetime as dt
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from agents.node import health
-from agents.node.nvml import NvmlReader
+from agents.node.driver.counters import COUNTER_FIELDS
+from agents.node.nvml import MISSING_SECONDS
 from agents.node.reader import LOST, MEASURED_FIELDS, NOT_SUPPORTED, ReaderUnavailable
-from agents.protocol import GpuIdentity, Health
+from agents.protocol import GpuIdentity, GpuSettings, Health, HostFacts, MigDevice
+from tests.agents.node.direct import DirectReader
 from tests.fakes.nvml import Journal
 
 AT = dt.datetime(2026, 11, 23, tzinfo=dt.UTC)
 UUIDS = [f"GPU-00000000-0000-4000-8000-{index:012d}" for index in range(2)]
+MIB = 1024 * 1024
 
 
 @pytest.fixture
-def reader(journal: Journal) -> Iterator[NvmlReader]:
-    # pynvml asks for the library by name; one that is already loaded under that name is taken.
-    ctypes.CDLL(str(journal.library))
-    reader = NvmlReader()
+def reader(journal: Journal, tmp_path: Path) -> Iterator[DirectReader]:
+    reader = DirectReader(journal=journal, proc=str(tmp_path / "proc"))
     yield reader
     reader.close()
 
 
+def write_proc(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / "proc" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
 class TestIdentify:
-    def test_names_each_gpu_as_nvml_does(self, reader: NvmlReader, journal: Journal) -> None:
+    def test_names_each_gpu_as_nvml_does(self, reader: DirectReader, journal: Journal) -> None:
         journal.write("gpu 1 name NVIDIA H200", "gpu 1 mem_total 150754820096")
+        journal.write("gpu 1 fabric_state 0")
         assert reader.identify()[1] == GpuIdentity(
             uuid=UUIDS[1],
             index=1,
@@ -38,42 +47,127 @@ class TestIdentify:
             serial="1650000000001",
             pci_bus_id="00000000:18:00.0",
             mig_enabled=False,
+            board_part_number="692-2G520-0200-000",
+            vbios_version="96.00.74.00.01",
+            virtualization_mode="none",
         )
 
     def test_leaves_out_what_the_product_does_not_have(
-        self, reader: NvmlReader, journal: Journal
+        self, reader: DirectReader, journal: Journal
     ) -> None:
-        journal.write("gpu 0 err nvmlDeviceGetSerial 3", "gpu 0 err nvmlDeviceGetMigMode 3")
+        journal.refuse(0, function="nvmlDeviceGetSerial", code=3)
+        journal.refuse(0, function="nvmlDeviceGetMigMode", code=3)
+        journal.refuse(0, function="nvmlDeviceGetVirtualizationMode", code=3)
         identity = reader.identify()[0]
         assert (identity.serial, identity.mig_enabled) == (None, None)
+        assert identity.virtualization_mode is None
 
-    def test_recognises_mig(self, reader: NvmlReader, journal: Journal) -> None:
+    def test_tells_the_parts_that_mig_has_cut(self, reader: DirectReader, journal: Journal) -> None:
+        journal.write("gpu 0 mig 1")
+        journal.mig_part(0, place=0, uuid="MIG-a", gpu_instance=7, memory_mebibytes=9856)
+        journal.mig_part(0, place=2, uuid="MIG-b", gpu_instance=9, memory_mebibytes=9856)
+        cut, whole = reader.identify()
+        assert (cut.mig_enabled, whole.mig_enabled) == (True, False)
+        assert cut.mig_devices == [
+            MigDevice(
+                uuid=uuid,
+                gpu_instance_id=instance,
+                compute_instance_id=0,
+                memory_total_bytes=9856 * MIB,
+            )
+            for uuid, instance in (("MIG-a", 7), ("MIG-b", 9))
+        ]
+
+    def test_sees_mig_being_switched_on(self, reader: DirectReader, journal: Journal) -> None:
+        reader.identify()
         journal.write("gpu 0 mig 1")
         assert [gpu.mig_enabled for gpu in reader.identify()] == [True, False]
 
-    def test_goes_past_a_gpu_that_fell_off_the_bus(
-        self, reader: NvmlReader, journal: Journal
+    @pytest.mark.parametrize(
+        ("mode", "word"), [(1, "passthrough"), (2, "vgpu"), (3, "host_vgpu"), (4, "host_vsga")]
+    )
+    def test_recognises_virtual_gpus(
+        self, reader: DirectReader, journal: Journal, mode: int, word: str
+    ) -> None:
+        journal.write(f"gpu 0 virtualization {mode}")
+        assert reader.identify()[0].virtualization_mode == word
+
+    def test_goes_past_a_gpu_that_never_said_who_it_is(
+        self, reader: DirectReader, journal: Journal
     ) -> None:
         journal.write("gpu 0 lost 1")
         assert [gpu.uuid for gpu in reader.identify()] == [UUIDS[1]]
 
+    def test_keeps_a_known_gpu_that_is_lost_when_the_driver_is_taken_up_again(
+        self, reader: DirectReader, journal: Journal
+    ) -> None:
+        before = reader.identify()
+        journal.write("gpu 0 lost 1")
+        reader.close()
+        assert reader.identify() == before
+        dead, alive = reader.read(at=AT, with_processes=UUIDS)
+        assert dead.unread == dict.fromkeys(MEASURED_FIELDS, LOST)
+        assert alive.unread == {}
+        assert reader.counters(gpu_uuids=UUIDS)[0].unread == dict.fromkeys(COUNTER_FIELDS, LOST)
+        assert set(reader.settings(gpu_uuids=UUIDS)[0].unread.values()) == {LOST}
+        assert list(reader.processes(gpu_uuids=UUIDS)) == [UUIDS[1]]
+
+    def test_forgets_a_gpu_that_was_taken_out(self, reader: DirectReader, journal: Journal) -> None:
+        reader.identify()
+        journal.write("gpu 0 present 0")
+        assert reader.read(at=AT)[0].unread == dict.fromkeys(MEASURED_FIELDS, LOST)
+        reader.close()
+        assert [gpu.uuid for gpu in reader.identify()] == [UUIDS[1]]
+
     @pytest.mark.parametrize("code", [9, 12, 18])
     def test_says_that_no_driver_answers(
-        self, reader: NvmlReader, journal: Journal, code: int
+        self, reader: DirectReader, journal: Journal, code: int
     ) -> None:
         journal.write(f"init_ret {code}")
         with pytest.raises(ReaderUnavailable, match="no NVIDIA driver answers"):
             reader.identify()
 
+    def test_says_what_to_do_when_the_driver_was_renewed(
+        self, reader: DirectReader, journal: Journal
+    ) -> None:
+        journal.write("init_ret 18")
+        with pytest.raises(ReaderUnavailable, match="restart the machine"):
+            reader.identify()
+
+
+class TestFabric:
+    def test_has_a_clique_once_the_fabric_is_complete(
+        self, reader: DirectReader, journal: Journal
+    ) -> None:
+        journal.write(
+            "gpu * fabric_state 3", "gpu * fabric_status 0", "gpu * fabric_clique 5",
+            "gpu 0 fabric_uuid 0102030405060708090a0b0c0d0e0f10",
+        )  # fmt: skip
+        placed, alone = reader.identify()
+        assert placed.fabric_clique == "0102030405060708090a0b0c0d0e0f10.5"
+        assert alone.fabric_clique is None, "a cluster of zeros is no fabric of several nodes"
+
+    @pytest.mark.parametrize(("state", "status"), [(0, 0), (1, 0), (2, 0), (3, 999)])
+    def test_has_none_before(
+        self, reader: DirectReader, journal: Journal, state: int, status: int
+    ) -> None:
+        journal.write(
+            "gpu 0 fabric_uuid 0102030405060708090a0b0c0d0e0f10", f"gpu 0 fabric_state {state}",
+            f"gpu 0 fabric_status {status}",
+        )  # fmt: skip
+        assert reader.identify()[0].fabric_clique is None
+        counters = reader.counters(gpu_uuids=UUIDS)[0]
+        assert (counters.fabric_state, counters.fabric_status) == (state, status)
+
 
 class TestRead:
-    def test_reads_every_value_in_its_unit(self, reader: NvmlReader, journal: Journal) -> None:
+    def test_reads_every_value_in_its_unit(self, reader: DirectReader, journal: Journal) -> None:
         journal.write(
             "gpu 0 util 93", "gpu 0 mem_used 42949672960", "gpu 0 power 512345",
             "gpu 0 energy 987654321", "gpu 0 temp 64", "gpu 0 proc 4242 C", "gpu 0 proc 4242 G",
             "gpu 0 proc 4343 C",
         )  # fmt: skip
-        sample, idle = reader.read(at=AT)
+        sample, idle = reader.read(at=AT, with_processes=UUIDS)
         assert sample.gpu_uuid == UUIDS[0]
         assert sample.measured_at == AT
         assert sample.utilization_percent == 93
@@ -85,11 +179,57 @@ class TestRead:
         assert sample.unread == {}
         assert idle.process_count == 0
 
-    def test_sees_a_process_end(self, reader: NvmlReader, journal: Journal) -> None:
-        journal.write("gpu 0 proc 4242 C")
-        assert reader.read(at=AT)[0].process_count == 1
-        journal.write("gpu 0 proc- *")
-        assert reader.read(at=AT)[0].process_count == 0
+    def test_reads_the_gpus_it_is_asked_for(self, reader: DirectReader) -> None:
+        assert [sample.gpu_uuid for sample in reader.read(at=AT, gpu_uuids=[UUIDS[1]])] == [
+            UUIDS[1]
+        ]
+
+    def test_takes_the_load_from_the_buffer_of_samples(
+        self, reader: DirectReader, journal: Journal
+    ) -> None:
+        journal.samples(0, percents=[0, 90, 30])
+        first = reader.read(at=AT)[0]
+        assert (first.utilization_percent, first.utilization_max_percent) == (40, 90)
+        journal.samples(0, percents=[10, 20])
+        second = reader.read(at=AT)[0]
+        assert (second.utilization_percent, second.utilization_max_percent) == (15, 20)
+
+    @pytest.mark.parametrize("code", [0, 3, 6])
+    def test_falls_back_to_the_point_value_where_the_buffer_gives_nothing(
+        self, reader: DirectReader, journal: Journal, code: int
+    ) -> None:
+        journal.write("gpu 0 samples -", "gpu 0 util 7")
+        journal.refuse(0, function="nvmlDeviceGetSamples", code=code)
+        sample = reader.read(at=AT)[0]
+        assert (sample.utilization_percent, sample.utilization_max_percent) == (7, 7)
+        assert sample.unread == {}
+
+    def test_has_no_load_under_mig(self, reader: DirectReader, journal: Journal) -> None:
+        journal.write("gpu 0 mig 1", "gpu 0 samples -")
+        sample = reader.read(at=AT)[0]
+        assert sample.utilization_percent is None
+        assert sample.unread == {"utilization_percent": NOT_SUPPORTED}
+
+    def test_asks_again_after_an_hour_for_what_is_not_supported(
+        self, reader: DirectReader, journal: Journal
+    ) -> None:
+        journal.refuse(0, function="nvmlDeviceGetPowerUsage", code=3)
+        assert reader.read(at=AT)[0].power_draw_milliwatts is None
+        journal.refuse(0, function="nvmlDeviceGetPowerUsage", code=0)
+        reader.seconds = MISSING_SECONDS - 1
+        sample, other = reader.read(at=AT)
+        assert sample.unread == {"power_draw_milliwatts": NOT_SUPPORTED}
+        assert other.power_draw_milliwatts is not None, "another GPU was never refused"
+        reader.seconds = MISSING_SECONDS + 1
+        assert reader.read(at=AT)[0].power_draw_milliwatts is not None
+
+    def test_asks_again_at_once_for_what_failed(
+        self, reader: DirectReader, journal: Journal
+    ) -> None:
+        journal.refuse(0, function="nvmlDeviceGetPowerUsage", code=999)
+        assert reader.read(at=AT)[0].unread == {"power_draw_milliwatts": "error(999)"}
+        journal.refuse(0, function="nvmlDeviceGetPowerUsage", code=0)
+        assert reader.read(at=AT)[0].unread == {}
 
     @pytest.mark.parametrize(
         ("function", "field"),
@@ -99,17 +239,22 @@ class TestRead:
             ("nvmlDeviceGetPowerUsage", "power_draw_milliwatts"),
             ("nvmlDeviceGetTotalEnergyConsumption", "energy_millijoules"),
             ("nvmlDeviceGetTemperature", "temperature_celsius"),
+            ("nvmlDeviceGetCurrentClocksEventReasons", "clocks_event_reasons"),
             ("nvmlDeviceGetComputeRunningProcesses_v3", "process_count"),
             ("nvmlDeviceGetGraphicsRunningProcesses_v3", "process_count"),
         ],
     )
     @pytest.mark.parametrize(
         ("code", "reason", "state"),
-        [(3, NOT_SUPPORTED, Health.HEALTHY), (999, "error(999)", Health.SUSPECT)],
+        [
+            (3, NOT_SUPPORTED, Health.HEALTHY),
+            (13, NOT_SUPPORTED, Health.HEALTHY),
+            (999, "error(999)", Health.SUSPECT),
+        ],
     )
     def test_gives_none_and_the_reason_for_what_fails(
         self,
-        reader: NvmlReader,
+        reader: DirectReader,
         journal: Journal,
         function: str,
         field: str,
@@ -118,15 +263,16 @@ class TestRead:
         state: Health,
     ) -> None:
         reader.identify()
-        journal.write(f"gpu 0 err {function} {code}")
-        sample, other = reader.read(at=AT)
+        journal.write("gpu 0 samples -")
+        journal.refuse(0, function=function, code=code)
+        sample, other = reader.read(at=AT, with_processes=UUIDS)
         assert getattr(sample, field) is None
         assert sample.unread == {field: reason}
         assert other.unread == {}
         assert health.judge(sample=sample)[0] is state
 
     def test_a_dead_gpu_does_not_take_the_others_with_it(
-        self, reader: NvmlReader, journal: Journal
+        self, reader: DirectReader, journal: Journal
     ) -> None:
         reader.identify()
         journal.write("gpu 0 lost 1", "gpu 1 util 12")
@@ -136,6 +282,198 @@ class TestRead:
         assert alive.utilization_percent == 12
         assert health.judge(sample=alive) == (Health.HEALTHY, "")
 
-    def test_says_how_long_each_call_took(self, reader: NvmlReader) -> None:
+    def test_says_that_the_driver_went_away(self, reader: DirectReader, journal: Journal) -> None:
+        reader.identify()
+        journal.refuse("*", function="nvmlDeviceGetPowerUsage", code=9)
+        with pytest.raises(ReaderUnavailable, match="went away"):
+            reader.read(at=AT)
+
+    def test_says_how_long_each_call_took(self, reader: DirectReader) -> None:
         reader.read(at=AT)
-        assert reader.call_milliseconds["nvmlDeviceGetPowerUsage"] > 0
+        assert reader.call_milliseconds()["nvmlDeviceGetPowerUsage"] > 0
+
+
+class TestProcesses:
+    def test_are_listed_when_asked_for_and_remembered(
+        self, reader: DirectReader, journal: Journal
+    ) -> None:
+        never = reader.read(at=AT)[0]
+        assert (never.process_count, never.processes_at) == (None, None)
+        journal.write("gpu 0 proc 4242 C")
+        assert reader.read(at=AT, with_processes=[UUIDS[0]])[0].process_count == 1
+        journal.write("gpu 0 proc- *")
+        later = AT + dt.timedelta(seconds=15)
+        remembered = reader.read(at=later)[0]
+        assert (remembered.process_count, remembered.processes_at) == (1, AT)
+        again = reader.read(at=later, with_processes=UUIDS)[0]
+        assert (again.process_count, again.processes_at) == (0, later)
+
+    def test_do_not_count_the_services_of_the_machine(
+        self, reader: DirectReader, journal: Journal, tmp_path: Path
+    ) -> None:
+        for pid, name in ((11, "Xorg"), (12, "nvidia-persiste"), (13, "nv-hostengine"), (14, "p")):
+            journal.start_process(0, pid=pid, kind="G" if name == "Xorg" else "C")
+            write_proc(tmp_path, f"{pid}/comm", f"{name}\n")
+        assert reader.read(at=AT, with_processes=UUIDS)[0].process_count == 1
+        assert len(reader.processes(gpu_uuids=UUIDS)[UUIDS[0]]) == 4, "but they are listed"
+
+    def test_have_their_name_kind_and_memory(
+        self, reader: DirectReader, journal: Journal, tmp_path: Path
+    ) -> None:
+        journal.start_process(0, pid=4242, memory_bytes=3 << 30)
+        journal.start_process(0, pid=4343, kind="M")
+        write_proc(tmp_path, "4242/comm", "python3\n")
+        listed = reader.processes(gpu_uuids=UUIDS)
+        assert listed[UUIDS[1]] == []
+        known, ended = listed[UUIDS[0]]
+        assert (known.pid, known.name, known.kind) == (4242, "python3", "compute")
+        assert known.used_memory_bytes == 3 << 30
+        assert (ended.name, ended.kind, ended.used_memory_bytes) == ("", "mps", None)
+
+    def test_need_no_list_of_mps(self, reader: DirectReader, journal: Journal) -> None:
+        journal.refuse(0, function="nvmlDeviceGetMPSComputeRunningProcesses_v3", code=3)
+        journal.write("gpu 0 proc 4242 C")
+        assert reader.read(at=AT, with_processes=UUIDS)[0].process_count == 1
+
+    def test_are_missing_for_a_gpu_that_cannot_tell(
+        self, reader: DirectReader, journal: Journal
+    ) -> None:
+        journal.refuse(0, function="nvmlDeviceGetComputeRunningProcesses_v3", code=4)
+        assert list(reader.processes(gpu_uuids=UUIDS)) == [UUIDS[1]]
+        assert reader.read(at=AT, with_processes=UUIDS)[0].unread == {"process_count": "error(4)"}
+
+
+class TestCounters:
+    def test_are_read_with_one_reason_each(self, reader: DirectReader, journal: Journal) -> None:
+        journal.field(0, field_id=3, value=5)
+        journal.field(0, field_id=4, value=1)
+        journal.field(0, field_id=94, value=None)
+        journal.field(0, field_id=38, value=2)
+        journal.field(0, field_id=52, value=3)
+        journal.field(0, field_id=230, value=2)
+        journal.nvlink(0, link=4, up=False)
+        journal.write("gpu 0 remap_unc 7", "gpu 0 remap_pending 1", "gpu 0 pcie_width 8")
+        sick, sound = reader.counters(gpu_uuids=UUIDS)
+        assert (sick.ecc_corrected, sick.ecc_uncorrected) == (5, 1)
+        assert sick.pcie_replay_count is None
+        assert sick.unread == {"pcie_replay_count": NOT_SUPPORTED}
+        assert sick.nvlink_error_count == 5
+        assert sick.recovery_action == 2
+        assert (sick.nvlinks_active, sick.nvlinks_inactive) == (17, 1)
+        assert (sick.remapped_rows_uncorrected, sick.row_remap_pending) == (7, True)
+        assert (sick.pcie_width, sick.pcie_width_max) == (8, 16)
+        assert (sick.ecc_enabled, sick.row_remap_failed) == (True, False)
+        assert (sound.ecc_corrected, sound.nvlinks_inactive, sound.unread) == (0, 0, {})
+
+    def test_of_a_card_without_ecc_links_and_fabric_say_so(
+        self, reader: DirectReader, journal: Journal
+    ) -> None:
+        for number in (1, 2, 3, 4, 38, 52, 59, 91):
+            journal.field(0, field_id=number, value=None)
+        for function in (
+            "nvmlDeviceGetNvLinkState", "nvmlDeviceGetRemappedRows", "nvmlDeviceGetGpuFabricInfoV",
+            "nvmlDeviceGetMemoryErrorCounter",
+        ):  # fmt: skip
+            journal.refuse(0, function=function, code=3)
+        for _ in range(2):  # also from memory
+            bare = reader.counters(gpu_uuids=[UUIDS[0]])[0]
+            values = {name: getattr(bare, name) for name in COUNTER_FIELDS}
+            assert set(bare.unread.values()) == {NOT_SUPPORTED}
+            assert {name for name, value in values.items() if value is None} == set(bare.unread)
+            assert bare.ecc_enabled is None
+            assert bare.nvlinks_active is None
+            assert bare.pcie_width == 16
+
+    def test_of_a_gpu_whose_batch_fails_leave_the_other_calls(
+        self, reader: DirectReader, journal: Journal
+    ) -> None:
+        journal.refuse(0, function="nvmlDeviceGetFieldValues", code=999)
+        counters = reader.counters(gpu_uuids=[UUIDS[0]])[0]
+        assert counters.unread["ecc_uncorrected"] == "error(999)"
+        assert counters.pcie_width == 16
+
+
+class TestHost:
+    def test_tells_versions_and_the_state_of_the_machine(
+        self, reader: DirectReader, journal: Journal, tmp_path: Path
+    ) -> None:
+        journal.write("driver 580.95.05", "cuda 13000", "cc_feature 0")
+        write_proc(tmp_path, "driver/nvidia/params", 'EnableMSI: 1\nRegistryDwords: ""\n')
+        facts = reader.host()
+        assert replace(facts, kernel_version=None) == HostFacts(
+            driver_version="580.95.05",
+            nvml_version="13.580.95.05",
+            cuda_driver_version="13.0",
+            confidential_computing="off",
+            scrubs_memory_on_free=True,
+        )
+        assert facts.kernel_version
+
+    @pytest.mark.parametrize(("devtools", "word"), [(0, "on"), (1, "devtools")])
+    def test_recognises_confidential_computing(
+        self, reader: DirectReader, journal: Journal, devtools: int, word: str
+    ) -> None:
+        journal.write("cc_feature 1", f"cc_devtools {devtools}")
+        assert reader.host().confidential_computing == word
+
+    def test_does_not_know_confidential_computing_of_an_old_driver(
+        self, reader: DirectReader, journal: Journal
+    ) -> None:
+        journal.refuse(None, function="nvmlSystemGetConfComputeState", code=13)
+        assert reader.host().confidential_computing is None
+
+    @pytest.mark.parametrize(
+        ("words", "answer"),
+        [
+            ("RMDisableScrubOnFree=1", "no"),
+            ("Foo=2;RMDisableScrubOnFree=0x1", "no"),
+            ("RMDisableScrubOnFree=0x0;Bar=1", "yes"),
+        ],
+    )
+    def test_reads_the_switch_that_ends_scrubbing(
+        self, reader: DirectReader, tmp_path: Path, words: str, answer: str
+    ) -> None:
+        write_proc(tmp_path, "driver/nvidia/params", f'RegistryDwords: "{words}"\nOther: 1\n')
+        assert reader.host().scrubs_memory_on_free is (answer == "yes")
+
+    def test_does_not_know_of_scrubbing_without_the_drivers_parameters(
+        self, reader: DirectReader
+    ) -> None:
+        assert reader.host().scrubs_memory_on_free is None
+
+
+class TestRestore:
+    def test_puts_back_what_a_tenant_changed(self, reader: DirectReader, journal: Journal) -> None:
+        before = reader.settings(gpu_uuids=UUIDS)
+        assert before[0].power_limit_milliwatts == 700_000
+        journal.write("gpu 0 power_limit 300000", "gpu 0 compute_mode 3", "gpu 0 persistence 0")
+        changed = reader.settings(gpu_uuids=UUIDS)[0]
+        assert (changed.power_limit_milliwatts, changed.compute_mode) == (300_000, 3)
+        assert reader.restore(settings=before) == {}
+        assert reader.settings(gpu_uuids=UUIDS) == before
+
+    def test_unlocks_the_clocks(self, reader: DirectReader, journal: Journal) -> None:
+        reader.restore(settings=reader.settings(gpu_uuids=[UUIDS[0]]))
+        calls = reader.call_milliseconds()
+        assert {"nvmlDeviceResetGpuLockedClocks", "nvmlDeviceResetMemoryLockedClocks"} <= set(calls)
+        assert "nvmlDeviceClearAccountingPids" in calls
+        assert "nvmlDeviceSetMigMode" not in calls, "what is as it should be is not set"
+
+    def test_says_what_it_may_not_set(self, reader: DirectReader, journal: Journal) -> None:
+        before = reader.settings(gpu_uuids=[UUIDS[0]])
+        journal.write("gpu 0 compute_mode 3", "root 0")
+        failed = reader.restore(settings=before)
+        assert "compute_mode: error(4)" in failed[UUIDS[0]]
+
+    def test_leaves_alone_what_was_not_known(self, reader: DirectReader, journal: Journal) -> None:
+        journal.write("gpu 0 compute_mode 3")
+        assert reader.restore(settings=[GpuSettings(gpu_uuid=UUIDS[0])]) == {}
+        assert reader.settings(gpu_uuids=UUIDS)[0].compute_mode == 3
+
+    def test_tells_of_a_gpu_that_is_lost_or_was_never_here(
+        self, reader: DirectReader, journal: Journal
+    ) -> None:
+        reader.identify()
+        journal.write("gpu 0 lost 1")
+        wanted = [GpuSettings(gpu_uuid=uuid, compute_mode=0) for uuid in (UUIDS[0], "GPU-x")]
+        assert reader.restore(settings=wanted) == {UUIDS[0]: LOST, "GPU-x": "no such GPU here"}

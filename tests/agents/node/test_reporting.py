@@ -24,7 +24,8 @@ class TestReporting:
         rig.live(seconds=40)
         assert market.reports[0].readings[0].idle_state is IdleState.UNKNOWN
         reading = market.reports[-1].readings[-1]
-        assert reading.idle_state is IdleState.FREE
+        assert reading.idle_state is IdleState.OFFERABLE
+        assert reading.idle_reason == "quiet for 20 s and more; no scheduler of the owner is asked"
         assert reading.idle_since == START
         assert reading.health is Health.HEALTHY
 

@@ -32,6 +32,11 @@ class TestSettings:
     def test_do_not_show_the_token(self) -> None:
         assert "hush" not in repr(parse(*SERVER, "--token", "hush"))
 
+    def test_name_the_owners_scheduler(self) -> None:
+        assert parse(*SERVER).scheduler_hook is None
+        settings = parse(*SERVER, HEADROOM_SCHEDULER_HOOK="/bin/true")
+        assert settings.scheduler_hook == Path("/bin/true").resolve()
+
     def test_need_no_server_to_look_once(self) -> None:
         assert parse("--once").state_dir is None
 
@@ -51,7 +56,9 @@ class TestSettings:
             ([*SERVER, "--free-after", "soon"], "--free-after 'soon'"),
             ([*SERVER, "--free-after", "nan"], "--free-after"),
             ([*SERVER, "--free-after", "0"], "--free-after"),
+            ([*SERVER, "--free-after", "86401"], "--free-after"),
             ([*SERVER, "--hook", "/nonexistent/hook"], "--hook"),
+            ([*SERVER, "--scheduler-hook", "/nonexistent/hook"], "--scheduler-hook"),
             ([*SERVER, "--hook", "/bin/true", "--simulate", "h100x1"], "--simulate"),
         ],
     )

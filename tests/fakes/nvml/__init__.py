@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -57,6 +58,28 @@ def build(*, directory: Path, extra_flags: tuple[str, ...] = ()) -> Path:
             text=True,
         )
     return directory / SONAME
+
+
+def real_header_directory() -> Path | None:
+    """Return where NVIDIA's own nvml.h lies, which the package nvidia-nvml-dev brings, if it is installed."""
+    package = importlib.util.find_spec("nvidia")
+    for root in (package.submodule_search_locations or []) if package else []:
+        for header in sorted(Path(root).glob("*/include/nvml.h")):
+            return header.parent
+    return None
+
+
+def compare_with_header(*, include: Path, sources: Path = HERE) -> str:
+    """Let the compiler compare the stand-in with the nvml.h in `include`; return what differs, or nothing.
+
+    :raises NoCompiler: when there is neither cc nor gcc.
+    """
+    names = [str(sources / name) for name in NVML_SOURCES]
+    flags = ("-std=c11", "-D_GNU_SOURCE", "-Werror", "-DSTANDIN_REAL_HEADER", "-fsyntax-only")
+    done = subprocess.run(
+        [compiler(), *flags, f"-I{include}", *names], check=False, capture_output=True, text=True
+    )
+    return done.stderr if done.returncode else ""
 
 
 class Journal:

@@ -74,7 +74,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, nvmlTemperatur
     return standin_number(celsius, g->temp);
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetTemperatureThreshold(nvmlDevice_t device, nvmlTemperatureThresholds_t threshold, unsigned *celsius)
+EXPORT nvmlReturn_t nvmlDeviceGetTemperatureThreshold(nvmlDevice_t device, nvmlTemperatureThresholds_t threshold,
+                                                      unsigned *celsius)
 {
     ENTER_WHOLE(device);
     static const unsigned limits[] = {95, 92, 95, 87};

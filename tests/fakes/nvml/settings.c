@@ -157,3 +157,13 @@ EXPORT nvmlReturn_t nvmlDeviceSetMigMode(nvmlDevice_t device, unsigned mode, nvm
     *activation = busy ? NVML_ERROR_IN_USE : NVML_SUCCESS;
     SET("gpu %d %s %u\n", g->index, busy ? "mig_pending" : "mig", mode);
 }
+
+/* Driver models are a matter of Windows. */
+EXPORT nvmlReturn_t nvmlDeviceGetDriverModel_v2(nvmlDevice_t device, nvmlDriverModel_t *current,
+                                                nvmlDriverModel_t *pending)
+{
+    ENTER_WHOLE(device);
+    (void)current;
+    (void)pending;
+    return NVML_ERROR_NOT_SUPPORTED;
+}
