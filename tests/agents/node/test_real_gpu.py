@@ -26,7 +26,7 @@ CALLS = {
     "nvmlDeviceGetUtilizationRates",
     "nvmlDeviceGetPowerUsage",
     "nvmlDeviceGetTemperature",
-    "nvmlDeviceGetComputeRunningProcesses",
+    "nvmlDeviceGetComputeRunningProcesses_v3",
     "nvmlDeviceGetFieldValues",
     "nvmlDeviceGetPowerManagementLimit",
     "nvmlSystemGetDriverVersion",
