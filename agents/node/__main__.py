@@ -123,8 +123,8 @@ def _run(settings: Settings) -> int:
         server_url=settings.server_url, key=key, clock=clock, agent_version=AGENT_VERSION
     )
     free_after = settings.free_after_seconds
-    asked = settings.scheduler_hook
-    scheduler = None if asked is None else SchedulerHook(program=asked)
+    program = settings.scheduler_hook
+    scheduler = None if program is None else SchedulerHook(program=program)
     beside = provisioner.blocking or scheduler is not None or not reader.simulated
     try:
         _log_gpus(reader)

@@ -158,6 +158,12 @@ class Settings:
         """Return the quota of the spool."""
         return int(self.spool_quota_mebibytes * _MIB)
 
+    @property
+    def programs(self) -> dict[str, Path]:
+        """Return the owner's programs that the agent calls, by their flags."""
+        named = {"--hook": self.hook, "--scheduler-hook": self.scheduler_hook}
+        return {flag: program for flag, program in named.items() if program is not None}
+
     def container(self) -> Options | None:
         """Return how containers are started, where GPUs are handed over as such.
 
@@ -228,13 +234,9 @@ def _completed(
             raise BadSetting(str(error)) from None
     if settings.fleet is not None and settings.hook is not None:
         raise BadSetting("--hook hands over real GPUs and cannot be used with --simulate")
-    if settings.hook is not None and not settings.check and not os.access(settings.hook, os.X_OK):
-        raise BadSetting(f"--hook {settings.hook}: no such program, or it may not be executed")
-    scheduler_hook = settings.scheduler_hook
-    if scheduler_hook is not None and not os.access(scheduler_hook, os.X_OK):
-        raise BadSetting(
-            f"--scheduler-hook {scheduler_hook}: no such program, or it may not be executed"
-        )
+    for flag, program in settings.programs.items():
+        if not settings.check and not os.access(program, os.X_OK):
+            raise BadSetting(f"{flag} {program}: no such program, or it may not be executed")
     if settings.provisioner == "container" and (settings.hook or settings.fleet):
         raise BadSetting(
             "--provisioner container can be used neither with --hook nor with --simulate"
@@ -257,7 +259,7 @@ def _completed(
         token=token,
         name=name,
         hook=settings.hook and settings.hook.resolve(),
-        scheduler_hook=scheduler_hook and scheduler_hook.resolve(),
+        scheduler_hook=settings.scheduler_hook and settings.scheduler_hook.resolve(),
         state_dir=state_dir,
         warnings=tuple(warnings),
     )

@@ -90,9 +90,10 @@ def examine(
     findings, capabilities = [], Capabilities(kind="simulated")
     if settings.fleet is None:
         findings.append(_kernel_log(kernel_log))
-        if settings.hook is not None and not os.access(settings.hook, os.X_OK):
-            advice = f"chmod +x {settings.hook}, or correct the path"
-            findings.append(_failed("hook", f"{settings.hook} cannot be executed", advice))
+        for flag, program in settings.programs.items():
+            if not os.access(program, os.X_OK):
+                advice = f"chmod +x {program}, or correct the path"
+                findings.append(_failed(flag, f"{program} cannot be executed", advice))
         capabilities = assembly.provisioner_for(settings=settings, directory=directory).probe()
     try:
         findings += _gpus(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from agents.node import plan
 from agents.node.reader import Reader, ReaderHung, ReaderUnavailable, Sample
-from agents.protocol import GpuCounters, GpuIdentity
+from agents.protocol import GpuCounters, GpuIdentity, HostFacts
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ class Lookout:
 
     def __init__(self, *, reader: Reader) -> None:
         self.identities: list[GpuIdentity] = []
+        self.host: HostFacts | None = None
         self.samples: dict[str, Sample] | None = None  # the latest of each GPU; None while blind
         self.hung_since: dt.datetime | None = None
         self._reader = reader
@@ -78,6 +79,8 @@ class Lookout:
         samples: list[Sample] | None = None
         counters: list[GpuCounters] = []
         try:
+            if look.inventory or self.samples is None:
+                self.host = self._reader.host()
             if look.counters or self.samples is None:
                 look = self._identify(look)
             samples = self._read(look, at)

@@ -22,7 +22,7 @@ from agents.node.leases import Gate, LeaseKeeper, MachineView
 from agents.node.lookout import Lookout
 from agents.node.metering import window_seconds
 from agents.node.offering import OwnersScheduler
-from agents.node.provision import Provisioner
+from agents.node.provision import Capabilities, Provisioner
 from agents.node.reader import Reader, Sample
 from agents.node.reporting import Reporter, backoff_seconds
 from agents.node.sender import Refused, Sender, Unreachable
@@ -90,6 +90,8 @@ class Agent:
         self._free_after_seconds = free_after_seconds
         self._lookout = Lookout(reader=reader)
         self._has_looked = False
+        self._provisioner = provisioner
+        self._capabilities = Capabilities(kind="none")  # until the first look
         self._enrol_failures = 0
         self._enrol_at_boottime = clock.boottime_seconds()
         self._node_id = spool.value(name="node_id")
@@ -147,6 +149,7 @@ class Agent:
             self._reporter.hurry()
         if self._reporter.due_at_boottime <= self._clock.boottime_seconds():
             self._reporter.reader_hung_since = self._lookout.hung_since
+            self._reporter.warnings = self._warnings()
             self._reporter.send(node_id=self._node_id)
             self._idle.told()
             self._keeper.window_seconds = window_seconds(
@@ -235,7 +238,18 @@ class Agent:
         self._idle.know(identities=self._lookout.identities)
         if again:
             self._reporter.inventory = None
+            self._capabilities = self._provisioner.probe()
+        if self._lookout.host is not None:
+            self._reporter.host = replace(
+                self._lookout.host,
+                provisioner=self._capabilities.kind,
+                provisioner_version=self._capabilities.version,
+            )
         self._reporter.renew_inventory(inventory=self._lookout.identities)
+
+    def _warnings(self) -> list[str]:
+        warnings = self._reader.warnings()
+        return [*warnings, self._capabilities.problem] if self._capabilities.problem else warnings
 
     def _view(self) -> MachineView:
         return MachineView(

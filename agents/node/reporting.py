@@ -33,6 +33,7 @@ from agents.protocol import (
     REPORT_WARNINGS_MAX,
     TEXT_LENGTH_MAX,
     GpuIdentity,
+    HostFacts,
     Reading,
     Report,
     ReportReply,
@@ -90,6 +91,7 @@ class Reporter:
         self.reader_hung_since: dt.datetime | None = None
         # What the owner should know beside what the spool says of itself; set by whoever finds it.
         self.warnings: list[str] = []
+        self.host: HostFacts | None = None  # goes with the inventory
         self.due_at_boottime = clock.boottime_seconds() + first_report_seconds(
             interval_seconds=self.interval_seconds, dice=dice
         )
@@ -210,6 +212,7 @@ class Reporter:
             simulated=self._simulated,
             reader_hung_since=self.reader_hung_since,
             inventory=None if self._inventory_known else self.inventory,
+            host=None if self._inventory_known else self.host,
             readings=[reading for look in looks for reading in look],
             leases=self._keeper.statuses(),
             meters=self._spool.meters(limit=min(batch, REPORT_METERS_MAX)),

@@ -161,6 +161,12 @@ class TestChildReader:
         listed = child.processes(gpu_uuids=uuids)
         assert [[process.pid for process in listed[uuid]] for uuid in uuids] == [[], [4242]]
 
+    def test_serves_one_at_a_time_and_keeps_nobody_waiting(self, child: ChildReader) -> None:
+        child.identify()
+        with child._turn, pytest.raises(ReaderUnavailable, match="busy"):
+            child.read(at=AT)
+        assert len(child.read(at=AT)) == 2
+
     def test_is_let_go_so_that_a_gpu_can_be_reset_and_taken_up_again(
         self, child: ChildReader
     ) -> None:

@@ -127,9 +127,10 @@ class TestGpus:
         self, journal: Journal, state: Path, kernel_log: Path, tmp_path: Path
     ) -> None:
         (tmp_path / "hook").write_text("#!/bin/sh\n")
-        found = examine(state, "--hook", str(tmp_path / "hook"), kernel_log=kernel_log)
-        assert passed(found, "hook") is False
-        assert "chmod +x" in found["hook"].advice
+        for flag in ("--hook", "--scheduler-hook"):
+            found = examine(state, flag, str(tmp_path / "hook"), kernel_log=kernel_log)
+            assert passed(found, flag) is False
+            assert "chmod +x" in found[flag].advice
 
     def test_need_a_kernel_log(self, journal: Journal, state: Path, tmp_path: Path) -> None:
         found = examine(state, "--hook", "/bin/true", kernel_log=tmp_path / "nowhere")
@@ -292,7 +293,7 @@ class TestLook:
         first, second = seen["gpus"]
         assert set(first) == {
             "identity", "sample", "processes", "counters", "settings", "health", "health_reason",
-            "idle_state",
+            "idle_state", "idle_reason",
         }  # fmt: skip
         assert [process["pid"] for process in first["processes"]] == [4242]
         assert first["sample"]["process_count"] == 1

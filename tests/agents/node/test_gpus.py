@@ -126,8 +126,23 @@ class TestGpus:
         rig.restart()
         rig.live(seconds=10)
         inventories = [r.inventory for r in market.reports if r.inventory is not None]
-        assert len(inventories) == 2
+        hosts = [r.host for r in market.reports if r.host is not None]
+        assert len(inventories) == len(hosts) == 2
+        assert hosts[0].provisioner == "simulated"
+        assert hosts[0].kernel_version
         assert inventories[0] == inventories[1]
+
+    def test_the_inventory_is_told_again_every_day_and_warnings_with_every_report(
+        self, rig: Rig, market: FakeMarket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        market.interval_seconds = 60
+        monkeypatch.setattr(SimulatedReader, "warnings", lambda _: ["the kernel's log is shut"])
+        enrolled(rig)
+        rig.live(seconds=25 * 3600)
+        told = [r.sent_at for r in market.reports if r.inventory is not None]
+        assert len(told) == 2
+        assert abs(told[1] - told[0] - dt.timedelta(days=1)) < dt.timedelta(minutes=2)
+        assert market.reports[-1].warnings == ["the kernel's log is shut"]
 
     def test_an_idle_gpu_counts_from_anew_after_a_lease(self, rig: Rig, market: FakeMarket) -> None:
         rig.reader = None

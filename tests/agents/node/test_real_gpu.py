@@ -25,7 +25,7 @@ CALLS = {
     "nvmlDeviceGetMemoryInfo",
     "nvmlDeviceGetPowerUsage",
     "nvmlDeviceGetTemperature",
-    "nvmlDeviceGetComputeRunningProcesses",
+    "nvmlDeviceGetComputeRunningProcesses_v3",
     "nvmlDeviceGetFieldValues",
     "nvmlDeviceGetPowerManagementLimit",
     "nvmlSystemGetDriverVersion",
