@@ -9,6 +9,7 @@ numbers do not tell. This file and `agents.node.driver` run in a child process t
 from __future__ import annotations
 
 import ctypes
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
@@ -46,6 +47,7 @@ _DRIVER_GONE_CODES = (
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
     pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
 )
+_UNSIGNED_BYTES = {1: 4, 2: ctypes.sizeof(ctypes.c_ulong), 3: 8, 6: 2}  # by nvmlValueType_t
 _VALUE_FIELDS = {
     0: "dVal",
     1: "uiVal",
@@ -202,12 +204,16 @@ class Driver:
             {}, "", uuid, "nvmlDeviceGetSamples", handle, pynvml.NVML_GPU_UTILIZATION_SAMPLES,
             since_microseconds,
         )  # fmt: skip
-        if found is None or found[0] not in _VALUE_FIELDS:
+        if found is None or not found[1] or found[0] not in _UNSIGNED_BYTES:
             return []
-        field = _VALUE_FIELDS[found[0]]
-        pairs = ((s.timeStamp, int(getattr(s.sampleValue, field))) for s in found[1])
+        # All rows lie in one array of (u64 time, 8 bytes of value); row by row costs ten times as much.
+        words = memoryview(bytes(found[1][0]._b_base_)).cast("Q").tolist()
+        mask = (1 << 8 * _UNSIGNED_BYTES[found[0]]) - 1
+        pairs = zip(words[0::2], (word & mask for word in words[1::2]), strict=True)
         return [
-            (at, percent) for at, percent in pairs if at > since_microseconds and percent <= 100
+            (at, percent)
+            for at, percent in itertools.islice(pairs, len(found[1]))
+            if at > since_microseconds and percent <= 100
         ]
 
     def field_values(

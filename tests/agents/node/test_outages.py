@@ -135,3 +135,48 @@ class TestOutages:
         sequences = {sequence for _, sequence in market.meters}
         assert sequences == set(range(1, max(sequences) + 1)) - {5}
         assert len(by_kind(market)) == 2
+
+
+class TestFullDisk:
+    @staticmethod
+    def fill(rig: Rig) -> None:
+        """SQLite may add no page to the file, and what is free in it is used up."""
+        assert rig.spool is not None
+        pages = rig.spool.connection.execute("PRAGMA page_count").fetchone()[0]
+        rig.spool.connection.execute(f"PRAGMA max_page_count = {pages}")
+        rig.spool.commit(values={f"filling-{n}": "x" * 4000 for n in range(4)})
+        assert not rig.spool.is_writable
+
+    @staticmethod
+    def empty(rig: Rig) -> None:
+        assert rig.spool is not None
+        rig.spool.connection.execute("PRAGMA max_page_count = 1000000")
+
+    def test_does_not_keep_a_running_lease_from_its_end_and_its_bill(
+        self, rig: Rig, market: FakeMarket
+    ) -> None:
+        enrolled(rig)
+        market.grants = [grant(market)]
+        rig.live(seconds=60)
+        self.fill(rig)
+        rig.live(seconds=400)
+        assert "cannot be written" in market.reports[-1].warnings[0]
+        assert by_kind(market)[ReceiptKind.RETURN].at == market.grants[0].not_after
+        assert_meters_fill_the_lease(market)
+        self.empty(rig)
+        rig.live(seconds=90)
+        assert market.reports[-1].warnings == []
+        rig.restart()
+        rig.live(seconds=60)
+        assert_meters_fill_the_lease(market)
+
+    def test_keeps_a_new_lease_waiting(self, rig: Rig, market: FakeMarket) -> None:
+        enrolled(rig)
+        rig.live(seconds=20)
+        self.fill(rig)
+        market.grants = [grant(market, minutes=30)]
+        rig.live(seconds=120)
+        assert not market.receipts
+        self.empty(rig)
+        rig.live(seconds=120)
+        assert ReceiptKind.HANDOVER in by_kind(market)

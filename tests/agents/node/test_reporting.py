@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+import random
 
 import pytest
 
+from agents.node.reporting import first_report_seconds
 from agents.protocol import Health, IdleState
 from tests.agents.node.rig import START, FakeClock, Rig
-from tests.agents.node.scenes import MINUTE, enrolled
+from tests.agents.node.scenes import MINUTE, enrolled, grant
 from tests.fakes.market import Answer, FakeMarket, problem
 
 
@@ -112,3 +114,56 @@ class TestReporting:
         )
         rig.live(seconds=60)
         assert abs(market.reports[-1].sent_at - market.now()) < MINUTE
+
+
+class TestFirstReport:
+    @pytest.mark.parametrize("interval", [15, 60])
+    def test_of_an_enrolled_node_waits_a_part_of_its_interval(self, interval: int) -> None:
+        waits = [
+            first_report_seconds(interval_seconds=interval, dice=random.Random(seed))
+            for seed in range(500)
+        ]
+        most = min(30, interval)
+        assert all(0 <= wait <= most for wait in waits)
+        assert abs(sum(waits) / len(waits) - most / 2) < most / 10
+
+    def test_comes_at_once_where_reports_come_every_few_seconds(self) -> None:
+        assert first_report_seconds(interval_seconds=5, dice=random.Random(1)) == 0
+
+    def test_is_not_hurried_by_leases_that_are_news_to_a_new_process(
+        self, rig: Rig, market: FakeMarket
+    ) -> None:
+        market.interval_seconds = 60
+        enrolled(rig)
+        market.grants = [grant(market, minutes=60)]
+        rig.live(seconds=200)
+        rig.kill()
+        before = market.request_count
+        agent = rig.start()
+        due = agent._reporter.due_at_boottime - rig.clock.boottime
+        assert due > 5, "these dice fell so"
+        rig.live(seconds=due - 1)
+        assert market.request_count == before
+        rig.live(seconds=3)
+        assert market.request_count > before
+
+    def test_follows_the_enrolment_at_once(self, rig: Rig, market: FakeMarket) -> None:
+        market.interval_seconds = 60
+        rig.live(seconds=2)
+        assert len(market.reports) == 1
+
+
+class TestRetryAfter:
+    def test_is_spread_over_an_interval(self, rig: Rig, market: FakeMarket) -> None:
+        market.interval_seconds = 40
+        enrolled(rig)
+        agent = rig.agent
+        assert agent is not None
+        market.instead = lambda _: (503, b"", {"Retry-After": "100"})
+        waits = []
+        for _ in range(40):
+            rig.clock.pass_time(max(0.0, agent._reporter.due_at_boottime - rig.clock.boottime))
+            agent.step()
+            waits.append(agent._reporter.due_at_boottime - rig.clock.boottime)
+        assert all(100 <= wait <= 140 for wait in waits)
+        assert max(waits) - min(waits) > 20
