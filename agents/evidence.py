@@ -1,11 +1,14 @@
 """Meter readings and receipts of a report: what settlement rests on. Checked one by one, kept for ever."""
 
 import datetime as dt
+import json
 import math
 from collections.abc import Mapping, Sequence
 
+from django.db import connection
+
 from agents import envelope, protocol
-from agents.models import Grant, MeterReading, Node, Receipt
+from agents.models import Grant, Node, Receipt
 from agents.refusals import Refusals
 
 # A node's clock may be wrong by that much before its word is not taken.
@@ -16,6 +19,18 @@ POWER_MILLIWATTS_MAX = 10_000_000  # 10 kW: seven times the hungriest GPU on sal
 TEMPERATURE_CELSIUS_MAX = 200  # silicon is dead above that
 PORT_MAX = 65_535
 GrantKey = tuple[str, int]
+_METER_COLUMNS = """epoch, sequence, lease_id, lease_epoch, gpu_uuid, starts_at, ends_at, up_seconds,
+    busy_seconds, energy_millijoules, memory_used_bytes_max, temperature_celsius_max, attached_seconds,
+    simulated"""
+_INSERT_METERS = f"""
+INSERT INTO agents_meterreading (node_id, enrolment, received_at, {_METER_COLUMNS})
+SELECT %s, %s, %s, {_METER_COLUMNS} FROM json_to_recordset(%s) AS meter (
+    epoch bigint, sequence bigint, lease_id text, lease_epoch int, gpu_uuid text,
+    starts_at timestamptz, ends_at timestamptz, up_seconds int, busy_seconds int,
+    energy_millijoules bigint, memory_used_bytes_max bigint, temperature_celsius_max smallint,
+    attached_seconds int, simulated boolean)
+ON CONFLICT DO NOTHING
+"""  # noqa: S608 - names of columns, written here
 
 
 def store_meters(
@@ -26,37 +41,41 @@ def store_meters(
     refusals: Refusals,
     at: dt.datetime,
 ) -> None:
-    """Store the meter readings that can be true; one that is stored already changes nothing."""
+    """Store the meter readings that can be true; one that is stored already changes nothing.
+
+    They go to PostgreSQL as one document: 2,000 a second come from a large fleet, and a statement with a
+    parameter for each of their values took three times as long to build.
+    """
     rows = []
     for meter in meters:
         if reason := _why_no_meter(node=node, meter=meter, grants=grants, at=at):
             example = f"{meter.lease_id}/{meter.lease_epoch} {meter.gpu_uuid} {meter.epoch}.{meter.sequence}"
             refusals.add(kind="meter", reason=reason, example=example)
             continue
-        rows.append(
-            MeterReading(
-                node=node,
-                enrolment=node.enrolments,
-                epoch=meter.epoch,
-                sequence=meter.sequence,
-                lease_id=meter.lease_id,
-                lease_epoch=meter.lease_epoch,
-                gpu_uuid=meter.gpu_uuid,
-                starts_at=meter.starts_at,
-                ends_at=meter.ends_at,
-                up_seconds=meter.up_seconds,
-                busy_seconds=meter.busy_seconds,
-                energy_millijoules=_plausible_energy(meter),
-                memory_used_bytes_max=meter.memory_used_bytes_max,
-                temperature_celsius_max=at_most(
-                    value=meter.temperature_celsius_max, maximum=TEMPERATURE_CELSIUS_MAX
-                ),
-                attached_seconds=meter.attached_seconds,
-                simulated=meter.simulated,
-                received_at=at,
-            )
+        temperature_celsius_max = at_most(
+            value=meter.temperature_celsius_max, maximum=TEMPERATURE_CELSIUS_MAX
         )
-    MeterReading.objects.bulk_create(rows, ignore_conflicts=True)
+        rows.append(
+            {
+                "epoch": meter.epoch,
+                "sequence": meter.sequence,
+                "lease_id": meter.lease_id,
+                "lease_epoch": meter.lease_epoch,
+                "gpu_uuid": meter.gpu_uuid,
+                "starts_at": meter.starts_at.isoformat(),
+                "ends_at": meter.ends_at.isoformat(),
+                "up_seconds": meter.up_seconds,
+                "busy_seconds": meter.busy_seconds,
+                "energy_millijoules": _plausible_energy(meter),
+                "memory_used_bytes_max": meter.memory_used_bytes_max,
+                "temperature_celsius_max": temperature_celsius_max,
+                "attached_seconds": meter.attached_seconds,
+                "simulated": meter.simulated,
+            }
+        )
+    if rows:
+        with connection.cursor() as cursor:
+            cursor.execute(_INSERT_METERS, [node.pk, node.enrolments, at, json.dumps(rows)])
 
 
 def store_receipts(

@@ -1,7 +1,9 @@
 """Nodes and their GPUs: which devices there are, in which slot, and which of them may be sold."""
 
 import datetime as dt
+import json
 from collections.abc import Iterable, Sequence
+from operator import methodcaller
 
 import structlog
 from django.conf import settings
@@ -110,10 +112,27 @@ def apply(*, node: Node, gpus: Sequence[protocol.GpuIdentity], at: dt.datetime) 
 
 
 def write(*, gpus: Sequence[Gpu], columns: Sequence[str]) -> None:
-    """Store some columns of a node's GPUs; the caller is in a transaction."""
-    if gpus:
-        list(Gpu.objects.filter(pk__in=[gpu.pk for gpu in gpus]).held_in_order().values_list("pk"))
-        Gpu.objects.bulk_update(gpus, columns)
+    """Store some columns of a node's GPUs; the caller is in a transaction.
+
+    The rows are locked in the order of `held_in_order`. They go to PostgreSQL as one document: `bulk_update`
+    took half of the time in which a large fleet's reports were taken in.
+    """
+    if not gpus:
+        return
+    rows = [{name: getattr(gpu, name) for name in ("id", *columns)} for gpu in gpus]
+    assignments = ", ".join(f"{name} = news.{name}" for name in columns)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""
+            WITH held AS (
+                SELECT id FROM agents_gpu WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE
+            )
+            UPDATE agents_gpu SET {assignments}
+            FROM held JOIN json_populate_recordset(NULL::agents_gpu, %s) AS news ON news.id = held.id
+            WHERE agents_gpu.id = held.id
+            """,  # noqa: S608 - names of columns, which callers write down
+            [[gpu.pk for gpu in gpus], json.dumps(rows, default=methodcaller("isoformat"))],
+        )
 
 
 def _columns(identity: protocol.GpuIdentity) -> dict[str, object]:

@@ -59,6 +59,9 @@ def _known(grant: Grant) -> tuple[str, str]:
 def _write(*, grant: Grant, lease: protocol.LeaseStatus, at: dt.datetime) -> bool:
     """Write one word unless the last one was spoken, maybe since the grant was read."""
     open_rows = Grant.objects.filter(pk=grant.pk).exclude(reported_state__in=grants.FINAL_STATES)
-    return bool(
-        open_rows.update(reported_state=lease.state, reported_detail=lease.detail, reported_at=at)
-    )
+    words = {"reported_state": lease.state, "reported_detail": lease.detail, "reported_at": at}
+    if not open_rows.update(**words):
+        return False
+    for name, value in words.items():
+        setattr(grant, name, value)
+    return True

@@ -6,22 +6,35 @@ nobody looks at.
 """
 
 import datetime as dt
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import structlog
+from django.db import connection
 
 from agents import evidence, idleness, inventory, pacing, protocol
 from agents.ingest.standing import GpuNow
-from agents.models import Gpu, Node, Reading
+from agents.models import Gpu, Node
 from agents.refusals import Refusals
 
 log = structlog.get_logger(__name__)
 
 # Readings are kept for a day: an older one would be pruned at once.
 READING_AGE_SECONDS_MAX = 86_400
-UTILIZATION_PERCENT_MAX = 100
-PROCESS_COUNT_MAX = 4_194_304  # the largest number of processes of a Linux kernel
-MEMORY_BYTES_MAX = 2**50  # one pebibyte
+_VALUES_MAX = {
+    "utilization_percent": 100,
+    "memory_used_bytes": 2**50,  # one pebibyte
+    "power_draw_milliwatts": evidence.POWER_MILLIWATTS_MAX,
+    "energy_millijoules": 2**63 - 1,  # of the wire and of the column
+    "temperature_celsius": evidence.TEMPERATURE_CELSIUS_MAX,
+    "process_count": 4_194_304,  # the largest number of processes of a Linux kernel
+}
+_SAMPLE_COLUMNS = ", ".join(("gpu_id", "measured_at", *_VALUES_MAX))
+_INSERT_SAMPLES = f"""
+INSERT INTO agents_reading ({_SAMPLE_COLUMNS})
+SELECT {_SAMPLE_COLUMNS} FROM json_populate_recordset(NULL::agents_reading, %s)
+ON CONFLICT DO NOTHING
+"""  # noqa: S608 - names of columns, written here
 _STATE_COLUMNS = ("health", "health_reason", "idle_state", "idle_since")
 # Why a GPU is busy or idle is told in changing words: they are renewed with the row, and are no news alone.
 _COLUMNS = (*_STATE_COLUMNS, "idle_reason", "measured_at", *idleness.COLUMNS)
@@ -73,8 +86,7 @@ def store(
         for uuid, reading in newest.items()
         if _takes(gpu=gpus[uuid], reading=reading, leased=uuid in leased, at=at)
     }
-    samples = [_sample(gpu=gpus[uuid], reading=reading) for uuid, reading in written.items()]
-    Reading.objects.bulk_create(samples, ignore_conflicts=True)
+    _insert_samples(gpus=gpus, samples=list(written.values()))
     inventory.write(gpus=[gpus[uuid] for uuid in written], columns=_COLUMNS)
     counted = []
     for part in counters:
@@ -162,23 +174,18 @@ def _takes(*, gpu: Gpu, reading: protocol.Reading, leased: bool, at: dt.datetime
     return changed or due
 
 
-def _sample(*, gpu: Gpu, reading: protocol.Reading) -> Reading:
+def _insert_samples(*, gpus: Mapping[str, Gpu], samples: Sequence[protocol.Reading]) -> None:
+    """Keep samples, each once."""
+    if samples:
+        rows = [_sample(gpu=gpus[sample.gpu_uuid], reading=sample) for sample in samples]
+        with connection.cursor() as cursor:
+            cursor.execute(_INSERT_SAMPLES, [json.dumps(rows)])
+
+
+def _sample(*, gpu: Gpu, reading: protocol.Reading) -> dict[str, object]:
     """Return a reading as a row; a value that cannot be true is unknown."""
-    return Reading(
-        gpu=gpu,
-        measured_at=reading.measured_at,
-        utilization_percent=evidence.at_most(
-            value=reading.utilization_percent, maximum=UTILIZATION_PERCENT_MAX
-        ),
-        memory_used_bytes=evidence.at_most(
-            value=reading.memory_used_bytes, maximum=MEMORY_BYTES_MAX
-        ),
-        power_draw_milliwatts=evidence.at_most(
-            value=reading.power_draw_milliwatts, maximum=evidence.POWER_MILLIWATTS_MAX
-        ),
-        energy_millijoules=reading.energy_millijoules,
-        temperature_celsius=evidence.at_most(
-            value=reading.temperature_celsius, maximum=evidence.TEMPERATURE_CELSIUS_MAX
-        ),
-        process_count=evidence.at_most(value=reading.process_count, maximum=PROCESS_COUNT_MAX),
-    )
+    sample: dict[str, object] = {
+        name: evidence.at_most(value=getattr(reading, name), maximum=maximum)
+        for name, maximum in _VALUES_MAX.items()
+    }
+    return {"gpu_id": gpu.pk, "measured_at": reading.measured_at.isoformat(), **sample}

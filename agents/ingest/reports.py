@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from django.conf import settings
-from django.db import transaction
-from django.db.models import Q
+from django.db import connection, transaction
 
 from agents import (
     alarms,
@@ -30,6 +29,11 @@ from agents.refusals import Refusals
 from agents.states import NodeStatus
 from marketplace.core.errors import DomainError
 
+# Written out: a large fleet claims 300 times a second, and putting it together took longer than doing it.
+_CLAIM = """
+UPDATE agents_node SET last_epoch = %s, last_sequence = %s, last_report_at = %s
+WHERE id = %s AND public_key = %s AND status <> 'revoked' AND (last_epoch, last_sequence) < (%s, %s)
+"""
 POLICY_VERSION_MAX = 2**31 - 1  # of the column: a report may name any number
 
 
@@ -155,20 +159,31 @@ def _columns(report: protocol.Report, *, at: dt.datetime) -> dict[str, Any]:
 
 def _claim(*, node: Node, report: protocol.Report, at: dt.datetime) -> bool:
     """Set the node's last pair if the report's is higher; the row stays held until the end."""
-    newer = Q(last_epoch__lt=report.epoch) | Q(
-        last_epoch=report.epoch, last_sequence__lt=report.sequence
-    )
-    columns = _columns(report, at=at)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _CLAIM,
+            [
+                report.epoch,
+                report.sequence,
+                at,
+                node.pk,
+                node.public_key,
+                report.epoch,
+                report.sequence,
+            ],
+        )
+        if not cursor.rowcount:
+            return False
+    columns = {
+        name: value
+        for name, value in _columns(report, at=at).items()
+        if getattr(node, name) != value
+    }
     if report.host is not None:
         columns["host"] = protocol.to_json(report.host)
-    claimed = (
-        Node.objects.filter(newer, pk=node.pk, public_key=node.public_key)
-        .exclude(status=NodeStatus.REVOKED)
-        .update(
-            last_epoch=report.epoch, last_sequence=report.sequence, last_report_at=at, **columns
-        )
-    )
-    return bool(claimed)
+    if columns:
+        Node.objects.filter(pk=node.pk).update(**columns)
+    return True
 
 
 def _store(

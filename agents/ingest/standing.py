@@ -10,12 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from django.db import DEFAULT_DB_ALIAS, connection
+from django.db.models import JSONField
+
 from agents.evidence import GrantKey
 from agents.grants import FINAL_STATES, GRANTS_PER_REPLY_MAX
 from agents.models import Grant, Node
 
+_FIELDS = Node._meta.concrete_fields  # noqa: SLF001 - how Django names a model's columns
+_COLUMNS = [field.attname for field in _FIELDS]
+_DOCUMENTS = [place for place, field in enumerate(_FIELDS) if isinstance(field, JSONField)]
 _READ = f"""
-SELECT n.*,
+SELECT {", ".join(f'n."{field.column}"' for field in _FIELDS)},
     (SELECT json_agg(json_build_object(
             'uuid', g.uuid, 'present', g.present, 'health', g.health,
             'health_reason', g.health_reason, 'idle_state', g.idle_state, 'idle_since', g.idle_since,
@@ -27,7 +33,7 @@ SELECT n.*,
     (SELECT max(version) FROM agents_policy p WHERE p.organization_id = n.organization_id)
         AS newest_policy_version
 FROM agents_node n WHERE n.id = %s
-"""  # noqa: S608 - a number of ours
+"""  # noqa: S608 - names of columns and a number, all ours
 _GRANT_INSTANTS = ("not_before", "not_after", "reported_at", "created_at")
 
 
@@ -70,17 +76,23 @@ class Standing:
 
 def standing_of(*, node_id: str) -> Standing | None:
     """Return what is known of a node, or None when there is no such node."""
-    for node in Node.objects.raw(_READ, [node_id]):
-        beside = vars(node)  # the columns of the query that are none of the row's
-        gpus = [_gpu(values) for values in json.loads(beside["gpus_json"] or "[]")]
-        grants = [_grant(node, values) for values in json.loads(beside["grants_json"] or "[]")]
-        return Standing(
-            node=node,
-            gpus={gpu.uuid: gpu for gpu in gpus},
-            grants={(grant.lease_id, grant.lease_epoch): grant for grant in grants},
-            policy_version=beside["newest_policy_version"] or 0,
-        )
-    return None
+    with connection.cursor() as cursor:
+        cursor.execute(_READ, [node_id])
+        row = cursor.fetchone()
+    if row is None:
+        return None
+    *values, gpus_json, grants_json, policy_version = row
+    for place in _DOCUMENTS:
+        values[place] = json.loads(values[place])
+    node = Node.from_db(DEFAULT_DB_ALIAS, _COLUMNS, values)
+    gpus = [_gpu(values) for values in json.loads(gpus_json or "[]")]
+    grants = [_grant(node, values) for values in json.loads(grants_json or "[]")]
+    return Standing(
+        node=node,
+        gpus={gpu.uuid: gpu for gpu in gpus},
+        grants={(grant.lease_id, grant.lease_epoch): grant for grant in grants},
+        policy_version=policy_version or 0,
+    )
 
 
 def _gpu(values: dict[str, Any]) -> GpuNow:

@@ -249,13 +249,15 @@ def usable_by(*, path: Path, account: Account | None) -> bool:
 
 
 class ThrowAwayPostgres:
-    """A server for one test run: no durability, its own directory, gone afterwards.
+    """A server for one run of a test or a benchmark: its own directory, gone afterwards.
+
+    It does not wait for the disk, unless it is to be durable like one that is measured in earnest.
 
     The directory stays locked while its owner lives. What a killed run left is removed by the
     next one, which can tell by the lock.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_durable: bool = False) -> None:
         """Start the server and wait until it accepts connections.
 
         :raises PlainError: when it does not start.
@@ -286,7 +288,7 @@ class ThrowAwayPostgres:
                         binaries=binaries,
                         data=data,
                         socket_directory=self.directory,
-                        settings=TEST_SETTINGS,
+                        settings={} if is_durable else TEST_SETTINGS,
                     ),
                     account=account,
                     working_directory=Path("/"),
@@ -306,6 +308,12 @@ class ThrowAwayPostgres:
     def url(self) -> str:
         """The address for DATABASE_URL."""
         return database_url(socket_directory=self.directory)
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        assert self._process is not None
+        return self._process.pid
 
     def stop(self) -> None:
         """Stop the server at once and remove all it wrote."""

@@ -273,7 +273,13 @@ def sign(
     )
 
 
-def post(signed: envelope.SignedRequest, *, query: str = "", host: str = AUTHORITY) -> Any:
+def post(
+    signed: envelope.SignedRequest,
+    *,
+    query: str = "",
+    host: str = AUTHORITY,
+    forwarded_for: str = "",
+) -> Any:
     """Send a sealed request over HTTP, as Django's client sees it; return the response."""
     headers: Mapping[str, str] = {
         "Content-Digest": signed.content_digest,
@@ -281,6 +287,7 @@ def post(signed: envelope.SignedRequest, *, query: str = "", host: str = AUTHORI
         "Signature": signed.signature,
         "Content-Encoding": signed.content_encoding,
         "Host": host,
+        "X-Forwarded-For": forwarded_for,
     }
     client = Client(enforce_csrf_checks=True)
     return client.post(

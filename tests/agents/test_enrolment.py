@@ -40,6 +40,9 @@ class TestCreateToken:
             ({"labels": {"x": "y" * 101}}, "/labels"),
             ({"labels": {str(number): "" for number in range(51)}}, "/labels"),
             ({"labels": {"x": 1}}, "/labels"),
+            ({"allowed_networks": ["10.0.0.0/8", "10.0.0.1/8"]}, "/allowed_networks/1"),
+            ({"allowed_networks": ["here"]}, "/allowed_networks/0"),
+            ({"allowed_networks": ["10.0.0.0/8"] * 33}, "/allowed_networks"),
         ],
     )
     def test_refuses_values_out_of_bounds(self, changes: dict[str, Any], pointer: str) -> None:
@@ -123,6 +126,41 @@ class TestEnrol:
         first = make.make_machine(machine_id="cloned-image")
         second = make.make_machine(machine_id="cloned-image")
         assert first.node_id != second.node_id
+
+
+class TestNetworks:
+    def enrol(self, networks: list[str], address: str | None) -> Node:
+        _, secret = make.make_token(allowed_networks=networks)
+        request = make.enrol_request(token=secret, key=make.new_key())
+        return enrolment.enrol(request=request, at=NOW, client_address=address)
+
+    @pytest.mark.parametrize(
+        ("networks", "address"),
+        [
+            ([], None),
+            (["203.0.113.0/24"], "203.0.113.255"),
+            (["203.0.113.7"], "203.0.113.7"),
+            (["203.0.113.0/24"], "::ffff:203.0.113.9"),
+            (["10.0.0.0/8", "2001:db8::/32"], "2001:db8::1"),
+        ],
+    )
+    def test_a_machine_inside_of_them_enrols(
+        self, networks: list[str], address: str | None
+    ) -> None:
+        assert self.enrol(networks, address).pk
+
+    @pytest.mark.parametrize("address", ["203.0.114.0", "2001:db8::1", "", None, "unix:"])
+    def test_a_machine_outside_of_them_is_refused_and_uses_nothing_up(
+        self, address: str | None
+    ) -> None:
+        with pytest.raises(enrolment.EnrolmentNetworkRefused):
+            self.enrol(["203.0.113.0/24"], address)
+        assert EnrolmentToken.objects.get().nodes_enrolled == 0
+        assert not Node.objects.exists()
+
+    def test_are_kept_as_they_are_written_in_full_each_once(self) -> None:
+        token, _ = make.make_token(allowed_networks=["10.1.2.3", "10.1.2.3/32", "2001:DB8::/32"])
+        assert token.allowed_networks == ["10.1.2.3/32", "2001:db8::/32"]
 
 
 class TestEnrolAgain:

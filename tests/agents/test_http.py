@@ -340,6 +340,34 @@ class TestEnrol:
         assert not Gpu.objects.exists()
         assert EnrolmentToken.objects.get().nodes_enrolled == 0
 
+    @pytest.mark.parametrize(
+        ("proxies", "forwarded_for", "status"),
+        [
+            (0, "203.0.113.7", 403),
+            (1, "203.0.113.7", 200),
+            (1, "203.0.113.7, 198.51.100.1", 403),
+            (2, "198.51.100.9, 203.0.113.7, 10.0.0.1", 200),
+        ],
+    )
+    def test_knows_a_client_s_network_by_what_our_own_proxies_say(
+        self, settings: Any, proxies: int, forwarded_for: str, status: int
+    ) -> None:
+        settings.TRUSTED_PROXIES = proxies
+        make.make_gpu_model()
+        _, secret = make.make_token(allowed_networks=["203.0.113.0/24"])
+        key = make.new_key()
+        request = make.enrol_request(token=secret, key=key)
+        signed = make.sign(
+            key=key,
+            key_id=protocol.ENROL_KEY_ID,
+            path=protocol.ENROL_PATH,
+            body=protocol.encode(request),
+        )
+        response = make.post(signed, forwarded_for=forwarded_for)
+        assert response.status_code == status, response.content
+        if status == 403:
+            assert response.json()["code"] == "enrolment_network_refused"
+
     def test_refuses_a_key_that_is_no_point_of_the_curve(self) -> None:
         no_point = base64.urlsafe_b64encode(b"\x02" + b"\x00" * 31).decode()
         response = self.enrol(request={"public_key": no_point})
