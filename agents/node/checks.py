@@ -28,20 +28,25 @@ DISK_FREE_BYTES_MIN = 10 * 1024**3  # a tenant's first packages; images are fetc
 COMPUTE_MODE_DEFAULT = 0  # NVML_COMPUTEMODE_DEFAULT: several processes may use the GPU
 FABRIC_COMPLETED, FABRIC_SUCCESS = 3, 0  # NVML_GPU_FABRIC_STATE_COMPLETED, NVML_SUCCESS
 PROCESSES_NAMED_MAX = 3  # of those that hold a GPU, in the words for the owner
-# Services of the machine that hold a GPU's device file and none of its work.
-SERVICES = frozenset({"Xorg", "nvidia-persistenced", "nv-hostengine", "nvidia-smi"})
+# Services of the machine that hold a GPU and none of its work; the kernel cuts a name after 15 characters.
+SERVICES = frozenset({"Xorg", "nvidia-persiste", "nv-hostengine"})
+NAME_LENGTH_MAX = 15
 
 Judgement = tuple[bool | None, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """The outcome of one check. `gpu_uuids` are those that did not pass; none where it is the machine."""
+    """The outcome of one check. `gpu_uuids` are those that did not pass; none where it is the machine.
+
+    `reasons` holds by UUID why, where the reasons differ.
+    """
 
     name: str
     passed: bool | None
     detail: str = ""
     gpu_uuids: tuple[str, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def result(self) -> CheckResult:
@@ -75,10 +80,14 @@ def look(*, reader: Reader, gpu_uuids: Collection[str], at: dt.datetime) -> Look
         counters={c.gpu_uuid: c for c in reader.counters(gpu_uuids=gpu_uuids)},
         settings={s.gpu_uuid: s for s in reader.settings(gpu_uuids=gpu_uuids)},
         processes={
-            uuid: [p for p in found if p.name.rsplit("/", 1)[-1] not in SERVICES]
+            uuid: [p for p in found if _short(p.name) not in SERVICES]
             for uuid, found in reader.processes(gpu_uuids=gpu_uuids).items()
         },
     )
+
+
+def _short(name: str) -> str:
+    return name.rsplit("/", 1)[-1][:NAME_LENGTH_MAX]
 
 
 def preflight(
@@ -165,8 +174,9 @@ def unfit(findings: Sequence[Finding]) -> dict[str, str]:
     reasons: dict[str, list[str]] = {}
     for finding in findings:
         for gpu_uuid in finding.gpu_uuids:
-            reasons.setdefault(gpu_uuid, []).append(f"{finding.name}: {finding.detail}")
-    return {uuid: "; ".join(words)[:TEXT_LENGTH_MAX] for uuid, words in reasons.items()}
+            words = finding.reasons.get(gpu_uuid, finding.detail)
+            reasons.setdefault(gpu_uuid, []).append(f"{finding.name}: {words}")
+    return {uuid: "; ".join(found)[:TEXT_LENGTH_MAX] for uuid, found in reasons.items()}
 
 
 # --- the checks ---------------------------------------------------------------------------------------
@@ -179,7 +189,13 @@ def _each(name: str, gpu_uuids: Sequence[str], judge: Callable[[str], Judgement]
     open_ = [uuid for uuid, (passed, _) in judged.items() if passed is None]
     told = [f"{uuid}: {judged[uuid][1]}" for uuid in bad or open_ if judged[uuid][1]]
     passed = False if bad else None if open_ else True
-    return Finding(name=name, passed=passed, detail="; ".join(told), gpu_uuids=tuple(bad))
+    return Finding(
+        name=name,
+        passed=passed,
+        detail="; ".join(told),
+        gpu_uuids=tuple(bad),
+        reasons={uuid: judged[uuid][1] for uuid in bad},
+    )
 
 
 def _present(seen: Look, gpu_uuids: Sequence[str]) -> Finding:

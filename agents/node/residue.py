@@ -54,7 +54,7 @@ def check(
     detail = "; ".join(f"{uuid}: {words}" for uuid, words in bad.items())
     if unknown and not bad:
         return Finding(name="residue", passed=None, detail=f"no {LIBRARY} here")
-    return Finding(name="residue", passed=not bad, detail=detail, gpu_uuids=tuple(bad))
+    return Finding(name="residue", passed=not bad, detail=detail, gpu_uuids=tuple(bad), reasons=bad)
 
 
 def _start(gpu_uuid: str, environment: Mapping[str, str]) -> subprocess.Popen[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +19,8 @@ from agents.protocol import Grant, Health, HealthPolicy, ReceiptEvidence
 # How long GPUs may take to become empty after their lease was stopped, and how often that is looked at.
 EMPTY_SECONDS_MAX = 60.0
 EMPTY_LOOK_SECONDS = 0.5
+# How long GPUs may stay unreadable then: a reader that died comes back after a minute.
+UNREADABLE_SECONDS_MAX = 180.0
 
 
 class ReportUnfit(Protocol):
@@ -53,7 +55,6 @@ class Gate:
     policy: Callable[[], HealthPolicy] = HealthPolicy
     health: Callable[[Sequence[str]], Mapping[str, tuple[Health, str]]] = _healthy
     report_unfit: ReportUnfit = _ignore
-    check_residue: Callable[..., Finding] = field(default=residue.check)
 
     def before(self, *, grant: Grant, at: dt.datetime) -> tuple[ReceiptEvidence, Sequence[Finding]]:
         """Look at GPUs that nobody has yet; return the evidence and every finding.
@@ -82,16 +83,16 @@ class Gate:
         """Look for what a tenant left in memory; takes seconds, and is for a worker thread."""
         if self.reader.simulated:
             return Finding(name="residue", passed=None, detail="simulated memory holds nothing")
-        return self.check_residue(gpu_uuids=grant.gpu_uuids)
+        return residue.check(gpu_uuids=grant.gpu_uuids)
 
     def left_on(self, *, grant: Grant, at: dt.datetime) -> str:
-        """Return in words what still holds the GPUs, or nothing when they are empty."""
+        """Return in words what still holds the GPUs, or nothing when they are empty.
+
+        :raises ReaderUnavailable: when they cannot be read now.
+        """
         if self.reader.simulated:
             return ""
-        try:
-            seen = checks.look(reader=self.reader, gpu_uuids=grant.gpu_uuids, at=at)
-        except ReaderUnavailable as error:
-            return f"the GPUs cannot be read: {error}"
+        seen = checks.look(reader=self.reader, gpu_uuids=grant.gpu_uuids, at=at)
         return checks.left_on(seen=seen, gpu_uuids=grant.gpu_uuids, simulated=False)
 
     def restore(self, *, record: LeaseRecord) -> dict[str, str]:

@@ -11,7 +11,12 @@ from agents.node import checks
 from agents.node.checks import Finding
 from agents.node.jobs import Jobs
 from agents.node.leasebook import LeaseBook
-from agents.node.leases.gate import EMPTY_LOOK_SECONDS, EMPTY_SECONDS_MAX, Gate
+from agents.node.leases.gate import (
+    EMPTY_LOOK_SECONDS,
+    EMPTY_SECONDS_MAX,
+    UNREADABLE_SECONDS_MAX,
+    Gate,
+)
 from agents.node.leases.meters import SAMPLE_DISTANCE, LeaseMeters
 from agents.node.leases.view import (
     STOP_ATTEMPTS_MAX,
@@ -22,7 +27,7 @@ from agents.node.leases.view import (
     words,
 )
 from agents.node.provision import ProvisionAgain, Provisioner
-from agents.node.reader import Sample
+from agents.node.reader import ReaderUnavailable, Sample
 from agents.node.spool import LeaseKey, LeaseRecord
 from agents.protocol import TEXT_LENGTH_MAX, LeaseState, ReceiptKind
 
@@ -38,7 +43,7 @@ class _Return:
     again_at: dt.datetime | None = None
     is_stopped: bool = False
     stop_error: str = ""
-    empty_until: dt.datetime | None = None
+    stopped_at: dt.datetime | None = None
     residue: Future[Finding] | None = None
     not_restored: dict[str, str] = field(default_factory=dict)
 
@@ -134,7 +139,7 @@ class GiveBack:
             return False
         step.is_stopped = True
         step.stop_error = "" if error is None else words(error=error)
-        step.empty_until = view.at + dt.timedelta(seconds=EMPTY_SECONDS_MAX)
+        step.stopped_at = view.at
         return True
 
     def _empty(self, record: LeaseRecord, step: _Return, view: MachineView) -> bool:
@@ -142,9 +147,14 @@ class GiveBack:
 
         What does not become empty in time, or was not stopped, ends here: it is not clean.
         """
-        left = "" if step.stop_error else self._gate.left_on(grant=record.grant, at=view.at)
-        assert step.empty_until is not None, "the wait begins with the stop"
-        if left and view.at < step.empty_until:
+        assert step.stopped_at is not None, "the wait begins with the stop"
+        left, patience = "", EMPTY_SECONDS_MAX
+        if not step.stop_error:
+            try:
+                left = self._gate.left_on(grant=record.grant, at=view.at)
+            except ReaderUnavailable as error:
+                left, patience = f"the GPUs cannot be read: {error}", UNREADABLE_SECONDS_MAX
+        if left and (view.at - step.stopped_at).total_seconds() < patience:
             step.again_at = view.at + dt.timedelta(seconds=EMPTY_LOOK_SECONDS)
             return False
         step.not_restored = self._gate.restore(record=record)

@@ -12,9 +12,11 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agents.node.config import BadSetting, parse_settings
 from agents.node.provision import Found, Presence, ProvisionAgain, ProvisionFailed
 from agents.node.provision.container import ContainerProvisioner, Machine, Options
 from agents.node.provision.container.options import BadOption, parse_options
@@ -80,7 +82,7 @@ class Bench:
         # The fake's sshd needs a moment of real time to listen.
         subprocess.run(["sleep", "0.05"], check=True)
 
-    def provisioner(self, *, seconds_max: float = 30.0, **options: object) -> ContainerProvisioner:
+    def provisioner(self, *, seconds_max: float = 30.0, **options: Any) -> ContainerProvisioner:
         return ContainerProvisioner(
             options=replace(self.options, **options),
             directory=self.state,
@@ -467,7 +469,7 @@ class TestProbe:
         assert seen.kind == "container"
         assert seen.version == "podman 4.3.1"
         assert seen.problem == ""
-        assert seen.devices == {*GPUS, "GPU-yaml"}
+        assert seen.devices == frozenset({*GPUS, "GPU-yaml"})
 
 
 class TestOptions:
@@ -515,3 +517,30 @@ class TestOptions:
         assert (
             self.parse(run_flags="--cpuset-cpus 0-31 --ipc=private").run_flags[0] == "--cpuset-cpus"
         )
+
+
+class TestSettings:
+    SERVER = ("--server", "https://market.example.com", "--state-dir", "/nonexistent")
+
+    def test_ask_for_containers(self, bench: Bench) -> None:
+        settings = parse_settings(
+            arguments=[*self.SERVER, "--provisioner", "container", "--image", IMAGE],
+            environment={"HEADROOM_RUNTIME": str(bench.podman.path), "HEADROOM_NAME": "n1"},
+        )
+        assert settings.container is not None
+        assert settings.container.image == IMAGE
+        assert settings.container.ssh_host == "n1"
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--provisioner", "lxc"],
+            ["--provisioner", "hook"],
+            ["--provisioner", "container", "--hook", "/bin/true"],
+            ["--provisioner", "container", "--simulate", "h100x1"],
+            ["--provisioner", "container", "--runtime", "/nonexistent/podman"],
+        ],
+    )
+    def test_that_contradict_each_other_are_refused(self, arguments: list[str]) -> None:
+        with pytest.raises(BadSetting):
+            parse_settings(arguments=[*self.SERVER, *arguments], environment={})

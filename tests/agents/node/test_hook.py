@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agents.node.programs import EVIDENCE_LENGTH_MAX
-from agents.node.provision import Presence, ProvisionAgain, ProvisionFailed
+from agents.node.provision import Found, Presence, ProvisionAgain, ProvisionFailed
 from agents.node.provision.hook import VERB_SECONDS_MAX, HookProvisioner
 from agents.protocol import Access, DesiredState, Grant
 
@@ -110,3 +110,53 @@ class TestHook:
         program.chmod(0o755)
         with pytest.raises(ProvisionFailed, match="cannot be run"):
             HookProvisioner(program=program).prepare(grant=GRANT)
+
+
+class TestList:
+    def listed(self, program: Path, answer: str) -> object:
+        return hook(program, f"[ $1 = list ] && echo '{answer}'").list_leases()
+
+    def test_names_what_is_here(self, program: Path) -> None:
+        answer = '{"leases": [{"lease_id": "l", "lease_epoch": 2, "gpu_uuids": ["GPU-0"]}]}'
+        assert self.listed(program, answer) == [
+            Found(lease_id="l", lease_epoch=2, gpu_uuids=["GPU-0"])
+        ]
+        assert self.listed(program, '{"leases": []}') == []
+
+    @pytest.mark.parametrize(
+        "script", ["""echo '{"state": "unimplemented"}'""", "exit 2", "exit 0"]
+    )
+    def test_may_be_missing(self, program: Path, script: str) -> None:
+        assert hook(program, script).list_leases() is None
+
+    @pytest.mark.parametrize(
+        "answer",
+        ['{"leases": 1}', '{"leases": [1]}', '{"leases": [{"lease_id": "l"}]}', '{"other": 1}'],
+    )
+    def test_that_is_no_list_of_leases_fails(self, program: Path, answer: str) -> None:
+        with pytest.raises(ProvisionFailed, match="list"):
+            self.listed(program, answer)
+
+    @pytest.mark.parametrize("script", ["exit 75", "exit 1", "sleep 60"])
+    def test_that_cannot_be_had_now_fails(self, program: Path, script: str) -> None:
+        with pytest.raises(ProvisionFailed, match="the owner's hook"):
+            hook(program, script, list=0.3).list_leases()
+
+    def test_of_more_than_a_machine_can_hold_fails(self, program: Path) -> None:
+        lease = '{"lease_id": "l", "lease_epoch": 1}'
+        with pytest.raises(ProvisionFailed, match="without a list"):
+            self.listed(program, f'{{"leases": [{", ".join([lease] * 257)}]}}')
+
+
+class TestProbe:
+    def test_says_when_the_program_may_not_be_executed(self, program: Path) -> None:
+        assert hook(program, "exit 0").probe().problem == ""
+        program.chmod(0o644)
+        assert "may not be executed" in HookProvisioner(program=program).probe().problem
+
+    def test_keeps_to_the_time_limits_that_owners_rely_on(self) -> None:
+        minute = 60.0
+        assert VERB_SECONDS_MAX["prepare"] == 30 * minute
+        assert VERB_SECONDS_MAX["start"] == 10 * minute
+        assert VERB_SECONDS_MAX["stop"] == VERB_SECONDS_MAX["destroy"] == 5 * minute
+        assert VERB_SECONDS_MAX["inspect"] == VERB_SECONDS_MAX["list"] == 10.0
