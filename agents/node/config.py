@@ -190,15 +190,17 @@ def parse_settings(
         elif one.name in written:
             assert file is not None, "what is written stands in a file"
             values[name] = _parsed(one, written[one.name], _place(file, one.name))
-    return _completed(Settings(**values), environment=environment, file=file)
+    warnings = []
+    if file is not None and "token" in written and _is_readable_by_others(file):
+        warnings.append(f"{file} holds the token and can be read by others: chmod 600 {file}")
+    return _completed(Settings(**values), environment=environment, warnings=warnings)
 
 
 def _completed(
-    settings: Settings, *, environment: Mapping[str, str], file: Path | None
+    settings: Settings, *, environment: Mapping[str, str], warnings: list[str]
 ) -> Settings:
     """Check what concerns more than one setting, and fill in what follows from the machine."""
     looks_only = settings.once or settings.check or settings.rotate_key
-    warnings: list[str] = []
     server_url, token, name = settings.server_url, settings.token, settings.name
     if not looks_only and not server_url:
         raise BadSetting(
@@ -222,8 +224,6 @@ def _completed(
         raise BadSetting("--provisioner hook needs --hook, the owner's program")
     if settings.token_file is not None and not token:
         token = _read_token(settings.token_file, warnings)
-    if file is not None and settings.token and _is_readable_by_others(file):
-        warnings.append(f"{file} holds the token and can be read by others: chmod 600 {file}")
     if not name:
         try:
             name = _host_name(socket.gethostname() or "node")

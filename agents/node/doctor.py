@@ -17,7 +17,7 @@ from agents.node.config import Settings
 from agents.node.connection import Connection, NoAnswer, NotSent
 from agents.node.health import judge
 from agents.node.host import StateUnusable
-from agents.node.kernel_log import KERNEL_LOG
+from agents.node.kernel_log import KERNEL_LOG, pci_place
 from agents.node.provision import Capabilities
 from agents.node.reader import LOST, NOT_SUPPORTED, Reader, ReaderUnavailable
 from agents.node.sender import http_date
@@ -31,6 +31,10 @@ from agents.protocol import (
 
 # Half of what a signature may be off by: the rest is for the way.
 CLOCK_SECONDS_MAX = SIGNATURE_SKEW_SECONDS_MAX / 2
+
+PCI_DEVICES = Path("/sys/bus/pci/devices")
+# VGA and 3D controllers; the rest of NVIDIA's devices are audio, USB and switches.
+DISPLAY_CLASSES = frozenset({"0x0300", "0x0302"})
 
 # What a person can do about a check that comes before each lease.
 _ADVICE = {
@@ -69,6 +73,7 @@ def examine(
     *,
     settings: Settings,
     kernel_log: Path = KERNEL_LOG,
+    pci_devices: Path = PCI_DEVICES,
     now: Callable[[], dt.datetime] | None = None,
 ) -> list[Finding]:
     """Make every check that this machine allows; nothing is changed and no lease is touched.
@@ -90,7 +95,9 @@ def examine(
             findings.append(_failed("hook", f"{settings.hook} cannot be executed", advice))
         capabilities = assembly.provisioner_for(settings=settings, directory=directory).probe()
     try:
-        findings += _gpus(reader, capabilities, directory=directory, at=now())
+        findings += _gpus(
+            reader, capabilities, directory=directory, pci_devices=pci_devices, at=now()
+        )
     finally:
         reader.close()
     findings += _state(directory, settings)
@@ -139,7 +146,12 @@ def _unknown(name: str, detail: str, advice: str = "") -> Finding:
 
 
 def _gpus(
-    reader: Reader, capabilities: Capabilities, *, directory: Path, at: dt.datetime
+    reader: Reader,
+    capabilities: Capabilities,
+    *,
+    directory: Path,
+    pci_devices: Path,
+    at: dt.datetime,
 ) -> Iterator[Finding]:
     """Make the checks that come before each lease on all GPUs at once."""
     try:
@@ -157,7 +169,12 @@ def _gpus(
     if not uuids:
         yield _failed("gpus", "the driver lists none", "see that the cards are seated and powered")
         return
-    yield _passed("gpus", f"{len(uuids)} are listed")
+    missing = [] if reader.simulated else _not_listed(list(seen.identities.values()), pci_devices)
+    if missing:
+        advice = "restart the machine; if it happens again, have the card replaced"
+        yield _failed("gpus", f"the driver does not list {', '.join(missing)}", advice)
+    else:
+        yield _passed("gpus", f"{len(uuids)} are listed")
     yield _virtualization(list(seen.identities.values()))
     yield from _readings(seen)
     for found in checks.preflight(
@@ -178,6 +195,28 @@ def _gpus(
             result=CheckResult(name=found.name.replace("_", " "), passed=passed, detail=detail),
             advice=_ADVICE.get(found.name, "") if found.passed is False or is_slow else "",
         )
+
+
+def _not_listed(identities: list[GpuIdentity], pci_devices: Path) -> list[str]:
+    """Return the PCI places that the kernel gave to NVIDIA's driver and the driver says nothing of.
+
+    A GPU that fell off the bus before the driver was asked has no name there any more.
+    """
+    listed = {pci_place(bus_id=i.pci_bus_id) for i in identities if i.pci_bus_id is not None}
+    found = []
+    for device in sorted(pci_devices.glob("*")):
+        try:
+            kind = (device / "class").read_text()[:6]
+            driver = (device / "driver").resolve(strict=True).name
+        except OSError:
+            continue  # bound to no driver, or gone while it was looked at
+        if (
+            driver == "nvidia"
+            and kind in DISPLAY_CLASSES
+            and pci_place(bus_id=device.name) not in listed
+        ):
+            found.append(device.name)
+    return found
 
 
 def _readings(seen: checks.Look) -> Iterator[Finding]:

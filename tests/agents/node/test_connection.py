@@ -179,7 +179,10 @@ class TestTls:
                 one.request(method="POST", path="/x")
 
     def test_gives_up_a_handshake_that_does_not_end(self) -> None:
-        with Server(lambda _: server.done.wait()) as server:
+        def keep_quiet(_: socket.socket) -> None:
+            server.done.wait()
+
+        with Server(keep_quiet) as server:
             one = connection(f"https://127.0.0.1:{server.port}", seconds=0.2)
             with pytest.raises(NotSent, match="timed out"):
                 one.request(method="POST", path="/x")

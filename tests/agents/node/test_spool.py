@@ -82,6 +82,10 @@ def fill(spool: Spool) -> None:
     spool.connection.execute(f"PRAGMA max_page_count = {pages}")
 
 
+def is_writable(spool: Spool) -> bool:
+    return spool.is_writable
+
+
 def empty(spool: Spool) -> None:
     spool.connection.execute("PRAGMA max_page_count = 1000000")
 
@@ -217,8 +221,12 @@ class TestMerging:
 
     def test_leaves_apart_what_is_not_known_of_both(self) -> None:
         first, second = minutes(2)
-        for field in ("busy_seconds", "energy_millijoules", "memory_used_bytes_max"):
-            assert merge(readings=[first, replace(second, **{field: None})]) == []
+        for unknown in (
+            replace(second, busy_seconds=None),
+            replace(second, energy_millijoules=None),
+            replace(second, memory_used_bytes_max=None),
+        ):
+            assert merge(readings=[first, unknown]) == []
 
     def test_leaves_apart_what_does_not_touch_or_is_of_another_lease(self) -> None:
         first, second, third = minutes(3)
@@ -306,7 +314,7 @@ class TestFullDisk:
         for start in range(0, 500, 50):
             spool.commit(meters=readings[start : start + 50])
         spool.commit(leases=[RECORD], receipts=[RECEIPT], values={"a": "1"})
-        assert not spool.is_writable
+        assert not is_writable(spool)
         assert "full" in spool.warnings()[0]
         assert spool.meters(limit=1000) == readings
         assert spool.receipts(limit=9) == [RECEIPT]
@@ -318,7 +326,7 @@ class TestFullDisk:
         assert spool.meters(limit=1000) == readings[400:]
         empty(spool)
         spool.tidy(at=AT)
-        assert spool.is_writable
+        assert is_writable(spool)
         assert spool.warnings() == []
         other = Spool(path=path)
         assert other.meters(limit=1000) == readings[400:]
