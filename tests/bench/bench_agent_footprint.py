@@ -2,22 +2,31 @@
 
     python -m tests.bench.bench_agent_footprint [--seconds 600]
 
-Starts `python -m agents.node` against a market on loopback, with eight GPUs whose buffers of utilisation
-samples fill as a driver fills them, at the rates that the agent has by default. After it has enrolled and
-settled, its processes are watched through /proc. Prints for each process and for all together the share of
+Starts `python -m agents.node` against a market on loopback, over TLS as in life (a store of certificates is
+a part of the agent's memory), with eight GPUs whose buffers of utilisation samples fill as a driver fills
+them, at the rates that the agent has by default. After it has enrolled and settled, its processes are
+watched through /proc. Prints for each process and for all together the share of
 one core and the memory (RSS, and PSS, which counts shared pages once). Above a bar the exit status is 1.
 """
 
 import argparse
 import datetime as dt
+import ipaddress
 import os
 import re
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from tests.bench.bench_reader import busy_machine
 from tests.fakes import nvml
@@ -48,7 +57,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, FakeMarket(now=_now) as market:
+    with tempfile.TemporaryDirectory() as name, TlsMarket(directory=Path(name)) as market:
         directory = Path(name)
         market.interval_seconds = GRANTED_INTERVAL_SECONDS
         journal = nvml.Journal(path=directory / "journal", library=nvml.build(directory=directory))
@@ -61,6 +70,7 @@ def main() -> int:
                 env={
                     **os.environ,
                     **journal.environment,
+                    "SSL_CERT_FILE": str(market.store),
                     "HEADROOM_TOKEN": market.token,
                     "HEADROOM_STATE_DIR": str(directory / "state"),
                 },
@@ -74,6 +84,54 @@ def main() -> int:
         finally:
             agent.terminate()
             agent.wait(timeout=30)
+
+
+class TlsMarket(FakeMarket):
+    """The fake market behind a certificate of its own, which the system's store plus `store` knows."""
+
+    def __init__(self, *, directory: Path) -> None:
+        super().__init__(now=lambda: dt.datetime.now(tz=dt.UTC))
+        certificate, key = _self_signed()
+        (directory / "server.pem").write_bytes(key + certificate)
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(directory / "server.pem")
+        self.store = directory / "store.pem"
+        known = ssl.get_default_verify_paths().cafile
+        self.store.write_bytes((Path(known).read_bytes() if known else b"") + certificate)
+
+    def up(self) -> None:
+        super().up()
+        assert self._server is not None, "it was just made"
+        # The descriptor stays the same, so the thread that already waits on it need not know.
+        self._server.socket = self._context.wrap_socket(self._server.socket, server_side=True)
+
+    @property
+    def url(self) -> str:
+        return super().url.replace("http://", "https://")
+
+
+def _self_signed() -> tuple[bytes, bytes]:
+    """Return a certificate for 127.0.0.1 and its key, both as PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "bench")])
+    now = dt.datetime.now(tz=dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
+        .sign(key, hashes.SHA256())
+    )
+    return certificate.public_bytes(Encoding.PEM), key.private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
 
 
 class NotRunning(Exception):
@@ -165,10 +223,6 @@ def _process(pid: int) -> Process:
         rss_kib=int(memory["Rss"]),
         pss_kib=int(memory["Pss"]),
     )
-
-
-def _now() -> dt.datetime:
-    return dt.datetime.now(tz=dt.UTC)
 
 
 if __name__ == "__main__":

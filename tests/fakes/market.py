@@ -144,7 +144,7 @@ class FakeMarket:
         instead = self.instead(None)
         if instead is not None:
             return instead
-        request = decode(EnrolRequest, body)
+        request = decode(EnrolRequest, unpacked(body, headers))
         if request.token != self.token:
             return problem(403, "token_invalid", detail="No such token.")
         raw = base64.urlsafe_b64decode(request.public_key + "=")
@@ -157,9 +157,7 @@ class FakeMarket:
         return 201, encode(reply), {}
 
     def _report(self, body: bytes, headers: dict[str, str]) -> Answer:
-        sent = body
-        if headers.get("content-encoding") == "gzip":
-            body = gzip.decompress(sent)
+        sent, body = body, unpacked(body, headers)
         assert len(body) <= REPORT_BODY_BYTES_MAX
         report = decode(Report, body)
         if not self._check("/agent/v1/reports", sent, headers, key_id="node-1"):
@@ -244,6 +242,10 @@ class FakeMarket:
             assert self.former_keys, "the signature of the request is wrong"
             return False
         return True
+
+
+def unpacked(body: bytes, headers: dict[str, str]) -> bytes:
+    return gzip.decompress(body) if headers.get("content-encoding") == "gzip" else body
 
 
 def problem(status: int, code: str, **members: Any) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +18,11 @@ from tests.agents.node.silicon import Machine
 ROOT = Path(__file__).resolve().parents[3]
 # What a driver that answers at all answers for every product that is sold here.
 CALLS = {
-    "nvmlInit",
     "nvmlDeviceGetCount",
     "nvmlDeviceGetHandleByIndex",
     "nvmlDeviceGetUUID",
     "nvmlDeviceGetName",
     "nvmlDeviceGetMemoryInfo",
-    "nvmlDeviceGetUtilizationRates",
     "nvmlDeviceGetPowerUsage",
     "nvmlDeviceGetTemperature",
     "nvmlDeviceGetComputeRunningProcesses",
@@ -92,10 +91,12 @@ class TestReader:
         sys.stdout.write(f"{machine.source}, {len(uuids)} GPUs, milliseconds of the last call:\n")
         for function, milliseconds in sorted(taken.items(), key=lambda item: -item[1]):
             sys.stdout.write(f"{milliseconds:10.4f} {function}\n")
-        assert set(taken) >= CALLS - {"nvmlDeviceGetUtilizationRates"}
-        assert {"nvmlDeviceGetUtilizationRates", "nvmlDeviceGetSamples"} & set(taken)
+        called = {re.sub(r"_v\d+$", "", function) for function in taken}
+        assert called >= CALLS
+        assert called & {"nvmlDeviceGetUtilizationRates", "nvmlDeviceGetSamples"}
         slow = {name for name, value in taken.items() if value > ANSWER_SECONDS_MAX * 1000}
-        assert not slow - {"nvmlInit"}, "without persistence mode the first open alone is slow"
+        first = {name for name in slow if name.startswith("nvmlInit")}
+        assert slow == first, "without persistence mode the first open alone is slow"
 
     def test_lets_go_of_the_driver_and_takes_it_up_again(self, machine: Machine) -> None:
         reader = machine.reader()
