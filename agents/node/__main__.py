@@ -123,7 +123,8 @@ def _run(settings: Settings) -> int:
     sender = Sender(
         server_url=settings.server_url, key=key, clock=clock, agent_version=AGENT_VERSION
     )
-    scheduler = settings.scheduler_hook and SchedulerHook(program=settings.scheduler_hook)
+    program = settings.scheduler_hook
+    scheduler = None if program is None else SchedulerHook(program=program)
     beside = provisioner.blocking or scheduler is not None or not reader.simulated
     try:
         _log_gpus(reader)
