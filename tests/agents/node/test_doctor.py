@@ -293,6 +293,7 @@ class TestLook:
         assert set(first) == {
             "identity", "sample", "processes", "counters", "settings", "health", "health_reason",
             "idle_state",
+            "idle_reason",
         }  # fmt: skip
         assert [process["pid"] for process in first["processes"]] == [4242]
         assert first["sample"]["process_count"] == 1
