@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 from collections.abc import Iterable, Sequence
+from operator import methodcaller
 
 import structlog
 from django.conf import settings
@@ -130,7 +131,7 @@ def write(*, gpus: Sequence[Gpu], columns: Sequence[str]) -> None:
             FROM held JOIN json_populate_recordset(NULL::agents_gpu, %s) AS news ON news.id = held.id
             WHERE agents_gpu.id = held.id
             """,  # noqa: S608 - names of columns, which callers write down
-            [[gpu.pk for gpu in gpus], json.dumps(rows, default=dt.datetime.isoformat)],
+            [[gpu.pk for gpu in gpus], json.dumps(rows, default=methodcaller("isoformat"))],
         )
 
 

@@ -55,22 +55,16 @@ def cure(*, gpu_uuid: str, library: str = LIBRARY, seconds_max: float = CURE_SEC
 
 
 def open_and_close(*, gpu_uuid: str, library: str) -> None:
-    """Open and close a context on the only GPU that this process may see.
+    """Open and close a context on one GPU in this process.
 
-    :raises NotCured: when there is no libcuda, CUDA refuses, or another GPU is the visible one.
+    :raises NotCured: when there is no libcuda, CUDA refuses, or does not show that GPU.
     """
     try:
         cuda = ctypes.CDLL(library)
     except OSError:
         raise NotCured(f"{library} is not on this machine") from None
-    device, context = ctypes.c_int(), ctypes.c_void_p()
-    seen = (ctypes.c_ubyte * 16)()
     _call(cuda, "cuInit", ctypes.c_uint(0))
-    _call(cuda, "cuDeviceGet", ctypes.byref(device), ctypes.c_int(0))
-    _call(cuda, "cuDeviceGetUuid", ctypes.byref(seen), device)
-    visible = f"GPU-{uuid.UUID(bytes=bytes(seen))}"
-    if visible.lower() != gpu_uuid.lower():
-        raise NotCured(f"CUDA shows {visible} instead")
+    device, context = _device(cuda, gpu_uuid), ctypes.c_void_p()
     _call(cuda, "cuCtxCreate_v2", ctypes.byref(context), ctypes.c_uint(0), device)
     _call(cuda, "cuCtxDestroy_v2", context)
 
@@ -85,6 +79,18 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
+
+
+def _device(cuda: ctypes.CDLL, gpu_uuid: str) -> ctypes.c_int:
+    """Return the device with that UUID; CUDA counts devices in an order of its own."""
+    count, device, seen = ctypes.c_int(), ctypes.c_int(), (ctypes.c_ubyte * 16)()
+    _call(cuda, "cuDeviceGetCount", ctypes.byref(count))
+    for ordinal in range(count.value):
+        _call(cuda, "cuDeviceGet", ctypes.byref(device), ctypes.c_int(ordinal))
+        _call(cuda, "cuDeviceGetUuid_v2", ctypes.byref(seen), device)
+        if f"GPU-{uuid.UUID(bytes=bytes(seen))}" == gpu_uuid.lower().replace("gpu-", "GPU-"):
+            return device
+    raise NotCured(f"CUDA does not show {gpu_uuid}")
 
 
 def _call(cuda: ctypes.CDLL, name: str, *arguments: object) -> None:

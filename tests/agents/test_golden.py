@@ -91,7 +91,7 @@ class TestTheFirstProtocol:
         assert (node.last_epoch, node.last_sequence, node.protocol_version) == (3, 7, 1)
         assert set(Gpu.objects.values_list("health", "idle_state")) == {
             ("healthy", "busy"),
-            ("suspect", "free"),
+            ("suspect", "offerable"),
         }
         assert Reading.objects.count() == 2
         assert MeterReading.objects.count() == 2

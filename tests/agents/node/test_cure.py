@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import shutil
 import subprocess
+import time
 import uuid
 from pathlib import Path
 
 import pytest
 
 from agents.node import cure
+from agents.node.child import ChildReader
 from agents.node.cure import NotCured
+from tests.fakes import nvml
+
+AT = dt.datetime(2026, 11, 23, tzinfo=dt.UTC)
 
 GPU_UUID = f"GPU-{uuid.UUID(int=0x2A)}"
 
@@ -29,10 +35,11 @@ static int told(const char *name) {
 }
 int cuInit(unsigned flags) { if (getenv("CURE_HANGS")) pause(); return told("cuInit"); }
 int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return told("cuDeviceGet"); }
-int cuDeviceGetUuid(unsigned char *uuid, int device) {
+int cuDeviceGetCount(int *count) { *count = 1; return told("cuDeviceGetCount"); }
+int cuDeviceGetUuid_v2(unsigned char *uuid, int device) {
     memset(uuid, 0, 16);
     uuid[15] = getenv("CURE_OTHER") ? 0x2B : 0x2A;
-    return told("cuDeviceGetUuid");
+    return told("cuDeviceGetUuid_v2");
 }
 int cuCtxCreate_v2(void **context, unsigned flags, int device) {
     *context = malloc(1);
@@ -73,8 +80,9 @@ class TestCure:
         names = [line.split()[0] for line in calls.read_text().splitlines()]
         assert names == [
             "cuInit",
+            "cuDeviceGetCount",
             "cuDeviceGet",
-            "cuDeviceGetUuid",
+            "cuDeviceGetUuid_v2",
             "cuCtxCreate_v2",
             "cuCtxDestroy_v2",
         ]
@@ -84,7 +92,7 @@ class TestCure:
         self, library: str, calls: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("CURE_OTHER", "1")
-        with pytest.raises(NotCured, match=r"CUDA shows GPU-.*2b instead"):
+        with pytest.raises(NotCured, match=f"CUDA does not show {GPU_UUID}"):
             cure.cure(gpu_uuid=GPU_UUID, library=library)
         assert "cuCtxCreate_v2" not in calls.read_text()
 
@@ -113,3 +121,21 @@ class TestCure:
         monkeypatch.setenv("CURE_HANGS", "1")
         with pytest.raises(NotCured, match=r"took longer than 0\.5 s"):
             cure.cure(gpu_uuid=GPU_UUID, library=library, seconds_max=0.5)
+
+
+class TestOnTheStandIn:
+    def test_ends_the_latch_of_that_gpu_alone(self, journal: nvml.Journal) -> None:
+        reader = ChildReader(boottime_seconds=time.monotonic, now=lambda: AT)
+        try:
+            first, second = (gpu.uuid for gpu in reader.identify())
+
+            def loads() -> dict[str, int | None]:
+                samples = reader.read(at=AT)
+                return {sample.gpu_uuid: sample.utilization_percent for sample in samples}
+
+            journal.set("*", ghost=1)
+            assert loads() == {first: 100, second: 100}
+            cure.cure(gpu_uuid=second, library=str(journal.cuda_library))
+            assert loads() == {first: 100, second: 0}
+        finally:
+            reader.close()
