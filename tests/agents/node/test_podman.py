@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import fcntl
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,15 +33,18 @@ AT = dt.datetime(2026, 11, 25, tzinfo=dt.UTC)
 
 
 @pytest.fixture(scope="module")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+def podman() -> Iterator[Podman]:
     containers.require()
-    directory = tmp_path_factory.mktemp("podman")
-    podman = Podman(directory=directory)
-    podman.build_image(directory=directory)
-    if problem := podman.why_not():
-        skip_or_fail(f"podman runs no container here: {problem}")
-    yield podman
-    podman.close()
+    # One at a time: bridges and their addresses are the machine's. Podman wants a short path.
+    lock = Path(tempfile.gettempdir()) / "headroom-podman.lock"
+    with lock.open("w") as held, tempfile.TemporaryDirectory(prefix="pod-") as name:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        podman = Podman(directory=Path(name))
+        podman.build_image(directory=Path(name))
+        if problem := podman.why_not():
+            skip_or_fail(f"podman runs no container here: {problem}")
+        yield podman
+        podman.close()
 
 
 @pytest.fixture
