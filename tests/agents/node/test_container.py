@@ -527,9 +527,10 @@ class TestSettings:
             arguments=[*self.SERVER, "--provisioner", "container", "--image", IMAGE],
             environment={"HEADROOM_RUNTIME": str(bench.podman.path), "HEADROOM_NAME": "n1"},
         )
-        assert settings.container is not None
-        assert settings.container.image == IMAGE
-        assert settings.container.ssh_host == "n1"
+        options = settings.container()
+        assert options is not None
+        assert options.image == IMAGE
+        assert options.ssh_host == "n1"
 
     @pytest.mark.parametrize(
         "arguments",
