@@ -105,7 +105,7 @@ def store_receipts(
                 lease_id=receipt.lease_id,
                 lease_epoch=receipt.lease_epoch,
                 kind=receipt.kind,
-                at=_instant_of(receipt=receipt, grant=grant, node=node, at=at),
+                at=_instant_of(receipt=receipt, grant=grant, at=at),
                 is_clean=receipt.clean,
                 access=document["access"],
                 document=document,
@@ -181,20 +181,13 @@ def _why_no_receipt(
     return reason
 
 
-def _instant_of(
-    *, receipt: protocol.Receipt, grant: Grant, node: Node, at: dt.datetime
-) -> dt.datetime:
+def _instant_of(*, receipt: protocol.Receipt, grant: Grant, at: dt.datetime) -> dt.datetime:
     """Return the instant at which a receipt counts: a wrong clock loses no receipt and gains no money.
 
-    Nothing happened after it was told, or before it was asked for. A handover goes
-    with the first report that can carry it: one that claims to be older than the report before, by more
-    than a clock may be wrong, is dated back, and counts from there.
+    Nothing happened after it was told, or before it was asked for. How late it comes says nothing: a spool
+    may wait for hours, and be sent in any order.
     """
-    instant = min(max(receipt.at, grant.created_at), at)
-    if receipt.kind == protocol.ReceiptKind.HANDOVER and node.last_report_at is not None:
-        oldest = node.last_report_at - dt.timedelta(seconds=CLOCK_AHEAD_SECONDS_MAX)
-        instant = max(instant, oldest)
-    return instant
+    return min(max(receipt.at, grant.created_at), at)
 
 
 def _plausible_energy(meter: protocol.MeterReading) -> int | None:

@@ -161,6 +161,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "node_already_enrolled": 409,
     "key_rotation_refused": 409,
     "report_replayed": 409,
+    "policy_unchanged": 409,
     # the scheduler
     "off_grid": 422,
     "window_in_past": 422,

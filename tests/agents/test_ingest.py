@@ -444,17 +444,18 @@ class TestReceipts:
         )
         assert Receipt.objects.get().at == grant.created_at
 
-    def test_a_handover_is_not_dated_back_behind_the_report_that_did_not_tell_of_it(
+    def test_a_handover_that_comes_after_a_later_report_counts_when_it_was(
         self, machine: Machine, grant: Grant
     ) -> None:
         an_hour_later = NOW + dt.timedelta(hours=1)
         accept(machine, at=an_hour_later)
+        handed_over_at = NOW + make.seconds(1)
         accept(
             machine,
             at=an_hour_later + make.seconds(15),
-            receipts=[make.receipt(grant=grant, key=machine.key, at=NOW + make.seconds(1))],
+            receipts=[make.receipt(grant=grant, key=machine.key, at=handed_over_at)],
         )
-        assert Receipt.objects.get().at == an_hour_later - FIVE_MINUTES
+        assert Receipt.objects.get().at == handed_over_at
 
     def test_a_handover_that_waited_while_the_market_was_away_counts_when_it_was(
         self, machine: Machine, grant: Grant

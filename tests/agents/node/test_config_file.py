@@ -32,7 +32,7 @@ class TestOrder:
         assert parse(file, "--name", "flag", HEADROOM_NAME="variable").name == "flag"
         assert parse(file).free_after_seconds == 30
         file.write_text(f'server = "{URL}"\n')
-        assert parse(file).free_after_seconds == 600
+        assert parse(file).free_after_seconds is None  # the owner's policy decides
 
     def test_knows_three_ways_to_name_the_file(self, file: Path, tmp_path: Path) -> None:
         file.write_text(f'server = "{URL}"\nname = "one"\n')

@@ -25,7 +25,7 @@ CALLS = {
     "nvmlDeviceGetMemoryInfo",
     "nvmlDeviceGetPowerUsage",
     "nvmlDeviceGetTemperature",
-    "nvmlDeviceGetComputeRunningProcesses_v3",
+    "nvmlDeviceGetComputeRunningProcesses",
     "nvmlDeviceGetFieldValues",
     "nvmlDeviceGetPowerManagementLimit",
     "nvmlSystemGetDriverVersion",
