@@ -23,12 +23,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import IO, Any
 
 from agents.node.answers import AnsweringReader
 from agents.node.events import QueuedXid, XidMerger
 from agents.node.kernel_log import KernelLog, pci_place
+from agents.node.programs import that_finds_us
 from agents.node.reader import LOST, ReaderHung, ReaderUnavailable, Sample, Xid
 from agents.protocol import GpuIdentity, to_json
 
@@ -222,8 +222,6 @@ class ChildReader(AnsweringReader):
         return True
 
     def _start(self) -> subprocess.Popen[bytes]:
-        root = str(Path(__file__).resolve().parents[2])
-        paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         self._events, events_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._events, False)
         try:
@@ -231,7 +229,7 @@ class ChildReader(AnsweringReader):
                 [sys.executable, "-m", "agents.node.driver", str(events_end)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                env=that_finds_us(os.environ),
                 bufsize=0,
                 pass_fds=[events_end],
                 start_new_session=True,  # a Ctrl-C at the terminal is the parent's to handle

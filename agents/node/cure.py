@@ -17,6 +17,8 @@ import sys
 import uuid
 from collections.abc import Sequence
 
+from agents.node.programs import that_finds_us
+
 LIBRARY = "libcuda.so.1"
 # Without persistence the driver takes 2 to 3 s to open a card, and a whole board of them one after the other.
 CURE_SECONDS_MAX = 60.0
@@ -41,7 +43,7 @@ def cure(*, gpu_uuid: str, library: str = LIBRARY, seconds_max: float = CURE_SEC
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env=environment,
+        env=that_finds_us(environment),
         start_new_session=True,
     )
     try:

@@ -1,5 +1,6 @@
-"""Run a program of the owner: a verb in argv, JSON on its standard input, JSON on its standard output.
+"""Run other programs: those of the owner, and parts of our own in a process of theirs.
 
+A program of the owner takes a verb in argv and JSON on its standard input, and writes JSON to its output.
 Exit status 0 means done, 1 failed for good, 2 the request is wrong, 75 (EX_TEMPFAIL) try again. What it
 writes to standard error is kept as evidence.
 """
@@ -10,6 +11,7 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,13 @@ from typing import Any
 EXIT_FAILED, EXIT_BAD_REQUEST, EXIT_AGAIN = 1, 2, 75
 OUTPUT_BYTES_MAX = 64 * 1024  # an answer is one small object
 EVIDENCE_LENGTH_MAX = 300  # of standard error, so that the detail stays below what the wire carries
+
+
+def that_finds_us(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which `python -m agents.node…` works from whatever directory we run in."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**environment, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 class ProgramFailed(Exception):

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from agents.node.checks import Finding
+from agents.node.programs import that_finds_us
 
 LIBRARY = "libcuda.so.1"
 CHECK_SECONDS_MAX = 60.0  # a context takes about a second, filling 192 GB less than that
@@ -61,7 +62,7 @@ def _start(gpu_uuid: str, environment: Mapping[str, str]) -> subprocess.Popen[st
     kept = {k: v for k, v in environment.items() if not k.startswith("HEADROOM_")}
     return subprocess.Popen(
         [sys.executable, "-m", "agents.node.residue"],
-        env={**kept, "CUDA_VISIBLE_DEVICES": gpu_uuid},
+        env=that_finds_us({**kept, "CUDA_VISIBLE_DEVICES": gpu_uuid}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
