@@ -278,3 +278,30 @@ class AuditEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.action} {self.object_id}"
+
+
+class EventQuerySet(models.QuerySet["Event"]):
+    def visible_to(self, organization: Organization) -> Self:
+        return self.filter(organization=organization)
+
+
+class Event(models.Model):
+    """Something that an organization is told, exactly once: `key` names the occasion."""
+
+    id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_event_id)
+    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="events")
+    kind = models.CharField(max_length=60, db_comment="of EventKind: reservation.scheduled")
+    object_id = models.CharField(max_length=ids.ID_LENGTH_MAX, db_comment="what it is about")
+    data = models.JSONField(default=dict, db_comment="no secret")
+    key = models.CharField(max_length=200, db_comment="one event per key, ever")
+    at = models.DateTimeField()
+
+    objects = EventQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["key"], name="event_is_told_once")]
+        indexes: ClassVar = [models.Index(fields=["organization", "-id"], name="event_by_tenant")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.object_id}"

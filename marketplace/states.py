@@ -45,3 +45,10 @@ class Scope(TextChoices):
     OWNER_WRITE = "owner:write"
     BILLING_READ = "billing:read"
     BILLING_WRITE = "billing:write"
+
+
+class EventKind(TextChoices):
+    """What an organization is told of: a noun and a past participle."""
+
+    RESERVATION_SCHEDULED = "reservation.scheduled"
+    RESERVATION_ENDED = "reservation.ended"

@@ -15,11 +15,18 @@ from marketplace import catalog
 from marketplace.core.errors import InvalidValue
 from marketplace.core.limits import GPUS_PER_REQUEST_MAX
 from marketplace.core.text import check_text
-from marketplace.core.windows import Window, grid_ceiling, grid_floor, is_on_grid
+from marketplace.core.windows import (
+    Window,
+    grid_ceiling,
+    grid_floor,
+    is_on_grid,
+    to_instant,
+    to_seconds,
+)
 from marketplace.models import GpuModel
 from marketplace.states import Tier
 from scheduler import offerings, pools
-from scheduler.board import Board, to_instant, to_seconds
+from scheduler.board import Board
 from scheduler.calendar import WindowOffGrid, WindowUpsideDown, horizon_at
 from scheduler.offerings import Offer, Priced, Step, Wish
 from scheduler.states import Spread

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from marketplace.core.windows import EPOCH, Window
+from marketplace.core.windows import Window, to_seconds
 from marketplace.models import Listing
 from marketplace.states import ListingMode
 from scheduler import pools
@@ -24,15 +24,6 @@ Seconds: TypeAlias = npt.NDArray[np.int64]
 Flags: TypeAlias = npt.NDArray[np.bool_]
 Counts: TypeAlias = npt.NDArray[np.int64]
 Levels: TypeAlias = npt.NDArray[np.int16]
-
-
-def to_seconds(instant: dt.datetime) -> int:
-    """Return whole seconds since the Unix epoch, rounded down."""
-    return (instant - EPOCH) // dt.timedelta(seconds=1)
-
-
-def to_instant(seconds: int) -> dt.datetime:
-    return EPOCH + dt.timedelta(seconds=seconds)
 
 
 @dataclass(frozen=True, slots=True)

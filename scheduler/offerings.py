@@ -9,9 +9,9 @@ import numpy as np
 from django.conf import settings
 
 from marketplace.core.money import Money
-from marketplace.core.windows import Window
+from marketplace.core.windows import Window, to_instant, to_seconds
 from scheduler import calendar, placement, pools
-from scheduler.board import Board, Counts, Flags, Levels, Seconds, to_instant, to_seconds
+from scheduler.board import Board, Counts, Flags, Levels, Seconds
 from scheduler.placement import Demand
 from scheduler.pools import Pool
 from scheduler.pricing import PricedWindow, PriceInputs, quote_rate

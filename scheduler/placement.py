@@ -15,11 +15,11 @@ from decimal import Decimal
 import numpy as np
 from django.db import OperationalError, connection, transaction
 
-from marketplace.core.windows import Window
+from marketplace.core.windows import Window, to_seconds
 from marketplace.models import Listing
 from marketplace.states import Tier
 from scheduler import calendar, holds, pools
-from scheduler.board import is_open, to_seconds
+from scheduler.board import is_open
 from scheduler.calendar import Busy, CapacityTaken, Place
 from scheduler.pools import Pool, PoolGpu, PoolNode
 from scheduler.states import Spread

@@ -17,6 +17,7 @@ from scheduler import availability, calendar, holds, placement
 from scheduler.models import Quote
 from scheduler.placement import Demand
 from scheduler.states import QUOTE_ARROWS, QuoteStatus, Spread
+from scheduler.tariffs import Tariff
 
 # Long enough to decide, short enough that the price still means something.
 QUOTE_LIFETIME_SECONDS = 600
@@ -141,6 +142,7 @@ def create(*, organization: Organization, request: QuoteRequest, at: dt.datetime
         listing_ids=list(offer.listing_ids),
         rate=offer.rate,
         total_minor=offer.total.amount_minor,
+        tariff=Tariff.flat(window=window, rate=offer.rate).as_json(),
         currency=offer.total.currency,
         fee_basis_points=settings.PLATFORM_FEE_BASIS_POINTS,
         price_breakdown=offer.price_breakdown,

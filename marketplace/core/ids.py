@@ -67,3 +67,7 @@ def new_settlement_id() -> str:
 
 def new_payout_id() -> str:
     return new_id("pot")
+
+
+def new_event_id() -> str:
+    return new_id("evt")

@@ -51,6 +51,15 @@ class Window:
         return Window(starts_at, ends_at) if starts_at < ends_at else None
 
 
+def to_seconds(instant: dt.datetime) -> int:
+    """Return whole seconds since the Unix epoch, rounded down."""
+    return (instant - EPOCH) // dt.timedelta(seconds=1)
+
+
+def to_instant(seconds: int) -> dt.datetime:
+    return EPOCH + dt.timedelta(seconds=seconds)
+
+
 def is_on_grid(instant: dt.datetime, *, grid_seconds: int) -> bool:
     """Say whether an instant is a whole number of grid steps after the Unix epoch."""
     return (instant - EPOCH) % dt.timedelta(seconds=grid_seconds) == dt.timedelta(0)

@@ -9,9 +9,11 @@ from agents import protocol
 from agents.models import Gpu, MeterReading, Node, Outage, Receipt
 from billing import purchases, wallet
 from marketplace.core.money import Money, amount_for
+from marketplace.core.windows import Window
 from marketplace.models import GpuModel, Organization
 from scheduler.models import Lease, Quote, Reservation, ReservationTransition
 from scheduler.states import LeaseStatus, QuoteStatus, ReservationReason, ReservationStatus
+from scheduler.tariffs import Tariff
 
 START = dt.datetime(2026, 11, 2, 8, tzinfo=dt.UTC)
 RATE = Decimal("2.352942")
@@ -84,6 +86,7 @@ def reservation(
         "ends_at": ends_at,
         "rate": rate,
         "total_minor": total_minor,
+        "tariff": Tariff.flat(window=Window(START, ends_at), rate=rate).as_json(),
         "currency": "usd",
         "fee_basis_points": fee_basis_points,
         "simulated": True,

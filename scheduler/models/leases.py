@@ -1,0 +1,110 @@
+"""Leases: the fact, and every move of it."""
+
+from typing import ClassVar, Self
+
+from django.contrib.postgres.fields import (
+    ArrayField,
+)
+from django.db import models
+from django.db.models import F, Q
+
+from agents.models import Node
+from marketplace.core import ids
+from marketplace.core.windows import Window
+from marketplace.models import Organization
+from scheduler.models.reservations import Reservation
+from scheduler.states import (
+    LEASE_ARROWS,
+    LeaseReason,
+    LeaseStatus,
+)
+
+
+class LeaseQuerySet(models.QuerySet["Lease"]):
+    def visible_to(self, organization: Organization) -> Self:
+        """Keep the leases that a tenant bought; an owner sees its own through `on_nodes_of`."""
+        return self.filter(reservation__organization=organization)
+
+    def on_nodes_of(self, organization: Organization) -> Self:
+        return self.filter(node__organization=organization)
+
+
+class Lease(models.Model):
+    """The fact: one node's GPUs handed over to the tenant, metered, and returned."""
+
+    id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_lease_id)
+    reservation = models.ForeignKey(Reservation, on_delete=models.PROTECT, related_name="leases")
+    node = models.ForeignKey(Node, on_delete=models.PROTECT, related_name="leases")
+    status = models.CharField(max_length=20, choices=LeaseStatus, default=LeaseStatus.PROVISIONING)
+    epoch = models.PositiveIntegerField(default=1, db_comment="fencing: the grant's lease_epoch")
+    gpu_uuids = ArrayField(models.CharField(max_length=100))
+    starts_at = models.DateTimeField(db_comment="promised")
+    ends_at = models.DateTimeField(db_comment="promised")
+    created_at = models.DateTimeField()
+    handed_over_at = models.DateTimeField(
+        null=True, db_comment="from the handover receipt, clipped to the promise"
+    )
+    returned_at = models.DateTimeField(
+        null=True, db_comment="from the return receipt, clipped to the promise"
+    )
+    closed_at = models.DateTimeField(
+        null=True, db_comment="when a final status was reached, server's clock"
+    )
+    access = models.JSONField(null=True, db_comment="host, port, username, host_key_fingerprint")
+
+    objects = LeaseQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(ends_at__gt=F("starts_at")), name="lease_ends_after_start"
+            ),
+            models.UniqueConstraint(
+                fields=["reservation", "node", "epoch"], name="lease_is_unique"
+            ),
+        ]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["ends_at"],
+                condition=Q(status__in=["provisioning", "active", "returning", "reclaiming"]),
+                name="lease_open_by_end",
+            ),
+            models.Index(
+                fields=["closed_at"], condition=Q(closed_at__isnull=False), name="lease_by_close"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.id
+
+    @property
+    def window(self) -> Window:
+        return Window(self.starts_at, self.ends_at)
+
+    @property
+    def gpu_seconds_bought(self) -> int:
+        """Return the GPU-seconds of the promised window."""
+        return len(self.gpu_uuids) * self.window.seconds
+
+
+class LeaseTransition(models.Model):
+    """One move of a lease: append-only, written by the winner in the transaction of the move."""
+
+    lease = models.ForeignKey(Lease, on_delete=models.PROTECT, related_name="transitions")
+    from_status = models.CharField(max_length=20, blank=True)
+    to_status = models.CharField(max_length=20, choices=LeaseStatus)
+    reason = models.CharField(max_length=40, choices=LeaseReason)
+    actor = models.CharField(max_length=100)
+    at = models.DateTimeField()
+
+    class Meta:
+        ordering: ClassVar = ["id"]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=LEASE_ARROWS.as_check(), name="lease_transition_is_legal"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.lease_id}: {self.from_status or '∅'} → {self.to_status}"

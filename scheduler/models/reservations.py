@@ -1,0 +1,124 @@
+"""Reservations: the promise, and every move of it."""
+
+from typing import ClassVar, Self
+
+from django.db import models
+from django.db.models import F, Q
+
+from marketplace.core import ids
+from marketplace.core.limits import NAME_LENGTH_MAX
+from marketplace.core.windows import Window
+from marketplace.models import GpuModel, Organization
+from marketplace.states import Tier
+from scheduler.models.quotes import Quote
+from scheduler.states import (
+    RESERVATION_ARROWS,
+    PaymentMethod,
+    ReservationReason,
+    ReservationStatus,
+    Spread,
+)
+
+
+class ReservationQuerySet(models.QuerySet["Reservation"]):
+    def visible_to(self, organization: Organization) -> Self:
+        return self.filter(organization=organization)
+
+
+class Reservation(models.Model):
+    """The promise: N GPUs of a model for a window, at a locked rate."""
+
+    id = models.CharField(
+        primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_reservation_id
+    )
+    organization = models.ForeignKey(
+        Organization, on_delete=models.PROTECT, related_name="reservations"
+    )
+    quote = models.OneToOneField(Quote, on_delete=models.PROTECT, related_name="reservation")
+    status = models.CharField(
+        max_length=20, choices=ReservationStatus, default=ReservationStatus.PAYMENT_PENDING
+    )
+    gpu_model = models.ForeignKey(GpuModel, on_delete=models.PROTECT)
+    gpus = models.PositiveIntegerField(verbose_name="GPUs")
+    region = models.CharField(max_length=60)
+    tier = models.CharField(max_length=20, choices=Tier)
+    spread = models.CharField(max_length=20, choices=Spread)
+    starts_at = models.DateTimeField()
+    ends_at = models.DateTimeField()
+    rate = models.DecimalField(
+        max_digits=18, decimal_places=6, db_comment="per GPU-hour, mean of the tariff rounded up"
+    )
+    total_minor = models.BigIntegerField(db_comment="minor units, the tariff over the whole window")
+    tariff = models.JSONField(
+        db_comment="rows of start, end (epoch seconds) and micros per GPU-hour: the price, hour by hour"
+    )
+    currency = models.CharField(max_length=3)
+    fee_basis_points = models.PositiveIntegerField()
+    payment_method = models.CharField(max_length=20, choices=PaymentMethod)
+    simulated = models.BooleanField()
+    name = models.CharField(max_length=NAME_LENGTH_MAX, blank=True)
+    project = models.CharField(max_length=NAME_LENGTH_MAX, blank=True)
+    tags = models.JSONField(default=dict, blank=True, db_comment="text to text")
+    ssh_public_keys = models.JSONField(default=list, blank=True)
+    image = models.CharField(max_length=500, blank=True)
+    created_at = models.DateTimeField()
+    payment_due_at = models.DateTimeField(db_comment="payment_pending ends here")
+
+    objects = ReservationQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(ends_at__gt=F("starts_at")), name="reservation_ends_after_start"
+            )
+        ]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["starts_at"],
+                condition=Q(status=ReservationStatus.SCHEDULED),
+                name="reservation_due_to_start",
+            ),
+            models.Index(
+                fields=["ends_at"],
+                condition=Q(status=ReservationStatus.ACTIVE),
+                name="reservation_due_to_end",
+            ),
+            models.Index(
+                fields=["payment_due_at"],
+                condition=Q(status=ReservationStatus.PAYMENT_PENDING),
+                name="reservation_due_to_pay",
+            ),
+            models.Index(fields=["organization", "-id"], name="reservation_by_tenant"),
+        ]
+
+    def __str__(self) -> str:
+        return self.id
+
+    @property
+    def window(self) -> Window:
+        return Window(self.starts_at, self.ends_at)
+
+
+class ReservationTransition(models.Model):
+    """One move of a reservation: append-only, written by the winner in the transaction of the move."""
+
+    reservation = models.ForeignKey(
+        Reservation, on_delete=models.PROTECT, related_name="transitions"
+    )
+    from_status = models.CharField(max_length=20, blank=True)
+    to_status = models.CharField(max_length=20, choices=ReservationStatus)
+    reason = models.CharField(max_length=40, choices=ReservationReason)
+    actor = models.CharField(max_length=100)
+    at = models.DateTimeField()
+
+    class Meta:
+        ordering: ClassVar = ["id"]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=RESERVATION_ARROWS.as_check(), name="reservation_transition_is_legal"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.reservation_id}: {self.from_status or '∅'} → {self.to_status}"
