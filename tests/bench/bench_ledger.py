@@ -88,7 +88,7 @@ def _our_rate(*, clients: int, seconds: int) -> float:
     ]
     for process in processes:
         process.start()
-    rate = sum(rates.get(timeout=START_SECONDS_MAX + seconds) for _ in processes)
+    rate: float = sum(rates.get(timeout=START_SECONDS_MAX + seconds) for _ in processes)
     for process in processes:
         process.join()
     return rate
