@@ -28,3 +28,4 @@ class AlarmKind(TextChoices):
 
     GPU_CLAIMED_TWICE = "gpu_claimed_twice"
     NODE_CLONED = "node_cloned"
+    RETURN_OVERDUE = "return_overdue"

@@ -29,6 +29,7 @@ EXPIRES_SECONDS_MIN = 10
 _CADENCES_SECONDS: dict[str, float] = {
     "scheduler.end_due_leases": 1,
     "scheduler.start_due_reservations": 1,
+    "scheduler.seek_replacements": 5,
     "scheduler.expire_quotes": 15,
     "billing.settle_leases": 2,
     "billing.release_earnings": 5,

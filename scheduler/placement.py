@@ -35,6 +35,7 @@ class Demand:
     """What is to be placed: GPUs of one region and tier, of listings with at most this floor.
 
     `listing_ids` names listings that serve whatever their floor is now: the price was promised on them.
+    What comes in the place of something else keeps off `without_nodes`, and stays in `islands`, `None`: all.
     """
 
     gpu_model_id: str
@@ -45,6 +46,8 @@ class Demand:
     window: Window
     floor_rate_max: Decimal
     listing_ids: frozenset[str] = frozenset()
+    without_nodes: frozenset[str] = frozenset()
+    islands: frozenset[pools.Island] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +142,10 @@ def offers(*, pool: Pool, demand: Demand, at: dt.datetime) -> Iterator[tuple[Poo
         and admits(listing, gpus=demand.gpus, window=demand.window, at=at)
     }
     for gpu in pool.gpus:
+        if gpu.node.id in demand.without_nodes:
+            continue
+        if demand.islands is not None and gpu.node.island not in demand.islands:
+            continue
         for listing in gpu.listings:
             if listing.id in admitted:
                 yield gpu, listing

@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from scheduler import leases, quotes, reservations
+from scheduler import leases, quotes, replacements, reservations
 
 
 @shared_task(name="scheduler.end_due_leases")
@@ -11,6 +11,7 @@ def end_due_leases() -> None:
     """Move leases as far as time and evidence allow, and finish the reservations that are over."""
     now = timezone.now()
     leases.advance(at=now)
+    replacements.replace_due(at=now)
     reservations.finish_due(at=now)
 
 
@@ -18,6 +19,12 @@ def end_due_leases() -> None:
 def start_due_reservations() -> None:
     """Start what begins; ends of the same instant run first."""
     reservations.start_due(at=timezone.now())
+
+
+@shared_task(name="scheduler.seek_replacements")
+def seek_replacements() -> None:
+    """Find the leases whose GPUs failed, and put others in their place."""
+    replacements.advance(at=timezone.now())
 
 
 @shared_task(name="scheduler.expire_quotes")
