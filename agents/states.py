@@ -1,5 +1,7 @@
 """States of nodes, and the words of the wire as choices of columns."""
 
+from enum import StrEnum
+
 from django.db.models import TextChoices
 
 from marketplace.core.states import Arrows
@@ -29,3 +31,8 @@ class AlarmKind(TextChoices):
     GPU_CLAIMED_TWICE = "gpu_claimed_twice"
     NODE_CLONED = "node_cloned"
     RETURN_OVERDUE = "return_overdue"
+
+
+def choices_of(values: type[StrEnum]) -> list[tuple[str, str]]:
+    """Return the choices of a column that holds a word of the wire."""
+    return [(value.value, value.value) for value in values]

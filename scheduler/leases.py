@@ -139,11 +139,14 @@ def fail(*, lease: Lease, reason: LeaseReason, at: dt.datetime) -> None:
 
     :raises StateConflict: when the lease moved on.
     """
-    is_over = lease.ends_at <= at
+    is_owed_others = lease.ends_at > at and reason in (
+        LeaseReason.HANDOVER_FAILED,
+        LeaseReason.HANDOVER_TIMED_OUT,
+    )
     _move(lease, to=LeaseStatus.FAILED, reason=reason, at=at)
     _cut(lease, at=at)
     _close(lease, at=at, is_released=reason is LeaseReason.HANDOVER_FAILED)
-    if not is_over:
+    if is_owed_others:
         Replacement.objects.create(lease=lease, opened_at=at, due_at=at)
 
 

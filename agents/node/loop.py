@@ -106,6 +106,7 @@ class Agent:
             boot_id=machine.boot_id,
             simulated=reader.simulated,
             at=clock.now(),
+            cgroup_marks=provisioner.cgroup_marks,
         )
         self._idle = IdleBook(policy=self._idle_policy(), jobs=jobs, scheduler=scheduler, cure=cure)
         gate = Gate(

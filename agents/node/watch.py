@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from agents.node import attribution, health
@@ -44,11 +44,13 @@ class HealthWatch:
         boot_id: str,
         simulated: bool,
         at: dt.datetime,
+        cgroup_marks: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self.policy = _remembered_policy(spool)
         self._spool = spool
         self._book = book
         self._boot_id = boot_id
+        self._cgroup_marks = cgroup_marks
         self._log = EventLog(spool=spool, book=book, simulated=simulated)
         self._tracks = {
             uuid: health.begin(track=track, boot_id=boot_id, at=at)
@@ -194,11 +196,12 @@ class HealthWatch:
             self._written.update({uuid: track.durable() for uuid, track in changed.items()})
 
     def _blame(self, xid: Xid) -> BlamedXid:
-        running = {record.grant.lease_id for record in self._book.records.values()}
+        known = {record.grant.lease_id for record in self._book.records.values()}
+        marks = {i: i for i in known} | dict(self._cgroup_marks())
         return attribution.attribute(
             xid=xid,
             lease=self._lease_at(xid.gpu_uuid, xid.at),
-            owner_of=attribution.owner_by_cgroup(lease_ids_by_mark={i: i for i in running}),
+            owner_of=attribution.owner_by_cgroup(lease_ids_by_mark=marks),
             policy=self.policy.health,
         )
 

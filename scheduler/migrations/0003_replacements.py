@@ -6,7 +6,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("agents", "0005_return_overdue"),
+        ("agents", "0006_return_overdue"),
         ("scheduler", "0002_tariffs"),
     ]
 

@@ -6,7 +6,7 @@ and metering belong to the agent, so that every way of provisioning gets them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -74,6 +74,13 @@ class Provisioner(Protocol):
         """
         ...
 
+    def cgroup_marks(self) -> Mapping[str, str]:
+        """Return lease ids by what the control groups of their processes have in their names.
+
+        A lease's own id is such a mark without being named here. Must answer at once.
+        """
+        ...
+
     def config_sha256(self, *, grant: Grant) -> str | None:
         """Return the digest of how the lease was started, where there is such a thing."""
         ...
@@ -130,6 +137,10 @@ class NoProvisioner:
     def list_leases(self) -> Sequence[Found]:
         """Say that there is nothing."""
         return ()
+
+    def cgroup_marks(self) -> Mapping[str, str]:
+        """Return nothing: nothing runs."""
+        return {}
 
     def config_sha256(self, *, grant: Grant) -> str | None:
         """Return nothing: nothing was started."""

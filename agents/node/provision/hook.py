@@ -8,13 +8,14 @@ must answer {"state": ...}; any verb may answer {"state": "pending", "poll_after
 then called again. `list` is optional: it answers {"leases": [{"lease_id", "lease_epoch", "gpu_uuids"}, ...]}
 of all that is here, or {"state": "unimplemented"}; what it lists and the agent does not know is stopped and
 destroyed. What it writes to standard error is kept as evidence in the detail of a failure. Every verb must
-be idempotent.
+be idempotent. A program that runs the tenant in a control group with the lease's id in its name lets the
+agent tell the tenant's faults from the machine's.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,10 @@ class HookProvisioner:
             return [from_json(Found, lease) for lease in leases]
         except MalformedMessage as error:
             raise ProvisionFailed(f"the owner's hook listed what is no lease: {error}") from None
+
+    def cgroup_marks(self) -> Mapping[str, str]:
+        """Return nothing more: the program names its control groups after the lease, or nobody is blamed."""
+        return {}
 
     def config_sha256(self, *, grant: Grant) -> str | None:
         """Return nothing: how the owner's program starts a lease is its own business."""

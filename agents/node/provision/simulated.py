@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from agents.node.provision import Capabilities, Found, Presence
 from agents.node.simulated import Tenancy
@@ -28,6 +28,10 @@ class SimulatedProvisioner:
     def probe(self) -> Capabilities:
         """Say that every simulated GPU can be handed over."""
         return Capabilities(kind="simulated")
+
+    def cgroup_marks(self) -> Mapping[str, str]:
+        """Return nothing: nothing runs."""
+        return {}
 
     def config_sha256(self, *, grant: Grant) -> str | None:
         """Return nothing: no container is started."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from agents.node.attribution import ProcessOwner, owner_by_cgroup
 from agents.node.child import ChildReader
 from agents.node.provision import Presence
 from agents.node.provision.container import ContainerProvisioner, Options, measure
@@ -228,8 +229,9 @@ class TestAgent:
         reader.close()
 
     def test_lives_through_a_whole_lease(
-        self, rig: Rig, market: FakeMarket, podman: Podman, journal: nvml.Journal, tenant: Path
-    ) -> None:
+        self, rig: Rig, market: FakeMarket, podman: Podman, provisioner: ContainerProvisioner,
+        journal: nvml.Journal, tenant: Path,
+    ) -> None:  # fmt: skip
         enrolled(rig)
         key = tenant.with_suffix(".pub").read_text().strip()
         market.grants = [replace(grant(market), ssh_public_keys=[key])]
@@ -244,8 +246,9 @@ class TestAgent:
 
         (pid,) = podman.run("inspect", "--format", "{{.State.Pid}}", "headroom-lease-1-1").split()
         journal.start_process(0, pid=int(pid), memory_bytes=40 << 30)
-        (container_id,) = podman.run("ps", "--quiet", "--no-trunc").split()
-        assert container_id in Path(f"/proc/{pid}/cgroup").read_text()
+        owner_of = owner_by_cgroup(lease_ids_by_mark=provisioner.cgroup_marks())
+        assert owner_of(int(pid)) == ProcessOwner(lease_id="lease-1")
+        assert owner_of(os.getpid()) == ProcessOwner(lease_id=None)
 
         rig.restart()  # the container outlives the agent
         rig.live(seconds=30)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from collections.abc import Collection
+from pathlib import Path
 
 import pytest
 
 from agents.node.provision import ProvisionFailed
+from agents.node.provision.simulated import SimulatedProvisioner
 from agents.node.reader import ReaderHung, Sample, Xid, lost_sample
 from agents.node.simulated import SimulatedReader, parse_fleet
 from agents.protocol import (
@@ -41,9 +44,15 @@ class FailingReader(SimulatedReader):
         self.counted: dict[str, GpuCounters] = {}
         self.counter_reads = 0
 
-    def fail(self, *, xid: int, at: dt.datetime, gpu: int = 0) -> None:
-        uuid = self.uuids[gpu]
-        told = Xid(gpu_uuid=uuid, xid=xid, at=at, source=EventSource.KERNEL_LOG, process_name="py")
+    def fail(self, *, xid: int, at: dt.datetime, gpu: int = 0, pid: int | None = None) -> None:
+        told = Xid(
+            gpu_uuid=self.uuids[gpu],
+            xid=xid,
+            at=at,
+            source=EventSource.KERNEL_LOG,
+            pid=pid,
+            process_name="py",
+        )
         self.waiting.append(told)
 
     def read(
@@ -178,6 +187,29 @@ class TestEvents:
         found = {e.gpu_uuid: (e.lease_id, e.lease_epoch, e.cause) for e in market.events.values()}
         assert found == {leased: ("lease-1", 1, Cause.TENANT), other: (None, None, Cause.UNKNOWN)}
         assert all(reading.health is Health.HEALTHY for reading in market.reports[-1].readings)
+
+    @pytest.mark.parametrize(
+        ("is_in_container", "cause"), [(True, Cause.TENANT), (False, Cause.UNKNOWN)]
+    )
+    def test_a_tenants_fault_is_known_by_the_control_group_of_its_container(
+        self,
+        rig: Rig,
+        market: FakeMarket,
+        reader: FailingReader,
+        monkeypatch: pytest.MonkeyPatch,
+        is_in_container: bool,  # noqa: FBT001 - pytest passes by name
+        cause: Cause,
+    ) -> None:
+        # The mark is whatever stands in this process's own group: it plays the tenant's process.
+        mark = Path("/proc/self/cgroup").read_text() if is_in_container else "of another container"
+        marks = {mark: "lease-1"}
+        monkeypatch.setattr(SimulatedProvisioner, "cgroup_marks", lambda _: marks)
+        enrolled(rig)
+        market.grants = [grant(market, count=1)]
+        rig.live(seconds=60)
+        reader.fail(xid=31, at=rig.clock.at, pid=os.getpid())
+        rig.live(seconds=20)
+        assert told(market) == [(EventKind.XID, 31, None, cause)]
 
     def test_xids_of_a_reader_that_hangs_are_told_all_the_same(
         self,

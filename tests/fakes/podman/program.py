@@ -1,5 +1,6 @@
 """The program itself: `program.py DIRECTORY VERB …`."""
 
+import hashlib
 import json
 import os
 import signal
@@ -104,6 +105,7 @@ def main():
             absent(name)
         status = containers[name]["status"]
         shown = {
+            "Id": hashlib.sha256(name.encode()).hexdigest(),
             "State": {"Status": status, "Running": status == "running"},
             "Config": {"Labels": containers[name]["labels"]},
         }

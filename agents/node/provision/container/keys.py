@@ -1,4 +1,4 @@
-"""A lease's own directory: the tenant's public keys, and a host key that no other lease has."""
+"""A lease's own directory: the tenant's keys, a host key of its own, and the id of its container."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ _PUBLIC_KEY = re.compile(
     r"(?:ssh-|ecdsa-sha2-|sk-)[A-Za-z0-9@.-]{1,60} [A-Za-z0-9+/=]{16,8192}(?: [^\x00-\x1f]{0,300})?",
     flags=re.ASCII,
 )
+ID_FILE = "container_id"
 _KEY_TYPE = b"ssh-ed25519"
 _BLOCK_BYTES = 8  # the padding of a private key without a cipher (PROTOCOL.key of OpenSSH)
 _LINE_LENGTH = 70
@@ -56,6 +57,17 @@ def fingerprint(*, directory: Path) -> str:
     public = blob[start : start + len(_public_blob(bytes(32)))]
     digest = hashlib.sha256(public).digest()
     return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+
+
+def remember_container(*, directory: Path, container_id: str) -> None:
+    """Write down which container the lease runs in, so that its processes are known by it.
+
+    :raises ProvisionFailed: when the disk does not take it.
+    """
+    try:
+        _write_private(directory / ID_FILE, container_id)
+    except OSError as error:
+        raise ProvisionFailed(f"cannot write the container's id: {error.strerror}") from None
 
 
 def remove(*, directory: Path) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,6 +140,20 @@ class ContainerProvisioner:
             return Presence.EXITED
         return Presence.FAILED if seen.status == "dead" else Presence.PREPARING
 
+    def cgroup_marks(self) -> Mapping[str, str]:
+        """Return the leases by the ids of their containers, which the names of control groups hold."""
+        marks: dict[str, str] = {}
+        for path in self._directory.glob(f"{NAME_PREFIX}*/{keys.ID_FILE}"):
+            lease_id = path.parent.name.removeprefix(NAME_PREFIX).rpartition("-")[0]
+            try:
+                marks[path.read_text(encoding="ascii")] = lease_id
+            except (
+                OSError,
+                UnicodeDecodeError,
+            ) as error:  # it is being destroyed, or the disk is ill
+                logger.warning("cannot tell the container of %s: %s", lease_id, error)
+        return {mark: lease_id for mark, lease_id in marks.items() if mark}
+
     def config_sha256(self, *, grant: Grant) -> str | None:
         """Return the digest of the arguments that the running container was started with."""
         seen = self._look(_name(grant))
@@ -184,6 +198,7 @@ class ContainerProvisioner:
             seen = None
         if seen is None:
             seen = self._run(grant, name)
+        keys.remember_container(directory=self._keys(name), container_id=seen.container_id)
         if not self._answers(seen.port):
             self._not_yet(name)
         self._started.pop(name, None)

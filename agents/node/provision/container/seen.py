@@ -17,8 +17,9 @@ ABSENT = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """A container: its state in the runtime's words, and its labels."""
+    """A container: its id, its state in the runtime's words, and its labels."""
 
+    container_id: str
     status: str
     runs: bool
     labels: dict[str, str]
@@ -49,6 +50,7 @@ def look(*, cli: Cli, name: str, seconds_max: float) -> Seen | None:
         (document,) = json.loads(done.output)
         labels = document["Config"]["Labels"] or {}
         return Seen(
+            container_id=str(document["Id"]),
             status=str(document["State"]["Status"]).lower(),
             runs=bool(document["State"]["Running"]),
             labels={str(key): str(value) for key, value in labels.items()},

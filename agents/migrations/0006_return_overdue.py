@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("agents", "0004_wire"),
+        ("agents", "0005_event_name"),
     ]
 
     operations = [
