@@ -31,6 +31,8 @@ _CADENCES_SECONDS: dict[str, float] = {
     "scheduler.start_due_reservations": 1,
     "scheduler.seek_replacements": 5,
     "scheduler.expire_quotes": 15,
+    "scheduler.protect_reservations": 15,
+    "scheduler.sweep_drained_nodes": 120,
     "billing.settle_leases": 2,
     "billing.release_earnings": 5,
     "agents.review_alarms": 60,

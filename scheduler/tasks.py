@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from scheduler import leases, quotes, replacements, reservations
+from scheduler import drains, leases, quotes, relocations, replacements, reservations
 
 
 @shared_task(name="scheduler.end_due_leases")
@@ -25,6 +25,18 @@ def start_due_reservations() -> None:
 def seek_replacements() -> None:
     """Find the leases whose GPUs failed, and put others in their place."""
     replacements.advance(at=timezone.now())
+
+
+@shared_task(name="scheduler.protect_reservations")
+def protect_reservations() -> None:
+    """Move what starts soon off GPUs that could not be handed over."""
+    relocations.protect_due(at=timezone.now())
+
+
+@shared_task(name="scheduler.sweep_drained_nodes")
+def sweep_drained_nodes() -> None:
+    """Move what is sold and has not begun off machines that are withdrawn."""
+    drains.sweep(at=timezone.now())
 
 
 @shared_task(name="scheduler.expire_quotes")
