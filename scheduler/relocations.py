@@ -80,10 +80,12 @@ def move(
     gpus = sum(place.slots.upper - place.slots.lower for place in old)
 
     def take(places: Sequence[calendar.Place]) -> None:
-        calendar.free_places(place_ids=[place.pk for place in old])
-        calendar.take_for_reservation(
-            places=places, window=reservation.window, reservation_id=reservation.pk, at=at
+        change = calendar.Move(
+            allocation_ids=tuple(place.pk for place in old),
+            places=tuple(places),
+            window=reservation.window,
         )
+        calendar.replace_places(moves=[change], at=at)
 
     spread = Spread(reservation.spread)
     rest = held.exclude(node=node_id)

@@ -3,7 +3,15 @@
 from celery import shared_task
 from django.utils import timezone
 
-from scheduler import drains, leases, quotes, relocations, replacements, reservations
+from scheduler import (
+    drains,
+    leases,
+    quotes,
+    reindexing,
+    relocations,
+    replacements,
+    reservations,
+)
 
 
 @shared_task(name="scheduler.end_due_leases")
@@ -45,3 +53,9 @@ def expire_quotes() -> None:
     now = timezone.now()
     quotes.expire_due(at=now)
     reservations.expire_unpaid(at=now)
+
+
+@shared_task(name="scheduler.fold_calendar")
+def fold_calendar() -> None:
+    """Bring the calendar's index up to date where allocations have changed."""
+    reindexing.fold()

@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
     dependencies = [
         ("agents", "0006_return_overdue"),
-        ("scheduler", "0002_tariffs"),
+        ("scheduler", "0003_calendar_index"),
     ]
 
     operations = [
