@@ -4,6 +4,7 @@ from scheduler.models.allocations import Allocation
 from scheduler.models.calendar import CalendarMark, CalendarWeek
 from scheduler.models.leases import Lease, LeaseQuerySet, LeaseTransition
 from scheduler.models.quotes import Quote, QuoteQuerySet
+from scheduler.models.replacements import Relocation, Replacement
 from scheduler.models.reservations import Reservation, ReservationQuerySet, ReservationTransition
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "LeaseTransition",
     "Quote",
     "QuoteQuerySet",
+    "Relocation",
+    "Replacement",
     "Reservation",
     "ReservationQuerySet",
     "ReservationTransition",

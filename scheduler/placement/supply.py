@@ -180,15 +180,16 @@ def _nodes(
     )
     nodes, labels = [], []
     for node_id, base, owner, region, fabric, simulated, *rest in rows:
-        nodes.append(
-            PoolNode(
-                id=node_id,
-                slot_base=base,
-                island=(owner, region, fabric or node_id),
-                fabric=fabric,
-                simulated=simulated,
-            )
+        node = PoolNode(
+            id=node_id,
+            slot_base=base,
+            island=(owner, region, fabric or node_id),
+            fabric=fabric,
+            simulated=simulated,
         )
+        if not demand.may_serve(node):
+            continue
+        nodes.append(node)
         labels.append(rest[0] if asks_labels else {})
     return nodes, labels
 
