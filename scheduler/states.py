@@ -130,3 +130,10 @@ class LeaseReason(TextChoices):
     HANDOVER_FAILED = "handover_failed"
     NODE_FAULT = "node_fault"
     OWNER_RECLAIMED = "owner_reclaimed"
+
+
+class PriceCause(TextChoices):
+    """Why a version of a price table was made."""
+
+    HOUR = "hour"
+    BOOKING = "booking"

@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from scheduler import leases, quotes, reservations
+from scheduler import leases, prices, quotes, reservations
 
 
 @shared_task(name="scheduler.end_due_leases")
@@ -26,3 +26,9 @@ def expire_quotes() -> None:
     now = timezone.now()
     quotes.expire_due(at=now)
     reservations.expire_unpaid(at=now)
+
+
+@shared_task(name="scheduler.refresh_prices")
+def refresh_prices() -> None:
+    """Make the next version of the price tables that are due."""
+    prices.refresh_due(at=timezone.now())

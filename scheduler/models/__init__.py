@@ -2,6 +2,7 @@
 
 from scheduler.models.allocations import Allocation
 from scheduler.models.leases import Lease, LeaseQuerySet, LeaseTransition
+from scheduler.models.prices import PriceVersion
 from scheduler.models.quotes import Quote, QuoteQuerySet
 from scheduler.models.reservations import Reservation, ReservationQuerySet, ReservationTransition
 
@@ -10,6 +11,7 @@ __all__ = [
     "Lease",
     "LeaseQuerySet",
     "LeaseTransition",
+    "PriceVersion",
     "Quote",
     "QuoteQuerySet",
     "Reservation",
