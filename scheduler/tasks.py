@@ -12,6 +12,7 @@ from scheduler import (
     replacements,
     reservations,
 )
+from scheduler import leases, prices, quotes, reservations
 
 
 @shared_task(name="scheduler.end_due_leases")
@@ -59,3 +60,7 @@ def expire_quotes() -> None:
 def fold_calendar() -> None:
     """Bring the calendar's index up to date where allocations have changed."""
     reindexing.fold()
+@shared_task(name="scheduler.refresh_prices")
+def refresh_prices() -> None:
+    """Make the next version of the price tables that are due."""
+    prices.refresh_due(at=timezone.now())
