@@ -6,13 +6,13 @@ from django.utils import timezone
 from scheduler import (
     drains,
     leases,
+    prices,
     quotes,
     reindexing,
     relocations,
     replacements,
     reservations,
 )
-from scheduler import leases, prices, quotes, reservations
 
 
 @shared_task(name="scheduler.end_due_leases")
@@ -60,6 +60,8 @@ def expire_quotes() -> None:
 def fold_calendar() -> None:
     """Bring the calendar's index up to date where allocations have changed."""
     reindexing.fold()
+
+
 @shared_task(name="scheduler.refresh_prices")
 def refresh_prices() -> None:
     """Make the next version of the price tables that are due."""
