@@ -70,8 +70,8 @@ def read(
     machines = _machines(region=region, organization_ids=organization_ids, at=at)
     blocks: dict[str, Blocks] = {}
     masks: dict[str, Masks] = {}
-    known = np.sort(np.concatenate([each.blocks for each in machines])) if machines else []
-    if len(known):
+    if machines:
+        known = np.sort(np.concatenate([each.blocks for each in machines]))
         withdrawn = _withdrawn()
         for model, packed in _gpus(gpu_model_id=gpu_model_id, blocks=known):
             blocks[model] = packed["block"].astype(np.int32)

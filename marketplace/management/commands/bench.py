@@ -9,7 +9,7 @@ from django.utils import timezone
 from marketplace.core.errors import DomainError
 from marketplace.core.limits import HORIZON_DAYS
 from marketplace.management import loading
-from marketplace.management.loading import FleetSize
+from marketplace.management.loading.drawing import FleetSize
 
 
 class Command(BaseCommand):
