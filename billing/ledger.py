@@ -49,11 +49,13 @@ CHART: dict[AccountKind, _Nature] = {
     AccountKind.OWNER_ACCRUED: _Nature(Side.CREDIT, is_guarded=False),
     AccountKind.OWNER_PAYABLE: _Nature(Side.CREDIT, is_guarded=False),
     AccountKind.PLATFORM_FEE: _Nature(Side.CREDIT, is_guarded=False),
+    AccountKind.CANCELLATION_FEE: _Nature(Side.CREDIT, is_guarded=False),
     AccountKind.U_BOUGHT: _Nature(Side.CREDIT, is_guarded=False),
     AccountKind.U_OPEN: _Nature(Side.DEBIT, is_guarded=True),
     AccountKind.U_BUSY: _Nature(Side.DEBIT, is_guarded=False),
     AccountKind.U_IDLE: _Nature(Side.DEBIT, is_guarded=False),
     AccountKind.U_UNDELIVERED: _Nature(Side.DEBIT, is_guarded=False),
+    AccountKind.U_RELEASED: _Nature(Side.DEBIT, is_guarded=False),
 }
 
 

@@ -19,11 +19,13 @@ class AccountKind(TextChoices):
     OWNER_ACCRUED = "owner_accrued"  # credit: earned by an owner's lease, not yet payable
     OWNER_PAYABLE = "owner_payable"  # credit: due to an owner
     PLATFORM_FEE = "platform_fee"  # credit: ours
+    CANCELLATION_FEE = "cancellation_fee"  # credit: ours, of what was given back
     U_BOUGHT = "u_bought"  # credit: GPU-seconds that a reservation bought
     U_OPEN = "u_open"  # debit, guarded: of these, not yet accounted for
     U_BUSY = "u_busy"  # debit: delivered, and a kernel ran
     U_IDLE = "u_idle"  # debit: delivered, and none ran or none was seen
     U_UNDELIVERED = "u_undelivered"  # debit: not delivered, refunded
+    U_RELEASED = "u_released"  # debit: given back by the tenant
 
 
 class EntryKind(TextChoices):
@@ -31,6 +33,8 @@ class EntryKind(TextChoices):
     PURCHASE = "purchase"
     SETTLEMENT = "settlement"
     REFUND = "refund"  # of what no lease of a reservation accounts for
+    CHANGE = "change"  # of what a reservation buys: cancelled, returned early, extended, moved
+    FEE_SHARE = "fee_share"  # an owner's part of the fee of a change
     RELEASE = "release"
     REVERSAL = "reversal"
 
@@ -40,6 +44,8 @@ ONCE_PER_SUBJECT = (
     EntryKind.PURCHASE,
     EntryKind.SETTLEMENT,
     EntryKind.REFUND,
+    EntryKind.CHANGE,
+    EntryKind.FEE_SHARE,
     EntryKind.RELEASE,
 )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import structlog
 from django.db import transaction
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, OuterRef, Q
 
 from marketplace.core.errors import InvalidValue, NotFound, StateConflict
 from marketplace.core.limits import NAME_LENGTH_MAX, SSH_KEY_LENGTH_MAX, SSH_KEYS_MAX, TAGS_MAX
@@ -18,10 +18,11 @@ from marketplace.core.text import check_text
 from marketplace.core.windows import format_instant
 from marketplace.models import Organization
 from scheduler import calendar, holds, leases, placement, quotes, ticks
-from scheduler.models import Lease, Reservation, ReservationTransition
+from scheduler.models import Change, Lease, Reservation, ReservationTransition
 from scheduler.states import (
     LEASE_ARROWS,
     RESERVATION_ARROWS,
+    ChangeKind,
     LeaseStatus,
     PaymentMethod,
     ReservationReason,
@@ -189,6 +190,22 @@ def fail_payment(*, reservation_id: str, at: dt.datetime, actor: str) -> Reserva
     return reservation
 
 
+@transaction.atomic
+def cancel(*, reservation: Reservation, at: dt.datetime, actor: str) -> None:
+    """Take the arrow payment_pending or scheduled → cancelled, and put the GPUs back on sale.
+
+    :raises StateConflict: when it has begun, or is over.
+    """
+    _move(
+        reservation,
+        to=ReservationStatus.CANCELLED,
+        reason=ReservationReason.TENANT_CANCELLED,
+        at=at,
+        actor=actor,
+    )
+    calendar.free_reservation(reservation_id=reservation.pk)
+
+
 def expire_unpaid(*, at: dt.datetime) -> int:
     """Take the arrow payment_pending → expired for all whose time to pay is over; return how many."""
     due = Reservation.objects.filter(
@@ -220,14 +237,17 @@ def start_due(*, at: dt.datetime) -> int:
 def finish_due(*, at: dt.datetime) -> int:
     """Finish the active reservations whose leases are all over; return how many.
 
-    Completed when the window is over and at least one lease was handed over; failed, at once, when none
-    was.
+    Completed when the window is over, or the tenant left, and at least one lease was handed over; failed,
+    at once, when none was.
     """
     open_leases = Lease.objects.filter(reservation=OuterRef("pk")).exclude(status__in=_FINAL_LEASES)
     delivered = Lease.objects.filter(reservation=OuterRef("pk"), handed_over_at__isnull=False)
+    left = Change.objects.filter(reservation=OuterRef("pk"), kind=ChangeKind.EARLY_RETURN)
     closed = Reservation.objects.filter(~Exists(open_leases), status=ReservationStatus.ACTIVE)
     count = ticks.drain(
-        due=closed.filter(Exists(delivered), ends_at__lte=at).order_by("ends_at", "pk"),
+        due=closed.filter(Q(ends_at__lte=at) | Exists(left), Exists(delivered)).order_by(
+            "ends_at", "pk"
+        ),
         advance=lambda row: _complete(row, at=at),
         name="complete",
     )

@@ -90,6 +90,16 @@ class ReservationReason(TextChoices):
     NOTHING_DELIVERED = "nothing_delivered"
 
 
+class ChangeKind(TextChoices):
+    """What a tenant may do with what it has bought."""
+
+    CANCELLATION = "cancellation"  # before the start: the whole window is given back
+    EARLY_RETURN = "early_return"  # after the start: the time that is left is given back
+    EXTENSION = "extension"  # a later end on the same GPUs
+    SHORTENING = "shortening"  # before the start: a part of the window is given back
+    MOVE = "move"  # before the start: another window
+
+
 class LeaseStatus(TextChoices):
     PROVISIONING = "provisioning"
     ACTIVE = "active"
@@ -129,4 +139,5 @@ class LeaseReason(TextChoices):
     HANDOVER_TIMED_OUT = "handover_timed_out"
     HANDOVER_FAILED = "handover_failed"
     NODE_FAULT = "node_fault"
+    TENANT_RETURNED = "tenant_returned"
     OWNER_RECLAIMED = "owner_reclaimed"

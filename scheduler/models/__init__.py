@@ -1,12 +1,16 @@
 """Quotes, reservations, their places in the calendar, and leases: one file per noun."""
 
 from scheduler.models.allocations import Allocation
+from scheduler.models.changes import Change, ChangeQuote, ChangeRule
 from scheduler.models.leases import Lease, LeaseQuerySet, LeaseTransition
 from scheduler.models.quotes import Quote, QuoteQuerySet
 from scheduler.models.reservations import Reservation, ReservationQuerySet, ReservationTransition
 
 __all__ = [
     "Allocation",
+    "Change",
+    "ChangeQuote",
+    "ChangeRule",
     "Lease",
     "LeaseQuerySet",
     "LeaseTransition",
