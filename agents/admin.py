@@ -152,19 +152,34 @@ class NodeTransitionAdmin(ReadOnlyAdmin):
 @admin.register(Gpu)
 class GpuAdmin(ReadOnlyAdmin):
     list_display = [
-        "uuid",
+        "device",
         "node",
         "slot",
-        "gpu_model",
+        "model",
         "present",
         "health",
-        "quarantined_by_market",
+        "quarantined",
         "idle_state",
         "measured_at",
     ]
     list_filter = ["health", "idle_state", "present", "gpu_model", "node__region"]
     list_select_related = ["node", "gpu_model"]
     search_fields = ["id", "uuid", "serial", "product_name", "node__id", "node__hostname"]
+
+    @admin.display(description="GPU", ordering="uuid")
+    def device(self, gpu: Gpu) -> str:
+        """Name the device as far as the column has room."""
+        return _short(gpu)
+
+    @admin.display(description="model", ordering="gpu_model")
+    def model(self, gpu: Gpu) -> str:
+        """Name the model by its id, which is short; a GPU may be of none that the catalogue has."""
+        return gpu.gpu_model_id or "-"
+
+    @admin.display(description="withdrawn", ordering="quarantined_by_market")
+    def quarantined(self, gpu: Gpu) -> str:
+        """Say why the market has taken it off sale, if it has."""
+        return gpu.quarantined_by_market or "-"
 
 
 @admin.register(Grant)

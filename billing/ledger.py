@@ -1,7 +1,7 @@
 """The one place that writes to the books: every entry and every posting comes from `post`.
 
-PostgreSQL enforces what an entry must be (migration `0002_guard_the_books`); this module makes entries and
-translates a guard's refusal into words.
+PostgreSQL enforces what an entry must be (migration `0002_guard_the_books`) and writes it in one call
+(`billing_post`, `0003_post_in_one_call`); this module says what is written and puts a refusal into words.
 """
 
 import datetime as dt
@@ -10,17 +10,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, connection
 from django.db.models import Q, Sum
 
-from billing.models import Account, Entry, Posting
-from billing.states import GPU_SECONDS, AccountKind, EntryKind, Side
+from billing.models import Entry, Posting
+from billing.states import AccountKind, EntryKind, Side
 from marketplace.core.errors import DomainError, StateConflict
 from marketplace.core.money import Money
 from marketplace.models import Organization
 
 LEGS_MAX = 20  # the richest event, a settlement, has eight; more is a mistake in the caller
-OVERDRAWN_CONSTRAINT = "account_is_not_overdrawn"
 
 
 class InsufficientFunds(DomainError):
@@ -42,20 +41,44 @@ class _Nature:
     is_guarded: bool
 
 
+# Only what authorises spending is guarded: a guard on an account that all share costs most of the speed.
+_GUARDED = frozenset(
+    {
+        AccountKind.WALLET,
+        AccountKind.PROMO,
+        AccountKind.HOLD,
+        AccountKind.DEFERRED,
+        AccountKind.REFUND_PAYABLE,
+        AccountKind.U_OPEN,
+    }
+)
+_DEBIT_NORMAL = frozenset(
+    {
+        AccountKind.BANK,
+        AccountKind.STRIPE_PENDING,
+        AccountKind.STRIPE_AVAILABLE,
+        AccountKind.PSP_CLEARING,
+        AccountKind.RECEIVABLE,
+        AccountKind.OWNER_CLAWBACK,
+        AccountKind.DISPUTE_HOLD,
+        AccountKind.PSP_FEES,
+        AccountKind.SLA_CREDITS,
+        AccountKind.RECLAIM_COST,
+        AccountKind.DISPUTE_LOSSES,
+        AccountKind.DISPUTE_FEES,
+        AccountKind.PROMO_COST,
+        AccountKind.BAD_DEBT,
+        AccountKind.ROUNDING_FX,
+        AccountKind.U_OPEN,
+        AccountKind.U_BUSY,
+        AccountKind.U_IDLE,
+        AccountKind.U_UNDELIVERED,
+        AccountKind.U_RELEASED,
+    }
+)
 CHART: dict[AccountKind, _Nature] = {
-    AccountKind.BANK: _Nature(Side.DEBIT, is_guarded=False),
-    AccountKind.WALLET: _Nature(Side.CREDIT, is_guarded=True),
-    AccountKind.DEFERRED: _Nature(Side.CREDIT, is_guarded=True),
-    AccountKind.OWNER_ACCRUED: _Nature(Side.CREDIT, is_guarded=False),
-    AccountKind.OWNER_PAYABLE: _Nature(Side.CREDIT, is_guarded=False),
-    AccountKind.PLATFORM_FEE: _Nature(Side.CREDIT, is_guarded=False),
-    AccountKind.CANCELLATION_FEE: _Nature(Side.CREDIT, is_guarded=False),
-    AccountKind.U_BOUGHT: _Nature(Side.CREDIT, is_guarded=False),
-    AccountKind.U_OPEN: _Nature(Side.DEBIT, is_guarded=True),
-    AccountKind.U_BUSY: _Nature(Side.DEBIT, is_guarded=False),
-    AccountKind.U_IDLE: _Nature(Side.DEBIT, is_guarded=False),
-    AccountKind.U_UNDELIVERED: _Nature(Side.DEBIT, is_guarded=False),
-    AccountKind.U_RELEASED: _Nature(Side.DEBIT, is_guarded=False),
+    kind: _Nature(Side.DEBIT if kind in _DEBIT_NORMAL else Side.CREDIT, is_guarded=kind in _GUARDED)
+    for kind in AccountKind
 }
 
 
@@ -71,6 +94,19 @@ class AccountRef:
     @property
     def code(self) -> str:
         return f"{self.kind.value}:{self.subject_id}" if self.subject_id else self.kind.value
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What `billing_post` says: the entry that has the key, or the wallet that is short."""
+
+    entry_id: str | None
+    content_sha256: str | None
+    recorded_at: dt.datetime
+    transaction_id: int
+    is_new: bool
+    short_code: str | None
+    short_balance: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,41 +145,46 @@ def post(
     The content of an entry is its kind, subject, legs and what it reverses. `effective_at` is not part of
     it: a repeated call brings a later clock, and the first one stands.
 
-    :raises InsufficientFunds: when a wallet would fall below zero; nothing of the entry is stored.
+    Outside of a transaction the entry is committed when this returns. A guard that refuses a defect raises
+    `IntegrityError`, which ends the caller's transaction.
+
+    :raises InsufficientFunds: when a wallet would fall below zero; nothing of the entry is stored, and the
+        caller's transaction stands.
     :raises EntryMismatch: when the key was used for other content.
     """
     _require_sound(legs)
-    guarded: list[Account] = []
-    try:
-        with transaction.atomic():
-            entry, is_new = _insert_entry(
-                idempotency_key=idempotency_key,
-                kind=kind,
-                subject_id=subject_id,
-                effective_at=effective_at,
-                content_sha256=_digest(
-                    kind=kind, subject_id=subject_id, legs=legs, reverses=reverses
-                ),
-                reverses=reverses,
-            )
-            if is_new:
-                accounts = _accounts_of(legs)
-                guarded += _lock_guarded(accounts)
-                Posting.objects.bulk_create(
-                    Posting(
-                        entry=entry,
-                        account=accounts[leg.account.code, leg.account.currency],
-                        side=leg.side,
-                        amount=leg.amount,
-                    )
-                    for leg in legs
-                )
-            return entry
-    except IntegrityError as error:
-        refusal = _insufficient_funds(error, legs=legs, guarded=guarded)
-        if refusal is None:
-            raise
-        raise refusal from error
+    entry = Entry(
+        idempotency_key=idempotency_key,
+        content_sha256=_digest(kind=kind, subject_id=subject_id, legs=legs, reverses=reverses),
+        kind=kind,
+        subject_id=subject_id,
+        effective_at=effective_at,
+        reverses=reverses,
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT * FROM billing_post(%s, %s, %s, %s, %s, %s, %s, %s::jsonb)",
+            [
+                entry.id,
+                idempotency_key,
+                entry.content_sha256,
+                kind.value,
+                subject_id,
+                effective_at,
+                reverses.id if reverses else None,
+                as_rows(legs),
+            ],
+        )
+        answer = _Answer(*cursor.fetchone())
+    if answer.short_code is not None:
+        raise _insufficient_funds(legs=legs, answer=answer)
+    if answer.is_new:
+        entry.recorded_at, entry.transaction_id = answer.recorded_at, answer.transaction_id
+        entry._state.adding = False  # noqa: SLF001 - the row stands in the database
+        return entry
+    if answer.content_sha256 != entry.content_sha256:
+        raise EntryMismatch(f"the key {idempotency_key} belongs to an entry with other content")
+    return Entry.objects.get(pk=answer.entry_id)
 
 
 def reverse(*, entry: Entry, idempotency_key: str, at: dt.datetime) -> Entry:
@@ -221,115 +262,40 @@ def _digest(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _insert_entry(
-    *,
-    idempotency_key: str,
-    kind: EntryKind,
-    subject_id: str,
-    effective_at: dt.datetime,
-    content_sha256: str,
-    reverses: Entry | None,
-) -> tuple[Entry, bool]:
-    """Insert the entry, or wait for and return the one that has the key; say whether it is new."""
-    entry = Entry(
-        idempotency_key=idempotency_key,
-        content_sha256=content_sha256,
-        kind=kind,
-        subject_id=subject_id,
-        effective_at=effective_at,
-        reverses=reverses,
+def as_rows(legs: Sequence[Leg]) -> str:
+    """Return the legs as the JSON that `billing_post` reads."""
+    rows = []
+    for leg in legs:
+        account, nature = leg.account, CHART[leg.account.kind]
+        rows.append(
+            {
+                "code": account.code,
+                "subject_id": account.subject_id,
+                "kind": account.kind.value,
+                "currency": account.currency,
+                "organization_id": account.organization.pk if account.organization else None,
+                "normal_side": nature.normal_side.value,
+                "guarded": nature.is_guarded,
+                "side": leg.side.value,
+                "amount": leg.amount,
+            }
+        )
+    return json.dumps(rows)
+
+
+def _insufficient_funds(*, legs: Sequence[Leg], answer: _Answer) -> InsufficientFunds:
+    """Return the refusal for a wallet that is short, with what is missing."""
+    assert answer.short_balance is not None
+    short = next(
+        leg for leg in legs if leg.account.code == answer.short_code and leg.side is Side.DEBIT
     )
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "INSERT INTO billing_entry"
-            " (id, idempotency_key, content_sha256, kind, subject_id, effective_at, reverses_id)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s)"
-            " ON CONFLICT (idempotency_key) DO NOTHING RETURNING recorded_at, transaction_id",
-            [
-                entry.id,
-                idempotency_key,
-                content_sha256,
-                kind.value,
-                subject_id,
-                effective_at,
-                reverses.id if reverses else None,
-            ],
-        )
-        row = cursor.fetchone()
-    if row is not None:
-        entry.recorded_at, entry.transaction_id = row
-        entry._state.adding = False  # noqa: SLF001 - the row stands in the database
-        return entry, True
-    entry = Entry.objects.get(idempotency_key=idempotency_key)
-    if entry.content_sha256 != content_sha256:
-        raise EntryMismatch(f"the key {idempotency_key} belongs to an entry with other content")
-    return entry, False
-
-
-def _accounts_of(legs: Sequence[Leg]) -> dict[tuple[str, str], Account]:
-    """Return the accounts by (code, currency), made on first use, in one order for all writers."""
-    refs = {(leg.account.code, leg.account.currency): leg.account for leg in legs}
-    found = _find(refs)
-    missing = sorted(set(refs) - set(found))
-    if missing:
-        Account.objects.bulk_create(
-            (
-                Account(
-                    code=code,
-                    currency=currency,
-                    kind=refs[code, currency].kind,
-                    subject_id=refs[code, currency].subject_id,
-                    organization=refs[code, currency].organization,
-                    normal_side=CHART[refs[code, currency].kind].normal_side,
-                    guarded=CHART[refs[code, currency].kind].is_guarded,
-                )
-                for code, currency in missing
-            ),
-            ignore_conflicts=True,
-        )
-        found = _find(refs)
-    return found
-
-
-def _find(refs: dict[tuple[str, str], AccountRef]) -> dict[tuple[str, str], Account]:
-    rows = Account.objects.filter(code__in={code for code, _ in refs})
-    by_place = {(row.code, row.currency): row for row in rows}
-    return {place: by_place[place] for place in refs if place in by_place}
-
-
-def _lock_guarded(accounts: dict[tuple[str, str], Account]) -> list[Account]:
-    """Lock the guarded accounts in ascending order, so that no two writers wait for each other."""
-    guarded_ids = [account.pk for account in accounts.values() if account.guarded]
-    if not guarded_ids:
-        return []
-    locked = Account.objects.select_for_update(no_key=True).filter(pk__in=guarded_ids)
-    return list(locked.order_by("pk"))
-
-
-def _insufficient_funds(
-    error: IntegrityError, *, legs: Sequence[Leg], guarded: Sequence[Account]
-) -> InsufficientFunds | None:
-    """Return the refusal for a wallet that is short, None when the error is about anything else."""
-    if violated_constraint(error) != OVERDRAWN_CONSTRAINT:
-        return None
-    for account in guarded:
-        leg = next(
-            leg
-            for leg in legs
-            if (leg.account.code, leg.account.currency) == (account.code, account.currency)
-        )
-        short_by = leg.amount - account.balance
-        if account.kind == AccountKind.WALLET and leg.side is Side.DEBIT and short_by > 0:
-            assert account.currency != GPU_SECONDS
-            missing, held = (
-                Money(short_by, account.currency),
-                Money(account.balance, account.currency),
-            )
-            return InsufficientFunds(
-                f"The wallet holds {held}; {missing} are missing.",
-                extra={"missing": _as_json(missing), "balance": _as_json(held)},
-            )
-    return None
+    currency = short.account.currency
+    missing = Money(short.amount - answer.short_balance, currency)
+    held = Money(answer.short_balance, currency)
+    return InsufficientFunds(
+        f"The wallet holds {held}; {missing} are missing.",
+        extra={"missing": _as_json(missing), "balance": _as_json(held)},
+    )
 
 
 def _as_json(money: Money) -> dict[str, object]:

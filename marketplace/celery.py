@@ -30,6 +30,7 @@ _CADENCES_SECONDS: dict[str, float] = {
     "scheduler.end_due_leases": 1,
     "scheduler.start_due_reservations": 1,
     "scheduler.expire_quotes": 15,
+    "scheduler.fold_calendar": 2,
     "billing.settle_leases": 2,
     "billing.release_earnings": 5,
     "agents.review_alarms": 60,

@@ -136,7 +136,8 @@ class OnOfferFilter(admin.SimpleListFilter):
 class OfferedGpuAdmin(GpuAdmin):
     """The machines' page of GPUs, with what the market knows beside: why each is or is not on offer."""
 
-    list_display = [*GpuAdmin.list_display, "offer"]
+    # Whether it sells is what people look for: right after what it is.
+    list_display = [*GpuAdmin.list_display[:4], "offer", *GpuAdmin.list_display[4:]]
 
     def get_list_filter(self, request: HttpRequest) -> list[Any]:
         """Put whether a GPU is on offer before what the machines say."""

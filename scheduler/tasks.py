@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from scheduler import leases, quotes, reservations
+from scheduler import leases, quotes, reindexing, reservations
 
 
 @shared_task(name="scheduler.end_due_leases")
@@ -26,3 +26,9 @@ def expire_quotes() -> None:
     now = timezone.now()
     quotes.expire_due(at=now)
     reservations.expire_unpaid(at=now)
+
+
+@shared_task(name="scheduler.fold_calendar")
+def fold_calendar() -> None:
+    """Bring the calendar's index up to date where allocations have changed."""
+    reindexing.fold()

@@ -35,6 +35,7 @@ class GpuEvent(models.Model):
     received_at = models.DateTimeField(db_comment="server's clock")
 
     class Meta:
+        verbose_name = "GPU event"
         constraints: ClassVar = [
             models.UniqueConstraint(
                 fields=["node", "enrolment", "epoch", "sequence"], name="gpu_event_is_unique"

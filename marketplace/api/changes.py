@@ -82,7 +82,7 @@ class ChangeQuoteSerializer(serializers.Serializer[ChangeQuote]):
         return LadderStepSerializer(steps, many=True).data
 
 
-class ChangeSerializer(serializers.Serializer[Change]):
+class ChangeSerializer(serializers.Serializer[Any]):
     """A change that was made."""
 
     id = serializers.CharField()

@@ -1,6 +1,7 @@
 """Quotes, reservations, their places in the calendar, and leases: one file per noun."""
 
 from scheduler.models.allocations import Allocation
+from scheduler.models.calendar import CalendarMark, CalendarWeek
 from scheduler.models.changes import Change, ChangeQuote, ChangeRule
 from scheduler.models.leases import Lease, LeaseQuerySet, LeaseTransition
 from scheduler.models.quotes import Quote, QuoteQuerySet
@@ -8,6 +9,8 @@ from scheduler.models.reservations import Reservation, ReservationQuerySet, Rese
 
 __all__ = [
     "Allocation",
+    "CalendarMark",
+    "CalendarWeek",
     "Change",
     "ChangeQuote",
     "ChangeRule",
