@@ -55,3 +55,6 @@ class EventKind(TextChoices):
     RESERVATION_SCHEDULED = "reservation.scheduled"
     RESERVATION_STARTED = "reservation.started"
     RESERVATION_ENDED = "reservation.ended"
+    RESERVATION_CANCELLED = "reservation.cancelled"
+    RESERVATION_EXTENDED = "reservation.extended"
+    RESERVATION_CHANGED = "reservation.changed"

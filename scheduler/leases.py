@@ -199,6 +199,25 @@ def end(*, lease: Lease, at: dt.datetime) -> None:
 
 
 @transaction.atomic
+def leave(*, lease: Lease, ends_at: dt.datetime, at: dt.datetime) -> None:
+    """End a lease before its window is over, because the tenant goes; its promise ends at `ends_at`.
+
+    Takes the arrow active → returning and asks the node for the GPUs, or provisioning → failed: the tenant
+    never had them. An owner who takes them back gets them sooner.
+
+    :raises StateConflict: when the lease moved on.
+    """
+    if lease.status == LeaseStatus.ACTIVE:
+        _move(lease, to=LeaseStatus.RETURNING, reason=LeaseReason.TENANT_RETURNED, at=at)
+    lease.ends_at = min(lease.ends_at, ends_at)
+    lease.save(update_fields=["ends_at"])
+    if lease.status == LeaseStatus.PROVISIONING:
+        fail(lease=lease, reason=LeaseReason.TENANT_RETURNED, at=at)
+    else:
+        grants.stop(lease_id=lease.pk, lease_epoch=lease.epoch, at=at)
+
+
+@transaction.atomic
 def take_back(*, lease: Lease, at: dt.datetime) -> None:
     """Take the arrow returning → ended, on the node's receipt. GPUs that are not clean are withdrawn.
 

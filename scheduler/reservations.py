@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import structlog
 from django.db import DatabaseError, transaction
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, OuterRef, Q
 
 from marketplace import events
 from marketplace.core.errors import InvalidValue, NotFound, StateConflict
@@ -21,10 +21,11 @@ from marketplace.core.windows import format_instant
 from marketplace.models import Organization
 from marketplace.states import EventKind
 from scheduler import calendar, holds, leases, openings, placement, quotes, ticks
-from scheduler.models import Lease, Replacement, Reservation, ReservationTransition
+from scheduler.models import Change, Lease, Replacement, Reservation, ReservationTransition
 from scheduler.states import (
     LEASE_ARROWS,
     RESERVATION_ARROWS,
+    ChangeKind,
     LeaseStatus,
     PaymentMethod,
     ReservationReason,
@@ -192,6 +193,22 @@ def fail_payment(*, reservation_id: str, at: dt.datetime, actor: str) -> Reserva
     return reservation
 
 
+@transaction.atomic
+def cancel(*, reservation: Reservation, at: dt.datetime, actor: str) -> None:
+    """Take the arrow payment_pending or scheduled → cancelled, and put the GPUs back on sale.
+
+    :raises StateConflict: when it has begun, or is over.
+    """
+    _move(
+        reservation,
+        to=ReservationStatus.CANCELLED,
+        reason=ReservationReason.TENANT_CANCELLED,
+        at=at,
+        actor=actor,
+    )
+    calendar.free_reservation(reservation_id=reservation.pk)
+
+
 def expire_unpaid(*, at: dt.datetime) -> int:
     """Take the arrow payment_pending → expired for all whose time to pay is over; return how many."""
     due = Reservation.objects.filter(
@@ -226,8 +243,8 @@ def start_due(*, at: dt.datetime) -> int:
 def finish_due(*, at: dt.datetime) -> int:
     """Finish the active reservations whose leases are all over and not replaced; return how many.
 
-    Completed when the window is over and at least one lease was handed over. Failed, at once, when none
-    was, or when nothing came in the place of what failed.
+    Completed when the window is over, or the tenant left, and at least one lease was handed over. Failed,
+    at once, when none was, or when nothing came in the place of what failed.
     """
     open_leases = Lease.objects.filter(reservation=OuterRef("pk")).exclude(status__in=_FINAL_LEASES)
     sought = Replacement.objects.filter(lease__reservation=OuterRef("pk"), closed_at__isnull=True)
@@ -235,11 +252,12 @@ def finish_due(*, at: dt.datetime) -> int:
     broken = Lease.objects.filter(
         reservation=OuterRef("pk"), status__in=[LeaseStatus.INTERRUPTED, LeaseStatus.FAILED]
     )
+    left = Change.objects.filter(reservation=OuterRef("pk"), kind=ChangeKind.EARLY_RETURN)
     closed = Reservation.objects.filter(
         ~Exists(open_leases), ~Exists(sought), status=ReservationStatus.ACTIVE
     ).order_by("ends_at", "pk")
     count = ticks.drain(
-        due=closed.filter(Exists(delivered), ends_at__lte=at),
+        due=closed.filter(Q(ends_at__lte=at) | Exists(left), Exists(delivered)),
         advance=lambda row: _complete(row, at=at),
         name="complete",
     )

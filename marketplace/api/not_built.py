@@ -27,7 +27,6 @@ class _AnyQuery(StrictSerializer):
         return {}
 
 
-_CANCELLATION = "leaving early needs the ladder of fees, and it is not set"
 _EXTENSIONS = "a later end on the same GPUs cannot be bought yet"
 _PAYMENTS = "no payment provider is connected; an operator records deposits"
 _BUDGETS = "hard caps per organization and project are not kept yet"
@@ -37,16 +36,6 @@ _OWNER_UTILIZATION = "hours per node and day are not added up yet; earnings are"
 _RECLAIM = "leases of the reclaimable tier cannot be called back yet"
 
 _CALLS: tuple[tuple[str, Mapping[str, Scope], str], ...] = (
-    (
-        "reservations/<str:reservation_id>/cancellation-quote",
-        {"POST": Scope.RESERVATIONS_WRITE},
-        _CANCELLATION,
-    ),
-    (
-        "reservations/<str:reservation_id>/cancellation",
-        {"POST": Scope.RESERVATIONS_WRITE},
-        _CANCELLATION,
-    ),
     (
         "reservations/<str:reservation_id>/extension-quote",
         {"POST": Scope.RESERVATIONS_WRITE},

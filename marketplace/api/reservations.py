@@ -12,6 +12,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from billing import checkout
+from marketplace.api.changes import ChangeSerializer
 from marketplace.api.fields import (
     ChoiceField,
     InstantField,
@@ -29,8 +30,9 @@ from marketplace.api.views import ApiView, find
 from marketplace.core.limits import NAME_LENGTH_MAX, SSH_KEY_LENGTH_MAX, SSH_KEYS_MAX, TAGS_MAX
 from marketplace.states import Scope, Tier
 from scheduler import reservations
-from scheduler.models import Allocation, Lease, Reservation, ReservationTransition
+from scheduler.models import Allocation, Change, Lease, Reservation, ReservationTransition
 from scheduler.states import (
+    ChangeKind,
     LeaseStatus,
     PaymentMethod,
     ReservationReason,
@@ -188,23 +190,36 @@ class ReservationSerializer(serializers.Serializer[Reservation]):
     starts_at = InstantField()
     ends_at = InstantField()
     rate = RateField(help_text="per GPU-hour, locked")
-    total = MoneyField(minor="total_minor")
+    total = MoneyField(minor="total_minor", help_text="of what is bought now")
     payment = PaymentSerializer(source="*")
     ssh_public_keys = serializers.ListField(child=serializers.CharField())
     image = serializers.CharField()
     nodes = PlacementSerializer(many=True, source="shown_allocations")
     leases = LeaseSummarySerializer(many=True, source="shown_leases")
-    extensions = serializers.SerializerMethodField(help_text="none yet: they cannot be bought here")
+    extensions = serializers.SerializerMethodField(help_text="later ends that were bought")
+    changes = serializers.SerializerMethodField(
+        help_text="every change of what is bought, in its order"
+    )
     history = ReservationMoveSerializer(many=True, source="shown_transitions")
     created_at = InstantField()
     simulated = serializers.BooleanField(help_text="on GPUs that do not exist")
 
-    @extend_schema_field({"type": "array", "items": {"type": "object"}, "maxItems": 0})
-    def get_extensions(self, reservation: Reservation) -> list[object]:
-        return []
+    @extend_schema_field(ChangeSerializer(many=True))
+    def get_extensions(self, reservation: Reservation) -> Any:  # noqa: ANN401 - plain values
+        made = [c for c in _changes_of(reservation) if c.kind == ChangeKind.EXTENSION]
+        return ChangeSerializer(made, many=True).data
+
+    @extend_schema_field(ChangeSerializer(many=True))
+    def get_changes(self, reservation: Reservation) -> Any:  # noqa: ANN401 - plain values
+        return ChangeSerializer(_changes_of(reservation), many=True).data
 
 
 ReservationPage = page_serializer(ReservationSerializer, name="ReservationPage")
+
+
+def _changes_of(reservation: Reservation) -> list[Change]:
+    shown: list[Change] = vars(reservation)["shown_changes"]
+    return shown
 
 
 def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
@@ -221,6 +236,7 @@ def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
             queryset=ReservationTransition.objects.order_by("id"),
             to_attr="shown_transitions",
         ),
+        Prefetch("changes", queryset=Change.objects.order_by("at"), to_attr="shown_changes"),
     )
 
 

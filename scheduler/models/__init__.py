@@ -2,6 +2,7 @@
 
 from scheduler.models.allocations import Allocation
 from scheduler.models.calendar import CalendarMark, CalendarWeek
+from scheduler.models.changes import Change, ChangeQuote, ChangeRule
 from scheduler.models.leases import Lease, LeaseQuerySet, LeaseTransition
 from scheduler.models.prices import PriceVersion
 from scheduler.models.quotes import Quote, QuoteQuerySet
@@ -12,6 +13,9 @@ __all__ = [
     "Allocation",
     "CalendarMark",
     "CalendarWeek",
+    "Change",
+    "ChangeQuote",
+    "ChangeRule",
     "Lease",
     "LeaseQuerySet",
     "LeaseTransition",

@@ -15,7 +15,6 @@ from marketplace.models import Organization
 from scheduler.models.reservations import Reservation
 from scheduler.states import (
     LEASE_ARROWS,
-    LeaseReason,
     LeaseStatus,
 )
 
@@ -112,7 +111,7 @@ class LeaseTransition(models.Model):
     lease = models.ForeignKey(Lease, on_delete=models.PROTECT, related_name="transitions")
     from_status = models.CharField(max_length=20, blank=True)
     to_status = models.CharField(max_length=20, choices=LeaseStatus)
-    reason = models.CharField(max_length=40, choices=LeaseReason)
+    reason = models.CharField(max_length=40, db_comment="of LeaseReason")
     actor = models.CharField(max_length=100)
     at = models.DateTimeField()
 

@@ -14,7 +14,6 @@ from scheduler.models.quotes import Quote
 from scheduler.states import (
     RESERVATION_ARROWS,
     PaymentMethod,
-    ReservationReason,
     ReservationStatus,
     Spread,
 )
@@ -108,7 +107,7 @@ class ReservationTransition(models.Model):
     )
     from_status = models.CharField(max_length=20, blank=True)
     to_status = models.CharField(max_length=20, choices=ReservationStatus)
-    reason = models.CharField(max_length=40, choices=ReservationReason)
+    reason = models.CharField(max_length=40, db_comment="of ReservationReason")
     actor = models.CharField(max_length=100)
     at = models.DateTimeField()
 
