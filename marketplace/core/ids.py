@@ -33,6 +33,7 @@ PREFIXES = frozenset(
         "acc",
         "prc",
     }
+    "org usr key nde gpu tok lst qte rsv lse ext chg fee inv pay pot evt whk set ent acc prc".split()  # noqa: SIM905
 )
 
 
@@ -110,3 +111,7 @@ def new_change_id() -> str:
 
 def new_fee_share_id() -> str:
     return new_id("fee")
+
+
+def new_price_version_id() -> str:
+    return new_id("prc")

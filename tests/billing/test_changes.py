@@ -9,7 +9,7 @@ from billing.models import Entry, FeeShare, Payout
 from billing.states import GPU_SECONDS, AccountKind, EntryKind
 from marketplace.core.money import Money
 from marketplace.models import Organization
-from scheduler import cancellations, change_rules, leases, reservations
+from scheduler import cancellations, change_rules, leases, replacements, reservations
 from scheduler.change_rules import RuleWish
 from scheduler.models import Change, Lease, Reservation
 from scheduler.reservations import ReservationDetails
@@ -87,6 +87,7 @@ def finish(reservation: Reservation, *, at: dt.datetime) -> None:
         factories.say_returned(lease, at=at - seconds(4))
     leases.advance(at=at)
     leases.advance(at=at)
+    replacements.advance(at=at)
     reservations.finish_due(at=at)
     settlements.settle_ended(at=at + dt.timedelta(hours=2))
 

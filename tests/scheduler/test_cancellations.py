@@ -8,7 +8,7 @@ from agents.models import Grant
 from agents.protocol import DesiredState
 from marketplace.core.errors import NotFound, StateConflict
 from marketplace.models import Event
-from scheduler import cancellations, change_rules, changes, leases, reservations
+from scheduler import cancellations, change_rules, changes, leases, replacements, reservations
 from scheduler.change_rules import DAY_SECONDS, RuleWish
 from scheduler.holds import QuoteExpired, QuoteUsed
 from scheduler.models import Allocation, Change, ChangeQuote, Lease, Reservation
@@ -329,6 +329,10 @@ class TestEarlyReturn:
         assert sum(change.given_back_by_owner.values()) == 8
         say_returned(one, at=at + seconds(5))
         leases.advance(at=at + seconds(6))
+        # Nobody looks for other GPUs any more, though there are some.
+        make_pool()
+        replacements.advance(at=at + seconds(6))
+        assert Lease.objects.filter(reservation=reservation).count() == 2
         reservations.finish_due(at=at + seconds(6))
         reservation.refresh_from_db()
         assert reservation.status == ReservationStatus.COMPLETED
