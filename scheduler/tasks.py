@@ -3,7 +3,8 @@
 from celery import shared_task
 from django.utils import timezone
 
-from scheduler import leases, prices, quotes, reservations
+from scheduler import leases, quotes, reservations
+from scheduler.prices import refresh
 
 
 @shared_task(name="scheduler.end_due_leases")
@@ -31,4 +32,4 @@ def expire_quotes() -> None:
 @shared_task(name="scheduler.refresh_prices")
 def refresh_prices() -> None:
     """Make the next version of the price tables that are due."""
-    prices.refresh_due(at=timezone.now())
+    refresh.refresh_due(at=timezone.now())

@@ -83,6 +83,17 @@ class PriceTable:
         micros = int(floor_rate.scaleb(RATE_DECIMAL_PLACES))
         return with_fee(micros, fee_basis_points=self.fee_basis_points)
 
+    @property
+    def changes_seconds(self) -> Seconds:
+        """Return the instants at which the rate changes, seconds since the Unix epoch."""
+        hours: Seconds = np.flatnonzero(np.diff(self.rate_micros)) + 1
+        return self.first_hour_seconds + hours * SECONDS_PER_HOUR
+
+    def multiplier(self, *, rate_micros: int, floor_rate: Decimal) -> Decimal:
+        """Return a rate ÷ the larger of the base and the floor with the fee on top."""
+        base = max(self.base_micros, self.gross_micros(floor_rate))
+        return breakdown.multiple_of(rate_micros, base=base)
+
     def window_rates(
         self, *, starts: Seconds, seconds: int, floor_rates: Sequence[Decimal]
     ) -> Micros:
@@ -122,8 +133,8 @@ class PriceTable:
         )
         total = Money(round_half_even(exact), currency)
         return PricedWindow(
-            rate=_decimal(micros),
-            multiplier=breakdown.multiple_of(micros, base=max(self.base_micros, gross)),
+            rate=as_rate(micros),
+            multiplier=self.multiplier(rate_micros=micros, floor_rate=floor_rate),
             total=total,
             tariff=tariff,
             fee_basis_points=self.fee_basis_points,
@@ -289,5 +300,6 @@ def _tariff(*, bounds: Seconds, rates: Micros) -> Tariff:
     )
 
 
-def _decimal(micros: int) -> Decimal:
+def as_rate(micros: int) -> Decimal:
+    """Return micros per GPU-hour as a rate of six places."""
     return Decimal(micros).scaleb(-RATE_DECIMAL_PLACES)

@@ -231,9 +231,9 @@ class TestStarts(TestCase):
 
         def best(starts: Any) -> list[offerings.Priced]:
             found = list(offerings.evaluate(board, wish=wish, starts=starts))
-            rates = {p.price.rate for p in found}
+            rates = {p.rate for p in found}
             return [
-                min((p for p in found if p.price.rate == r), key=lambda p: p.merit)
+                min((p for p in found if p.rate == r), key=lambda p: p.merit)
                 for r in sorted(rates)[:1]
             ]
 

@@ -14,7 +14,6 @@ from marketplace.core.money import Money
 from marketplace.core.windows import Window, to_instant, to_seconds
 from marketplace.models import Listing
 from marketplace.states import Tier
-from scheduler import prices
 from scheduler.models import PriceVersion
 from scheduler.prices import PoolKey, PriceTable, refresh, tables
 from scheduler.prices.packed import pack, unpack
@@ -64,7 +63,7 @@ def a_table(*rates: int, base: int = 2_000_000, fee: int = 0) -> PriceTable:
 def refreshed(at: dt.datetime = NOW) -> PriceTable:
     """Run the tick and return the table that is then in force; machines have just reported."""
     Node.objects.update(last_report_at=at)
-    prices.refresh_due(at=at)
+    refresh.refresh_due(at=at)
     return tables(keys=[KEY], at=at)[KEY]
 
 
