@@ -41,18 +41,44 @@ class _Nature:
     is_guarded: bool
 
 
+# Only what authorises spending is guarded: a guard on an account that all share costs most of the speed.
+_GUARDED = frozenset(
+    {
+        AccountKind.WALLET,
+        AccountKind.PROMO,
+        AccountKind.HOLD,
+        AccountKind.DEFERRED,
+        AccountKind.REFUND_PAYABLE,
+        AccountKind.U_OPEN,
+    }
+)
+_DEBIT_NORMAL = frozenset(
+    {
+        AccountKind.BANK,
+        AccountKind.STRIPE_PENDING,
+        AccountKind.STRIPE_AVAILABLE,
+        AccountKind.PSP_CLEARING,
+        AccountKind.RECEIVABLE,
+        AccountKind.OWNER_CLAWBACK,
+        AccountKind.DISPUTE_HOLD,
+        AccountKind.PSP_FEES,
+        AccountKind.SLA_CREDITS,
+        AccountKind.RECLAIM_COST,
+        AccountKind.DISPUTE_LOSSES,
+        AccountKind.DISPUTE_FEES,
+        AccountKind.PROMO_COST,
+        AccountKind.BAD_DEBT,
+        AccountKind.ROUNDING_FX,
+        AccountKind.U_OPEN,
+        AccountKind.U_BUSY,
+        AccountKind.U_IDLE,
+        AccountKind.U_UNDELIVERED,
+        AccountKind.U_RELEASED,
+    }
+)
 CHART: dict[AccountKind, _Nature] = {
-    AccountKind.BANK: _Nature(Side.DEBIT, is_guarded=False),
-    AccountKind.WALLET: _Nature(Side.CREDIT, is_guarded=True),
-    AccountKind.DEFERRED: _Nature(Side.CREDIT, is_guarded=True),
-    AccountKind.OWNER_ACCRUED: _Nature(Side.CREDIT, is_guarded=False),
-    AccountKind.OWNER_PAYABLE: _Nature(Side.CREDIT, is_guarded=False),
-    AccountKind.PLATFORM_FEE: _Nature(Side.CREDIT, is_guarded=False),
-    AccountKind.U_BOUGHT: _Nature(Side.CREDIT, is_guarded=False),
-    AccountKind.U_OPEN: _Nature(Side.DEBIT, is_guarded=True),
-    AccountKind.U_BUSY: _Nature(Side.DEBIT, is_guarded=False),
-    AccountKind.U_IDLE: _Nature(Side.DEBIT, is_guarded=False),
-    AccountKind.U_UNDELIVERED: _Nature(Side.DEBIT, is_guarded=False),
+    kind: _Nature(Side.DEBIT if kind in _DEBIT_NORMAL else Side.CREDIT, is_guarded=kind in _GUARDED)
+    for kind in AccountKind
 }
 
 

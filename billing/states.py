@@ -14,28 +14,80 @@ class AccountKind(TextChoices):
     """The chart of accounts; the comment after each is its normal side and what it holds."""
 
     BANK = "bank"  # debit: money received outside of a payment provider
+    STRIPE_PENDING = "stripe_pending"  # debit: at the provider, not yet available
+    STRIPE_AVAILABLE = "stripe_available"  # debit: at the provider, available
+    PSP_CLEARING = "psp_clearing"  # debit, one per object there: until it is matched
+    RECEIVABLE = "receivable"  # debit, one per invoice: issued and not yet paid
+    OWNER_CLAWBACK = "owner_clawback"  # debit: what an owner owes us
+    DISPUTE_HOLD = "dispute_hold"  # debit, one per dispute: taken away while it is open
     WALLET = "wallet"  # credit, guarded: a tenant's prepaid money
+    PROMO = "promo"  # credit, guarded, one per grant: ours to spend for a tenant
+    HOLD = "hold"  # credit, guarded, one per reservation: out of the wallet, not yet spent
     DEFERRED = "deferred"  # credit, guarded: paid for a reservation and not yet earned
+    REFUND_PAYABLE = "refund_payable"  # credit, guarded, one per reservation: to go back
     OWNER_ACCRUED = "owner_accrued"  # credit: earned by an owner's lease, not yet payable
     OWNER_PAYABLE = "owner_payable"  # credit: due to an owner
+    OWNER_RESERVE = "owner_reserve"  # credit: due to an owner later, against disputes
+    PAYOUT_IN_TRANSIT = "payout_in_transit"  # credit, one per payout: on its way to an owner
+    TAX_PAYABLE = "tax_payable"  # credit, one per jurisdiction: collected, to be filed
+    SUSPENSE = "suspense"  # credit: nobody knows yet whose it is; always to be emptied
     PLATFORM_FEE = "platform_fee"  # credit: ours
+    CANCELLATION_FEE = "cancellation_fee"  # credit: ours, of what was given back
+    RESALE_MARGIN = "resale_margin"  # credit: ours, of time that was sold twice
+    BREAKAGE = "breakage"  # credit: ours, a promotion that nobody used
+    PSP_FEES = "psp_fees"  # debit: what the provider keeps
+    SLA_CREDITS = "sla_credits"  # debit: credits for which no owner answers
+    RECLAIM_COST = "reclaim_cost"  # debit: compensation that no owner pays
+    DISPUTE_LOSSES = "dispute_losses"  # debit: disputes that were lost
+    DISPUTE_FEES = "dispute_fees"  # debit: what the provider takes for a dispute
+    PROMO_COST = "promo_cost"  # debit: what promotions cost us
+    BAD_DEBT = "bad_debt"  # debit: invoices that nobody pays
+    ROUNDING_FX = "rounding_fx"  # debit: what exchange leaves over
     U_BOUGHT = "u_bought"  # credit: GPU-seconds that a reservation bought
     U_OPEN = "u_open"  # debit, guarded: of these, not yet accounted for
     U_BUSY = "u_busy"  # debit: delivered, and a kernel ran
     U_IDLE = "u_idle"  # debit: delivered, and none ran or none was seen
     U_UNDELIVERED = "u_undelivered"  # debit: not delivered, refunded
+    U_RELEASED = "u_released"  # debit: given back by the tenant
 
 
 class EntryKind(TextChoices):
     DEPOSIT = "deposit"
+    TOP_UP = "top_up"
+    PROMOTION = "promotion"
+    PROMOTION_EXPIRY = "promotion_expiry"
+    BALANCE_TRANSACTION = "balance_transaction"  # what the provider booked for an object of ours
+    HOLD = "hold"
+    VOID = "void"
     PURCHASE = "purchase"
+    EARNING = "earning"  # an hour of a lease
     SETTLEMENT = "settlement"
+    CORRECTION = "correction"  # of a settlement, by evidence that came late
+    CREDIT = "credit"  # for what was not delivered, beyond its price
+    COMPENSATION = "compensation"  # for a lease that its owner reclaimed
     REFUND = "refund"  # of what no lease of a reservation accounts for
+    GOODWILL = "goodwill"  # a refund that a person decides
+    REFUND_SENT = "refund_sent"
+    REFUND_SETTLED = "refund_settled"
+    REFUND_FAILED = "refund_failed"
     RELEASE = "release"
+    RESERVE_RELEASE = "reserve_release"
+    TRANSFER = "transfer"
+    TRANSFER_PAID = "transfer_paid"
+    TRANSFER_FAILED = "transfer_failed"
+    TRANSFER_REVERSAL = "transfer_reversal"
+    NETTING = "netting"
+    DISPUTE_OPENED = "dispute_opened"
+    DISPUTE_WON = "dispute_won"
+    DISPUTE_LOST = "dispute_lost"
+    INVOICE = "invoice"
+    INVOICE_VOID = "invoice_void"
+    PAYMENT = "payment"
+    WRITE_OFF = "write_off"
     REVERSAL = "reversal"
 
 
-# A reservation is bought, a lease settled, a settlement released at most once, whatever the keys say.
+# Each of these happens to its subject at most once, whatever the keys say.
 ONCE_PER_SUBJECT = (
     EntryKind.PURCHASE,
     EntryKind.SETTLEMENT,

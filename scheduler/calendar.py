@@ -5,7 +5,8 @@ them; its refusal is `CapacityTaken` to the caller.
 """
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psycopg
@@ -17,7 +18,7 @@ from agents.models import SLOTS_PER_NODE
 from marketplace.core.errors import DomainError
 from marketplace.core.limits import HORIZON_DAYS
 from marketplace.core.windows import Window, format_instant, is_on_grid
-from scheduler.models import Allocation, Lease
+from scheduler.models import Allocation
 
 OVERLAP_CONSTRAINT = "allocation_no_overlap"
 LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED = "55P03", "40P01"
@@ -68,6 +69,15 @@ class Place:
     listing_id: str
     slot_lower: int
     slot_upper: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """Give up some live allocations of one promise, and take other places for it, over a window."""
+
+    allocation_ids: tuple[int, ...]
+    places: tuple[Place, ...]
+    window: Window
 
 
 def horizon_at(*, at: dt.datetime) -> dt.datetime:
@@ -155,11 +165,14 @@ def hand_hold_over(*, quote_id: str, reservation_id: str) -> int:
     return slots
 
 
-def bind_to_lease(*, reservation_id: str, node_id: str, lease: Lease) -> None:
-    """Write a lease on the places of its reservation on its node."""
-    Allocation.objects.filter(reservation_id=reservation_id, node_id=node_id, live=True).update(
-        lease=lease
-    )
+def bind(*, lease_of: Mapping[int, str]) -> None:
+    """Write leases on places, by the places' keys; one statement however many they are."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE scheduler_allocation a SET lease_id = b.lease_id"
+            " FROM unnest(%s::bigint[], %s::text[]) AS b (id, lease_id) WHERE a.id = b.id",
+            [list(lease_of), list(lease_of.values())],
+        )
 
 
 def free_holds(*, quote_ids: Sequence[str]) -> int:
@@ -177,6 +190,61 @@ def free_lease(*, lease_id: str) -> int:
     return Allocation.objects.filter(lease_id=lease_id, live=True).update(live=False)
 
 
+@transaction.atomic
+def change_period(*, allocations: Sequence[Allocation], window: Window) -> None:
+    """Give some live allocations another window on the slots that they have, all or none.
+
+    :raises CapacityTaken: when somebody has one of the slots then, or one of the allocations is over.
+    """
+    ids = [place.pk for place in allocations]
+    with _overlap_is_taken():
+        changed = Allocation.objects.filter(pk__in=ids, live=True).update(period=_period(window))
+        if changed != len(ids):
+            raise CapacityTaken("these GPUs were given back meanwhile")
+    for place in allocations:
+        place.period = _period(window)
+
+
+@transaction.atomic
+def replace_places(*, moves: Sequence[Move], at: dt.datetime) -> list[list[Allocation]]:
+    """Make some moves at once, all or none; return the new allocations of each.
+
+    All that is given up is free before anything is taken, so that promises may exchange their places. What
+    is new has no lease yet.
+
+    :raises CapacityTaken: when somebody has one of the new places, or an old one is over.
+    """
+    ids = [pk for move in moves for pk in move.allocation_ids]
+    # In one order, so that two who move the same places wait for each other and cannot deadlock.
+    old = {
+        place.pk: place
+        for place in Allocation.objects.filter(pk__in=ids, live=True)
+        .order_by("pk")
+        .select_for_update(no_key=True)
+    }
+    if len(old) != len(ids):
+        raise CapacityTaken("these GPUs were given back meanwhile")
+    Allocation.objects.filter(pk__in=ids).update(live=False)
+    taken = []
+    for move in moves:
+        given_up = [old[pk] for pk in move.allocation_ids]
+        quote_id, reservation_id = given_up[0].quote_id, given_up[0].reservation_id
+        assert {(p.quote_id, p.reservation_id) for p in given_up} == {(quote_id, reservation_id)}
+        assert sum(p.slots.upper - p.slots.lower for p in given_up) == sum(
+            p.slot_upper - p.slot_lower for p in move.places
+        ), "a move neither adds GPUs nor loses any"
+        taken.append(
+            _take(
+                places=move.places,
+                window=move.window,
+                quote_id=quote_id,
+                reservation_id=reservation_id,
+                at=at,
+            )
+        )
+    return taken
+
+
 def sqlstate(error: DatabaseError) -> str | None:
     """Return PostgreSQL's code of an error, as in appendix A of its manual."""
     cause = error.__cause__
@@ -190,7 +258,7 @@ def _take(
     quote_id: str | None,
     reservation_id: str | None,
     at: dt.datetime,
-) -> None:
+) -> list[Allocation]:
     rows = [
         Allocation(
             node_id=place.node_id,
@@ -203,9 +271,16 @@ def _take(
         )
         for place in places
     ]
+    with _overlap_is_taken():
+        return Allocation.objects.bulk_create(rows)
+
+
+@contextmanager
+def _overlap_is_taken() -> Iterator[None]:
+    """Undo what the block did and say `CapacityTaken`, when it gave a GPU to two."""
     try:
         with transaction.atomic():
-            Allocation.objects.bulk_create(rows)
+            yield
     except IntegrityError as error:
         cause = error.__cause__
         if isinstance(cause, psycopg.Error) and cause.diag.constraint_name == OVERLAP_CONSTRAINT:

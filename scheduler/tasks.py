@@ -5,6 +5,16 @@ from django.utils import timezone
 
 from scheduler import leases, quotes, reservations
 from scheduler.prices import refresh
+from scheduler import (
+    drains,
+    leases,
+    prices,
+    quotes,
+    reindexing,
+    relocations,
+    replacements,
+    reservations,
+)
 
 
 @shared_task(name="scheduler.end_due_leases")
@@ -12,6 +22,7 @@ def end_due_leases() -> None:
     """Move leases as far as time and evidence allow, and finish the reservations that are over."""
     now = timezone.now()
     leases.advance(at=now)
+    replacements.replace_due(at=now)
     reservations.finish_due(at=now)
 
 
@@ -21,12 +32,36 @@ def start_due_reservations() -> None:
     reservations.start_due(at=timezone.now())
 
 
+@shared_task(name="scheduler.seek_replacements")
+def seek_replacements() -> None:
+    """Find the leases whose GPUs failed, and put others in their place."""
+    replacements.advance(at=timezone.now())
+
+
+@shared_task(name="scheduler.protect_reservations")
+def protect_reservations() -> None:
+    """Move what starts soon off GPUs that could not be handed over."""
+    relocations.protect_due(at=timezone.now())
+
+
+@shared_task(name="scheduler.sweep_drained_nodes")
+def sweep_drained_nodes() -> None:
+    """Move what is sold and has not begun off machines that are withdrawn."""
+    drains.sweep(at=timezone.now())
+
+
 @shared_task(name="scheduler.expire_quotes")
 def expire_quotes() -> None:
     """Put the GPUs of expired holds and unpaid reservations back on sale."""
     now = timezone.now()
     quotes.expire_due(at=now)
     reservations.expire_unpaid(at=now)
+
+
+@shared_task(name="scheduler.fold_calendar")
+def fold_calendar() -> None:
+    """Bring the calendar's index up to date where allocations have changed."""
+    reindexing.fold()
 
 
 @shared_task(name="scheduler.refresh_prices")

@@ -84,7 +84,10 @@ class Lookout:
             if look.counters or self.samples is None:
                 look = self._identify(look)
             samples = self._read(look, at)
-            if wants_second_look is not None and (again := frozenset(wants_second_look(samples))):
+            again = _never_listed(samples)
+            if wants_second_look is not None:
+                again |= frozenset(wants_second_look(samples))
+            if again:
                 samples = self._list_processes(samples, again, at)
                 look = replace(look, with_processes=look.with_processes | again)
             if look.counters or wants_counters:
@@ -160,6 +163,16 @@ class Lookout:
             logger.info("the GPUs can be read again")
         self._complaint = ""
         self.hung_since = None
+
+
+def _never_listed(samples: Sequence[Sample]) -> frozenset[str]:
+    """Return the GPUs of whose processes the reader knows nothing, as after its child was started again.
+
+    An idle GPU must not stop being idle because the driver was reopened.
+    """
+    return frozenset(
+        s.gpu_uuid for s in samples if s.processes_at is None and "process_count" not in s.unread
+    )
 
 
 def _with_list(first: Sample, second: Sample) -> Sample:

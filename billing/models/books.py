@@ -8,7 +8,6 @@ from django.db.models import Q
 from billing.states import (
     ONCE_PER_SUBJECT,
     AccountKind,
-    EntryKind,
     Side,
 )
 from marketplace.core import ids
@@ -28,7 +27,8 @@ class Account(models.Model):
         blank=True,
         db_comment="what it belongs to; empty: the platform",
     )
-    kind = models.CharField(max_length=20, choices=AccountKind)
+    # No `choices` in the books: they would make a migration of every kind that is added to the chart.
+    kind = models.CharField(max_length=20, db_comment="an AccountKind")
     currency = models.CharField(max_length=12, db_comment="ISO 4217 lower case, or gpu_second")
     normal_side = models.CharField(max_length=6, choices=Side)
     guarded = models.BooleanField(db_comment="its balance may not fall below zero")
@@ -67,7 +67,7 @@ class Entry(models.Model):
     content_sha256 = models.CharField(
         max_length=64, db_comment="hex; the same key with other content is refused"
     )
-    kind = models.CharField(max_length=20, choices=EntryKind)
+    kind = models.CharField(max_length=20, db_comment="an EntryKind")
     subject_id = models.CharField(
         max_length=ids.ID_LENGTH_MAX, db_index=True, db_comment="what it is about"
     )

@@ -39,31 +39,40 @@ def islands_by_tightness(layout: Layout, *, request: Request, nodes: int) -> lis
     return [int(island) for island in order if idle[island] >= nodes]
 
 
+def best_row(
+    *, room: Rows, idle_hours: Rows, left_over: Rows, idle_nodes: Rows, hours: int, gpus: int
+) -> int | None:
+    """Return the best row for a share of a node, or `None`.
+
+    Per row: `room` is how many of its GPUs are free in every hour of the window, `idle_hours` in how many
+    of the window's `hours` nothing is on it, `left_over` how many GPU-hours of it are free; `idle_nodes` how
+    many nodes of its island are idle throughout.
+    """
+    rows: Rows = np.flatnonzero(room >= gpus)
+    if not len(rows):
+        return None
+    rows = rows[idle_hours[rows] == idle_hours[rows].min()]
+    rows = rows[left_over[rows] == left_over[rows].min()]
+    return int(rows[np.argmin(idle_nodes[rows])]) if idle_hours[rows[0]] == hours else int(rows[0])
+
+
 def _row_for(
     layout: Layout, *, request: Request, gpus: int, without: set[int] | None
 ) -> int | None:
-    """Return the best row for a share of a node, or `None`."""
-    used = layout.used[:, request.start_hour : request.end_hour]
-    fits = used.max(axis=1) <= layout.gpus_per_node - gpus
-    if without:
-        fits[list(without)] = False
-    rows: Rows = np.flatnonzero(fits)
-    if not len(rows):
-        return None
-    window = used[rows]
-    added = (window == 0).sum(axis=1)
-    fewest = added.min()
-    rows, sums = rows[added == fewest], window.sum(axis=1)[added == fewest]
-    if fewest < window.shape[1]:
-        return int(rows[np.argmax(sums)])
-    return _fullest(layout, rows=rows, request=request)
-
-
-def _fullest(layout: Layout, *, rows: Rows, request: Request) -> int:
-    """Return of some idle rows the one on the fullest island."""
     hours = slice(request.start_hour, request.end_hour)
-    idle = layout.island_sizes - layout.busy_nodes[:, hours].max(axis=1)
-    return int(rows[np.argmin(idle[layout.island_of[rows]])])
+    used = layout.used[:, hours]
+    room = layout.gpus_per_node - used.max(axis=1)
+    if without:
+        room[list(without)] = 0
+    idle_nodes = layout.island_sizes - layout.busy_nodes[:, hours].max(axis=1)
+    return best_row(
+        room=room,
+        idle_hours=(used == 0).sum(axis=1),
+        left_over=-used.sum(axis=1),
+        idle_nodes=idle_nodes[layout.island_of],
+        hours=used.shape[1],
+        gpus=gpus,
+    )
 
 
 def _idle_rows(layout: Layout, *, request: Request, island: int) -> Rows:

@@ -259,5 +259,12 @@ class TestChart:
 
     def test_guards_only_what_authorises_spending(self):
         guarded = {kind for kind, nature in ledger.CHART.items() if nature.is_guarded}
-        assert guarded == {AccountKind.WALLET, AccountKind.DEFERRED, AccountKind.U_OPEN}
+        assert guarded == {
+            AccountKind.WALLET,
+            AccountKind.PROMO,
+            AccountKind.HOLD,
+            AccountKind.DEFERRED,
+            AccountKind.REFUND_PAYABLE,
+            AccountKind.U_OPEN,
+        }
         assert ledger.CHART[AccountKind.U_OPEN].normal_side is Side.DEBIT

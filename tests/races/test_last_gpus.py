@@ -15,6 +15,7 @@ from marketplace.core.errors import DomainError
 from scheduler import leases, placement, quotes, reservations
 from scheduler.calendar import CapacityTaken
 from scheduler.models import Allocation, LeaseTransition, Quote, Reservation
+from scheduler.placement import assignment
 from scheduler.states import QuoteStatus
 from tests.scheduler.factories import (
     NOW,
@@ -172,7 +173,7 @@ def no_guards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         together.wait()  # both have seen the same calendar and chosen
         return {slot for share in shares for slot in share.slots[: share.count]}
 
-    monkeypatch.setattr(placement, "_lock", lock_nothing)
+    monkeypatch.setattr(assignment, "_lock", lock_nothing)
     try:
         yield
     finally:

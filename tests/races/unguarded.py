@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from marketplace.wsgi import application
 from scheduler import placement
+from scheduler.placement import assignment
 
 __all__ = ["application"]
 
@@ -12,5 +13,6 @@ def _lock_nothing(shares: Sequence[placement.NodeShare]) -> set[int]:
     return {slot for share in shares for slot in share.slots[: share.count]}
 
 
-placement._lock = _lock_nothing
-placement._lock_patiently = _lock_nothing
+assignment._lock = _lock_nothing
+assignment._lock_patiently = _lock_nothing
+assignment._clear = lambda **_: None

@@ -8,7 +8,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
     dependencies = [
         ("marketplace", "0004_events"),
-        ("scheduler", "0002_tariffs"),
+        ("scheduler", "0004_replacements"),
     ]
 
     operations = [
