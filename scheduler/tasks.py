@@ -3,18 +3,16 @@
 from celery import shared_task
 from django.utils import timezone
 
-from scheduler import leases, quotes, reservations
-from scheduler.prices import refresh
 from scheduler import (
     drains,
     leases,
-    prices,
     quotes,
     reindexing,
     relocations,
     replacements,
     reservations,
 )
+from scheduler.prices import refresh
 
 
 @shared_task(name="scheduler.end_due_leases")

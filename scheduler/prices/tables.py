@@ -22,8 +22,8 @@ from marketplace.core.windows import Window, to_seconds
 from marketplace.states import Tier
 from scheduler.models import PriceVersion
 from scheduler.prices import breakdown
-from scheduler.prices.formula import with_fee
 from scheduler.prices.packed import Counts, Micros, unpack
+from scheduler.pricing.rule import BASIS_POINTS
 from scheduler.tariffs import MICROS, Segment, Tariff
 
 Seconds: TypeAlias = npt.NDArray[np.int64]
@@ -75,6 +75,7 @@ class PriceTable:
     rate_micros: Micros
     target_micros: Micros = field(repr=False)
     other_tier_micros: Micros = field(repr=False)
+    fitting_basis_points: Counts = field(repr=False)
     sold: Counts = field(repr=False)
     offered: Counts = field(repr=False)
 
@@ -158,6 +159,7 @@ class PriceTable:
                     targets=self.target_micros[hours.index],
                     table_rates=self.rate_micros[hours.index],
                     other_tier=np.maximum(self.other_tier_micros[hours.index], gross),
+                    fitting_basis_points=self.fitting_basis_points[hours.index],
                     sold=self.sold[hours.index],
                     offered=self.offered[hours.index],
                 ),
@@ -204,6 +206,11 @@ class _Hours:
     bounds: Seconds
     lengths: Seconds
     index: npt.NDArray[np.int64]
+
+
+def with_fee(floor_micros: int, *, fee_basis_points: int) -> int:
+    """Return the smallest rate that leaves an owner the floor after the fee."""
+    return -(-floor_micros * BASIS_POINTS // (BASIS_POINTS - fee_basis_points))
 
 
 def tables(*, keys: Collection[PoolKey], at: dt.datetime) -> dict[PoolKey, PriceTable]:
@@ -259,6 +266,7 @@ def table_of(version: PriceVersion) -> PriceTable:
         rate_micros=rates[0],
         target_micros=rates[1],
         other_tier_micros=rates[2],
+        fitting_basis_points=rates[3],
         sold=inputs[0],
         offered=inputs[1 : 1 + floors].sum(axis=0),
     )
@@ -281,6 +289,7 @@ def floors_only(key: PoolKey) -> PriceTable:
         rate_micros=nothing,
         target_micros=nothing,
         other_tier_micros=nothing,
+        fitting_basis_points=nothing - 1,
         sold=nothing,
         offered=nothing,
     )
