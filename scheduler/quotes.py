@@ -4,7 +4,6 @@ import datetime as dt
 from dataclasses import dataclass
 from decimal import Decimal
 
-from django.conf import settings
 from django.db import connection, transaction
 
 from marketplace import catalog
@@ -17,7 +16,6 @@ from scheduler import availability, calendar, holds, placement
 from scheduler.models import Quote
 from scheduler.placement import Demand
 from scheduler.states import QUOTE_ARROWS, QuoteStatus, Spread
-from scheduler.tariffs import Tariff
 
 # Long enough to decide, short enough that the price still means something.
 QUOTE_LIFETIME_SECONDS = 600
@@ -142,9 +140,9 @@ def create(*, organization: Organization, request: QuoteRequest, at: dt.datetime
         listing_ids=list(offer.listing_ids),
         rate=offer.rate,
         total_minor=offer.total.amount_minor,
-        tariff=Tariff.flat(window=window, rate=offer.rate).as_json(),
+        tariff=offer.price.tariff.as_json(),
         currency=offer.total.currency,
-        fee_basis_points=settings.PLATFORM_FEE_BASIS_POINTS,
+        fee_basis_points=offer.price.fee_basis_points,
         price_breakdown=offer.price_breakdown,
         hold=request.hold,
         simulated=offer.simulated,

@@ -6,13 +6,13 @@ from django.utils import timezone
 from scheduler import (
     drains,
     leases,
-    prices,
     quotes,
     reindexing,
     relocations,
     replacements,
     reservations,
 )
+from scheduler.prices import refresh
 
 
 @shared_task(name="scheduler.end_due_leases")
@@ -65,4 +65,4 @@ def fold_calendar() -> None:
 @shared_task(name="scheduler.refresh_prices")
 def refresh_prices() -> None:
     """Make the next version of the price tables that are due."""
-    prices.refresh_due(at=timezone.now())
+    refresh.refresh_due(at=timezone.now())
