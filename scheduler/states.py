@@ -92,6 +92,13 @@ class ReservationReason(TextChoices):
     NOT_REPLACED = "not_replaced"
 
 
+class RepackingReason(TextChoices):
+    """Why a promise that had not started got other places."""
+
+    MADE_ROOM = "made_room"
+    HEALED = "healed"
+
+
 class LeaseStatus(TextChoices):
     PROVISIONING = "provisioning"
     ACTIVE = "active"

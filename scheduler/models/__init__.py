@@ -5,6 +5,7 @@ from scheduler.models.calendar import CalendarMark, CalendarWeek
 from scheduler.models.leases import Lease, LeaseQuerySet, LeaseTransition
 from scheduler.models.prices import PriceVersion
 from scheduler.models.quotes import Quote, QuoteQuerySet
+from scheduler.models.repackings import Repacking
 from scheduler.models.replacements import Relocation, Replacement
 from scheduler.models.reservations import Reservation, ReservationQuerySet, ReservationTransition
 
@@ -19,6 +20,7 @@ __all__ = [
     "Quote",
     "QuoteQuerySet",
     "Relocation",
+    "Repacking",
     "Replacement",
     "Reservation",
     "ReservationQuerySet",
