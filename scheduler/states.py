@@ -100,6 +100,11 @@ class ChangeKind(TextChoices):
     EXTENSION = "extension"  # a later end on the same GPUs
     SHORTENING = "shortening"  # before the start: a part of the window is given back
     MOVE = "move"  # before the start: another window
+class RepackingReason(TextChoices):
+    """Why a promise that had not started got other places."""
+
+    MADE_ROOM = "made_room"
+    HEALED = "healed"
 
 
 class LeaseStatus(TextChoices):

@@ -9,6 +9,7 @@ from scheduler import (
     quotes,
     reindexing,
     relocations,
+    repacking,
     replacements,
     reservations,
 )
@@ -66,3 +67,10 @@ def fold_calendar() -> None:
 def refresh_prices() -> None:
     """Make the next version of the price tables that are due."""
     refresh.refresh_due(at=timezone.now())
+    prices.refresh_due(at=timezone.now())
+
+
+@shared_task(name="scheduler.heal_fragmentation")
+def heal_fragmentation() -> None:
+    """Bring shares of nodes together that have not started, so that whole nodes become free."""
+    repacking.heal(at=timezone.now())

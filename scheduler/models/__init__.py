@@ -6,6 +6,7 @@ from scheduler.models.changes import Change, ChangeQuote, ChangeRule
 from scheduler.models.leases import Lease, LeaseQuerySet, LeaseTransition
 from scheduler.models.prices import PriceVersion
 from scheduler.models.quotes import Quote, QuoteQuerySet
+from scheduler.models.repackings import Repacking
 from scheduler.models.replacements import Relocation, Replacement
 from scheduler.models.reservations import Reservation, ReservationQuerySet, ReservationTransition
 
@@ -23,6 +24,7 @@ __all__ = [
     "Quote",
     "QuoteQuerySet",
     "Relocation",
+    "Repacking",
     "Replacement",
     "Reservation",
     "ReservationQuerySet",
