@@ -50,7 +50,9 @@ class Scope(TextChoices):
 class EventKind(TextChoices):
     """What an organization is told of: a noun and a past participle."""
 
+    LEASE_END_ANNOUNCED = "lease.end_announced"
     LEASE_INTERRUPTED = "lease.interrupted"
+    LEASE_RECLAIM_ANNOUNCED = "lease.reclaim_announced"
     LEASE_REPLACED = "lease.replaced"
     RESERVATION_SCHEDULED = "reservation.scheduled"
     RESERVATION_STARTED = "reservation.started"

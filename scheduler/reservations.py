@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import structlog
 from django.db import DatabaseError, transaction
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, Min, OuterRef, Q
 
 from marketplace import events
 from marketplace.core.errors import InvalidValue, NotFound, StateConflict
@@ -19,9 +19,16 @@ from marketplace.core.limits import NAME_LENGTH_MAX, SSH_KEY_LENGTH_MAX, SSH_KEY
 from marketplace.core.text import check_text
 from marketplace.core.windows import format_instant
 from marketplace.models import Organization
-from marketplace.states import EventKind
+from marketplace.states import EventKind, Tier
 from scheduler import calendar, holds, leases, openings, placement, quotes, ticks
-from scheduler.models import Lease, Replacement, Reservation, ReservationTransition
+from scheduler.models import (
+    Allocation,
+    Lease,
+    Reclaim,
+    Replacement,
+    Reservation,
+    ReservationTransition,
+)
 from scheduler.states import (
     LEASE_ARROWS,
     RESERVATION_ARROWS,
@@ -139,6 +146,8 @@ def reserve(
             ),
             at=at,
         )
+    if reservation.tier == Tier.RECLAIMABLE:
+        reservation.reclaim_notice_seconds = _shortest_notice(reservation_id=reservation.pk)
     reservation.save(force_insert=True)
     ReservationTransition.objects.create(
         reservation=reservation,
@@ -226,8 +235,9 @@ def start_due(*, at: dt.datetime) -> int:
 def finish_due(*, at: dt.datetime) -> int:
     """Finish the active reservations whose leases are all over and not replaced; return how many.
 
-    Completed when the window is over and at least one lease was handed over. Failed, at once, when none
-    was, or when nothing came in the place of what failed.
+    Completed when the window is over and at least one lease was handed over. Reclaimed, at once, when what
+    was left of it went back to its owner. Failed, at once, when nothing was handed over, or when nothing came
+    in the place of what failed.
     """
     open_leases = Lease.objects.filter(reservation=OuterRef("pk")).exclude(status__in=_FINAL_LEASES)
     sought = Replacement.objects.filter(lease__reservation=OuterRef("pk"), closed_at__isnull=True)
@@ -238,7 +248,14 @@ def finish_due(*, at: dt.datetime) -> int:
     closed = Reservation.objects.filter(
         ~Exists(open_leases), ~Exists(sought), status=ReservationStatus.ACTIVE
     ).order_by("ends_at", "pk")
+    reclaimed = Reclaim.objects.filter(lease__reservation=OuterRef("pk"))
+    kept = delivered.filter(reclaim__isnull=True)
     count = ticks.drain(
+        due=closed.filter(Exists(reclaimed), Q(ends_at__gt=at) | ~Exists(kept)),
+        advance=lambda row: _reclaim(row, at=at),
+        name="reclaim",
+    )
+    count += ticks.drain(
         due=closed.filter(Exists(delivered), ends_at__lte=at),
         advance=lambda row: _complete(row, at=at),
         name="complete",
@@ -315,6 +332,14 @@ def check_details(details: ReservationDetails) -> None:
             )
 
 
+def _shortest_notice(*, reservation_id: str) -> int:
+    """Return the shortest notice in seconds of the listings that serve a reservation now."""
+    places = Allocation.objects.filter(reservation_id=reservation_id, live=True)
+    shortest = places.aggregate(seconds=Min("listing__reclaim_notice_seconds"))["seconds"]
+    assert shortest is not None, reservation_id
+    return int(shortest)
+
+
 def _find(reservation_id: str) -> Reservation:
     found = Reservation.objects.filter(pk=reservation_id).first()
     if found is None:
@@ -384,6 +409,17 @@ def _complete(reservation: Reservation, *, at: dt.datetime) -> None:
         reservation,
         to=ReservationStatus.COMPLETED,
         reason=ReservationReason.WINDOW_ENDED,
+        at=at,
+        actor=SYSTEM,
+    )
+
+
+def _reclaim(reservation: Reservation, *, at: dt.datetime) -> None:
+    """Take the arrow active → reclaimed."""
+    _move(
+        reservation,
+        to=ReservationStatus.RECLAIMED,
+        reason=ReservationReason.OWNER_RECLAIMED,
         at=at,
         actor=SYSTEM,
     )

@@ -7,6 +7,7 @@ from scheduler import (
     drains,
     leases,
     quotes,
+    reclaims,
     reindexing,
     relocations,
     replacements,
@@ -18,6 +19,7 @@ from scheduler import (
 def end_due_leases() -> None:
     """Move leases as far as time and evidence allow, and finish the reservations that are over."""
     now = timezone.now()
+    reclaims.advance(at=now)
     leases.advance(at=now)
     replacements.replace_due(at=now)
     reservations.finish_due(at=now)

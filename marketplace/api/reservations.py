@@ -18,6 +18,7 @@ from marketplace.api.fields import (
     MoneyField,
     PageQuery,
     RateField,
+    SecondsAsDurationField,
     StrictListField,
     StrictSerializer,
     TagsField,
@@ -187,6 +188,9 @@ class ReservationSerializer(serializers.Serializer[Reservation]):
     spread = ChoiceField(choices=Spread.choices)
     starts_at = InstantField()
     ends_at = InstantField()
+    reclaim_notice = SecondsAsDurationField(
+        source="reclaim_notice_seconds", help_text="PT0S for the firm tier"
+    )
     rate = RateField(help_text="per GPU-hour, locked")
     total = MoneyField(minor="total_minor")
     payment = PaymentSerializer(source="*")

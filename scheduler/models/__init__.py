@@ -4,6 +4,7 @@ from scheduler.models.allocations import Allocation
 from scheduler.models.calendar import CalendarMark, CalendarWeek
 from scheduler.models.leases import Lease, LeaseQuerySet, LeaseTransition
 from scheduler.models.quotes import Quote, QuoteQuerySet
+from scheduler.models.reclaims import Reclaim
 from scheduler.models.replacements import Relocation, Replacement
 from scheduler.models.reservations import Reservation, ReservationQuerySet, ReservationTransition
 
@@ -16,6 +17,7 @@ __all__ = [
     "LeaseTransition",
     "Quote",
     "QuoteQuerySet",
+    "Reclaim",
     "Relocation",
     "Replacement",
     "Reservation",

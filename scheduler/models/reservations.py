@@ -55,6 +55,9 @@ class Reservation(models.Model):
     currency = models.CharField(max_length=3)
     fee_basis_points = models.PositiveIntegerField()
     payment_method = models.CharField(max_length=20, choices=PaymentMethod)
+    reclaim_notice_seconds = models.PositiveIntegerField(
+        default=0, db_comment="the shortest of its listings when it was sold; 0 for the firm tier"
+    )
     simulated = models.BooleanField()
     name = models.CharField(max_length=NAME_LENGTH_MAX, blank=True)
     project = models.CharField(max_length=NAME_LENGTH_MAX, blank=True)
