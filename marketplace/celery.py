@@ -34,6 +34,7 @@ _CADENCES_SECONDS: dict[str, float] = {
     "scheduler.protect_reservations": 15,
     "scheduler.sweep_drained_nodes": 120,
     "scheduler.fold_calendar": 2,
+    "scheduler.refresh_prices": 60,
     "billing.settle_leases": 2,
     "billing.release_earnings": 5,
     "agents.review_alarms": 60,

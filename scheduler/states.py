@@ -152,3 +152,10 @@ class RelocationReason(TextChoices):
     NODE_DRAINED = "node_drained"
     GPU_UNFIT = "gpu_unfit"
     OVERRUN = "overrun"
+
+
+class PriceCause(TextChoices):
+    """Why a version of a price table was made."""
+
+    HOUR = "hour"
+    BOOKING = "booking"

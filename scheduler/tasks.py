@@ -6,6 +6,7 @@ from django.utils import timezone
 from scheduler import (
     drains,
     leases,
+    prices,
     quotes,
     reclaims,
     reindexing,
@@ -61,3 +62,9 @@ def expire_quotes() -> None:
 def fold_calendar() -> None:
     """Bring the calendar's index up to date where allocations have changed."""
     reindexing.fold()
+
+
+@shared_task(name="scheduler.refresh_prices")
+def refresh_prices() -> None:
+    """Make the next version of the price tables that are due."""
+    prices.refresh_due(at=timezone.now())

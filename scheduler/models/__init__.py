@@ -3,6 +3,7 @@
 from scheduler.models.allocations import Allocation
 from scheduler.models.calendar import CalendarMark, CalendarWeek
 from scheduler.models.leases import Lease, LeaseQuerySet, LeaseTransition
+from scheduler.models.prices import PriceVersion
 from scheduler.models.quotes import Quote, QuoteQuerySet
 from scheduler.models.reclaims import Reclaim
 from scheduler.models.replacements import Relocation, Replacement
@@ -15,6 +16,7 @@ __all__ = [
     "Lease",
     "LeaseQuerySet",
     "LeaseTransition",
+    "PriceVersion",
     "Quote",
     "QuoteQuerySet",
     "Reclaim",
