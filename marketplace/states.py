@@ -56,4 +56,5 @@ class EventKind(TextChoices):
     LEASE_REPLACED = "lease.replaced"
     RESERVATION_SCHEDULED = "reservation.scheduled"
     RESERVATION_STARTED = "reservation.started"
+    RESERVATION_END_ANNOUNCED = "reservation.end_announced"
     RESERVATION_ENDED = "reservation.ended"

@@ -13,6 +13,7 @@ from scheduler import (
     relocations,
     replacements,
     reservations,
+    warnings,
 )
 
 
@@ -36,6 +37,12 @@ def start_due_reservations() -> None:
 def seek_replacements() -> None:
     """Find the leases whose GPUs failed, and put others in their place."""
     replacements.advance(at=timezone.now())
+
+
+@shared_task(name="scheduler.warn_of_ends")
+def warn_of_ends() -> None:
+    """Tell tenants whose reservations end soon."""
+    warnings.warn_due(at=timezone.now())
 
 
 @shared_task(name="scheduler.protect_reservations")

@@ -7,12 +7,18 @@ from scheduler.models.prices import PriceVersion
 from scheduler.models.quotes import Quote, QuoteQuerySet
 from scheduler.models.reclaims import Reclaim
 from scheduler.models.replacements import Relocation, Replacement
-from scheduler.models.reservations import Reservation, ReservationQuerySet, ReservationTransition
+from scheduler.models.reservations import (
+    EndWarning,
+    Reservation,
+    ReservationQuerySet,
+    ReservationTransition,
+)
 
 __all__ = [
     "Allocation",
     "CalendarMark",
     "CalendarWeek",
+    "EndWarning",
     "Lease",
     "LeaseQuerySet",
     "LeaseTransition",
