@@ -1,5 +1,7 @@
 """Warnings before the end: when, how often, and what a change of the end makes of them."""
 
+from typing import Any
+
 import pytest
 
 from marketplace.core.errors import InvalidValue
@@ -22,7 +24,7 @@ from tests.scheduler.factories import (
 pytestmark = pytest.mark.django_db
 
 
-def an_active(*, length: float = 4, **details: object) -> Reservation:
+def an_active(*, length: float = 4, **details: Any) -> Reservation:
     reservation = reserve(make_quote(window=window_in(24, length=length)), **details)
     reservations.confirm(reservation_id=reservation.pk, at=NOW, actor="test")
     reservations.start_due(at=reservation.starts_at)
