@@ -32,6 +32,7 @@ _CADENCES_SECONDS: dict[str, float] = {
     "scheduler.seek_replacements": 5,
     "scheduler.expire_quotes": 15,
     "scheduler.protect_reservations": 15,
+    "scheduler.warn_of_ends": 10,
     "scheduler.sweep_drained_nodes": 120,
     "scheduler.fold_calendar": 2,
     "scheduler.heal_fragmentation": 86_400,

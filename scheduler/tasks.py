@@ -7,11 +7,13 @@ from scheduler import (
     drains,
     leases,
     quotes,
+    reclaims,
     reindexing,
     relocations,
     repacking,
     replacements,
     reservations,
+    warnings,
 )
 from scheduler.prices import refresh
 
@@ -20,6 +22,7 @@ from scheduler.prices import refresh
 def end_due_leases() -> None:
     """Move leases as far as time and evidence allow, and finish the reservations that are over."""
     now = timezone.now()
+    reclaims.advance(at=now)
     leases.advance(at=now)
     replacements.replace_due(at=now)
     reservations.finish_due(at=now)
@@ -35,6 +38,12 @@ def start_due_reservations() -> None:
 def seek_replacements() -> None:
     """Find the leases whose GPUs failed, and put others in their place."""
     replacements.advance(at=timezone.now())
+
+
+@shared_task(name="scheduler.warn_of_ends")
+def warn_of_ends() -> None:
+    """Tell tenants whose reservations end soon."""
+    warnings.warn_due(at=timezone.now())
 
 
 @shared_task(name="scheduler.protect_reservations")

@@ -38,7 +38,9 @@ class Lease(models.Model):
     epoch = models.PositiveIntegerField(default=1, db_comment="fencing: the grant's lease_epoch")
     gpu_uuids = ArrayField(models.CharField(max_length=100))
     starts_at = models.DateTimeField(db_comment="promised")
-    ends_at = models.DateTimeField(db_comment="promised; earlier where another lease takes over")
+    ends_at = models.DateTimeField(
+        db_comment="promised; earlier where the lease is replaced, reclaimed or left"
+    )
     created_at = models.DateTimeField()
     handed_over_at = models.DateTimeField(
         null=True, db_comment="from the handover receipt, clipped to the promise"

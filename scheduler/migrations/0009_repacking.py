@@ -6,7 +6,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("scheduler", "0005_prices"),
+        ("scheduler", "0008_price_facts"),
     ]
 
     operations = [
