@@ -52,3 +52,4 @@ class EventKind(TextChoices):
 
     RESERVATION_SCHEDULED = "reservation.scheduled"
     RESERVATION_ENDED = "reservation.ended"
+    MONEY_PARKED = "money.parked"

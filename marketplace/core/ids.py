@@ -9,7 +9,7 @@ _LENGTH = 26  # 48 bits of milliseconds and 80 random bits, as in a ULID
 ID_LENGTH_MAX = 32
 
 PREFIXES = frozenset(
-    "org usr key nde gpu tok lst qte rsv lse ext inv pay pot evt whk set ent acc".split()  # noqa: SIM905
+    "org usr key nde gpu tok lst qte rsv lse ext inv pay pot evt whk set ent acc apr rfd".split()  # noqa: SIM905
 )
 
 
@@ -71,3 +71,11 @@ def new_payout_id() -> str:
 
 def new_event_id() -> str:
     return new_id("evt")
+
+
+def new_approval_id() -> str:
+    return new_id("apr")
+
+
+def new_refund_id() -> str:
+    return new_id("rfd")
