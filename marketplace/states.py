@@ -50,6 +50,9 @@ class Scope(TextChoices):
 class EventKind(TextChoices):
     """What an organization is told of: a noun and a past participle."""
 
+    LEASE_INTERRUPTED = "lease.interrupted"
+    LEASE_REPLACED = "lease.replaced"
     RESERVATION_SCHEDULED = "reservation.scheduled"
+    RESERVATION_STARTED = "reservation.started"
     RESERVATION_ENDED = "reservation.ended"
     MONEY_PARKED = "money.parked"

@@ -10,6 +10,7 @@ ID_LENGTH_MAX = 32
 
 PREFIXES = frozenset(
     "org usr key nde gpu tok lst qte rsv lse ext inv pay pot evt whk set ent acc apr rfd".split()  # noqa: SIM905
+    "org usr key nde gpu tok lst qte rsv lse ext inv pay pot evt whk set ent acc prc".split()  # noqa: SIM905
 )
 
 
@@ -79,3 +80,5 @@ def new_approval_id() -> str:
 
 def new_refund_id() -> str:
     return new_id("rfd")
+def new_price_version_id() -> str:
+    return new_id("prc")
