@@ -9,8 +9,7 @@ _LENGTH = 26  # 48 bits of milliseconds and 80 random bits, as in a ULID
 ID_LENGTH_MAX = 32
 
 PREFIXES = frozenset(
-    "org usr key nde gpu tok lst qte rsv lse ext inv pay pot evt whk set ent acc apr rfd".split()  # noqa: SIM905
-    "org usr key nde gpu tok lst qte rsv lse ext inv pay pot evt whk set ent acc prc".split()  # noqa: SIM905
+    "org usr key nde gpu tok lst qte rsv lse ext inv pay pot evt whk set ent acc apr rfd prc".split()  # noqa: SIM905
 )
 
 
@@ -80,5 +79,7 @@ def new_approval_id() -> str:
 
 def new_refund_id() -> str:
     return new_id("rfd")
+
+
 def new_price_version_id() -> str:
     return new_id("prc")
