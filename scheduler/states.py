@@ -100,6 +100,8 @@ class ChangeKind(TextChoices):
     EXTENSION = "extension"  # a later end on the same GPUs
     SHORTENING = "shortening"  # before the start: a part of the window is given back
     MOVE = "move"  # before the start: another window
+
+
 class RepackingReason(TextChoices):
     """Why a promise that had not started got other places."""
 

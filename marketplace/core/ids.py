@@ -32,8 +32,9 @@ PREFIXES = frozenset(
         "ent",
         "acc",
         "prc",
+        "apr",
+        "rfd",
     }
-    "org usr key nde gpu tok lst qte rsv lse ext chg fee inv pay pot evt whk set ent acc prc".split()  # noqa: SIM905
 )
 
 
@@ -97,6 +98,14 @@ def new_event_id() -> str:
     return new_id("evt")
 
 
+def new_approval_id() -> str:
+    return new_id("apr")
+
+
+def new_refund_id() -> str:
+    return new_id("rfd")
+
+
 def new_price_version_id() -> str:
     return new_id("prc")
 
@@ -111,7 +120,3 @@ def new_change_id() -> str:
 
 def new_fee_share_id() -> str:
     return new_id("fee")
-
-
-def new_price_version_id() -> str:
-    return new_id("prc")
