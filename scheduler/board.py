@@ -18,8 +18,8 @@ from marketplace.core.windows import Window, to_instant, to_seconds
 from marketplace.models import Listing
 from marketplace.states import ListingMode
 from scheduler import occupancy, pools
-from scheduler.occupancy import HOUR_SECONDS
 from scheduler.pools import Pool
+from scheduler.prices import PriceTable
 from scheduler.states import Spread
 
 Seconds: TypeAlias = npt.NDArray[np.int64]
@@ -36,14 +36,13 @@ class Board:
     """A pool, and which of its slots are taken in each window of one length.
 
     Window i is `[starts[i], starts[i] + seconds)`; `taken` has a row per node and a column per window.
-    `booked_gpu_seconds` is how much of the pool is taken in each.
     """
 
     pool: Pool
+    prices: PriceTable
     starts: Seconds
     seconds: int
     taken: Masks
-    booked_gpu_seconds: Seconds
     at: dt.datetime
 
     @property
@@ -211,7 +210,14 @@ class Board:
 
 
 def over_grid(
-    *, pool: Pool, first: int, last: int, seconds: int, step: int, at: dt.datetime
+    *,
+    pool: Pool,
+    prices: PriceTable,
+    first: int,
+    last: int,
+    seconds: int,
+    step: int,
+    at: dt.datetime,
 ) -> Board:
     """Return the board of all windows of a length that start on the grid from `first` to `last`.
 
@@ -219,41 +225,26 @@ def over_grid(
     """
     span = Window(to_instant(first), to_instant(last + seconds))
     busy = occupancy.on_grid(blocks=pool.blocks, span=span, step_seconds=step, at=at)
-    length = seconds // step
-    before = np.concatenate(([0], np.cumsum(_booked(pool, busy)))) * step
     return Board(
         pool=pool,
+        prices=prices,
         starts=np.arange(first, last + 1, step, dtype=np.int64),
         seconds=seconds,
-        taken=sliding_or(busy, length=length),
-        booked_gpu_seconds=before[length:] - before[:-length],
+        taken=sliding_or(busy, length=seconds // step),
         at=at,
     )
 
 
-def of_window(*, pool: Pool, window: Window, at: dt.datetime) -> Board:
+def of_window(*, pool: Pool, prices: PriceTable, window: Window, at: dt.datetime) -> Board:
     """Return the board of one window, on the grid or not."""
-    starts, ends = to_seconds(window.starts_at), to_seconds(window.ends_at)
-    first_hour, end_hour = starts // HOUR_SECONDS, -(-ends // HOUR_SECONDS)
-    hours = np.arange(first_hour, end_hour + 1, dtype=np.int64) * HOUR_SECONDS
-    busy = occupancy.read(
-        blocks=pool.blocks, first_hour=first_hour, hours=end_hour - first_hour, at=at
-    )
-    booked = _booked(pool, busy) * np.diff(np.clip(hours, starts, ends))
     return Board(
         pool=pool,
-        starts=np.array([starts], dtype=np.int64),
+        prices=prices,
+        starts=np.array([to_seconds(window.starts_at)], dtype=np.int64),
         seconds=window.seconds,
         taken=occupancy.during(blocks=pool.blocks, window=window, at=at)[:, np.newaxis],
-        booked_gpu_seconds=np.array([booked.sum()], dtype=np.int64),
         at=at,
     )
-
-
-def _booked(pool: Pool, busy: Masks) -> Counts:
-    """Return per column how many GPUs of a pool are taken."""
-    booked: Counts = np.bitwise_count(busy & pool.masks[:, np.newaxis]).sum(axis=0, dtype=np.int64)
-    return booked
 
 
 def _where(open_: Flags, masks: Masks) -> Masks:

@@ -1,7 +1,7 @@
 """Price windows on boards and choose among them: what search, quotes and the curve have in common."""
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -12,10 +12,11 @@ from django.conf import settings
 from marketplace.core.money import RATE_DECIMAL_PLACES, Money
 from marketplace.core.windows import Window, to_instant
 from marketplace.models import Listing
-from scheduler import pools
+from scheduler import pools, prices
 from scheduler.board import Board, Levels
 from scheduler.pools import Pool
-from scheduler.pricing import PricedWindow, PriceInputs, quote_rate
+from scheduler.prices import PoolKey, PricedWindow, PriceTable
+from scheduler.prices.packed import Micros
 from scheduler.states import Spread
 
 UNPRICED = np.iinfo(np.int64).max  # where nothing fits
@@ -39,6 +40,7 @@ class Offer:
     simulated: bool
     floor_rate: Decimal
     listing_ids: tuple[str, ...]
+    price: PricedWindow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +64,7 @@ class Sheet:
     board: Board
     listings: tuple[Listing, ...]
     levels: Levels
-    rates: npt.NDArray[np.int64]
+    rates: Micros
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -74,7 +76,7 @@ class Choice:
 
     @property
     def rate(self) -> Decimal:
-        return Decimal(int(self.sheet.rates[self.column])).scaleb(-RATE_DECIMAL_PLACES)
+        return prices.as_rate(int(self.sheet.rates[self.column]))
 
     @property
     def window(self) -> Window:
@@ -86,43 +88,29 @@ def sheet(board: Board, *, wish: Wish) -> Sheet:
     """Price every window of a board for a wish, each at the lowest floor that has room for it."""
     listings = board.admitted(gpus=wish.gpus)
     levels = board.levels(listings=listings, gpus=wish.gpus, spread=wish.spread)
-    return Sheet(
-        board=board,
-        listings=listings,
-        levels=levels,
-        rates=rates(board, levels=levels, gpus=wish.gpus),
-    )
+    return Sheet(board=board, listings=listings, levels=levels, rates=rates(board, levels=levels))
 
 
-def rates(board: Board, *, levels: Levels, gpus: int) -> npt.NDArray[np.int64]:
-    """Return per window the rate at its floor, micros per GPU-hour, or `UNPRICED` without one."""
-    micros = np.full(len(levels), UNPRICED, dtype=np.int64)
+def tables(found: Iterable[Pool], *, at: dt.datetime) -> dict[Pool, PriceTable]:
+    """Return the prices of some pools that are in force; one query."""
+    keys = {
+        pool: PoolKey(gpu_model_id=pool.gpu_model_id, region=pool.region, tier=pool.tier)
+        for pool in found
+    }
+    known = prices.tables(keys=keys.values(), at=at)
+    return {pool: known[key] for pool, key in keys.items()}
+
+
+def rates(board: Board, *, levels: Levels) -> Micros:
+    """Return per window the mean rate at its floor, micros per GPU-hour, or `UNPRICED` without one."""
+    micros: Micros = np.full(len(levels), UNPRICED, dtype=np.int64)
     fits = np.flatnonzero(levels < len(board.pool.floors))
     if len(fits):
-        cases = np.stack([levels[fits], board.booked_gpu_seconds[fits]], axis=1)
-        distinct, which = np.unique(cases, axis=0, return_inverse=True)
-        found = [
-            price(board, level=level, booked_gpu_seconds=booked, gpus=gpus).rate
-            for level, booked in distinct.tolist()
-        ]
-        scaled = np.array([int(rate.scaleb(RATE_DECIMAL_PLACES)) for rate in found], dtype=np.int64)
-        micros[fits] = scaled[which.ravel()]
-    return micros
-
-
-def price(board: Board, *, level: int, booked_gpu_seconds: int, gpus: int) -> PricedWindow:
-    """Price some GPUs of a pool for a window in which this much of the pool is booked."""
-    return quote_rate(
-        PriceInputs(
-            floor_rate=board.pool.floors[level],
-            fee_basis_points=settings.PLATFORM_FEE_BASIS_POINTS,
-            booked_gpu_seconds=booked_gpu_seconds,
-            listed_gpu_seconds=board.pool.gpus_listed * board.seconds,
-            gpus=gpus,
-            window_seconds=board.seconds,
-            currency=settings.CURRENCY,
+        found = board.prices.window_rates(
+            starts=board.starts[fits], seconds=board.seconds, floor_rates=board.pool.floors
         )
-    )
+        micros[fits] = found[levels[fits], np.arange(len(fits))]
+    return micros
 
 
 def cheapest(
@@ -153,11 +141,11 @@ def offer(choice: Choice, *, wish: Wish) -> Offer:
             if its.any() and board.opens(each.listing, column=column):
                 serving.append(each.listing)
                 unserved &= ~its
-    priced = price(
-        board,
-        level=level,
-        booked_gpu_seconds=int(board.booked_gpu_seconds[column]),
+    price = board.prices.price(
+        window=choice.window,
+        floor_rate=pool.floors[level],
         gpus=wish.gpus,
+        currency=settings.CURRENCY,
     )
     fabrics = {pool.fabrics[island] for island in pool.island_of[rows].tolist()}
     return Offer(
@@ -169,12 +157,13 @@ def offer(choice: Choice, *, wish: Wish) -> Offer:
         tier=pool.tier,
         reclaim_notice_seconds=min(listing.reclaim_notice_seconds for listing in serving),
         window=choice.window,
-        rate=priced.rate,
-        total=priced.total,
-        price_breakdown=priced.breakdown,
+        rate=price.rate,
+        total=price.total,
+        price_breakdown=price.breakdown,
         simulated=bool(pool.simulated[rows].any()),
         floor_rate=pool.floors[level],
         listing_ids=tuple(sorted(listing.pk for listing in serving)),
+        price=price,
     )
 
 

@@ -20,7 +20,7 @@ from marketplace.core.windows import (
     to_seconds,
 )
 from marketplace.models import GpuModel
-from scheduler import board, offerings, pools
+from scheduler import board, offerings, pools, prices
 from scheduler.availability.words import check_region, parse_tier
 from scheduler.board import Board
 from scheduler.calendar import WindowOffGrid
@@ -82,10 +82,19 @@ def price_curve(
     if window.seconds // grid > CURVE_POINTS_MAX:
         raise InvalidValue(f"must be at most {CURVE_POINTS_MAX} steps of {grid} s", pointer="/to")
     found = pools.read(gpu_model_id=gpu_model, region=region, tier=parse_tier(tier), at=at)
+    tables = offerings.tables(found, at=at)
     begin, end = to_seconds(window.starts_at), to_seconds(window.ends_at)
     curves = [
         _curve(
-            board.over_grid(pool=pool, first=begin, last=end - grid, seconds=grid, step=grid, at=at)
+            board.over_grid(
+                pool=pool,
+                prices=tables[pool],
+                first=begin,
+                last=end - grid,
+                seconds=grid,
+                step=grid,
+                at=at,
+            )
         )
         for pool in found
     ]
@@ -102,16 +111,23 @@ def market_summary(*, at: dt.datetime) -> list[ModelSummary]:
     listed: dict[str, list[tuple[Pool, Masks]]] = defaultdict(list)
     free: dict[str, list[tuple[Pool, Masks]]] = defaultdict(list)
     rates: dict[str, list[Decimal]] = defaultdict(list)
-    for pool in pools.read(gpu_model_id=None, region=None, tier=None, at=at):
-        now = board.over_grid(pool=pool, first=begin, last=begin, seconds=grid, step=grid, at=at)
+    found = pools.read(gpu_model_id=None, region=None, tier=None, at=at)
+    for pool, table in offerings.tables(found, at=at).items():
+        now = board.over_grid(
+            pool=pool,
+            prices=table,
+            first=begin,
+            last=begin,
+            seconds=grid,
+            step=grid,
+            at=at,
+        )
+        costs = table.window_rates(starts=now.starts, seconds=grid, floor_rates=pool.floors)
         model, seen = pool.gpu_model_id, np.zeros(len(pool.blocks), dtype=np.uint16)
         for level in range(len(pool.floors)):
             offered = now.offered(level=level)
             if (offered & ~seen).any():
-                booked = int(now.booked_gpu_seconds[0])
-                rates[model].append(
-                    offerings.price(now, level=level, booked_gpu_seconds=booked, gpus=1).rate
-                )
+                rates[model].append(prices.as_rate(int(costs[level, 0])))
             seen = offered
         listed[model].append((pool, seen))
         free[model].append((pool, seen & ~now.taken[:, 0]))
@@ -150,7 +166,7 @@ def _curve(steps: Board) -> _Curve:
             board=steps,
             listings=every,
             levels=levels,
-            rates=offerings.rates(steps, levels=levels, gpus=1),
+            rates=offerings.rates(steps, levels=levels),
         ),
         floors=steps.floors_listed(),
         listed=steps.listed(listings=every),
@@ -162,14 +178,12 @@ def _point(curves: Sequence[_Curve], *, column: int, window: Window) -> CurvePoi
     """Join the pools of all regions in one step; the cheapest free GPU gives the price."""
     free = [curve for curve in curves if curve.free[column]]
     cheapest = min(free, key=lambda curve: int(curve.sheet.rates[column]), default=None)
-    priced = None
+    rate = multiplier = None
     if cheapest is not None:
-        steps = cheapest.sheet.board
-        priced = offerings.price(
-            steps,
-            level=int(cheapest.sheet.levels[column]),
-            booked_gpu_seconds=int(steps.booked_gpu_seconds[column]),
-            gpus=1,
+        steps, micros = cheapest.sheet.board, int(cheapest.sheet.rates[column])
+        rate = prices.as_rate(micros)
+        multiplier = steps.prices.multiplier(
+            rate_micros=micros, floor_rate=steps.pool.floors[int(cheapest.sheet.levels[column])]
         )
     floors = [
         curve.sheet.board.pool.floors[int(curve.floors[column])]
@@ -178,9 +192,9 @@ def _point(curves: Sequence[_Curve], *, column: int, window: Window) -> CurvePoi
     ]
     return CurvePoint(
         window=window,
-        rate=priced.rate if priced else None,
+        rate=rate,
         floor=min(floors, default=None),
-        multiplier=priced.multiplier if priced else None,
+        multiplier=multiplier,
         gpus_listed=sum(int(curve.listed[column]) for curve in curves),
         gpus_free=sum(int(curve.free[column]) for curve in curves),
     )

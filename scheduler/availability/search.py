@@ -145,8 +145,11 @@ def price_window(
     """Price one window in the cheapest region with room; without any, return the reason."""
     found = pools.read(gpu_model_id=gpu_model, region=region, tier=tier, at=at)
     wish = Wish(gpus=gpus, seconds=window.seconds, spread=spread, at=at)
+    tables = offerings.tables(found, at=at)
     sheets = [
-        offerings.sheet(board.of_window(pool=pool, window=window, at=at), wish=wish)
+        offerings.sheet(
+            board.of_window(pool=pool, prices=tables[pool], window=window, at=at), wish=wish
+        )
         for pool in found
     ]
     choices = offerings.cheapest(sheets, limit=1)
@@ -178,9 +181,11 @@ class _Quest:
         return [offerings.sheet(each, wish=self.wish) for each in self.boards(found)]
 
     def boards(self, found: Sequence[Pool]) -> Iterator[Board]:
+        tables = offerings.tables(found, at=self.wish.at)
         for pool in found:
             yield board.over_grid(
                 pool=pool,
+                prices=tables[pool],
                 first=self.first,
                 last=self.last,
                 seconds=self.wish.seconds,

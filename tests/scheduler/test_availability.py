@@ -12,6 +12,7 @@ from marketplace.core.windows import Window
 from marketplace.models import Listing
 from scheduler import availability
 from scheduler.availability import OfferingQuery, SearchResult
+from scheduler.prices import refresh
 from tests.scheduler.factories import (
     MODEL,
     NOW,
@@ -64,6 +65,7 @@ class TestSearch:
     def test_prefers_the_window_with_less_booked(self) -> None:
         make_pool()
         make_reservation(gpus=4, window=window_in(1, length=10))
+        refresh.refresh_due(at=AT)
 
         offers = search(gpus=2, latest_end=NOW + hours(14)).offers
 
@@ -73,6 +75,7 @@ class TestSearch:
     def test_offers_what_can_then_be_quoted_at_that_rate(self) -> None:
         make_pool(nodes=2)
         make_reservation(gpus=5, window=window_in(3, length=4))
+        refresh.refresh_due(at=AT)
 
         for offer in search(gpus=3).offers:
             quote = make_quote(gpus=3, window=offer.window, at=AT)
@@ -248,6 +251,7 @@ class TestPriceCurve:
         make_pool()
         make_reservation(gpus=4, window=window_in(1, length=1))
         make_reservation(gpus=8, window=window_in(2, length=1))
+        refresh.refresh_due(at=AT)
 
         points = availability.price_curve(
             gpu_model=MODEL, region=None, tier="firm", window=window_in(0, length=4), at=AT
@@ -256,7 +260,7 @@ class TestPriceCurve:
         assert [(p.gpus_listed, p.gpus_free) for p in points] == [(8, 8), (8, 4), (8, 0), (8, 8)]
         assert [p.rate for p in points] == [
             Decimal("2.352942"),
-            Decimal("3.529412"),
+            Decimal("2.470589"),  # a step of 5 %
             None,
             Decimal("2.352942"),
         ]

@@ -15,7 +15,7 @@ from agents.models import Gpu
 from marketplace.core.errors import DomainError
 from marketplace.core.windows import Window, format_instant, to_instant, to_seconds
 from marketplace.models import Listing
-from scheduler import board, pools, reindexing
+from scheduler import board, offerings, pools, reindexing
 from scheduler.models import Allocation
 from scheduler.pools import Pool
 from scheduler.states import Spread
@@ -144,6 +144,7 @@ class TestLevels(TestCase):
         first = to_seconds(NOW)
         every = board.over_grid(
             pool=pool,
+            prices=offerings.tables([pool], at=NOW)[pool],
             first=first,
             last=first + (HOURS - length) * HOUR,
             seconds=length * HOUR,
@@ -152,6 +153,7 @@ class TestLevels(TestCase):
         )
         fine = board.over_grid(
             pool=pool,
+            prices=offerings.tables([pool], at=NOW)[pool],
             first=first,
             last=first + (HOURS - length) * HOUR,
             seconds=length * HOUR,
@@ -200,7 +202,9 @@ class TestWindow:
         pool = the_pool()
         window = Window(NOW + seconds(starts_in), NOW + seconds(ends_in))
 
-        one = board.of_window(pool=pool, window=window, at=NOW)
+        one = board.of_window(
+            pool=pool, prices=offerings.tables([pool], at=NOW)[pool], window=window, at=NOW
+        )
 
         assert one.rooms(listings=pool.listings, spread=Spread.ANY).tolist() == [free]
 
