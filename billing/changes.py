@@ -11,13 +11,16 @@ from django.conf import settings
 from django.db import transaction
 
 from billing import ledger, wallet
+from billing.checkout import PaymentMethodUnavailable
 from billing.models import FeeShare, Payout, PayoutTransition
 from billing.purchases import reservation_account
 from billing.states import AccountKind, EntryKind, PayoutStatus
+from marketplace.core.errors import InvalidValue
 from marketplace.core.money import share_of, split_by_weights
 from marketplace.models import Organization
-from scheduler import cancellations
+from scheduler import cancellations, extensions
 from scheduler.models import Change
+from scheduler.states import PaymentMethod
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,36 @@ def cancel(
     :raises DomainError: whatever refuses the cancellation; see `scheduler.cancellations.cancel`.
     """
     change = cancellations.cancel(
+        organization=organization,
+        reservation_id=reservation_id,
+        quote_id=quote_id,
+        at=at,
+        actor=actor,
+    )
+    post(change=change)
+    return change
+
+
+@transaction.atomic
+def extend(
+    *,
+    organization: Organization,
+    reservation_id: str,
+    quote_id: str,
+    payment_method: str,
+    at: dt.datetime,
+    actor: str,
+) -> Change:
+    """Extend on the terms of a quote, and take what is added from the wallet: one transaction.
+
+    The old end stands if the payment fails.
+
+    :raises PaymentMethodUnavailable: for `card` and `invoice`.
+    :raises ledger.InsufficientFunds: with the missing amount, when the wallet does not cover it.
+    :raises DomainError: whatever refuses the extension; see `scheduler.extensions.extend`.
+    """
+    _check_payment_method(payment_method)
+    change = extensions.extend(
         organization=organization,
         reservation_id=reservation_id,
         quote_id=quote_id,
@@ -119,6 +152,20 @@ def release(*, share_id: str, at: dt.datetime) -> bool:
         payout=payout, from_status="", to_status=PayoutStatus.DUE, actor=ACTOR, at=at
     )
     return True
+
+
+def _check_payment_method(payment_method: str) -> None:
+    """Refuse ways to pay that need an answer from outside: what is changed is changed at once, or not."""
+    if payment_method not in PaymentMethod.values:
+        raise InvalidValue(
+            f"payment_method must be one of {', '.join(PaymentMethod.values)}",
+            pointer="/payment_method",
+        )
+    if payment_method != PaymentMethod.WALLET:
+        raise PaymentMethodUnavailable(
+            f"What is added to a reservation is paid from the wallet, not by {payment_method}.",
+            pointer="/payment_method",
+        )
 
 
 def _money(change: Change, *, fee_for_market: int) -> list[ledger.Leg]:

@@ -13,9 +13,10 @@ from marketplace.core.money import SECONDS_PER_HOUR, format_rate
 from marketplace.core.windows import Window
 from marketplace.models import Organization
 from marketplace.states import Tier
-from scheduler import availability, calendar, holds, placement
+from scheduler import availability, calendar, holds, placement, quotas
 from scheduler.models import Quote
 from scheduler.placement import Demand
+from scheduler.quotas import LimitExceeded
 from scheduler.states import QUOTE_ARROWS, QuoteStatus, Spread
 from scheduler.tariffs import Tariff
 
@@ -55,11 +56,6 @@ class TooFewGpus(DomainError):
 class PriceAboveMax(DomainError):
     code = "price_above_max"
     title = "The price is above the maximum rate"
-
-
-class LimitExceeded(DomainError):
-    code = "limit_exceeded"
-    title = "A limit of the organization is reached"
 
 
 _REFUSALS: dict[str, type[DomainError]] = {
@@ -109,6 +105,7 @@ def create(*, organization: Organization, request: QuoteRequest, at: dt.datetime
     )
     window = calendar.check_window(starts_at=request.starts_at, ends_at=request.ends_at, at=at)
     _check_limits(organization=organization, request=request, window=window)
+    quotas.check(organization=organization, gpus=request.gpus, window=window, at=at, is_final=False)
     offer, reason = availability.price_window(
         gpu_model=gpu_model.pk,
         gpus=request.gpus,

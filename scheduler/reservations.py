@@ -20,7 +20,7 @@ from marketplace.core.text import check_text
 from marketplace.core.windows import format_instant
 from marketplace.models import Organization
 from marketplace.states import EventKind
-from scheduler import calendar, holds, leases, openings, placement, quotes, ticks
+from scheduler import calendar, holds, leases, openings, placement, quotas, quotes, ticks
 from scheduler.models import Change, Lease, Replacement, Reservation, ReservationTransition
 from scheduler.states import (
     LEASE_ARROWS,
@@ -91,6 +91,7 @@ def reserve(
     :raises InvalidValue: when the payment method or a detail makes no sense.
     :raises QuoteUsed: when a reservation was made of it already.
     :raises QuoteExpired: when its time is up.
+    :raises LimitExceeded: when the tenant's limits do not allow it; the quote stays.
     :raises CapacityTaken: when a rival took the GPUs, and no others serve at this price; the quote stays.
     """
     if payment_method not in PaymentMethod.values:
@@ -100,6 +101,7 @@ def reserve(
     check_details(details)
     quote = quotes.get(organization=organization, quote_id=quote_id)
     holds.use(quote=quote, at=at)
+    quotas.check(organization=organization, gpus=quote.gpus, window=quote.window, at=at)
     patience = dt.timedelta(seconds=PAYMENT_WINDOW_SECONDS[PaymentMethod(payment_method)])
     reservation = Reservation(
         organization=organization,

@@ -12,7 +12,7 @@ from scheduler import cancellations, change_rules, changes, leases, replacements
 from scheduler.change_rules import DAY_SECONDS, RuleWish
 from scheduler.holds import QuoteExpired, QuoteUsed
 from scheduler.models import Allocation, Change, ChangeQuote, Lease, Reservation
-from scheduler.quotes import LimitExceeded
+from scheduler.quotas import LimitExceeded
 from scheduler.states import ChangeKind, LeaseReason, LeaseStatus, ReservationStatus
 from scheduler.tariffs import Tariff
 from tests.scheduler.factories import (
