@@ -116,6 +116,13 @@ class ExtensionLimit(TextChoices):
     TENANT_LIMIT = "tenant_limit"
 
 
+class RepackingReason(TextChoices):
+    """Why a promise that had not started got other places."""
+
+    MADE_ROOM = "made_room"
+    HEALED = "healed"
+
+
 class LeaseStatus(TextChoices):
     PROVISIONING = "provisioning"
     ACTIVE = "active"
@@ -155,9 +162,9 @@ class LeaseReason(TextChoices):
     HANDOVER_TIMED_OUT = "handover_timed_out"
     HANDOVER_FAILED = "handover_failed"
     NODE_FAULT = "node_fault"
-    TENANT_RETURNED = "tenant_returned"
     RETURNED_UNASKED = "returned_unasked"
     REPLACED = "replaced"
+    TENANT_RETURNED = "tenant_returned"
     OWNER_RECLAIMED = "owner_reclaimed"
 
 
@@ -177,6 +184,7 @@ class RelocationReason(TextChoices):
     NODE_DRAINED = "node_drained"
     GPU_UNFIT = "gpu_unfit"
     OVERRUN = "overrun"
+    REPACKED = "repacked"
 
 
 class PriceCause(TextChoices):

@@ -35,6 +35,7 @@ CHANGE_REFUSALS = (
     "quote_used",
     "quote_expired",
     "state_conflict",
+    "money_parked",
 )
 
 

@@ -176,12 +176,18 @@ STATUS_BY_CODE: dict[str, int] = {
     "extension_too_early": 409,
     "extension_too_late": 409,
     "extension_refused": 409,
+    "not_reclaimable": 409,
+    "reclaim_too_late": 409,
     "quote_used": 409,
     "quote_expired": 410,
     "limit_exceeded": 403,
     # money
     "payment_required": 402,
     "payment_method_unavailable": 501,
+    "money_parked": 423,
+    "nothing_receivable": 422,
+    "refund_refused": 422,
+    "four_eyes_needed": 403,
 }
 
 

@@ -32,7 +32,6 @@ _BUDGETS = "hard caps per organization and project are not kept yet"
 _EVENTS = "events are not sent or kept yet; poll the objects"
 _STATEMENTS = "there are bills of reservations, and none of months yet"
 _OWNER_UTILIZATION = "hours per node and day are not added up yet; earnings are"
-_RECLAIM = "leases of the reclaimable tier cannot be called back yet"
 
 _CALLS: tuple[tuple[str, Mapping[str, Scope], str], ...] = (
     ("bills/<str:month>", {"GET": Scope.BILLING_READ}, _STATEMENTS),
@@ -47,7 +46,6 @@ _CALLS: tuple[tuple[str, Mapping[str, Scope], str], ...] = (
     ),
     ("events", {"GET": Scope.BILLING_READ}, _EVENTS),
     ("owner/utilization", {"GET": Scope.OWNER_READ}, _OWNER_UTILIZATION),
-    ("leases/<str:lease_id>/reclaim", {"POST": Scope.OWNER_WRITE}, _RECLAIM),
 )
 
 

@@ -7,8 +7,15 @@ from scheduler.models.leases import Lease, LeaseQuerySet, LeaseTransition
 from scheduler.models.limits import TenantLimit
 from scheduler.models.prices import PriceVersion
 from scheduler.models.quotes import Quote, QuoteQuerySet
+from scheduler.models.reclaims import Reclaim
+from scheduler.models.repackings import Repacking
 from scheduler.models.replacements import Relocation, Replacement
-from scheduler.models.reservations import Reservation, ReservationQuerySet, ReservationTransition
+from scheduler.models.reservations import (
+    EndWarning,
+    Reservation,
+    ReservationQuerySet,
+    ReservationTransition,
+)
 
 __all__ = [
     "Allocation",
@@ -17,13 +24,16 @@ __all__ = [
     "Change",
     "ChangeQuote",
     "ChangeRule",
+    "EndWarning",
     "Lease",
     "LeaseQuerySet",
     "LeaseTransition",
     "PriceVersion",
     "Quote",
     "QuoteQuerySet",
+    "Reclaim",
     "Relocation",
+    "Repacking",
     "Replacement",
     "Reservation",
     "ReservationQuerySet",

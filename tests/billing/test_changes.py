@@ -16,8 +16,8 @@ from marketplace.core.money import Money
 from marketplace.models import Organization
 from scheduler import cancellations, change_rules, extensions, leases, replacements, reservations
 from scheduler.change_rules import RuleWish
+from scheduler.details import ReservationDetails
 from scheduler.models import Allocation, Change, Lease, Reservation
-from scheduler.reservations import ReservationDetails
 from tests.scheduler import factories
 from tests.scheduler.factories import NOW, hours, make_pool, seconds, window_in
 
@@ -113,7 +113,7 @@ def finish(reservation: Reservation, *, at: dt.datetime) -> None:
     leases.advance(at=at)
     replacements.advance(at=at)
     reservations.finish_due(at=at)
-    settlements.settle_ended(at=at + dt.timedelta(hours=2))
+    settlements.settle_ended(at=at + LONG_AFTER)
 
 
 class TestCancellation:
@@ -230,7 +230,7 @@ class TestExtension:
         for _ in range(2):
             leases.advance(at=now.ends_at)
         reservations.finish_due(at=now.ends_at)
-        settlements.settle_ended(at=now.ends_at + hours(2))
+        settlements.settle_ended(at=now.ends_at + LONG_AFTER)
         settlement = now.leases.get().settlement
         assert settlement.gpu_seconds_delivered == 2 * 3 * 3600
         assert settlement.bought_minor == now.total_minor
@@ -364,11 +364,12 @@ class TestEarlyReturn:
         left_at = reservation.starts_at + hours(1) - seconds(1)
         change = leave(reservation, at=left_at)
         assert change.fee_minor == 0
-        assert (change.refunded_minor, change.gpu_seconds_released) == (0, 0)
+        assert change.gpu_seconds_released == 16 * 3600
         finish(reservation, at=left_at + seconds(5))
         used = Lease.objects.get(pk=kept.pk).settlement
         assert used.gpu_seconds_delivered == 8 * 3600
-        assert purse(reservation.organization) == FUNDS_MINOR - used.earned_minor
+        # The lost node's hour is refunded, with a credit of a tenth of it; what is given back has none.
+        assert purse(reservation.organization) == FUNDS_MINOR - used.earned_minor + 188
         assert balance(AccountKind.DEFERRED, of=reservation) == 0
         assert gpu_seconds(AccountKind.U_OPEN, of=reservation) == 0
         assert breaches(at=NOW + LONG_AFTER) == []
@@ -381,12 +382,13 @@ class TestEarlyReturn:
         factories.say_handed_over(kept, at=kept.starts_at)
         factories.say_failed(lost)
         leases.advance(at=reservation.starts_at + seconds(2))
-        settlements.settle_ended(at=reservation.starts_at + seconds(900))
+        settlements.settle_ended(at=reservation.starts_at + LONG_AFTER)
         left_at = reservation.starts_at + hours(1) - seconds(1)
         leave(reservation, at=left_at)
         finish(reservation, at=left_at + seconds(5))
         used = Lease.objects.get(pk=kept.pk).settlement
-        assert purse(reservation.organization) == FUNDS_MINOR - used.earned_minor
+        # The lost node's hour is refunded, with a credit of a tenth of it; what is given back has none.
+        assert purse(reservation.organization) == FUNDS_MINOR - used.earned_minor + 188
         assert balance(AccountKind.DEFERRED, of=reservation) == 0
         assert gpu_seconds(AccountKind.U_OPEN, of=reservation) == 0
         assert breaches(at=NOW + LONG_AFTER) == []
