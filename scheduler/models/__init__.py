@@ -4,6 +4,7 @@ from scheduler.models.allocations import Allocation
 from scheduler.models.calendar import CalendarMark, CalendarWeek
 from scheduler.models.changes import Change, ChangeQuote, ChangeRule
 from scheduler.models.leases import Lease, LeaseQuerySet, LeaseTransition
+from scheduler.models.limits import TenantLimit
 from scheduler.models.prices import PriceVersion
 from scheduler.models.quotes import Quote, QuoteQuerySet
 from scheduler.models.reclaims import Reclaim
@@ -37,4 +38,5 @@ __all__ = [
     "Reservation",
     "ReservationQuerySet",
     "ReservationTransition",
+    "TenantLimit",
 ]
