@@ -19,12 +19,13 @@ from marketplace.core.limits import NAME_LENGTH_MAX, SSH_KEY_LENGTH_MAX, SSH_KEY
 from marketplace.core.text import check_text
 from marketplace.core.windows import format_instant
 from marketplace.models import Organization
-from marketplace.states import EventKind
-from scheduler import calendar, holds, leases, openings, placement, quotes, ticks
+from marketplace.states import EventKind, Tier
+from scheduler import calendar, demand, holds, leases, openings, placement, quotes, ticks
 from scheduler.models import Lease, Replacement, Reservation, ReservationTransition
 from scheduler.states import (
     LEASE_ARROWS,
     RESERVATION_ARROWS,
+    DemandKind,
     LeaseStatus,
     PaymentMethod,
     ReservationReason,
@@ -140,6 +141,17 @@ def reserve(
             at=at,
         )
     reservation.save(force_insert=True)
+    demand.record(
+        organization=organization,
+        kind=DemandKind.RESERVATION,
+        gpu_model_id=reservation.gpu_model_id,
+        region=reservation.region,
+        tier=Tier(reservation.tier),
+        window=reservation.window,
+        gpus=reservation.gpus,
+        at=at,
+        occasion=reservation.pk,
+    )
     ReservationTransition.objects.create(
         reservation=reservation,
         from_status="",

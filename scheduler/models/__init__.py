@@ -2,7 +2,9 @@
 
 from scheduler.models.allocations import Allocation
 from scheduler.models.calendar import CalendarMark, CalendarWeek
+from scheduler.models.demand import DemandSample
 from scheduler.models.leases import Lease, LeaseQuerySet, LeaseTransition
+from scheduler.models.price_rules import PriceRule, PriceRuleTransition
 from scheduler.models.prices import PriceVersion
 from scheduler.models.quotes import Quote, QuoteQuerySet
 from scheduler.models.replacements import Relocation, Replacement
@@ -12,9 +14,12 @@ __all__ = [
     "Allocation",
     "CalendarMark",
     "CalendarWeek",
+    "DemandSample",
     "Lease",
     "LeaseQuerySet",
     "LeaseTransition",
+    "PriceRule",
+    "PriceRuleTransition",
     "PriceVersion",
     "Quote",
     "QuoteQuerySet",
