@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from billing import payouts, settlements
+from billing import changes, payouts, settlements
 
 
 @shared_task(name="billing.settle_leases")
@@ -13,4 +13,6 @@ def settle_leases() -> None:
 
 @shared_task(name="billing.release_earnings")
 def release_earnings() -> None:
-    payouts.release_due(at=timezone.now())
+    now = timezone.now()
+    payouts.release_due(at=now)
+    changes.release_due(at=now)

@@ -8,10 +8,13 @@ from scheduler import (
     drains,
     leases,
     quotes,
+    reclaims,
     reindexing,
     relocations,
+    repacking,
     replacements,
     reservations,
+    warnings,
 )
 from scheduler.prices import refresh, retention
 
@@ -20,6 +23,7 @@ from scheduler.prices import refresh, retention
 def end_due_leases() -> None:
     """Move leases as far as time and evidence allow, and finish the reservations that are over."""
     now = timezone.now()
+    reclaims.advance(at=now)
     leases.advance(at=now)
     replacements.replace_due(at=now)
     reservations.finish_due(at=now)
@@ -35,6 +39,12 @@ def start_due_reservations() -> None:
 def seek_replacements() -> None:
     """Find the leases whose GPUs failed, and put others in their place."""
     replacements.advance(at=timezone.now())
+
+
+@shared_task(name="scheduler.warn_of_ends")
+def warn_of_ends() -> None:
+    """Tell tenants whose reservations end soon."""
+    warnings.warn_due(at=timezone.now())
 
 
 @shared_task(name="scheduler.protect_reservations")
@@ -83,3 +93,9 @@ def prune_prices() -> None:
     now = timezone.now()
     demand.prune(at=now)
     retention.thin_out(at=now)
+
+
+@shared_task(name="scheduler.heal_fragmentation")
+def heal_fragmentation() -> None:
+    """Bring shares of nodes together that have not started, so that whole nodes become free."""
+    repacking.heal(at=timezone.now())

@@ -6,6 +6,7 @@ from django.db import models
 from django.db.models import Q
 
 from billing.models.books import Entry
+from billing.models.fee_shares import FeeShare
 from billing.models.settlements import Settlement
 from billing.states import (
     PAYOUT_ARROWS,
@@ -21,11 +22,16 @@ class PayoutQuerySet(models.QuerySet["Payout"]):
 
 
 class Payout(models.Model):
-    """Money to an owner for one settlement."""
+    """Money to an owner for one settlement, or for its part of one fee."""
 
     id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_payout_id)
     owner = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="payouts")
-    settlement = models.OneToOneField(Settlement, on_delete=models.PROTECT, related_name="payout")
+    settlement = models.OneToOneField(
+        Settlement, null=True, on_delete=models.PROTECT, related_name="payout"
+    )
+    fee_share = models.OneToOneField(
+        FeeShare, null=True, on_delete=models.PROTECT, related_name="payout"
+    )
     entry = models.OneToOneField(Entry, on_delete=models.PROTECT, related_name="payout")
     status = models.CharField(max_length=20, choices=PayoutStatus, default=PayoutStatus.DUE)
     amount_minor = models.BigIntegerField()
@@ -38,7 +44,12 @@ class Payout(models.Model):
     class Meta:
         ordering: ClassVar = ["-id"]
         constraints: ClassVar = [
-            models.CheckConstraint(condition=Q(amount_minor__gt=0), name="payout_is_positive")
+            models.CheckConstraint(condition=Q(amount_minor__gt=0), name="payout_is_positive"),
+            models.CheckConstraint(
+                condition=Q(settlement__isnull=False, fee_share__isnull=True)
+                | Q(settlement__isnull=True, fee_share__isnull=False),
+                name="payout_is_for_one_thing",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -176,6 +176,8 @@ STATUS_BY_CODE: dict[str, int] = {
     "price_not_replayable": 409,
     "four_eyes": 403,
     "capacity_taken": 409,
+    "not_reclaimable": 409,
+    "reclaim_too_late": 409,
     "quote_used": 409,
     "quote_expired": 410,
     "limit_exceeded": 403,

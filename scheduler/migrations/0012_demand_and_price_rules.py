@@ -9,7 +9,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
     dependencies = [
         ("marketplace", "0004_events"),
-        ("scheduler", "0006_price_facts"),
+        ("scheduler", "0011_warnings"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 

@@ -4,7 +4,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("scheduler", "0005_prices")]
+    dependencies = [("scheduler", "0007_reasons_without_choices")]
     operations = [
         migrations.RunSQL("DELETE FROM scheduler_priceversion", migrations.RunSQL.noop),
         migrations.AddField(
