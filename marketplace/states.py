@@ -61,3 +61,4 @@ class EventKind(TextChoices):
     RESERVATION_CANCELLED = "reservation.cancelled"
     RESERVATION_EXTENDED = "reservation.extended"
     RESERVATION_CHANGED = "reservation.changed"
+    MONEY_PARKED = "money.parked"

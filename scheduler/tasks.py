@@ -93,6 +93,8 @@ def prune_prices() -> None:
     now = timezone.now()
     demand.prune(at=now)
     retention.thin_out(at=now)
+    """Make the next version of the price tables that are due."""
+    refresh.refresh_due(at=timezone.now())
 
 
 @shared_task(name="scheduler.heal_fragmentation")

@@ -4,18 +4,34 @@ Append-only, balance, sealing and guards are enforced by PostgreSQL (migration `
 """
 
 from billing.models.books import Account, Entry, Posting
+from billing.models.controls import Approval, ApprovalTransition, BooksRun, Parking
+from billing.models.disputes import Dispute, DisputeTransition
+from billing.models.earnings import EarnedHour
 from billing.models.fee_shares import FeeShare
-from billing.models.payouts import Payout, PayoutQuerySet, PayoutTransition
-from billing.models.settlements import Settlement, SettlementQuerySet
+from billing.models.payouts import Payout, PayoutQuerySet, PayoutTransition, Reserve
+from billing.models.refunds import Refund, RefundQuerySet, RefundTransition
+from billing.models.settlements import Correction, Settlement, SettlementQuerySet
 
 __all__ = [
     "Account",
+    "Approval",
+    "ApprovalTransition",
+    "BooksRun",
+    "Correction",
+    "Dispute",
+    "DisputeTransition",
+    "EarnedHour",
     "Entry",
     "FeeShare",
+    "Parking",
     "Payout",
     "PayoutQuerySet",
     "PayoutTransition",
     "Posting",
+    "Refund",
+    "RefundQuerySet",
+    "RefundTransition",
+    "Reserve",
     "Settlement",
     "SettlementQuerySet",
 ]

@@ -184,6 +184,10 @@ STATUS_BY_CODE: dict[str, int] = {
     # money
     "payment_required": 402,
     "payment_method_unavailable": 501,
+    "money_parked": 423,
+    "nothing_receivable": 422,
+    "refund_refused": 422,
+    "four_eyes_needed": 403,
 }
 
 

@@ -32,6 +32,8 @@ PREFIXES = frozenset(
         "ent",
         "acc",
         "prc",
+        "apr",
+        "rfd",
     }
 )
 
@@ -94,6 +96,14 @@ def new_payout_id() -> str:
 
 def new_event_id() -> str:
     return new_id("evt")
+
+
+def new_approval_id() -> str:
+    return new_id("apr")
+
+
+def new_refund_id() -> str:
+    return new_id("rfd")
 
 
 def new_price_version_id() -> str:

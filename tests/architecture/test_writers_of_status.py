@@ -16,7 +16,10 @@ WRITERS = {
     "scheduler/quotes.py",
     "scheduler/reservations.py",
     "scheduler/leases.py",
+    "billing/approvals.py",
+    "billing/disputes.py",
     "billing/payouts.py",
+    "billing/refunds.py",
 }
 # The program on the GPU host and the start-up of the market have no tables; migrations describe columns.
 OUTSIDE = ("agents/node/", "/migrations/", "marketplace/management/bootstrap.py")
