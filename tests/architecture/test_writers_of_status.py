@@ -12,6 +12,7 @@ WRITERS = {
     "agents/enrolment.py",
     "agents/inventory.py",
     "scheduler/holds.py",
+    "scheduler/price_rules.py",
     "scheduler/quotes.py",
     "scheduler/reservations.py",
     "scheduler/leases.py",
