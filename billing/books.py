@@ -102,8 +102,8 @@ _RESERVATION_BALANCES = """
     SELECT a.subject_id, a.kind,
         sum(CASE WHEN p.side = a.normal_side THEN p.amount ELSE -p.amount END) AS balance
     FROM billing_account a JOIN billing_posting p ON p.account_id = a.id
-    WHERE a.kind IN ('deferred', 'u_bought', 'u_open', 'u_busy', 'u_idle', 'u_undelivered',
-        'u_released')
+    WHERE a.kind IN
+        ('deferred', 'u_bought', 'u_open', 'u_busy', 'u_idle', 'u_undelivered', 'u_released')
     GROUP BY a.subject_id, a.kind
 """
 # Paid reservations that ended long enough ago for all their leases to be settled.
@@ -201,13 +201,19 @@ INVARIANTS = (
     ),
     Invariant(
         "prices_are_locked",
-        "Each paid reservation cost what its quote promised, and its purchase took exactly that.",
+        "Each paid reservation costs what its quote and its changes make it, and was charged just that.",
         """
         SELECT r.id || ' costs ' || r.total_minor || ', was quoted ' || q.total_minor
-            || ', was charged ' || coalesce(charged.amount::text, 'nothing'), r.organization_id
+            || ', changed by ' || changed.amount || ', was charged '
+            || coalesce(charged.amount::text, 'nothing'), r.organization_id
         FROM scheduler_reservation r
         JOIN scheduler_quote q ON q.id = r.quote_id
         LEFT JOIN billing_entry e ON e.kind = 'purchase' AND e.subject_id = r.id
+        CROSS JOIN LATERAL (
+            SELECT coalesce(sum(c.charged_minor - c.refunded_minor - c.fee_minor), 0) AS amount,
+                count(*) AS count
+            FROM scheduler_change c WHERE c.reservation_id = r.id
+        ) changed
         LEFT JOIN LATERAL (
             SELECT coalesce(sum(p.amount), 0) AS amount
             FROM billing_posting p JOIN billing_account a ON a.id = p.account_id
@@ -215,10 +221,42 @@ INVARIANTS = (
                 AND a.currency = r.currency
         ) charged ON e.id IS NOT NULL
         WHERE r.status IN ('scheduled', 'active', 'completed', 'reclaimed', 'failed') AND (
-            (r.total_minor, r.rate, r.currency, r.fee_basis_points)
-                IS DISTINCT FROM (q.total_minor, q.rate, q.currency, q.fee_basis_points)
-            OR charged.amount IS DISTINCT FROM r.total_minor
+            (r.currency, r.fee_basis_points) IS DISTINCT FROM (q.currency, q.fee_basis_points)
+            OR (changed.count = 0 AND r.rate IS DISTINCT FROM q.rate)
+            OR r.total_minor IS DISTINCT FROM q.total_minor + changed.amount
+            OR charged.amount IS DISTINCT FROM q.total_minor
         )
+        """,
+    ),
+    Invariant(
+        "changes_are_posted",
+        "Each change of a paid reservation moved exactly what it says, and its fee found its owners.",
+        """
+        SELECT c.id || ' charged ' || c.charged_minor || ', refunded ' || c.refunded_minor || ', kept '
+            || c.fee_minor || '; posted ' || posted.charged || ', ' || posted.refunded || ', '
+            || posted.kept, r.organization_id
+        FROM scheduler_change c JOIN scheduler_reservation r ON r.id = c.reservation_id
+        CROSS JOIN LATERAL (
+            SELECT coalesce(sum(p.amount) FILTER (
+                    WHERE a.kind = 'wallet' AND p.side = 'debit'), 0) AS charged,
+                coalesce(sum(p.amount) FILTER (
+                    WHERE a.kind = 'wallet' AND p.side = 'credit'), 0) AS refunded,
+                coalesce(sum(p.amount) FILTER (
+                    WHERE a.kind IN ('cancellation_fee', 'owner_accrued') AND p.side = 'credit'), 0)
+                    AS kept,
+                coalesce(sum(p.amount) FILTER (
+                    WHERE a.kind = 'u_bought' AND p.side = 'credit'), 0) AS added,
+                coalesce(sum(p.amount) FILTER (
+                    WHERE a.kind = 'u_released' AND p.side = 'debit'), 0) AS released
+            FROM billing_entry e
+            JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
+            WHERE (e.kind = 'change' AND e.subject_id = c.id) OR (e.kind = 'fee_share'
+                AND e.subject_id IN (SELECT f.id FROM billing_feeshare f WHERE f.change_id = c.id))
+        ) posted
+        WHERE (c.charged_minor, c.refunded_minor, c.fee_minor, c.gpu_seconds_added,
+                c.gpu_seconds_released)
+            IS DISTINCT FROM (posted.charged, posted.refunded, posted.kept, posted.added,
+                posted.released)
         """,
     ),
     Invariant(
@@ -234,19 +272,25 @@ INVARIANTS = (
         "gpu_seconds_add_up",
         "Bought GPU-seconds are what was promised, and each is busy, idle, undelivered, released or open.",
         f"""
-        SELECT r.id || ' promised ' || r.gpus * extract(epoch FROM r.ends_at - r.starts_at)::bigint
+        SELECT r.id || ' promised ' || promised.gpu_seconds
             || ', bought ' || t.bought || ', accounts for ' || t.found, r.organization_id
-        FROM scheduler_reservation r JOIN (
+        FROM scheduler_reservation r JOIN scheduler_quote q ON q.id = r.quote_id
+        CROSS JOIN LATERAL (
+            SELECT r.gpus * extract(epoch FROM q.ends_at - q.starts_at)::bigint
+                + coalesce(sum(c.gpu_seconds_added), 0) AS gpu_seconds
+            FROM scheduler_change c WHERE c.reservation_id = r.id
+        ) promised
+        JOIN (
             SELECT subject_id,
                 coalesce(sum(balance) FILTER (WHERE kind = 'u_bought'), 0) AS bought,
+                coalesce(sum(balance) FILTER (WHERE kind = 'u_released'), 0) AS released,
                 coalesce(sum(balance) FILTER (WHERE kind IN
-                    ('u_open', 'u_busy', 'u_idle', 'u_undelivered', 'u_released')), 0) AS found,
-                coalesce(sum(balance) FILTER (WHERE kind = 'u_released'), 0) AS released
+                    ('u_open', 'u_busy', 'u_idle', 'u_undelivered', 'u_released')), 0) AS found
             FROM ({_RESERVATION_BALANCES}) b GROUP BY subject_id
         ) t ON t.subject_id = r.id
-        WHERE t.bought <> t.found
-            OR t.bought - t.released
-                NOT IN (r.gpus * extract(epoch FROM r.ends_at - r.starts_at)::bigint, 0)
+        WHERE t.bought <> t.found OR t.bought <> promised.gpu_seconds
+            OR (r.status = 'scheduled' AND t.bought - t.released
+                <> r.gpus * extract(epoch FROM r.ends_at - r.starts_at)::bigint)
         """,  # noqa: S608
     ),
     Invariant(

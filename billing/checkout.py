@@ -8,6 +8,7 @@ from billing import purchases
 from marketplace.core.errors import DomainError, InvalidValue
 from marketplace.models import Organization
 from scheduler import reservations
+from scheduler.details import ReservationDetails
 from scheduler.models import Reservation
 from scheduler.states import PaymentMethod
 
@@ -25,7 +26,7 @@ def purchase(
     organization: Organization,
     quote_id: str,
     payment_method: str,
-    details: reservations.ReservationDetails,
+    details: ReservationDetails,
     at: dt.datetime,
     actor: str,
 ) -> Reservation:

@@ -68,6 +68,8 @@ class EntryKind(TextChoices):
     CREDIT = "credit"  # for what was not delivered, beyond its price
     COMPENSATION = "compensation"  # for a lease that its owner reclaimed
     REFUND = "refund"  # of what no lease of a reservation accounts for
+    CHANGE = "change"  # of what a reservation buys: cancelled, returned early, extended, moved
+    FEE_SHARE = "fee_share"  # an owner's part of the fee of a change
     GOODWILL = "goodwill"  # a refund that a person decides
     REFUND_SENT = "refund_sent"
     REFUND_SETTLED = "refund_settled"

@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from billing import books, corrections, earnings, payouts, refunds, settlements
+from billing import books, changes, corrections, earnings, payouts, refunds, settlements
 
 
 @shared_task(name="billing.settle_leases")
@@ -34,3 +34,6 @@ def open_refunds() -> None:
 @shared_task(name="billing.check_books")
 def check_books() -> None:
     books.run_if_due(at=timezone.now())
+    now = timezone.now()
+    payouts.release_due(at=now)
+    changes.release_due(at=now)

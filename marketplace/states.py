@@ -50,9 +50,15 @@ class Scope(TextChoices):
 class EventKind(TextChoices):
     """What an organization is told of: a noun and a past participle."""
 
+    LEASE_END_ANNOUNCED = "lease.end_announced"
     LEASE_INTERRUPTED = "lease.interrupted"
+    LEASE_RECLAIM_ANNOUNCED = "lease.reclaim_announced"
     LEASE_REPLACED = "lease.replaced"
     RESERVATION_SCHEDULED = "reservation.scheduled"
     RESERVATION_STARTED = "reservation.started"
+    RESERVATION_END_ANNOUNCED = "reservation.end_announced"
     RESERVATION_ENDED = "reservation.ended"
     MONEY_PARKED = "money.parked"
+    RESERVATION_CANCELLED = "reservation.cancelled"
+    RESERVATION_EXTENDED = "reservation.extended"
+    RESERVATION_CHANGED = "reservation.changed"

@@ -7,6 +7,7 @@ from billing.models.books import Account, Entry, Posting
 from billing.models.controls import Approval, ApprovalTransition, BooksRun, Parking
 from billing.models.disputes import Dispute, DisputeTransition
 from billing.models.earnings import EarnedHour
+from billing.models.fee_shares import FeeShare
 from billing.models.payouts import Payout, PayoutQuerySet, PayoutTransition, Reserve
 from billing.models.refunds import Refund, RefundQuerySet, RefundTransition
 from billing.models.settlements import Correction, Settlement, SettlementQuerySet
@@ -21,6 +22,7 @@ __all__ = [
     "DisputeTransition",
     "EarnedHour",
     "Entry",
+    "FeeShare",
     "Parking",
     "Payout",
     "PayoutQuerySet",

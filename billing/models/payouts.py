@@ -6,6 +6,7 @@ from django.db import models
 from django.db.models import Q
 
 from billing.models.books import Entry
+from billing.models.fee_shares import FeeShare
 from billing.models.settlements import Correction, Settlement
 from billing.states import (
     PAYOUT_ARROWS,
@@ -54,7 +55,7 @@ class PayoutQuerySet(models.QuerySet["Payout"]):
 
 
 class Payout(models.Model):
-    """Money to an owner: for one settlement, what was kept back of it, or what a correction added."""
+    """Money to an owner: for a settlement, what was kept back of it, a correction, or its part of a fee."""
 
     id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_payout_id)
     owner = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="payouts")
@@ -66,6 +67,9 @@ class Payout(models.Model):
     )
     correction = models.OneToOneField(
         Correction, null=True, on_delete=models.PROTECT, related_name="payout"
+    )
+    fee_share = models.OneToOneField(
+        FeeShare, null=True, on_delete=models.PROTECT, related_name="payout"
     )
     entry = models.OneToOneField(Entry, on_delete=models.PROTECT, related_name="payout")
     status = models.CharField(max_length=20, choices=PayoutStatus, default=PayoutStatus.DUE)
@@ -81,7 +85,7 @@ class Payout(models.Model):
         constraints: ClassVar = [
             models.CheckConstraint(condition=Q(amount_minor__gt=0), name="payout_is_positive"),
             models.CheckConstraint(
-                condition=_exactly_one_of("settlement", "reserve", "correction"),
+                condition=_exactly_one_of("settlement", "reserve", "correction", "fee_share"),
                 name="payout_is_for_one_thing",
             ),
         ]

@@ -9,7 +9,32 @@ _LENGTH = 26  # 48 bits of milliseconds and 80 random bits, as in a ULID
 ID_LENGTH_MAX = 32
 
 PREFIXES = frozenset(
-    "org usr key nde gpu tok lst qte rsv lse ext inv pay pot evt whk set ent acc apr rfd prc".split()  # noqa: SIM905
+    {
+        "org",
+        "usr",
+        "key",
+        "nde",
+        "gpu",
+        "tok",
+        "lst",
+        "qte",
+        "rsv",
+        "lse",
+        "ext",
+        "chg",
+        "fee",
+        "inv",
+        "pay",
+        "pot",
+        "evt",
+        "whk",
+        "set",
+        "ent",
+        "acc",
+        "apr",
+        "rfd",
+        "prc",
+    }
 )
 
 
@@ -79,6 +104,22 @@ def new_approval_id() -> str:
 
 def new_refund_id() -> str:
     return new_id("rfd")
+
+
+def new_price_version_id() -> str:
+    return new_id("prc")
+
+
+def new_extension_id() -> str:
+    return new_id("ext")
+
+
+def new_change_id() -> str:
+    return new_id("chg")
+
+
+def new_fee_share_id() -> str:
+    return new_id("fee")
 
 
 def new_price_version_id() -> str:

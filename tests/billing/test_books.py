@@ -82,7 +82,7 @@ class TestCheck:
 
     def test_has_a_name_for_each_invariant(self):
         names = [invariant.name for invariant in books.INVARIANTS]
-        assert len(set(names)) == len(names) == 21
+        assert len(set(names)) == len(names)
 
 
 class TestBreach:
@@ -202,7 +202,7 @@ class TestCommand:
         out = StringIO()
         call_command("check_books", stdout=out)
         assert out.getvalue().count("\nok") == len(books.INVARIANTS) - 1
-        assert "all 21 invariants hold" in out.getvalue()
+        assert f"all {len(books.INVARIANTS)} invariants hold" in out.getvalue()
 
     def test_fails_on_a_breach(self, story):
         Quote.objects.update(total_minor=0)

@@ -16,8 +16,8 @@ from marketplace.core.errors import DomainError, InvalidValue, NotFound
 from marketplace.core.money import Money
 from marketplace.models import Organization
 from scheduler import leases, replacements, reservations
+from scheduler.details import ReservationDetails
 from scheduler.models import Allocation, Lease, Quote, Reservation
-from scheduler.reservations import ReservationDetails
 from tests.scheduler import factories
 
 pytestmark = pytest.mark.django_db

@@ -1,6 +1,7 @@
 """Evidence that comes after a settlement is posted as the difference that it makes, when it is found."""
 
 import datetime as dt
+from typing import Any
 
 import pytest
 from django.db import IntegrityError, transaction
@@ -20,7 +21,7 @@ REVIEWED_AT = SETTLED_AT + dt.timedelta(hours=1)
 MUCH_LATER = SETTLED_AT + dt.timedelta(days=60)
 
 
-def settled(**changes: object) -> Settlement:
+def settled(**changes: Any) -> Settlement:
     reservation = factories.reservation(buyer=factories.tenant(funds_minor=471))
     lease = factories.lease(of=reservation, **changes)
     row = settlements.settle(lease_id=lease.id, at=SETTLED_AT)
@@ -136,7 +137,7 @@ class TestReview:
 
 
 class TestAfterRelease:
-    def released(self, **changes: object) -> Settlement:
+    def released(self, **changes: Any) -> Settlement:
         row = settled(**changes)
         at = row.release_due_at
         assert payouts.release(settlement_id=row.id, at=at)

@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pytest
 
-from billing import books, earnings, ledger, settlements
+from billing import books, earnings, ledger, purchases, settlements
 from billing.models import EarnedHour, Entry, Settlement
 from billing.states import AccountKind
 from marketplace.core.windows import Window
@@ -47,7 +47,7 @@ def priced_by_the_hour(*rates: str, gpus: int = 2) -> Reservation:
     # The owner asked for one dollar: every hour's price is above it.
     type(row.quote).objects.filter(pk=row.quote_id).update(floor_rate=1)
     row = Reservation.objects.get(pk=row.pk)
-    factories.purchases.post(reservation=row, at=START)
+    purchases.post(reservation=row, at=START)
     return row
 
 

@@ -1,6 +1,7 @@
 """Holds, payments by card and by invoice, the provider's books, promotions, and what is never paid."""
 
 import datetime as dt
+from typing import Any
 
 import pytest
 from django.db import IntegrityError, transaction
@@ -35,7 +36,7 @@ def balance(kind: AccountKind, subject_id: str = "", currency: str = "usd") -> i
 
 
 def unpaid(
-    *, method: PaymentMethod = PaymentMethod.WALLET, funds_minor: int = 0, **changes: object
+    *, method: PaymentMethod = PaymentMethod.WALLET, funds_minor: int = 0, **changes: Any
 ) -> Reservation:
     row = factories.reservation(
         buyer=factories.tenant(funds_minor=funds_minor),
@@ -124,7 +125,7 @@ class TestCard:
 
 class TestInvoice:
     def bought(self) -> Reservation:
-        row = unpaid(method=PaymentMethod.INVOICE, status=ReservationStatus.SCHEDULED)
+        row = unpaid(method=PaymentMethod.INVOICE, status=ReservationStatus.CANCELLED)
         purchases.capture_invoice(reservation=row, invoice_id="inv_1", at=AT)
         return row
 

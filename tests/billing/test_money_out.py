@@ -1,10 +1,21 @@
 """Refunds, payouts with their reserve, disputes: what leaves, comes back, or never arrives."""
 
 import datetime as dt
+from typing import Any
 
 import pytest
 
-from billing import books, disputes, ledger, parking, payouts, refunds, settlements, wallet
+from billing import (
+    books,
+    disputes,
+    ledger,
+    parking,
+    payouts,
+    purchases,
+    refunds,
+    settlements,
+    wallet,
+)
 from billing.models import Dispute, Payout, Refund, Reserve, Settlement
 from billing.states import AccountKind, PayoutStatus, RefundStatus
 from marketplace.core.errors import StateConflict
@@ -28,7 +39,7 @@ def balance(kind: AccountKind, subject_id: str = "") -> int:
     return ledger.balance(account=ledger.AccountRef(kind, "usd", subject_id))
 
 
-def settled(*, returned_after_seconds: int | None = None) -> Settlement:
+def settled(*, returned_after_seconds: int | None = None) -> Any:
     row = factories.reservation(buyer=factories.tenant(funds_minor=471))
     lease = factories.lease(of=row, returned_after_seconds=returned_after_seconds)
     return settlements.settle(lease_id=lease.id, at=AT)
@@ -41,7 +52,7 @@ def due_refund() -> Refund:
     )
     Reservation.objects.filter(pk=row.pk).update(payment_method=PaymentMethod.CARD)
     row = Reservation.objects.get(pk=row.pk)
-    factories.purchases.capture_payment(reservation=row, object_id="pi_1", at=AT)
+    purchases.capture_payment(reservation=row, object_id="pi_1", at=AT)
     assert settlements.refund_rest(reservation_id=row.id, at=AT)
     assert refunds.open_due(at=AT) == 1
     return Refund.objects.get()

@@ -105,7 +105,7 @@ def _statements() -> list[tuple[str, str]]:
 
 
 class Migration(migrations.Migration):
-    dependencies = [("billing", "0005_hours_refunds_and_controls")]
+    dependencies = [("billing", "0006_hours_refunds_and_controls")]
 
     operations = [
         migrations.RunSQL(FUNCTIONS, FUNCTIONS_BEFORE),
