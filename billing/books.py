@@ -102,8 +102,8 @@ _RESERVATION_BALANCES = """
     SELECT a.subject_id, a.kind,
         sum(CASE WHEN p.side = a.normal_side THEN p.amount ELSE -p.amount END) AS balance
     FROM billing_account a JOIN billing_posting p ON p.account_id = a.id
-    WHERE a.kind IN
-        ('deferred', 'u_bought', 'u_open', 'u_busy', 'u_idle', 'u_undelivered', 'u_released')
+    WHERE a.kind IN ('deferred', 'u_bought', 'u_open', 'u_busy', 'u_idle', 'u_undelivered',
+        'u_released')
     GROUP BY a.subject_id, a.kind
 """
 # Paid reservations that ended long enough ago for all their leases to be settled.

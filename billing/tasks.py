@@ -13,6 +13,9 @@ def settle_leases() -> None:
 
 @shared_task(name="billing.release_earnings")
 def release_earnings() -> None:
+    now = timezone.now()
+    payouts.release_due(at=now)
+    changes.release_due(at=now)
     payouts.release_due(at=timezone.now())
 
 
@@ -34,6 +37,3 @@ def open_refunds() -> None:
 @shared_task(name="billing.check_books")
 def check_books() -> None:
     books.run_if_due(at=timezone.now())
-    now = timezone.now()
-    payouts.release_due(at=now)
-    changes.release_due(at=now)

@@ -58,7 +58,7 @@ class EventKind(TextChoices):
     RESERVATION_STARTED = "reservation.started"
     RESERVATION_END_ANNOUNCED = "reservation.end_announced"
     RESERVATION_ENDED = "reservation.ended"
-    MONEY_PARKED = "money.parked"
     RESERVATION_CANCELLED = "reservation.cancelled"
     RESERVATION_EXTENDED = "reservation.extended"
     RESERVATION_CHANGED = "reservation.changed"
+    MONEY_PARKED = "money.parked"

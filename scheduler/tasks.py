@@ -76,7 +76,6 @@ def fold_calendar() -> None:
 def refresh_prices() -> None:
     """Make the next version of the price tables that are due."""
     refresh.refresh_due(at=timezone.now())
-    prices.refresh_due(at=timezone.now())
 
 
 @shared_task(name="scheduler.heal_fragmentation")

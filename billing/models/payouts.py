@@ -55,21 +55,21 @@ class PayoutQuerySet(models.QuerySet["Payout"]):
 
 
 class Payout(models.Model):
-    """Money to an owner: for a settlement, what was kept back of it, a correction, or its part of a fee."""
+    """Money to an owner: for a settlement, a part of a fee, what was kept back, or a correction."""
 
     id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_payout_id)
     owner = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="payouts")
     settlement = models.OneToOneField(
         Settlement, null=True, on_delete=models.PROTECT, related_name="payout"
     )
+    fee_share = models.OneToOneField(
+        FeeShare, null=True, on_delete=models.PROTECT, related_name="payout"
+    )
     reserve = models.OneToOneField(
         Reserve, null=True, on_delete=models.PROTECT, related_name="payout"
     )
     correction = models.OneToOneField(
         Correction, null=True, on_delete=models.PROTECT, related_name="payout"
-    )
-    fee_share = models.OneToOneField(
-        FeeShare, null=True, on_delete=models.PROTECT, related_name="payout"
     )
     entry = models.OneToOneField(Entry, on_delete=models.PROTECT, related_name="payout")
     status = models.CharField(max_length=20, choices=PayoutStatus, default=PayoutStatus.DUE)
@@ -85,7 +85,7 @@ class Payout(models.Model):
         constraints: ClassVar = [
             models.CheckConstraint(condition=Q(amount_minor__gt=0), name="payout_is_positive"),
             models.CheckConstraint(
-                condition=_exactly_one_of("settlement", "reserve", "correction", "fee_share"),
+                condition=_exactly_one_of("settlement", "fee_share", "reserve", "correction"),
                 name="payout_is_for_one_thing",
             ),
         ]

@@ -120,7 +120,3 @@ def new_change_id() -> str:
 
 def new_fee_share_id() -> str:
     return new_id("fee")
-
-
-def new_price_version_id() -> str:
-    return new_id("prc")

@@ -6,8 +6,8 @@ from scheduler.models.changes import Change, ChangeQuote, ChangeRule
 from scheduler.models.leases import Lease, LeaseQuerySet, LeaseTransition
 from scheduler.models.prices import PriceVersion
 from scheduler.models.quotes import Quote, QuoteQuerySet
-from scheduler.models.repackings import Repacking
 from scheduler.models.reclaims import Reclaim
+from scheduler.models.repackings import Repacking
 from scheduler.models.replacements import Relocation, Replacement
 from scheduler.models.reservations import (
     EndWarning,

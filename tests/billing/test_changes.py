@@ -11,8 +11,8 @@ from marketplace.core.money import Money
 from marketplace.models import Organization
 from scheduler import cancellations, change_rules, leases, replacements, reservations
 from scheduler.change_rules import RuleWish
+from scheduler.details import ReservationDetails
 from scheduler.models import Change, Lease, Reservation
-from scheduler.reservations import ReservationDetails
 from tests.scheduler import factories
 from tests.scheduler.factories import NOW, hours, make_pool, seconds, window_in
 

@@ -16,7 +16,7 @@ from billing import (
     settlements,
     wallet,
 )
-from billing.models import Dispute, Payout, Refund, Reserve, Settlement
+from billing.models import Dispute, Payout, Refund, Reserve
 from billing.states import AccountKind, PayoutStatus, RefundStatus
 from marketplace.core.errors import StateConflict
 from marketplace.core.money import Money
@@ -189,7 +189,7 @@ class TestPayout:
 
 
 class TestDispute:
-    def opened(self) -> Settlement:
+    def opened(self) -> Any:
         row = settled()
         for _ in range(2):
             disputes.open_dispute(
