@@ -124,8 +124,8 @@ class TestCard:
 
 
 class TestInvoice:
-    def bought(self) -> Reservation:
-        row = unpaid(method=PaymentMethod.INVOICE, status=ReservationStatus.CANCELLED)
+    def bought(self, *, status: ReservationStatus = ReservationStatus.SCHEDULED) -> Reservation:
+        row = unpaid(method=PaymentMethod.INVOICE, status=status)
         purchases.capture_invoice(reservation=row, invoice_id="inv_1", at=AT)
         return row
 
@@ -152,7 +152,7 @@ class TestInvoice:
         assert books.check(at=LATER).ok
 
     def test_of_a_reservation_that_never_started_can_be_taken_back(self):
-        row = self.bought()
+        row = self.bought(status=ReservationStatus.CANCELLED)
         receivables.void(reservation=row, invoice_id="inv_1", at=AT)
         assert balance(AccountKind.RECEIVABLE, "inv_1") == 0
         assert balance(AccountKind.U_RELEASED, row.id, GPU_SECONDS) == 7200
