@@ -47,11 +47,8 @@ def assert_nothing_is_held_by_nobody() -> None:
             assert place.quote.status == QuoteStatus.OPEN
             held[place.quote.pk] += count
         else:
-            assert place.reservation.status in {
-                ReservationStatus.PAYMENT_PENDING,
-                ReservationStatus.SCHEDULED,
-                ReservationStatus.ACTIVE,
-            }
+            assert place.reservation is not None
+            assert place.reservation.status in {"payment_pending", "scheduled", "active"}
             held[place.reservation.pk] += count
     promises = [
         *Quote.objects.filter(hold=True, status=QuoteStatus.OPEN),
