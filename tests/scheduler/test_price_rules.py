@@ -82,7 +82,7 @@ class TestRule:
         price_rules.approve(number=row.number, by=bob, at=NOW)
 
         found = price_rules.in_force(gpu_model_id=MODEL, at=NOW)
-        assert (found.number, found.rule.cap_multiple) == (1, 2)
+        assert (found.number, found.rule.cap_multiple) == (1, Decimal(2))
         assert price_rules.in_force(gpu_model_id=MODEL, at=NOW - hours(1)).number == 0
 
     def test_needs_four_eyes_in_the_database_too(self) -> None:
