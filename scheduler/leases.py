@@ -17,7 +17,7 @@ from marketplace.core.errors import StateConflict
 from marketplace.core.windows import grid_ceiling
 from marketplace.states import EventKind, Tier
 from scheduler import calendar, releases, ticks
-from scheduler.models import Lease, LeaseTransition, Replacement
+from scheduler.models import Lease, LeaseTransition, Replacement, Reservation
 from scheduler.states import LEASE_ARROWS, LeaseReason, LeaseStatus
 
 HANDOVER_DEADLINE_SECONDS = (
@@ -211,6 +211,20 @@ def end(*, lease: Lease, at: dt.datetime) -> None:
     """
     _move(lease, to=LeaseStatus.RETURNING, reason=LeaseReason.WINDOW_ENDED, at=at)
     grants.stop(lease_id=lease.pk, lease_epoch=lease.epoch, at=at)
+
+
+@transaction.atomic
+def prolong(*, reservation: Reservation, at: dt.datetime) -> None:
+    """Let the open leases of a reservation end when it does, and tell their nodes."""
+    open_leases = Lease.objects.filter(
+        reservation=reservation, status__in=[LeaseStatus.PROVISIONING, LeaseStatus.ACTIVE]
+    )
+    for lease in open_leases.order_by("pk").select_for_update(no_key=True):
+        lease.ends_at = reservation.ends_at
+        lease.save(update_fields=["ends_at"])
+        grants.change_end(
+            lease_id=lease.pk, lease_epoch=lease.epoch, not_after=reservation.ends_at, at=at
+        )
 
 
 @transaction.atomic

@@ -13,9 +13,10 @@ from marketplace.core.money import SECONDS_PER_HOUR, format_rate
 from marketplace.core.windows import Window
 from marketplace.models import Organization
 from marketplace.states import Tier
-from scheduler import availability, calendar, demand, holds, placement, repacking
+from scheduler import availability, calendar, demand, holds, placement, quotas, repacking
 from scheduler.models import Quote
 from scheduler.placement import Demand
+from scheduler.quotas import LimitExceeded
 from scheduler.states import QUOTE_ARROWS, DemandKind, QuoteStatus, Spread
 
 # Long enough to decide, short enough that the price still means something.
@@ -54,11 +55,6 @@ class TooFewGpus(DomainError):
 class PriceAboveMax(DomainError):
     code = "price_above_max"
     title = "The price is above the maximum rate"
-
-
-class LimitExceeded(DomainError):
-    code = "limit_exceeded"
-    title = "A limit of the organization is reached"
 
 
 _REFUSALS: dict[str, type[DomainError]] = {
@@ -114,6 +110,7 @@ def create(*, organization: Organization, request: QuoteRequest, at: dt.datetime
     )
     window = calendar.check_window(starts_at=request.starts_at, ends_at=request.ends_at, at=at)
     _check_limits(organization=organization, request=request, window=window)
+    quotas.check(organization=organization, gpus=request.gpus, window=window, at=at, is_final=False)
     price = partial(
         availability.price_window,
         gpu_model=gpu_model.pk,

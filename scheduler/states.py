@@ -102,6 +102,20 @@ class ChangeKind(TextChoices):
     MOVE = "move"  # before the start: another window
 
 
+class ExtensionLimit(TextChoices):
+    """What ends the longest possible extension."""
+
+    NEXT_BOOKING = "next_booking"
+    LISTING_PERIOD = "listing_period"
+    LISTING_WITHDRAWN = "listing_withdrawn"
+    BLACKOUT = "blackout"
+    MAX_DURATION = "max_duration"
+    HORIZON = "horizon"
+    RECLAIM_PENDING = "reclaim_pending"
+    HEALTH = "health"
+    TENANT_LIMIT = "tenant_limit"
+
+
 class RepackingReason(TextChoices):
     """Why a promise that had not started got other places."""
 

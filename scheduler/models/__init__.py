@@ -5,6 +5,7 @@ from scheduler.models.calendar import CalendarMark, CalendarWeek
 from scheduler.models.changes import Change, ChangeQuote, ChangeRule
 from scheduler.models.demand import DemandSample
 from scheduler.models.leases import Lease, LeaseQuerySet, LeaseTransition
+from scheduler.models.limits import TenantLimit
 from scheduler.models.price_rules import PriceRule, PriceRuleTransition
 from scheduler.models.prices import PriceVersion
 from scheduler.models.quotes import Quote, QuoteQuerySet
@@ -42,4 +43,5 @@ __all__ = [
     "Reservation",
     "ReservationQuerySet",
     "ReservationTransition",
+    "TenantLimit",
 ]

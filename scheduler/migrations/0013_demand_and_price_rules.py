@@ -9,7 +9,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
     dependencies = [
         ("marketplace", "0004_events"),
-        ("scheduler", "0011_warnings"),
+        ("scheduler", "0012_extensions_and_limits"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
