@@ -197,6 +197,7 @@ SPECTACULAR_SETTINGS = {
                 "gpu-models",
                 "offerings",
                 "price-curve",
+                "price-history",
                 "quotes",
                 "reservations",
                 "leases",

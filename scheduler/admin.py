@@ -16,8 +16,11 @@ from marketplace.core.read_only import ReadOnly
 from scheduler import onoffer
 from scheduler.models import (
     Allocation,
+    DemandSample,
     Lease,
     LeaseTransition,
+    PriceRule,
+    PriceVersion,
     Quote,
     Reservation,
     ReservationTransition,
@@ -161,5 +164,6 @@ class OfferedGpuAdmin(GpuAdmin):
 
 admin.site.unregister(Gpu)
 admin.site.register(Gpu, OfferedGpuAdmin)
-for price_model, price_page in price_pages.PAGES.items():
-    admin.site.register(price_model, price_page)  # type: ignore[arg-type]  # unfold has no types
+admin.site.register(PriceRule, price_pages.PriceRuleAdmin)
+admin.site.register(PriceVersion, price_pages.PriceVersionAdmin)
+admin.site.register(DemandSample, price_pages.DemandSampleAdmin)

@@ -2,6 +2,9 @@
 
 from django.urls import path
 
-from marketplace.console import market
+from marketplace.console import market, prices
 
-urlpatterns = [path("", market.page, name="market")]
+urlpatterns = [
+    path("", market.page, name="market"),
+    path("prices", prices.page, name="prices"),
+]
