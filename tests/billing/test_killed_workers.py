@@ -12,6 +12,7 @@ import pytest
 from django.db import connection, transaction
 from django.db.models import Count, Sum
 
+from agents.models import Outage
 from billing import (
     books,
     corrections,
@@ -82,7 +83,7 @@ def tick() -> None:
     settlements.settle_ended(at=AT)
     ended = Lease.objects.order_by("ends_at").last()
     assert ended is not None
-    if not factories.Outage.objects.filter(gpu__uuid=ended.gpu_uuids[0]).exists():
+    if not Outage.objects.filter(gpu__uuid=ended.gpu_uuids[0]).exists():
         factories.outage(of=ended, seconds=300)
     corrections.review_due(at=RELEASED_AT)
     payouts.release_due(at=RELEASED_AT)

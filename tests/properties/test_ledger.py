@@ -17,6 +17,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from agents.models import Outage
 from agents.protocol import Cause
 from billing import (
     approvals,
@@ -341,7 +342,7 @@ class Market(RuleBasedStateMachine):
     def learn_late(self, seconds: int) -> None:
         """Let evidence of an outage come after the settlement, and correct by it."""
         row = Settlement.objects.filter(review_due_at__isnull=False).first()
-        if row is None or row.lease.gpu_uuids[0] in self._lost():
+        if row is None or row.review_due_at is None or row.lease.gpu_uuids[0] in self._lost():
             return
         factories.outage(of=row.lease, seconds=seconds)
         corrections.review(settlement_id=row.pk, at=row.review_due_at)
@@ -506,7 +507,7 @@ class Market(RuleBasedStateMachine):
         assert not Account.objects.filter(balance__lt=0).exists()
 
     def _lost(self) -> set[str]:
-        return set(factories.Outage.objects.values_list("gpu__uuid", flat=True))
+        return set(Outage.objects.values_list("gpu__uuid", flat=True))
 
     def _set_status(self, row: Reservation, status: ReservationStatus) -> None:
         Reservation.objects.filter(pk=row.pk).update(status=status)
