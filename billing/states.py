@@ -54,6 +54,7 @@ class AccountKind(TextChoices):
 class EntryKind(TextChoices):
     DEPOSIT = "deposit"
     TOP_UP = "top_up"
+    WITHDRAWAL = "withdrawal"  # out of a wallet, to go back the way it came
     PROMOTION = "promotion"
     PROMOTION_EXPIRY = "promotion_expiry"
     BALANCE_TRANSACTION = "balance_transaction"  # what the provider booked for an object of ours

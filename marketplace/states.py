@@ -50,5 +50,18 @@ class Scope(TextChoices):
 class EventKind(TextChoices):
     """What an organization is told of: a noun and a past participle."""
 
+    DISPUTE_CLOSED = "dispute.closed"
+    DISPUTE_OPENED = "dispute.opened"
+    PAYMENT_ACTION_REQUIRED = "payment.action_required"
+    PAYMENT_AUTHORIZED = "payment.authorized"
+    PAYMENT_CLOSED = "payment.closed"
+    PAYMENT_DECLINED = "payment.declined"
+    PAYMENT_RETURNED = "payment.returned"
+    PAYMENT_SUCCEEDED = "payment.succeeded"
+    PAYOUT_ACCOUNT_CHANGED = "payout_account.changed"
+    PAYOUT_FAILED = "payout.failed"
+    PAYOUT_SENT = "payout.sent"
+    REFUND_FAILED = "refund.failed"
+    REFUND_SENT = "refund.sent"
     RESERVATION_SCHEDULED = "reservation.scheduled"
     RESERVATION_ENDED = "reservation.ended"

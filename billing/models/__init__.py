@@ -4,16 +4,39 @@ Append-only, balance, sealing and guards are enforced by PostgreSQL (migration `
 """
 
 from billing.models.books import Account, Entry, Posting
+from billing.models.connect import PayoutAccount, Transfer
+from billing.models.payments import CardRefund, Dispute, Payer, Payment, PaymentQuerySet
 from billing.models.payouts import Payout, PayoutQuerySet, PayoutTransition
+from billing.models.provider import (
+    BalanceTransaction,
+    Difference,
+    InboxEvent,
+    Intent,
+    ProviderTransition,
+    Watermark,
+)
 from billing.models.settlements import Settlement, SettlementQuerySet
 
 __all__ = [
     "Account",
+    "BalanceTransaction",
+    "CardRefund",
+    "Difference",
+    "Dispute",
     "Entry",
+    "InboxEvent",
+    "Intent",
+    "Payer",
+    "Payment",
+    "PaymentQuerySet",
     "Payout",
+    "PayoutAccount",
     "PayoutQuerySet",
     "PayoutTransition",
     "Posting",
+    "ProviderTransition",
     "Settlement",
     "SettlementQuerySet",
+    "Transfer",
+    "Watermark",
 ]

@@ -9,7 +9,7 @@ _LENGTH = 26  # 48 bits of milliseconds and 80 random bits, as in a ULID
 ID_LENGTH_MAX = 32
 
 PREFIXES = frozenset(
-    "org usr key nde gpu tok lst qte rsv lse ext inv pay pot evt whk set ent acc".split()  # noqa: SIM905
+    "org usr key nde gpu tok lst qte rsv lse ext inv pay pot evt whk set ent acc int ref trf pac".split()  # noqa: SIM905
 )
 
 
@@ -71,3 +71,23 @@ def new_payout_id() -> str:
 
 def new_event_id() -> str:
     return new_id("evt")
+
+
+def new_payment_id() -> str:
+    return new_id("pay")
+
+
+def new_intent_id() -> str:
+    return new_id("int")
+
+
+def new_refund_id() -> str:
+    return new_id("ref")
+
+
+def new_transfer_id() -> str:
+    return new_id("trf")
+
+
+def new_payout_account_id() -> str:
+    return new_id("pac")

@@ -15,7 +15,12 @@ WRITERS = {
     "scheduler/quotes.py",
     "scheduler/reservations.py",
     "scheduler/leases.py",
+    "billing/card_refunds.py",
+    "billing/disputes.py",
+    "billing/intents.py",
+    "billing/payments/moves.py",
     "billing/payouts.py",
+    "billing/transfers.py",
 }
 # The program on the GPU host and the start-up of the market have no tables; migrations describe columns.
 OUTSIDE = ("agents/node/", "/migrations/", "marketplace/management/bootstrap.py")

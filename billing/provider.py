@@ -1,0 +1,141 @@
+"""Drive what is due at the payment provider, and hand each outcome to the room that asked for it."""
+
+import datetime as dt
+
+import structlog
+
+from billing import card_refunds, intents, payments
+from billing import stripe_gateway as gateway
+from billing.intents import Handler, Made
+from billing.models import CardRefund, Intent, Payment
+from billing.provider_states import IntentKind, PaymentStatus, RefundStatus
+from billing.provider_values import GatewayError, Refusal
+
+log = structlog.get_logger(__name__)
+
+READS_PER_RUN_MAX = 50  # the provider allows 100 calls a second to all of us
+# A payment may need its customer first: two calls, and one more for what those have made due.
+ROUNDS_MAX = 3
+
+
+def is_connected() -> bool:
+    """Say whether this market can take money through a provider."""
+    return gateway.is_configured()
+
+
+def drive_due(*, at: dt.datetime) -> int:
+    """Make the calls that are due; return how many have an outcome now."""
+    if not is_connected():
+        return 0
+    return sum(drive(intent_id=intent_id, at=at) for intent_id in intents.due(at=at))
+
+
+def drive(*, intent_id: str, at: dt.datetime) -> bool:
+    """Make one call, and say whether it has an outcome; a fault of ours is logged, and it comes again."""
+    try:
+        return intents.drive(intent_id=intent_id, handlers=HANDLERS, at=at)
+    except Exception:
+        log.exception("an intent could not be driven", intent=intent_id)
+        return False
+
+
+def drive_payment(*, payment_id: str, at: dt.datetime) -> None:
+    """Make the calls that a new payment waits for, while its tenant waits."""
+    payment = Payment.objects.get(pk=payment_id)
+    subjects = (payment.pk, payment.organization_id)
+    for _ in range(ROUNDS_MAX):
+        for waiting in intents.due(at=at, subject_ids=subjects):
+            drive(intent_id=waiting, at=at)
+    payment.refresh_from_db()
+    if payment.provider_id and payment.status == PaymentStatus.CREATED:
+        read_payment(payment_id=payment.pk, object_id=payment.provider_id, at=at)
+
+
+def read_due(*, at: dt.datetime) -> int:
+    """Ask the provider after what nobody has heard of for a while; return how many were read."""
+    if not is_connected():
+        return 0
+    waiting = Payment.objects.filter(
+        status__in=payments.OPEN_STATUSES, read_due_at__lte=at
+    ).exclude(provider_id="")
+    count = 0
+    for payment_id, object_id in waiting.order_by("read_due_at").values_list("pk", "provider_id")[
+        :READS_PER_RUN_MAX
+    ]:
+        count += read_payment(payment_id=payment_id, object_id=object_id, at=at)
+    refunds = CardRefund.objects.filter(status=RefundStatus.PENDING, read_due_at__lte=at)
+    for refund_id, object_id in refunds.order_by("read_due_at").values_list("pk", "provider_id")[
+        :READS_PER_RUN_MAX
+    ]:
+        try:
+            made = gateway.read_refund(refund_id=object_id)
+        except GatewayError as error:
+            log.warning("a refund could not be read", refund=refund_id, error=str(error))
+            continue
+        card_refunds.apply(refund_id=refund_id, made=made, at=at)
+        count += 1
+    return count
+
+
+def read_payment(*, payment_id: str, object_id: str, at: dt.datetime) -> bool:
+    """Read one payment at the provider and take over what it says; say whether that was possible."""
+    try:
+        made = gateway.read_payment(payment_id=object_id)
+    except GatewayError as error:
+        log.warning("a payment could not be read", payment=payment_id, error=str(error))
+        return False
+    payments.apply(payment_id=payment_id, made=made, at=at)
+    return True
+
+
+def _customer_done(intent: Intent, made: Made, at: dt.datetime) -> None:
+    payments.customer_made(organization=intent.organization, customer_id=made.id, at=at)
+
+
+def _customer_refused(intent: Intent, refusal: Refusal, at: dt.datetime) -> None:
+    for payment in Payment.objects.filter(
+        organization=intent.organization, status=PaymentStatus.CREATED, provider_id=""
+    ):
+        payments.refused(payment_id=payment.pk, code=refusal.code, message=refusal.message, at=at)
+
+
+def _payment_done(intent: Intent, made: Made, at: dt.datetime) -> None:
+    payments.apply(payment_id=intent.subject_id, made=made, at=at)
+
+
+def _payment_refused(intent: Intent, refusal: Refusal, at: dt.datetime) -> None:
+    """A declined saved card leaves a payment at the provider: it is read, and may be paid otherwise."""
+    if refusal.object_id:
+        payments.declined_at_once(
+            payment_id=intent.subject_id,
+            provider_id=refusal.object_id,
+            code=refusal.code,
+            message=refusal.message,
+            at=at,
+        )
+    else:
+        payments.refused(
+            payment_id=intent.subject_id, code=refusal.code, message=refusal.message, at=at
+        )
+
+
+def _read_soon(intent: Intent, refusal: Refusal, at: dt.datetime) -> None:
+    """The payment is further than we knew: a reading says how far."""
+    Payment.objects.filter(pk=intent.subject_id).update(read_due_at=at)
+
+
+def _refund_done(intent: Intent, made: Made, at: dt.datetime) -> None:
+    card_refunds.apply(refund_id=intent.subject_id, made=made, at=at)
+
+
+def _refund_refused(intent: Intent, refusal: Refusal, at: dt.datetime) -> None:
+    card_refunds.refused(refund_id=intent.subject_id, code=refusal.code, at=at)
+
+
+HANDLERS: dict[IntentKind, Handler] = {
+    IntentKind.CUSTOMER: Handler(done=_customer_done, refused=_customer_refused),
+    IntentKind.PAYMENT: Handler(done=_payment_done, refused=_payment_refused),
+    IntentKind.CAPTURE: Handler(done=_payment_done, refused=_read_soon),
+    IntentKind.CANCEL: Handler(done=_payment_done, refused=_read_soon),
+    IntentKind.REFUND: Handler(done=_refund_done, refused=_refund_refused),
+}
