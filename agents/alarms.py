@@ -9,6 +9,9 @@ keeps lying, and then staff's word stands against it and all nodes of its owner.
 **A cloned node.** Two machines with one key show in one of two ways. They take turns with different boot ids,
 and a machine never returns to a boot id that it has left. Or, copied with their memory, they race for the
 higher epoch: each refused one raises its own. A restart or a reboot does neither.
+
+**An overdue return.** A node did not give the GPUs of a lease back in time: nobody knows who is on them. The
+alarm ends with the node's word that they are back, or with that of its owner.
 """
 
 import datetime as dt
@@ -110,16 +113,18 @@ def settle(*, alarm: Alarm, rightful_node: Node, at: dt.datetime, actor: str) ->
 
     Of a GPU claimed twice, `rightful_node` has it: later claims by the others' owners are ignored. If that is
     not the node at which it is enrolled, the GPU leaves that node and is enrolled anew at the rightful one
-    with its next inventory. An alarm of a whole node is settled in its own favour.
+    with its next inventory. An alarm of a whole node, or of a return, is settled in its own favour.
 
     :raises AlarmConflict: when it was settled before, or the GPU serves a grant where it is enrolled now.
     :raises InvalidValue: when `rightful_node` is none of those that claim the GPU.
     """
-    if alarm.kind == AlarmKind.NODE_CLONED:
+    if alarm.kind != AlarmKind.GPU_CLAIMED_TWICE:
         if rightful_node.pk != alarm.node_id:
-            raise InvalidValue("an alarm of a whole node is settled in its own favour")
+            raise InvalidValue("an alarm of one node's own is settled in its own favour")
         if not _end(open_alarms().filter(pk=alarm.pk), at=at, actor=actor):
             raise AlarmConflict(f"{alarm} was settled before")
+        if alarm.kind == AlarmKind.RETURN_OVERDUE:
+            return
         Node.objects.filter(pk=alarm.node_id).update(stale_epochs=0, previous_boot_id="")
         return
     alarms = open_alarms().filter(kind=AlarmKind.GPU_CLAIMED_TWICE, gpu_uuid=alarm.gpu_uuid)
@@ -146,6 +151,19 @@ def settle(*, alarm: Alarm, rightful_node: Node, at: dt.datetime, actor: str) ->
 def settle_for_new_key(*, node: Node, at: dt.datetime) -> None:
     """End the alarm of a cloned node whose owner gave the machine a new key: the clone does not have it."""
     _end(open_alarms().filter(node=node, kind=AlarmKind.NODE_CLONED), at=at, actor=MARKET)
+
+
+def note_overdue(*, node: Node, gpu_uuids: Iterable[str], lease_id: str, at: dt.datetime) -> None:
+    """Raise an alarm for each GPU that a node has not given back. Safe to call twice."""
+    for uuid in sorted(gpu_uuids):
+        detail = f"GPU {uuid} did not come back from lease {lease_id}"
+        _raise(node=node, kind=AlarmKind.RETURN_OVERDUE, uuid=uuid, detail=detail, at=at)
+
+
+def end_overdue(*, gpu_uuids: Collection[str], at: dt.datetime, actor: str = MARKET) -> int:
+    """End the alarms of GPUs that came back after all, or that their owner vouches for; return how many."""
+    overdue = open_alarms().filter(kind=AlarmKind.RETURN_OVERDUE, gpu_uuid__in=list(gpu_uuids))
+    return _end(overdue, at=at, actor=actor)
 
 
 def is_cloned(*, node: Node) -> bool:

@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from django.db import transaction
 
@@ -20,7 +21,19 @@ class GrantConflict(StateConflict):
     """The lease was granted with this epoch before, but to other GPUs or for another window."""
 
 
-@transaction.atomic
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a node is to be asked: to serve a lease with these GPUs in a window."""
+
+    node: Node
+    lease_id: str
+    lease_epoch: int
+    gpu_uuids: Sequence[str]
+    window: Window
+    ssh_public_keys: Sequence[str]
+    image: str
+
+
 def issue(
     *,
     node: Node,
@@ -32,37 +45,56 @@ def issue(
     image: str,
     at: dt.datetime,
 ) -> Grant:
-    """Ask a node to serve a lease with these GPUs in `window`; it hears of it with its next report.
-
-    The same call again returns the first grant. A higher epoch stops the lower ones of the lease.
+    """Ask a node to serve a lease with these GPUs in `window`; see `issue_all`.
 
     :raises InvalidValue: when a GPU is not the node's.
     :raises GrantConflict: when (lease, epoch) was granted differently.
     """
-    wanted = sorted(set(gpu_uuids))
-    known = Gpu.objects.filter(node=node, uuid__in=wanted).count()
-    if not wanted or known != len(wanted):
-        raise InvalidValue(f"node {node.pk} does not have all of {', '.join(wanted) or 'no GPU'}")
-    wish = Grant(
+    wish = Wish(
         node=node,
         lease_id=lease_id,
         lease_epoch=lease_epoch,
-        gpu_uuids=wanted,
-        not_before=window.starts_at,
-        not_after=window.ends_at,
-        desired_state=protocol.DesiredState.RUN,
-        ssh_public_keys=list(ssh_public_keys),
+        gpu_uuids=gpu_uuids,
+        window=window,
+        ssh_public_keys=ssh_public_keys,
         image=image,
-        created_at=at,
     )
-    Grant.objects.bulk_create([wish], ignore_conflicts=True)
-    grant = Grant.objects.get(lease_id=lease_id, lease_epoch=lease_epoch)
-    if _content(grant) != _content(wish):
-        raise GrantConflict(f"lease {lease_id} epoch {lease_epoch} was granted differently")
-    Grant.objects.filter(lease_id=lease_id, lease_epoch__lt=lease_epoch).update(
-        desired_state=protocol.DesiredState.STOP
-    )
+    (grant,) = issue_all(wishes=[wish], at=at)
     return grant
+
+
+@transaction.atomic
+def issue_all(*, wishes: Sequence[Wish], at: dt.datetime) -> list[Grant]:
+    """Ask nodes to serve leases, all or none; they hear of it with their next reports. Four queries.
+
+    The same call again returns the first grants. A higher epoch stops the lower ones of its lease.
+
+    :raises InvalidValue: when a GPU is not its node's.
+    :raises GrantConflict: when a (lease, epoch) was granted differently.
+    """
+    uuids = {uuid for wish in wishes for uuid in wish.gpu_uuids}
+    node_of = dict(Gpu.objects.filter(uuid__in=uuids).values_list("uuid", "node_id"))
+    for wish in wishes:
+        if not wish.gpu_uuids or {node_of.get(uuid) for uuid in wish.gpu_uuids} != {wish.node.pk}:
+            names = ", ".join(sorted(wish.gpu_uuids)) or "no GPU"
+            raise InvalidValue(f"node {wish.node.pk} does not have all of {names}")
+    rows = [_row(wish=wish, at=at) for wish in wishes]
+    Grant.objects.bulk_create(rows, ignore_conflicts=True)
+    stored: dict[tuple[str, int], Grant] = {}
+    lower: list[int] = []
+    epoch_of = {wish.lease_id: wish.lease_epoch for wish in wishes}
+    for grant in Grant.objects.filter(lease_id__in=epoch_of):
+        stored[grant.lease_id, grant.lease_epoch] = grant
+        if grant.lease_epoch < epoch_of[grant.lease_id]:
+            lower.append(grant.pk)
+    for row in rows:
+        if _content(stored[row.lease_id, row.lease_epoch]) != _content(row):
+            raise GrantConflict(
+                f"lease {row.lease_id} epoch {row.lease_epoch} was granted differently"
+            )
+    if lower:
+        Grant.objects.filter(pk__in=lower).update(desired_state=protocol.DesiredState.STOP)
+    return [stored[row.lease_id, row.lease_epoch] for row in rows]
 
 
 def stop(*, lease_id: str, lease_epoch: int, at: dt.datetime) -> None:
@@ -136,6 +168,21 @@ def as_messages(*, rows: Iterable[Grant]) -> list[protocol.Grant]:
         )
         for row in rows
     ]
+
+
+def _row(*, wish: Wish, at: dt.datetime) -> Grant:
+    return Grant(
+        node=wish.node,
+        lease_id=wish.lease_id,
+        lease_epoch=wish.lease_epoch,
+        gpu_uuids=sorted(set(wish.gpu_uuids)),
+        not_before=wish.window.starts_at,
+        not_after=wish.window.ends_at,
+        desired_state=protocol.DesiredState.RUN,
+        ssh_public_keys=list(wish.ssh_public_keys),
+        image=wish.image,
+        created_at=at,
+    )
 
 
 def _content(grant: Grant) -> tuple[object, ...]:

@@ -10,7 +10,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Exists, OuterRef, QuerySet
 
-from agents import envelope, health, protocol
+from agents import alarms, envelope, health, protocol
 from agents.models import SLOTS_PER_NODE, Alarm, Gpu, Node, NodeTransition
 from agents.states import NODE_ARROWS, NodeStatus
 from marketplace import catalog
@@ -208,11 +208,9 @@ def resume(*, node: Node, at: dt.datetime, actor: str) -> None:
     _move(node=node, to_status=NodeStatus.ACTIVE, at=at, actor=actor)
     Node.objects.filter(pk=node.pk).update(vouched_at=at)
     node.vouched_at = at
-    clear_quarantine(
-        gpu_uuids=list(Gpu.objects.filter(node=node).values_list("uuid", flat=True)),
-        at=at,
-        actor=actor,
-    )
+    uuids = list(Gpu.objects.filter(node=node).values_list("uuid", flat=True))
+    clear_quarantine(gpu_uuids=uuids, at=at, actor=actor)
+    alarms.end_overdue(gpu_uuids=uuids, at=at, actor=actor)
 
 
 def revoke(*, node: Node, at: dt.datetime, actor: str) -> None:
@@ -253,10 +251,19 @@ def quarantine(*, gpu_uuids: Iterable[str], reason: str, at: dt.datetime) -> int
 
 
 @transaction.atomic
-def clear_quarantine(*, gpu_uuids: Iterable[str], at: dt.datetime, actor: str) -> int:
-    """Let GPUs be sold again that the market had withdrawn; return how many those were."""
+def clear_quarantine(
+    *, gpu_uuids: Iterable[str], at: dt.datetime, actor: str, because: str = ""
+) -> int:
+    """Let GPUs be sold again that the market had withdrawn; return how many those were.
+
+    `because` names the reason, or how it begins, that has gone; others stand. Empty: whatever the reason.
+    """
     uuids = sorted(gpu_uuids)
-    rows = Gpu.objects.filter(uuid__in=uuids).exclude(quarantined_by_market="").held_in_order()
+    rows = (
+        Gpu.objects.filter(uuid__in=uuids, quarantined_by_market__startswith=because)
+        .exclude(quarantined_by_market="")
+        .held_in_order()
+    )
     held = list(rows.values_list("pk", flat=True))
     count = Gpu.objects.filter(pk__in=held).update(quarantined_by_market="")
     if count:

@@ -30,6 +30,7 @@ class AlarmKind(TextChoices):
 
     GPU_CLAIMED_TWICE = "gpu_claimed_twice"
     NODE_CLONED = "node_cloned"
+    RETURN_OVERDUE = "return_overdue"
 
 
 def choices_of(values: type[StrEnum]) -> list[tuple[str, str]]:

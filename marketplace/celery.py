@@ -29,8 +29,12 @@ EXPIRES_SECONDS_MIN = 10
 _CADENCES_SECONDS: dict[str, float] = {
     "scheduler.end_due_leases": 1,
     "scheduler.start_due_reservations": 1,
+    "scheduler.seek_replacements": 5,
     "scheduler.expire_quotes": 15,
+    "scheduler.protect_reservations": 15,
+    "scheduler.sweep_drained_nodes": 120,
     "scheduler.fold_calendar": 2,
+    "scheduler.refresh_prices": 60,
     "billing.settle_leases": 2,
     "billing.release_earnings": 5,
     "agents.review_alarms": 60,

@@ -63,5 +63,8 @@ class EventKind(TextChoices):
     PAYOUT_SENT = "payout.sent"
     REFUND_FAILED = "refund.failed"
     REFUND_SENT = "refund.sent"
+    LEASE_INTERRUPTED = "lease.interrupted"
+    LEASE_REPLACED = "lease.replaced"
     RESERVATION_SCHEDULED = "reservation.scheduled"
+    RESERVATION_STARTED = "reservation.started"
     RESERVATION_ENDED = "reservation.ended"

@@ -5,7 +5,7 @@ them; its refusal is `CapacityTaken` to the caller.
 """
 
 import datetime as dt
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from agents.models import SLOTS_PER_NODE
 from marketplace.core.errors import DomainError
 from marketplace.core.limits import HORIZON_DAYS
 from marketplace.core.windows import Window, format_instant, is_on_grid
-from scheduler.models import Allocation, Lease
+from scheduler.models import Allocation
 
 OVERLAP_CONSTRAINT = "allocation_no_overlap"
 LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED = "55P03", "40P01"
@@ -165,11 +165,14 @@ def hand_hold_over(*, quote_id: str, reservation_id: str) -> int:
     return slots
 
 
-def bind_to_lease(*, reservation_id: str, node_id: str, lease: Lease) -> None:
-    """Write a lease on the places of its reservation on its node."""
-    Allocation.objects.filter(reservation_id=reservation_id, node_id=node_id, live=True).update(
-        lease=lease
-    )
+def bind(*, lease_of: Mapping[int, str]) -> None:
+    """Write leases on places, by the places' keys; one statement however many they are."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE scheduler_allocation a SET lease_id = b.lease_id"
+            " FROM unnest(%s::bigint[], %s::text[]) AS b (id, lease_id) WHERE a.id = b.id",
+            [list(lease_of), list(lease_of.values())],
+        )
 
 
 def free_holds(*, quote_ids: Sequence[str]) -> int:

@@ -5,20 +5,24 @@ no lease: only the end of the window does, and what cannot be proved then is not
 """
 
 import datetime as dt
-from collections import defaultdict
 
 from django.db import transaction
 from django.db.models import Exists, F, Max, OuterRef, Q, QuerySet
 from django.db.models.functions import Greatest
 
 from agents import grants, inventory, protocol
-from agents.models import Gpu, Grant, MeterReading, Receipt
+from agents.models import Grant, MeterReading, Receipt
+from marketplace import events
 from marketplace.core.errors import StateConflict
-from scheduler import calendar, ticks
-from scheduler.models import Allocation, Lease, LeaseTransition, Reservation
+from marketplace.core.windows import grid_ceiling
+from marketplace.states import EventKind, Tier
+from scheduler import calendar, releases, ticks
+from scheduler.models import Lease, LeaseTransition, Replacement
 from scheduler.states import LEASE_ARROWS, LeaseReason, LeaseStatus
 
-HANDOVER_DEADLINE_SECONDS = 600  # not usable within ten minutes: the tenant is released
+HANDOVER_DEADLINE_SECONDS = (
+    600  # not usable within ten minutes: other GPUs, or the tenant is released
+)
 RETURN_GRACE_SECONDS = 600  # a node that restarts at the end of a window gets time to say so
 SYSTEM = "scheduler"
 
@@ -32,55 +36,11 @@ def advance(*, at: dt.datetime) -> int:
         end_due(at=at)
         + take_back_due(at=at)
         + give_up_due(at=at)
+        + lose_due(at=at)
         + hand_over_due(at=at)
         + fail_due(at=at)
+        + releases.release_due(at=at)
     )
-
-
-def open_for(*, reservation: Reservation, at: dt.datetime) -> list[Lease]:
-    """Open one lease per node of a reservation and grant its GPUs, within the caller's transaction."""
-    places = Allocation.objects.filter(reservation=reservation, live=True).select_related("node")
-    nodes = {place.node_id: place.node for place in places}
-    slots_of: dict[str, set[int]] = defaultdict(set)
-    for place in places:
-        slots_of[place.node_id] |= set(range(place.slots.lower, place.slots.upper))
-    uuid_of = dict(
-        Gpu.objects.filter(slot__in=set().union(*slots_of.values())).values_list("slot", "uuid")
-    )
-    opened = []
-    for node_id in sorted(nodes):
-        lease = Lease(
-            reservation=reservation,
-            node=nodes[node_id],
-            status=LEASE_ARROWS.initial[0],
-            gpu_uuids=[uuid_of[slot] for slot in sorted(slots_of[node_id])],
-            starts_at=reservation.starts_at,
-            ends_at=reservation.ends_at,
-            created_at=at,
-        )
-        lease.save(force_insert=True)
-        LeaseTransition.objects.create(
-            lease=lease,
-            from_status="",
-            to_status=lease.status,
-            reason=LeaseReason.WINDOW_STARTED,
-            actor=SYSTEM,
-            at=at,
-        )
-        calendar.bind_to_lease(reservation_id=reservation.pk, node_id=node_id, lease=lease)
-        grants.issue(
-            node=nodes[node_id],
-            lease_id=lease.pk,
-            lease_epoch=lease.epoch,
-            gpu_uuids=lease.gpu_uuids,
-            window=lease.window,
-            ssh_public_keys=reservation.ssh_public_keys,
-            image=reservation.image,
-            at=at,
-        )
-        opened.append(lease)
-    assert sum(len(lease.gpu_uuids) for lease in opened) == reservation.gpus, reservation.pk
-    return opened
 
 
 def hand_over_due(*, at: dt.datetime) -> int:
@@ -117,6 +77,15 @@ def end_due(*, at: dt.datetime) -> int:
     """End the active leases whose window is over; return how many."""
     due = _in(LeaseStatus.ACTIVE).filter(ends_at__lte=at)
     return ticks.drain(due=due, advance=lambda row: end(lease=row, at=at), name="end")
+
+
+def lose_due(*, at: dt.datetime) -> int:
+    """Interrupt the active leases whose node gave the GPUs back unasked; return how many.
+
+    A machine that was restarted says so: its tenant has nothing any more.
+    """
+    due = _with_receipt(_in(LeaseStatus.ACTIVE), protocol.ReceiptKind.RETURN).filter(ends_at__gt=at)
+    return ticks.drain(due=due, advance=lambda row: lose(lease=row, at=at), name="lose")
 
 
 def take_back_due(*, at: dt.datetime) -> int:
@@ -163,12 +132,60 @@ def hand_over(*, lease: Lease, at: dt.datetime) -> None:
 
 @transaction.atomic
 def fail(*, lease: Lease, reason: LeaseReason, at: dt.datetime) -> None:
-    """Take the arrow provisioning → failed: the tenant never had the GPUs.
+    """Take the arrow provisioning → failed: the tenant never had the GPUs, and is owed others.
+
+    A node that refused has cleaned up, or does so before anybody else gets the GPUs. Of one that said
+    nothing, nobody knows: its GPUs are withdrawn until it speaks.
 
     :raises StateConflict: when the lease moved on.
     """
+    is_owed_others = lease.ends_at > at and reason in (
+        LeaseReason.HANDOVER_FAILED,
+        LeaseReason.HANDOVER_TIMED_OUT,
+    )
     _move(lease, to=LeaseStatus.FAILED, reason=reason, at=at)
-    _close(lease, at=at)
+    _cut(lease, at=at)
+    _close(lease, at=at, is_released=reason is LeaseReason.HANDOVER_FAILED)
+    if is_owed_others:
+        Replacement.objects.create(lease=lease, opened_at=at, due_at=at)
+
+
+@transaction.atomic
+def interrupt(*, lease: Lease, reason: LeaseReason, at: dt.datetime) -> None:
+    """Take the arrow active → interrupted: the GPUs failed, and others take their place from now on.
+
+    The old ones are withdrawn until their node has given them back clean.
+
+    :raises StateConflict: when the lease moved on.
+    """
+    _move(lease, to=LeaseStatus.INTERRUPTED, reason=reason, at=at)
+    _cut(lease, at=at)
+    lease.returned_at = lease.ends_at
+    lease.save(update_fields=["returned_at"])
+    _close(lease, at=at, is_released=False)
+    _tell_of_interruption(lease, reason=reason, at=at)
+
+
+@transaction.atomic
+def lose(*, lease: Lease, at: dt.datetime) -> None:
+    """Take the arrow active → interrupted, on the node's receipt of a return that nobody asked for.
+
+    The tenant had the GPUs until then; a firm one is owed others.
+
+    :raises StateConflict: when the lease moved on, or there is no receipt.
+    """
+    receipt = _receipt(lease, protocol.ReceiptKind.RETURN)
+    assert lease.handed_over_at is not None, lease.pk
+    _move(lease, to=LeaseStatus.INTERRUPTED, reason=LeaseReason.RETURNED_UNASKED, at=at)
+    _cut(lease, at=at)
+    lease.returned_at = _clip(receipt.at, lower=lease.handed_over_at, upper=lease.ends_at)
+    lease.save(update_fields=["returned_at"])
+    _close(lease, at=at, is_released=True)
+    if not receipt.is_clean:
+        inventory.quarantine(gpu_uuids=lease.gpu_uuids, reason=f"{lease.pk}: not clean", at=at)
+    _tell_of_interruption(lease, reason=LeaseReason.RETURNED_UNASKED, at=at)
+    if lease.reservation.tier == Tier.FIRM:
+        Replacement.objects.create(lease=lease, opened_at=at, due_at=at)
 
 
 @transaction.atomic
@@ -192,7 +209,7 @@ def take_back(*, lease: Lease, at: dt.datetime) -> None:
     _move(lease, to=LeaseStatus.ENDED, reason=LeaseReason.RETURNED, at=at)
     lease.returned_at = _clip(receipt.at, lower=lease.handed_over_at, upper=lease.ends_at)
     lease.save(update_fields=["returned_at"])
-    _close(lease, at=at)
+    _close(lease, at=at, is_released=True)
     if not receipt.is_clean:
         inventory.quarantine(gpu_uuids=lease.gpu_uuids, reason=f"{lease.pk}: not clean", at=at)
 
@@ -215,10 +232,8 @@ def give_up(*, lease: Lease, at: dt.datetime) -> None:
         last or lease.handed_over_at, lower=lease.handed_over_at, upper=lease.ends_at
     )
     lease.save(update_fields=["returned_at"])
-    _close(lease, at=at)
-    inventory.quarantine(
-        gpu_uuids=lease.gpu_uuids, reason=f"{lease.pk}: return not confirmed", at=at
-    )
+    _close(lease, at=at, is_released=False)
+    releases.note_overdue(lease=lease, at=at)
 
 
 def _in(status: LeaseStatus) -> QuerySet[Lease]:
@@ -244,13 +259,35 @@ def _clip(instant: dt.datetime, *, lower: dt.datetime, upper: dt.datetime) -> dt
     return min(max(instant, lower), upper)
 
 
-def _close(lease: Lease, *, at: dt.datetime) -> None:
-    """Leave the calendar and the node's list of grants, once the status is final."""
+def _tell_of_interruption(lease: Lease, *, reason: LeaseReason, at: dt.datetime) -> None:
+    events.record(
+        organization=lease.reservation.organization,
+        kind=EventKind.LEASE_INTERRUPTED,
+        object_id=lease.pk,
+        data={"reservation_id": lease.reservation_id, "reason": reason},
+        at=at,
+        key=f"{lease.pk}:interrupted",
+    )
+
+
+def _cut(lease: Lease, *, at: dt.datetime) -> None:
+    """Let a lease's promise end at the next whole second: what is left is another lease's, or given back."""
+    earliest = lease.starts_at + dt.timedelta(seconds=1)
+    lease.ends_at = min(lease.ends_at, max(grid_ceiling(at, grid_seconds=1), earliest))
+    lease.save(update_fields=["ends_at"])
+
+
+def _close(lease: Lease, *, at: dt.datetime, is_released: bool) -> None:
+    """Leave the calendar, once the status is final, and the node's list of grants, once it is done."""
     assert LEASE_ARROWS.is_final(LeaseStatus(lease.status)), lease.status
     lease.closed_at = at
-    lease.save(update_fields=["closed_at"])
+    lease.released_at = at if is_released else None
+    lease.save(update_fields=["closed_at", "released_at"])
     calendar.free_lease(lease_id=lease.pk)
-    grants.close(lease_id=lease.pk, lease_epoch=lease.epoch, at=at)
+    if is_released:
+        grants.close(lease_id=lease.pk, lease_epoch=lease.epoch, at=at)
+    else:
+        releases.withdraw(lease=lease, at=at)
 
 
 def _move(lease: Lease, *, to: LeaseStatus, reason: LeaseReason, at: dt.datetime) -> None:

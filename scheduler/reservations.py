@@ -6,19 +6,22 @@ Every arrow is one function here. Payment is known only as a word: whoever takes
 
 import datetime as dt
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import structlog
-from django.db import transaction
+from django.db import DatabaseError, transaction
 from django.db.models import Exists, OuterRef
 
+from marketplace import events
 from marketplace.core.errors import InvalidValue, NotFound, StateConflict
 from marketplace.core.limits import NAME_LENGTH_MAX, SSH_KEY_LENGTH_MAX, SSH_KEYS_MAX, TAGS_MAX
 from marketplace.core.text import check_text
 from marketplace.core.windows import format_instant
 from marketplace.models import Organization
-from scheduler import calendar, holds, leases, placement, quotes, ticks
-from scheduler.models import Lease, Reservation, ReservationTransition
+from marketplace.states import EventKind
+from scheduler import calendar, holds, leases, openings, placement, quotes, ticks
+from scheduler.models import Lease, Replacement, Reservation, ReservationTransition
 from scheduler.states import (
     LEASE_ARROWS,
     RESERVATION_ARROWS,
@@ -239,40 +242,54 @@ def start_due(*, at: dt.datetime) -> int:
     """Start the reservations whose window has begun: one lease and one grant per node; return how many.
 
     Ends run before starts, so that freed GPUs serve the next lease. One that nobody started before its
-    window was over has failed.
+    window was over has failed, and so has one that cannot be started for as long as a handover may take.
     """
     leases.end_due(at=at)
-    due = Reservation.objects.filter(
-        status=ReservationStatus.SCHEDULED, starts_at__lte=at
-    ).order_by("starts_at", "pk")
-
-    def advance(reservation: Reservation) -> None:
-        if reservation.ends_at <= at:
-            _fail(reservation, at=at)
-        else:
-            _start(reservation, at=at)
-
-    return ticks.drain(due=due, advance=advance, name="start_due")
+    scheduled = Reservation.objects.filter(status=ReservationStatus.SCHEDULED)
+    missed = ticks.drain(
+        due=scheduled.filter(ends_at__lte=at).order_by("starts_at", "pk"),
+        advance=lambda row: _fail(row, reason=ReservationReason.NOTHING_DELIVERED, at=at),
+        name="miss",
+    )
+    return missed + ticks.drain(
+        due=scheduled.filter(starts_at__lte=at, ends_at__gt=at)
+        .select_related("organization")
+        .order_by("starts_at", "pk"),
+        advance=lambda row: _start_or_fail(row, at=at),
+        name="start_due",
+        together=lambda rows: _start_all(rows, at=at),
+    )
 
 
 def finish_due(*, at: dt.datetime) -> int:
-    """Finish the active reservations whose leases are all over; return how many.
+    """Finish the active reservations whose leases are all over and not replaced; return how many.
 
-    Completed when the window is over and at least one lease was handed over; failed, at once, when none
-    was.
+    Completed when the window is over and at least one lease was handed over. Failed, at once, when none
+    was, or when nothing came in the place of what failed.
     """
     open_leases = Lease.objects.filter(reservation=OuterRef("pk")).exclude(status__in=_FINAL_LEASES)
+    sought = Replacement.objects.filter(lease__reservation=OuterRef("pk"), closed_at__isnull=True)
     delivered = Lease.objects.filter(reservation=OuterRef("pk"), handed_over_at__isnull=False)
-    closed = Reservation.objects.filter(~Exists(open_leases), status=ReservationStatus.ACTIVE)
+    broken = Lease.objects.filter(
+        reservation=OuterRef("pk"), status__in=[LeaseStatus.INTERRUPTED, LeaseStatus.FAILED]
+    )
+    closed = Reservation.objects.filter(
+        ~Exists(open_leases), ~Exists(sought), status=ReservationStatus.ACTIVE
+    ).order_by("ends_at", "pk")
     count = ticks.drain(
-        due=closed.filter(Exists(delivered), ends_at__lte=at).order_by("ends_at", "pk"),
+        due=closed.filter(Exists(delivered), ends_at__lte=at),
         advance=lambda row: _complete(row, at=at),
         name="complete",
     )
-    return count + ticks.drain(
-        due=closed.filter(~Exists(delivered)).order_by("ends_at", "pk"),
-        advance=lambda row: _fail(row, at=at),
+    count += ticks.drain(
+        due=closed.filter(~Exists(delivered)),
+        advance=lambda row: _fail(row, reason=ReservationReason.NOTHING_DELIVERED, at=at),
         name="fail",
+    )
+    return count + ticks.drain(
+        due=closed.filter(Exists(delivered), Exists(broken), ends_at__gt=at),
+        advance=lambda row: _fail(row, reason=ReservationReason.NOT_REPLACED, at=at),
+        name="fail_unreplaced",
     )
 
 
@@ -354,16 +371,49 @@ def _expire(reservation: Reservation, *, at: dt.datetime) -> None:
     calendar.free_reservation(reservation_id=reservation.pk)
 
 
-def _start(reservation: Reservation, *, at: dt.datetime) -> None:
-    """Take the arrow scheduled → active."""
-    _move(
-        reservation,
-        to=ReservationStatus.ACTIVE,
-        reason=ReservationReason.WINDOW_STARTED,
-        at=at,
-        actor=SYSTEM,
+def _start_or_fail(reservation: Reservation, *, at: dt.datetime) -> None:
+    """Take the arrow scheduled → active; where that is impossible for long, scheduled → failed.
+
+    An error of the database is nobody's fault and is tried again until the window is over.
+    """
+    try:
+        with transaction.atomic():
+            _start_all([reservation], at=at)
+    except DatabaseError:
+        raise
+    except Exception:
+        patience = dt.timedelta(seconds=leases.HANDOVER_DEADLINE_SECONDS)
+        if at < reservation.starts_at + patience:
+            raise
+        log.exception("reservation_cannot_start", reservation_id=reservation.pk)
+        reservation.refresh_from_db(fields=["status"])
+        _fail(reservation, reason=ReservationReason.NOT_STARTED, at=at)
+
+
+def _start_all(rows: Sequence[Reservation], *, at: dt.datetime) -> None:
+    """Take the arrow scheduled → active for rows that the caller has locked, with few statements."""
+    assert RESERVATION_ARROWS.allows(ReservationStatus.SCHEDULED, ReservationStatus.ACTIVE)
+    won = Reservation.objects.filter(
+        pk__in=[row.pk for row in rows], status=ReservationStatus.SCHEDULED
+    ).update(status=ReservationStatus.ACTIVE)
+    if won != len(rows):
+        raise StateConflict(f"{len(rows) - won} of {len(rows)} reservations moved on")
+    for row in rows:
+        row.status = ReservationStatus.ACTIVE
+    ReservationTransition.objects.bulk_create(
+        ReservationTransition(
+            reservation=row,
+            from_status=ReservationStatus.SCHEDULED,
+            to_status=ReservationStatus.ACTIVE,
+            reason=ReservationReason.WINDOW_STARTED,
+            actor=SYSTEM,
+            at=at,
+        )
+        for row in rows
     )
-    leases.open_for(reservation=reservation, at=at)
+    for row in rows:
+        _tell(row, reason=ReservationReason.WINDOW_STARTED, at=at)
+    openings.open_all(reservations=rows, at=at)
 
 
 def _complete(reservation: Reservation, *, at: dt.datetime) -> None:
@@ -377,12 +427,12 @@ def _complete(reservation: Reservation, *, at: dt.datetime) -> None:
     )
 
 
-def _fail(reservation: Reservation, *, at: dt.datetime) -> None:
-    """Take the arrow scheduled or active → failed: nothing was delivered."""
+def _fail(reservation: Reservation, *, reason: ReservationReason, at: dt.datetime) -> None:
+    """Take the arrow scheduled or active → failed: the tenant is released, what is undelivered goes back."""
     _move(
         reservation,
         to=ReservationStatus.FAILED,
-        reason=ReservationReason.NOTHING_DELIVERED,
+        reason=reason,
         at=at,
         actor=SYSTEM,
     )
@@ -412,4 +462,22 @@ def _move(
         reason=reason,
         actor=actor,
         at=at,
+    )
+    _tell(reservation, reason=reason, at=at)
+
+
+def _tell(reservation: Reservation, *, reason: ReservationReason, at: dt.datetime) -> None:
+    """Tell the tenant of a move: each status is reached once."""
+    status = ReservationStatus(reservation.status)
+    kind = {
+        ReservationStatus.SCHEDULED: EventKind.RESERVATION_SCHEDULED,
+        ReservationStatus.ACTIVE: EventKind.RESERVATION_STARTED,
+    }.get(status, EventKind.RESERVATION_ENDED)
+    events.record(
+        organization=reservation.organization,
+        kind=kind,
+        object_id=reservation.pk,
+        data={"status": status, "reason": reason},
+        at=at,
+        key=f"{reservation.pk}:{status}",
     )

@@ -91,6 +91,8 @@ class ReservationReason(TextChoices):
     TENANT_CANCELLED = "tenant_cancelled"
     OWNER_RECLAIMED = "owner_reclaimed"
     NOTHING_DELIVERED = "nothing_delivered"
+    NOT_STARTED = "not_started"
+    NOT_REPLACED = "not_replaced"
 
 
 class LeaseStatus(TextChoices):
@@ -132,4 +134,31 @@ class LeaseReason(TextChoices):
     HANDOVER_TIMED_OUT = "handover_timed_out"
     HANDOVER_FAILED = "handover_failed"
     NODE_FAULT = "node_fault"
+    RETURNED_UNASKED = "returned_unasked"
+    REPLACED = "replaced"
     OWNER_RECLAIMED = "owner_reclaimed"
+
+
+class ReplacementOutcome(TextChoices):
+    """What became of the search for other GPUs in the place of a lease's."""
+
+    PLACED = "placed"
+    HEALED = "healed"
+    OVER = "over"
+    NO_ROOM = "no_room"
+    TOO_MANY = "too_many"
+
+
+class RelocationReason(TextChoices):
+    """Why a reservation that has not started stands on other GPUs than before."""
+
+    NODE_DRAINED = "node_drained"
+    GPU_UNFIT = "gpu_unfit"
+    OVERRUN = "overrun"
+
+
+class PriceCause(TextChoices):
+    """Why a version of a price table was made."""
+
+    HOUR = "hour"
+    BOOKING = "booking"

@@ -3,7 +3,16 @@
 from celery import shared_task
 from django.utils import timezone
 
-from scheduler import leases, quotes, reindexing, reservations
+from scheduler import (
+    drains,
+    leases,
+    prices,
+    quotes,
+    reindexing,
+    relocations,
+    replacements,
+    reservations,
+)
 
 
 @shared_task(name="scheduler.end_due_leases")
@@ -11,6 +20,7 @@ def end_due_leases() -> None:
     """Move leases as far as time and evidence allow, and finish the reservations that are over."""
     now = timezone.now()
     leases.advance(at=now)
+    replacements.replace_due(at=now)
     reservations.finish_due(at=now)
 
 
@@ -18,6 +28,24 @@ def end_due_leases() -> None:
 def start_due_reservations() -> None:
     """Start what begins; ends of the same instant run first."""
     reservations.start_due(at=timezone.now())
+
+
+@shared_task(name="scheduler.seek_replacements")
+def seek_replacements() -> None:
+    """Find the leases whose GPUs failed, and put others in their place."""
+    replacements.advance(at=timezone.now())
+
+
+@shared_task(name="scheduler.protect_reservations")
+def protect_reservations() -> None:
+    """Move what starts soon off GPUs that could not be handed over."""
+    relocations.protect_due(at=timezone.now())
+
+
+@shared_task(name="scheduler.sweep_drained_nodes")
+def sweep_drained_nodes() -> None:
+    """Move what is sold and has not begun off machines that are withdrawn."""
+    drains.sweep(at=timezone.now())
 
 
 @shared_task(name="scheduler.expire_quotes")
@@ -32,3 +60,9 @@ def expire_quotes() -> None:
 def fold_calendar() -> None:
     """Bring the calendar's index up to date where allocations have changed."""
     reindexing.fold()
+
+
+@shared_task(name="scheduler.refresh_prices")
+def refresh_prices() -> None:
+    """Make the next version of the price tables that are due."""
+    prices.refresh_due(at=timezone.now())

@@ -5,7 +5,7 @@ is a compare-and-set. A row whose arrow raises is logged and left; it neither un
 keeps them waiting.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import structlog
@@ -20,25 +20,56 @@ BATCHES_MAX = 50  # per tick: 5,000 rows; the next tick goes on
 RowT = TypeVar("RowT", bound=models.Model)
 
 
-def drain(*, due: QuerySet[RowT], advance: Callable[[RowT], None], name: str) -> int:
-    """Call `advance` once for each due row, in its order; return how many moved."""
+def drain(
+    *,
+    due: QuerySet[RowT],
+    advance: Callable[[RowT], None],
+    name: str,
+    together: Callable[[Sequence[RowT]], None] | None = None,
+    once: bool = False,
+) -> int:
+    """Call `advance` once for each due row, in its order; return how many moved.
+
+    `together` moves a whole batch with few statements; where it raises, its rows are advanced one by one.
+    `once` is for rows that may stay due when they were advanced: each is looked at once.
+    """
     moved = 0
-    stuck: list[object] = []
+    left: list[object] = []
     for _ in range(BATCHES_MAX):
         with transaction.atomic():
             rows = list(
-                due.exclude(pk__in=stuck).select_for_update(
+                due.exclude(pk__in=left).select_for_update(
                     skip_locked=True, no_key=True, of=("self",)
                 )[:BATCH]
             )
-            for row in rows:
-                try:
-                    with transaction.atomic():
-                        advance(row)
-                    moved += 1
-                except Exception:
-                    log.exception("tick_left_a_row", tick=name, pk=row.pk)
-                    stuck.append(row.pk)
+            if together is not None and _all_at_once(rows, together=together, name=name):
+                moved += len(rows)
+            else:
+                for row in rows:
+                    try:
+                        with transaction.atomic():
+                            advance(row)
+                        moved += 1
+                    except Exception:
+                        log.exception("tick_left_a_row", tick=name, pk=row.pk)
+                        left.append(row.pk)
+            if once:
+                left += [row.pk for row in rows]
         if len(rows) < BATCH:
             break
     return moved
+
+
+def _all_at_once(
+    rows: Sequence[RowT], *, together: Callable[[Sequence[RowT]], None], name: str
+) -> bool:
+    """Move a batch in one savepoint; say whether that went well."""
+    if not rows:
+        return True
+    try:
+        with transaction.atomic():
+            together(rows)
+    except Exception:
+        log.exception("tick_parts_a_batch", tick=name, rows=len(rows))
+        return False
+    return True

@@ -9,7 +9,7 @@ class Migration(migrations.Migration):
     dependencies = [
         ("billing", "0004_kinds_without_choices"),
         ("marketplace", "0004_events"),
-        ("scheduler", "0004_late_payments"),
+        ("scheduler", "0002_tariffs"),
     ]
 
     operations = [

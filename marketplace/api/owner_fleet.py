@@ -4,7 +4,7 @@ An owner sees leases by their id and window; the tenant's name is never shown.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -33,7 +33,8 @@ from marketplace.api.schema import operation
 from marketplace.api.views import ApiView, find
 from marketplace.core.text import LABELS_MAX
 from marketplace.states import Scope
-from scheduler import onoffer
+from scheduler import drains, onoffer
+from scheduler.drains import Sold
 from scheduler.models import Lease
 from scheduler.onoffer import OPEN_LEASES
 from scheduler.states import LeaseStatus
@@ -186,6 +187,26 @@ class NodeSerializer(serializers.Serializer[Any]):
     leases = NodeLeaseSerializer(many=True)
 
 
+class NodeWindowSerializer(serializers.Serializer[Sold]):
+    """A window that is sold on some of a machine's GPUs and has not begun."""
+
+    starts_at = InstantField(source="window.starts_at")
+    ends_at = InstantField(source="window.ends_at")
+    gpus = serializers.IntegerField()
+
+
+class DrainedNodeSerializer(NodeSerializer):
+    """A machine that is not sold any more, and what it still has to serve."""
+
+    free_at = InstantField(
+        allow_null=True, help_text="when the last promise on it ends; null: nothing is promised"
+    )
+    moved = NodeWindowSerializer(many=True, help_text="what other machines serve instead")
+    kept = NodeWindowSerializer(
+        many=True, help_text="what no other machine can serve, or not yet: this one honours it"
+    )
+
+
 class NodesQuery(PageQuery):
     """Which nodes."""
 
@@ -199,7 +220,13 @@ class LabelsSerializer(StrictSerializer):
     labels = TagsField(tags_max=LABELS_MAX)
 
 
-def nodes_as_answer(nodes: Iterable[Node], *, at: Any) -> list[Any]:  # noqa: ANN401 - an instant
+def nodes_as_answer(
+    nodes: Iterable[Node],
+    *,
+    at: Any,  # noqa: ANN401 - an instant
+    shape: type[NodeSerializer] = NodeSerializer,
+    extra: Mapping[str, object] | None = None,
+) -> list[Any]:
     """Return nodes as the contract shows them, in eight queries however many they are."""
     rows = list(nodes)
     gpus, leases = defaultdict(list), defaultdict(list)
@@ -235,7 +262,7 @@ def nodes_as_answer(nodes: Iterable[Node], *, at: Any) -> list[Any]:  # noqa: AN
         for node in rows
     ]
     context = {"offers": onoffer.read(gpus=found, at=at)}
-    return [NodeSerializer(answer, context=context).data for answer in answers]
+    return [shape(answer | dict(extra or {}), context=context).data for answer in answers]
 
 
 class NodesView(ApiView):
@@ -302,20 +329,33 @@ class _NodeMoveView(ApiView):
         return self.once(key_required=False, action=act)
 
 
-class DrainView(_NodeMoveView):
-    verb = staticmethod(inventory.drain)
+class DrainView(ApiView):
+    scopes: ClassVar = {"POST": Scope.OWNER_WRITE}
 
     @operation(
         summary="Stop selling a machine's GPUs",
-        description="What it serves goes on to its end.",
+        description="What it serves goes on to its end: `leases` says what and until when. What is sold and "
+        "has not begun moves to other machines of the same promise (`moved`), and is honoured where there "
+        "are none (`kept`).",
         request=NoFields,
-        responses={200: NodeSerializer},
+        responses={200: DrainedNodeSerializer},
         refusals=("not_found", "state_conflict"),
         idempotency_key="optional",
         operation_id="drain_node",
     )
     def post(self, request: Request, node_id: str) -> HttpResponse:
-        return self.move(node_id)
+        self.body(NoFields)
+
+        def act() -> tuple[int, Any]:
+            node = find(Node.objects.visible_to(self.organization), node_id)
+            found = drains.drain(node=node, at=self.now, actor=self.caller.actor)
+            extra = {name: getattr(found, name) for name in ("free_at", "moved", "kept")}
+            (answer,) = nodes_as_answer(
+                [node], at=self.now, shape=DrainedNodeSerializer, extra=extra
+            )
+            return HTTPStatus.OK, answer
+
+        return self.once(key_required=False, action=act)
 
 
 class ResumeView(_NodeMoveView):

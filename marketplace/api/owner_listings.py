@@ -16,6 +16,7 @@ from marketplace.api.owner_wishes import (
     ListingsQuery,
     ListingWishSerializer,
     as_answer,
+    as_answers,
     as_changes,
 )
 from marketplace.api.pagination import page_of, page_serializer
@@ -57,7 +58,7 @@ class ListingsView(ApiView):
             rows = rows.filter(gpu_model_id=self.query["gpu_model"])
         page = page_of(rows, query=self.query)
         return Response(
-            {"data": [as_answer(row) for row in page.data], "next_cursor": page.next_cursor}
+            {"data": as_answers(page.data, at=self.now), "next_cursor": page.next_cursor}
         )
 
     @operation(
@@ -80,7 +81,7 @@ class ListingsView(ApiView):
                 at=self.now,
                 actor=self.caller.actor,
             )
-            return HTTPStatus.CREATED, as_answer(listing)
+            return HTTPStatus.CREATED, as_answer(listing, at=self.now)
 
         return self.once(key_required=False, action=create)
 
@@ -95,11 +96,13 @@ class ListingView(ApiView):
         operation_id="get_listing",
     )
     def get(self, request: Request, listing_id: str) -> Response:
-        return Response(as_answer(find(Listing.objects.visible_to(self.organization), listing_id)))
+        listing = find(Listing.objects.visible_to(self.organization), listing_id)
+        return Response(as_answer(listing, at=self.now))
 
     @operation(
         summary="Change parts of a wish",
-        description="A change never touches what is already sold.",
+        description="A change never touches what is already sold: `sold_until` says how long that binds the "
+        "machines, `sold_in_blackouts` what of it lies in a blackout and will be honoured.",
         request=ListingChangesSerializer,
         responses={200: ListingSerializer},
         refusals=("not_found", "state_conflict", *REFUSALS),
@@ -111,7 +114,7 @@ class ListingView(ApiView):
         changed = listings.update(
             listing=listing, changes=changes, at=self.now, actor=self.caller.actor
         )
-        return Response(as_answer(changed))
+        return Response(as_answer(changed, at=self.now))
 
 
 class NoFields(StrictSerializer):
@@ -130,7 +133,7 @@ class _MoveView(ApiView):
         def act() -> tuple[int, Any]:
             listing = find(Listing.objects.visible_to(self.organization), listing_id)
             moved = type(self).verb(listing=listing, at=self.now, actor=self.caller.actor)
-            return HTTPStatus.OK, as_answer(moved)
+            return HTTPStatus.OK, as_answer(moved, at=self.now)
 
         return self.once(key_required=False, action=act)
 

@@ -1,7 +1,7 @@
 """What `/v1/listings` takes and shows: a wish, and the words in which a body changes it."""
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from drf_spectacular.utils import OpenApiExample, extend_schema_field, extend_schema_serializer
@@ -27,6 +27,7 @@ from marketplace.core.windows import Window, format_duration
 from marketplace.listings import BLACKOUTS_MAX, FABRIC_LENGTH_MAX, REGION_LENGTH_MAX, ListingChanges
 from marketplace.models import Listing
 from marketplace.states import ListingMode, ListingStatus, Tier
+from scheduler.sold import Sales, SoldWindow, sales_of
 
 _ZERO = dt.timedelta(0)
 # Where the contract's word differs from the verb's: contract → verb. None means "no bound" there.
@@ -202,6 +203,16 @@ class BlackoutSerializer(serializers.Serializer[Any]):
     ends_at = InstantField()
 
 
+class SoldWindowSerializer(serializers.Serializer[SoldWindow]):
+    """A window that is sold on some GPUs of a machine; whose it is, is the tenant's business."""
+
+    node_id = serializers.CharField()
+    gpus = serializers.IntegerField()
+    starts_at = InstantField(source="window.starts_at")
+    ends_at = InstantField(source="window.ends_at")
+    lease_id = serializers.CharField(allow_null=True, help_text="null: it has not begun")
+
+
 class ListingSerializer(serializers.Serializer[Any]):
     """The owner's standing wish."""
 
@@ -220,6 +231,14 @@ class ListingSerializer(serializers.Serializer[Any]):
     min_gpus = serializers.IntegerField()
     blackouts = BlackoutSerializer(many=True)
     mode = ModeField()
+    sold_until = InstantField(
+        allow_null=True,
+        help_text="the machines are bound until then by what is sold; null: nothing is",
+    )
+    sold_in_blackouts = SoldWindowSerializer(
+        many=True, help_text="what is sold all the same and will be honoured, the earliest first"
+    )
+    sold_in_blackouts_total = serializers.IntegerField()
     created_at = InstantField()
     updated_at = InstantField()
 
@@ -231,8 +250,18 @@ class ListingsQuery(PageQuery):
     gpu_model = TextField(max_length=60, required=False)
 
 
-def as_answer(listing: Listing) -> Any:  # noqa: ANN401 - JSON
+def as_answer(listing: Listing, *, at: dt.datetime) -> Any:  # noqa: ANN401 - JSON
     """Return a listing as the contract shows it."""
+    return as_answers([listing], at=at)[0]
+
+
+def as_answers(rows: Sequence[Listing], *, at: dt.datetime) -> list[Any]:
+    """Return listings as the contract shows them, with what is sold under them at `at`."""
+    sales = sales_of(rows=rows, at=at)
+    return [_as_answer(row, sales=sales[row.pk]) for row in rows]
+
+
+def _as_answer(listing: Listing, *, sales: Sales) -> Any:  # noqa: ANN401 - JSON
     wish = listings.fields_of(listing=listing)
     return ListingSerializer(
         {
@@ -256,6 +285,9 @@ def as_answer(listing: Listing) -> Any:  # noqa: ANN401 - JSON
             "min_gpus": wish.gpus_min,
             "blackouts": wish.blackouts,
             "mode": listing,
+            "sold_until": sales.until,
+            "sold_in_blackouts": sales.in_blackouts,
+            "sold_in_blackouts_total": sales.in_blackouts_total,
             "created_at": listing.created_at,
             "updated_at": listing.updated_at,
         }

@@ -9,8 +9,8 @@ _LENGTH = 26  # 48 bits of milliseconds and 80 random bits, as in a ULID
 ID_LENGTH_MAX = 32
 
 PREFIXES = frozenset(
-    "org usr key nde gpu tok lst qte rsv lse ext inv pay pot evt whk set ent acc int ref trf pac".split()  # noqa: SIM905
-)
+    "org usr key nde gpu tok lst qte rsv lse ext inv pay pot evt whk set ent acc prc".split()  # noqa: SIM905
+) | frozenset({"int", "pac", "ref", "trf"})  # between us and the payment provider
 
 
 def new_id(prefix: str) -> str:
@@ -91,3 +91,7 @@ def new_transfer_id() -> str:
 
 def new_payout_account_id() -> str:
     return new_id("pac")
+
+
+def new_price_version_id() -> str:
+    return new_id("prc")

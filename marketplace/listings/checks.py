@@ -16,7 +16,9 @@ from marketplace.states import ListingMode, Tier
 
 # A weekday's office hours for the whole horizon; more belongs into several listings.
 BLACKOUTS_MAX = 100
-RECLAIM_NOTICE_MAX = dt.timedelta(days=7)  # a longer notice is a firm lease by another name
+# Less is no time to save a day's work; a month is what the longest peers allow.
+RECLAIM_NOTICE_MIN = dt.timedelta(hours=1)
+RECLAIM_NOTICE_MAX = dt.timedelta(hours=720)
 IDLE_FOR_MAX = dt.timedelta(days=7)
 REGION_LENGTH_MAX = 60
 FABRIC_LENGTH_MAX = 100
@@ -121,10 +123,10 @@ def _check_notice(*, fields: ListingFields) -> None:
         )
     if (
         fields.tier is Tier.RECLAIMABLE
-        and not dt.timedelta(seconds=1) <= fields.reclaim_notice <= RECLAIM_NOTICE_MAX
+        and not RECLAIM_NOTICE_MIN <= fields.reclaim_notice <= RECLAIM_NOTICE_MAX
     ):
         raise ReclaimNoticeRefused(
-            "a reclaimable lease needs a notice of 1 s to 7 days", pointer="/reclaim_notice"
+            "a reclaimable lease needs a notice of 1 to 720 hours", pointer="/reclaim_notice"
         )
 
 

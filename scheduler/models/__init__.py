@@ -3,7 +3,9 @@
 from scheduler.models.allocations import Allocation
 from scheduler.models.calendar import CalendarMark, CalendarWeek
 from scheduler.models.leases import Lease, LeaseQuerySet, LeaseTransition
+from scheduler.models.prices import PriceVersion
 from scheduler.models.quotes import Quote, QuoteQuerySet
+from scheduler.models.replacements import Relocation, Replacement
 from scheduler.models.reservations import Reservation, ReservationQuerySet, ReservationTransition
 
 __all__ = [
@@ -13,8 +15,11 @@ __all__ = [
     "Lease",
     "LeaseQuerySet",
     "LeaseTransition",
+    "PriceVersion",
     "Quote",
     "QuoteQuerySet",
+    "Relocation",
+    "Replacement",
     "Reservation",
     "ReservationQuerySet",
     "ReservationTransition",

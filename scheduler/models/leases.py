@@ -39,7 +39,7 @@ class Lease(models.Model):
     epoch = models.PositiveIntegerField(default=1, db_comment="fencing: the grant's lease_epoch")
     gpu_uuids = ArrayField(models.CharField(max_length=100))
     starts_at = models.DateTimeField(db_comment="promised")
-    ends_at = models.DateTimeField(db_comment="promised")
+    ends_at = models.DateTimeField(db_comment="promised; earlier where another lease takes over")
     created_at = models.DateTimeField()
     handed_over_at = models.DateTimeField(
         null=True, db_comment="from the handover receipt, clipped to the promise"
@@ -50,7 +50,20 @@ class Lease(models.Model):
     closed_at = models.DateTimeField(
         null=True, db_comment="when a final status was reached, server's clock"
     )
+    released_at = models.DateTimeField(
+        null=True, db_comment="when its node was known to have the GPUs back, or is not waited for"
+    )
+    overdue_at = models.DateTimeField(
+        null=True, db_comment="when the node was found not to give the GPUs back"
+    )
     access = models.JSONField(null=True, db_comment="host, port, username, host_key_fingerprint")
+    replaces = models.ForeignKey(
+        "self",
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="replaced_by",
+        db_comment="the lease in whose place it came",
+    )
 
     objects = LeaseQuerySet.as_manager()
 
@@ -72,6 +85,11 @@ class Lease(models.Model):
             ),
             models.Index(
                 fields=["closed_at"], condition=Q(closed_at__isnull=False), name="lease_by_close"
+            ),
+            models.Index(
+                fields=["closed_at"],
+                condition=Q(closed_at__isnull=False, released_at__isnull=True),
+                name="lease_not_released",
             ),
         ]
 

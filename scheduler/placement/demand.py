@@ -22,6 +22,7 @@ class Demand:
     """What is to be placed: GPUs of one region and tier, of listings with at most this floor.
 
     `listing_ids` names listings that serve whatever their floor is now: the price was promised on them.
+    What comes in the place of something else keeps off `without_nodes`, and stays in `islands`, `None`: all.
     """
 
     gpu_model_id: str
@@ -32,6 +33,14 @@ class Demand:
     window: Window
     floor_rate_max: Decimal
     listing_ids: frozenset[str] = frozenset()
+    without_nodes: frozenset[str] = frozenset()
+    islands: frozenset[pools.Island] | None = None
+
+    def may_serve(self, node: pools.PoolNode) -> bool:
+        """Say whether a node is none of those that are left out."""
+        return node.id not in self.without_nodes and (
+            self.islands is None or node.island in self.islands
+        )
 
 
 def serves(listing: Listing, *, demand: Demand, at: dt.datetime) -> bool:
@@ -53,6 +62,8 @@ def offers(*, pool: Pool, demand: Demand, at: dt.datetime) -> Iterator[tuple[Poo
     """Yield each GPU that is on offer for a demand, with the cheapest listing that sells it."""
     admitted = {listing.id for listing in pool.listings if serves(listing, demand=demand, at=at)}
     for gpu in pool.gpus:
+        if not demand.may_serve(gpu.node):
+            continue
         for listing in gpu.listings:
             if listing.id in admitted:
                 yield gpu, listing

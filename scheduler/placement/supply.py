@@ -20,7 +20,7 @@ from agents.models import SLOTS_PER_NODE, Node
 from marketplace.core.windows import Window, to_seconds
 from marketplace.models import Listing
 from marketplace.states import ListingMode
-from scheduler import calendar
+from scheduler import occupancy
 from scheduler.calendar import Place
 from scheduler.placement.demand import Demand, serves
 from scheduler.placement.shares import FreeNode, run_lengths
@@ -29,7 +29,7 @@ from scheduler.pools import Island, PoolNode
 Masks = npt.NDArray[np.uint16]
 Rows = npt.NDArray[np.int64]
 
-STEPS_MAX = 720  # a window is looked at in at most so many steps: thirty days of hours
+STEPS_MAX = 720  # a window that is no whole hours is looked at in at most so many steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,15 +124,12 @@ def read(*, demand: Demand, at: dt.datetime) -> Supply:
     sellable = _sellable(demand=demand, nodes=nodes, at=at) if nodes else np.zeros(0, np.uint16)
     offered = np.zeros((len(listings), len(nodes)), dtype=np.uint16)
     for i, listing in enumerate(listings):
-        covers = np.array(
-            [
-                node.island[0] == listing.organization_id
-                and listing.fabric in ("", node.fabric)
-                and listing.labels.items() <= its_labels.items()
-                for node, its_labels in zip(nodes, labels, strict=True)
-            ],
-            dtype=bool,
-        )
+        covers = [
+            node.island[0] == listing.organization_id
+            and listing.fabric in ("", node.fabric)
+            and (not listing.labels or listing.labels.items() <= its_labels.items())
+            for node, its_labels in zip(nodes, labels, strict=True)
+        ]
         offered[i, covers] = sellable[covers]
         if listing.mode == ListingMode.WHEN_IDLE:
             offered[i] &= _idle(demand=demand, listing=listing, nodes=nodes, at=at)
@@ -183,15 +180,16 @@ def _nodes(
     )
     nodes, labels = [], []
     for node_id, base, owner, region, fabric, simulated, *rest in rows:
-        nodes.append(
-            PoolNode(
-                id=node_id,
-                slot_base=base,
-                island=(owner, region, fabric or node_id),
-                fabric=fabric,
-                simulated=simulated,
-            )
+        node = PoolNode(
+            id=node_id,
+            slot_base=base,
+            island=(owner, region, fabric or node_id),
+            fabric=fabric,
+            simulated=simulated,
         )
+        if not demand.may_serve(node):
+            continue
+        nodes.append(node)
         labels.append(rest[0] if asks_labels else {})
     return nodes, labels
 
@@ -249,17 +247,22 @@ def _masks(slots: Sequence[int], *, nodes: Sequence[PoolNode]) -> Masks:
 
 def _taken_by_step(*, nodes: Sequence[PoolNode], window: Window, at: dt.datetime) -> Masks:
     """Return per node and step of the window the slots that somebody has in some part of the step."""
-    count = max(1, min(STEPS_MAX, window.seconds // settings.GRID_SECONDS))
-    step = -(-window.seconds // count)
+    if not nodes:
+        return np.zeros((0, 1), dtype=np.uint16)
+    blocks = np.array([node.slot_base // SLOTS_PER_NODE for node in nodes], dtype=np.int32)
     first = to_seconds(window.starts_at)
-    taken = np.zeros((len(nodes), count), dtype=np.uint16)
-    row_of = {node.slot_base: row for row, node in enumerate(nodes)}
-    for busy in calendar.busy(slot_bases=row_of, window=window, at=at):
-        if busy.lapsed_quote_id is not None:
-            continue
-        base = busy.slot_lower // SLOTS_PER_NODE * SLOTS_PER_NODE
-        lower = max(0, (to_seconds(busy.window.starts_at) - first) // step)
-        upper = -((first - to_seconds(busy.window.ends_at)) // step)
-        mask = (1 << (busy.slot_upper - base)) - (1 << (busy.slot_lower - base))
-        taken[row_of[base], lower:upper] |= np.uint16(mask)
-    return taken
+    hour = occupancy.HOUR_SECONDS
+    if first % hour == 0 and window.seconds % hour == 0:
+        return occupancy.read(
+            blocks=blocks, first_hour=first // hour, hours=window.seconds // hour, at=at
+        )
+    count = max(1, min(STEPS_MAX, window.seconds // settings.GRID_SECONDS))
+    masks = np.zeros((len(nodes), count), dtype=np.uint16)
+    occupancy.paint(
+        masks=masks,
+        blocks=blocks,
+        taken=occupancy.taken_between(blocks=blocks, window=window, at=at),
+        first=first,
+        step=-(-window.seconds // count),
+    )
+    return masks

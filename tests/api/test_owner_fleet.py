@@ -13,6 +13,7 @@ from agents.states import AlarmKind, NodeStatus
 from marketplace.models import IdempotencyRecord, Organization
 from scheduler.states import LeaseStatus
 from tests.agents.factories import make_node
+from tests.api import world
 from tests.billing import factories as books
 from tests.conftest import ApiClient
 from tests.factories import a_key, an_organization
@@ -265,3 +266,33 @@ class TestGpus:
     ) -> None:
         answer = api.get("/v1/gpus", **query)
         assert (answer.status, answer.code) == (422, "invalid_request")
+
+
+class TestDrain:
+    def test_says_what_still_runs_what_moved_and_what_stays(
+        self, api: ApiClient, organization: Organization, node: Node
+    ) -> None:
+        lease = a_lease_on(node)
+
+        drained = api.post(f"/v1/nodes/{node.id}/drain").json
+
+        assert [row["id"] for row in drained["leases"]] == [lease.pk]
+        assert drained["free_at"] == drained["leases"][0]["ends_at"]
+        assert (drained["moved"], drained["kept"]) == ([], [])
+
+    def test_shows_a_window_that_the_machine_must_honour_without_its_tenant(
+        self, anybody: ApiClient
+    ) -> None:
+        machine = world.a_fleet(gpus=4)
+        tenant = an_organization()
+        _, secret = a_key(organization=tenant)
+        world.fund(tenant)
+        reservation = world.a_reservation(anybody.signed_in(secret=secret))
+        _, secret = a_key(organization=machine.organization)
+
+        drained = anybody.signed_in(secret=secret).post(f"/v1/nodes/{machine.id}/drain").json
+
+        (kept,) = drained["kept"]
+        assert kept == {name: reservation[name] for name in ("starts_at", "ends_at", "gpus")}
+        assert drained["free_at"] == reservation["ends_at"]
+        assert reservation["id"] not in str(drained)

@@ -7,6 +7,7 @@ import pytest
 from marketplace import catalog
 from marketplace.models import Listing, Organization
 from marketplace.states import Scope
+from tests.api import world
 from tests.conftest import ApiClient
 from tests.factories import a_key, an_organization
 from tests.marketplace.factories import a_tenant
@@ -55,7 +56,7 @@ NONSENSE = [
     ({"ends_at": "2020-01-01T00:00:00Z"}, "listing_period_invalid", "/ends_at"),
     ({"tier": "gold"}, "invalid_request", "/tier"),
     ({"tier": "reclaimable"}, "reclaim_notice_invalid", "/reclaim_notice"),
-    ({"reclaim_notice": "5m"}, "reclaim_notice_invalid", "/reclaim_notice"),
+    ({"reclaim_notice": "1h"}, "reclaim_notice_invalid", "/reclaim_notice"),
     ({"min_duration": "2h", "max_duration": "1h"}, "listing_durations_invalid", "/max_duration"),
     ({"min_duration": 7200}, "invalid_request", "/min_duration"),
     ({"min_gpus": 0}, "invalid_request", "/min_gpus"),
@@ -85,7 +86,7 @@ class TestCreate:
             a_body(
                 ends_at="2099-01-01T00:00:00Z",
                 tier="reclaimable",
-                reclaim_notice="5m",
+                reclaim_notice="1h",
                 min_duration="1h",
                 max_duration="P2D",
                 min_gpus=8,
@@ -104,7 +105,7 @@ class TestCreate:
             "fabric": None,
             "labels": {},
         }
-        assert (listing["reclaim_notice"], listing["max_duration"]) == ("PT5M", "PT48H")
+        assert (listing["reclaim_notice"], listing["max_duration"]) == ("PT1H", "PT48H")
         assert listing["mode"] == {"when_idle": {"idle_for": "PT30M", "rolling": "PT24H"}}
         assert api.get(f"/v1/listings/{listing['id']}").json == listing
 
@@ -212,3 +213,29 @@ class TestSee:
             answer = stranger.post(address, {}) if path else stranger.get(address)
             assert (answer.status, answer.code) == (404, "not_found")
         assert stranger.get("/v1/listings").json["data"] == []
+
+
+class TestSold:
+    def test_shows_what_is_sold_in_a_blackout_and_until_when_machines_are_bound(
+        self, anybody: ApiClient
+    ) -> None:
+        machine = world.a_fleet(gpus=4)
+        tenant = an_organization()
+        _, secret = a_key(organization=tenant)
+        world.fund(tenant)
+        reservation = world.a_reservation(anybody.signed_in(secret=secret))
+        _, secret = a_key(organization=machine.organization)
+        owner = anybody.signed_in(secret=secret)
+        (listing,) = owner.get("/v1/listings").json["data"]
+        assert (listing["sold_until"], listing["sold_in_blackouts"]) == (
+            reservation["ends_at"],
+            [],
+        )
+
+        window = {name: reservation[name] for name in ("starts_at", "ends_at")}
+        changed = owner.patch(f"/v1/listings/{listing['id']}", {"blackouts": [window]}).json
+
+        (sold,) = changed["sold_in_blackouts"]
+        assert sold == {"node_id": machine.id, "gpus": 2, "lease_id": None, **window}
+        assert changed["sold_in_blackouts_total"] == 1
+        assert changed["blackouts"] == [window]

@@ -7,7 +7,16 @@ import pytest
 
 from tests.architecture.sources import violations, violations_of_project
 
-EXACT_FILES = {"marketplace/core/money.py", "scheduler/pricing.py"}
+EXACT_FILES = {
+    "marketplace/core/money.py",
+    "scheduler/pricing/explain.py",
+    "scheduler/pricing/floor_times_use.py",
+    "scheduler/pricing/limits.py",
+    "scheduler/pricing/reclaimable.py",
+    "scheduler/pricing/rule.py",
+    "scheduler/pricing/small_pool.py",
+    "scheduler/tariffs.py",
+}
 
 
 def uses_float(path: str, tree: ast.Module) -> Iterator[str]:
@@ -37,7 +46,7 @@ def test_no_float_stands_near_money() -> None:
 )
 def test_the_rule_catches_a_planted_float(planted: str) -> None:
     assert violations(uses_float, path="billing/settlements.py", source=planted)
-    assert violations(uses_float, path="scheduler/pricing.py", source=planted)
+    assert violations(uses_float, path="scheduler/pricing/limits.py", source=planted)
 
 
 def test_the_rule_leaves_temperatures_alone() -> None:

@@ -28,6 +28,7 @@ def make_market(*, pools: int, nodes_per_pool: int, bookings: int, at: dt.dateti
     """
     from marketplace import catalog
     from marketplace.core.windows import grid_ceiling
+    from scheduler import reindexing
 
     catalog.seed_gpu_models()
     for pool in range(pools):
@@ -37,6 +38,7 @@ def make_market(*, pools: int, nodes_per_pool: int, bookings: int, at: dt.dateti
         _make_bookings(
             pools=pools, nodes=pools * nodes_per_pool, bookings=bookings, start=start, at=at
         )
+    reindexing.rebuild(at=at)
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE")
 

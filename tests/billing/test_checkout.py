@@ -14,7 +14,7 @@ from billing.states import GPU_SECONDS, AccountKind, EntryKind
 from marketplace.core.errors import DomainError, InvalidValue, NotFound
 from marketplace.core.money import Money
 from marketplace.models import Organization
-from scheduler import leases, reservations
+from scheduler import leases, replacements, reservations
 from scheduler.models import Allocation, Lease, Quote, Reservation
 from scheduler.reservations import ReservationDetails
 from tests.scheduler import factories
@@ -192,6 +192,7 @@ class TestWholeLife:
         factories.say_failed(Lease.objects.get())
         failed_at = reservation.starts_at + factories.seconds(5)
         leases.advance(at=failed_at)
+        replacements.replace_due(at=failed_at)
         reservations.finish_due(at=failed_at)
         settlements.settle_ended(at=failed_at)
         assert Settlement.objects.get().owner_minor == 0

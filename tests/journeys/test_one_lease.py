@@ -194,7 +194,8 @@ class TestHandover:
         hosts = {host.node_id: host for host in (market.add_host(gpus=4), market.add_host(gpus=4))}
         market.list_everything()
         reservation = market.buy(gpus=8)
-        # 16 GPU-hours are 37.647072; of 3765 the first lease bought 1882.5 → 1882, the second 1883.
+        # 16 GPU-hours are 37.647072. The first lease's promise ends with its ten minutes: 156.9 → 157 of
+        # 3765, and the two up to the second's end 2039.4 → 2039: the second bought 1882.
         assert reservation["total"]["amount_minor"] == 3765
         grants = {grant.lease_id: grant for grant in started(market, *hosts.values())}
         first, second = Lease.objects.order_by("pk")
@@ -205,8 +206,8 @@ class TestHandover:
         assert (first.status, market.reservation(reservation)["status"]) == ("failed", "active")
         market.tick_at(TWO)
         give_back(market, machine, grant)
-        # The second lease earned 1883, fee 282.45 → 282.
-        assert_settled(market, reservation, net=1883, refunded=1882, owner=[1601])
+        # The second lease earned 1882, fee 282.3 → 282.
+        assert_settled(market, reservation, net=1882, refunded=1883, owner=[1600])
 
     def test_before_the_window_is_charged_from_its_start(self, market: Market, host: Host) -> None:
         reservation = market.buy(gpus=4)
@@ -249,12 +250,12 @@ class TestReturn:
 
         # An hour later the machine is back, and the tenants of the market cannot buy its four GPUs ...
         market.go_to(TWO + minutes(70))
-        give_back(market, host, grant, since=half_past_one, heard_at=market.at)
+        host.report(at=market.at)
         shown = market.tenant_api.get("/v1/gpu-models").json["data"]
         assert {m["id"]: m["gpus_free_now"] for m in shown}["h100-sxm-80gb"] == 4
-        # ... until their owner has looked at them.
-        market.post(market.owner_api, f"/v1/nodes/{host.node_id}/drain")
-        market.post(market.owner_api, f"/v1/nodes/{host.node_id}/resume")
+        # ... until it says that the tenant is gone and nothing is left of it.
+        give_back(market, host, grant, since=half_past_one, heard_at=market.at)
+        market.tick_at(market.at)
         shown = market.tenant_api.get("/v1/gpu-models").json["data"]
         assert {m["id"]: m["gpus_free_now"] for m in shown}["h100-sxm-80gb"] == 8
 

@@ -68,7 +68,7 @@ NONSENSE = [
         "/reclaim_notice",
     ),
     (
-        {"tier": Tier.RECLAIMABLE, "reclaim_notice": hours(24 * 7 + 1)},
+        {"tier": Tier.RECLAIMABLE, "reclaim_notice": hours(721)},
         ReclaimNoticeRefused,
         "/reclaim_notice",
     ),
@@ -143,7 +143,7 @@ class TestCreate:
             fabric="ib-1",
             labels={"rack": "7"},
             tier=Tier.RECLAIMABLE,
-            reclaim_notice=dt.timedelta(minutes=5),
+            reclaim_notice=dt.timedelta(hours=1),
             duration_min=hours(1),
             duration_max=hours(24),
             gpus_min=8,

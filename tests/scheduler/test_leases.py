@@ -1,11 +1,14 @@
 """The life of a lease: what time, receipts and silence make of it."""
 
+import datetime as dt
+from collections.abc import Sequence
+
 import pytest
 
 from agents.models import Gpu, Grant
 from agents.protocol import DesiredState
 from marketplace.core.errors import StateConflict
-from scheduler import leases, reservations
+from scheduler import leases, openings, replacements, reservations
 from scheduler.leases import HANDOVER_DEADLINE_SECONDS, RETURN_GRACE_SECONDS
 from scheduler.models import Allocation, Lease, LeaseTransition, Reservation
 from scheduler.states import LeaseReason, LeaseStatus, ReservationStatus
@@ -116,7 +119,7 @@ class TestHandOver:
         assert history(lease)[-1] == (LeaseStatus.FAILED, LeaseReason.HANDOVER_TIMED_OUT)
         assert lease.closed_at == deadline
         assert not lease.allocations.filter(live=True).exists()
-        assert Grant.objects.get(lease_id=lease.pk).closed_at == deadline
+        assert Grant.objects.get(lease_id=lease.pk).desired_state == DesiredState.STOP
 
     def test_takes_a_receipt_that_comes_with_the_deadline(self, lease: Lease) -> None:
         say_handed_over(lease)
@@ -132,6 +135,7 @@ class TestHandOver:
         leases.advance(at=lease.starts_at + seconds(1))
 
         assert history(lease)[-1] == (LeaseStatus.FAILED, LeaseReason.HANDOVER_FAILED)
+        replacements.replace_due(at=lease.starts_at + seconds(1))
         reservations.finish_due(at=lease.starts_at + seconds(1))
         assert Reservation.objects.get().status == ReservationStatus.FAILED
 
@@ -186,15 +190,17 @@ class TestEnd:
         assert reservations.finish_due(at=after) == 1
         assert Reservation.objects.get().status == ReservationStatus.COMPLETED
 
-    def test_counts_an_early_return_only_as_far_as_it_went(self, active: Lease) -> None:
+    def test_sees_at_once_that_the_node_gave_the_gpus_back_unasked(self, active: Lease) -> None:
         early = active.starts_at + hours(1)
         say_returned(active, at=early)
-        assert leases.advance(at=early + seconds(1)) == 0
 
-        leases.advance(at=active.ends_at)
+        leases.advance(at=early + seconds(1))
 
         active.refresh_from_db()
-        assert (active.status, active.returned_at) == (LeaseStatus.ENDED, early)
+        assert history(active)[-1] == (LeaseStatus.INTERRUPTED, LeaseReason.RETURNED_UNASKED)
+        assert active.returned_at == early
+        assert active.ends_at == early + seconds(1)
+        assert Grant.objects.get(lease_id=active.pk).closed_at is not None
 
     def test_withdraws_gpus_that_did_not_come_back_clean(self, active: Lease) -> None:
         say_returned(active, clean=False)
@@ -258,14 +264,14 @@ class TestTicks:
     ) -> None:
         make_pool()
         first, second = make_reservation(gpus=2), make_reservation(gpus=3)
-        open_for = leases.open_for
+        open_all = openings.open_all
 
-        def fragile(*, reservation: Reservation, at: object) -> object:
-            if reservation.pk == first.pk:
+        def fragile(*, reservations: Sequence[Reservation], at: dt.datetime) -> list[Lease]:
+            if first.pk in {row.pk for row in reservations}:
                 raise RuntimeError("a bug")
-            return open_for(reservation=reservation, at=at)  # type: ignore[arg-type]  # as it came
+            return open_all(reservations=reservations, at=at)
 
-        monkeypatch.setattr(leases, "open_for", fragile)
+        monkeypatch.setattr(openings, "open_all", fragile)
 
         assert reservations.start_due(at=first.starts_at) == 1
 

@@ -258,7 +258,7 @@ def test_nothing_overlaps_and_nothing_started_moves_whatever_happens(steps) -> N
         elif verb == "release" and pool.layout.placements:
             name = sorted(pool.layout.placements)[draw % len(pool.layout.placements)]
             pool.release(name, from_hour=now + 1)
-            accepted.pop(name)
+            accepted.pop(name, None)  # what had started stays until its hour is over
             started.pop(name, None)
         elif verb == "advance":
             now = min(now + draw % 4, 60)

@@ -65,7 +65,7 @@ def demo_listings(*, at: dt.datetime) -> tuple[ListingFields, ...]:
             starts_at=at,
             floor_rate=Decimal("0.90"),
             tier=Tier.RECLAIMABLE,
-            reclaim_notice=dt.timedelta(minutes=5),
+            reclaim_notice=dt.timedelta(hours=1),
             mode=ListingMode.WHEN_IDLE,
             idle_for=dt.timedelta(minutes=1),
             rolling=dt.timedelta(hours=24),

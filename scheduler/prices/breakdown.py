@@ -1,0 +1,149 @@
+"""How a price came about, in figures that add up and in words.
+
+Three sums hold to the last digit, in rates per GPU-hour over the whole window, fee included:
+`rate = base + scarcity + smoothing + floor uplift`, `firm = reclaimable + certainty premium`, and
+`rate = owner's part + platform fee`.
+"""
+
+import datetime as dt
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from marketplace.core.money import (
+    RATE_DECIMAL_PLACES,
+    Money,
+    format_rate,
+    round_half_even,
+)
+from marketplace.core.windows import format_instant, to_instant
+from marketplace.states import Tier
+from scheduler.prices.packed import Counts, Micros
+from scheduler.prices.rule import BASIS_POINTS
+
+NO_TABLE_YET = "the pool has no price table yet: it costs its owner's floor with the fee on top"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableFacts:
+    """Which table a price was read from; `id` is "" where the pool has none."""
+
+    id: str
+    number: int
+    tier: Tier
+    rule_version: int
+    method: str
+    method_version: int
+    fee_basis_points: int
+    base_micros: int
+    made_at: dt.datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HourFacts:
+    """What the table says of each part of a window that lies in one hour; seconds and micros."""
+
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    rates: Micros
+    targets: Micros
+    table_rates: Micros
+    other_tier: Micros
+    sold: Counts
+    offered: Counts
+
+
+def explain(
+    *,
+    table: TableFacts,
+    hours: HourFacts,
+    floor_rate: Decimal,
+    gross_micros: int,
+    mean_micros: int,
+    gpus: int,
+    total: Money,
+) -> dict[str, object]:
+    """Return the breakdown of a price; every rate in it is a decimal text of six places."""
+    seconds = int(hours.lengths.sum())
+    base = gross_micros if table.tier is Tier.RECLAIMABLE else table.base_micros
+    targets = np.maximum(hours.targets, base) if not table.id else hours.targets
+    table_rates = hours.table_rates if table.id else hours.rates
+    smoothing = _mean(table_rates - targets, hours.lengths)
+    uplift = _mean(hours.rates - table_rates, hours.lengths)
+    fee = -(-mean_micros * table.fee_basis_points // BASIS_POINTS)
+    other = _mean(hours.other_tier, hours.lengths) if table.id else mean_micros
+    return {
+        "method": table.method,
+        "method_version": table.method_version,
+        "price_table": table.id or None,
+        "price_table_number": table.number,
+        "price_table_made_at": format_instant(table.made_at) if table.made_at else None,
+        "rule_version": table.rule_version,
+        "floor_rate": format_rate(floor_rate),
+        "fee_basis_points": table.fee_basis_points,
+        "floor_with_fee_rate": _rate(gross_micros),
+        "base_rate": _rate(base),
+        "scarcity_rate": _rate(mean_micros - base - smoothing - uplift),
+        "smoothing_rate": _rate(smoothing),
+        "floor_uplift_rate": _rate(uplift),
+        "certainty_premium_rate": _rate(
+            mean_micros - other if table.tier is Tier.FIRM else other - mean_micros
+        ),
+        "other_tier_rate": _rate(other),
+        "platform_fee_rate": _rate(fee),
+        "owner_rate": _rate(mean_micros - fee),
+        "multiplier": f"{multiple_of(mean_micros, base=max(base, gross_micros)):f}",
+        "rate": _rate(mean_micros),
+        "driving_hour": format_instant(to_instant(int(hours.starts[_driver(hours)]))),
+        "reason": _words(table=table, hours=hours, gross_micros=gross_micros),
+        "gpu_seconds": gpus * seconds,
+        "total_minor": total.amount_minor,
+        "currency": total.currency,
+    }
+
+
+def multiple_of(micros: int, *, base: int) -> Decimal:
+    """Return a rate ÷ the base, to six places."""
+    millionths = round_half_even(Fraction(micros * 10**RATE_DECIMAL_PLACES, base))
+    return Decimal(millionths).scaleb(-RATE_DECIMAL_PLACES)
+
+
+def _driver(hours: HourFacts) -> int:
+    """Return which part of the window is the dearest; of equals, the one with most sold, then the first."""
+    return int(np.lexsort((-np.arange(len(hours.rates)), hours.sold, hours.rates))[-1])
+
+
+def _words(*, table: TableFacts, hours: HourFacts, gross_micros: int) -> str:
+    if not table.id:
+        return NO_TABLE_YET
+    place = _driver(hours)
+    rate, sold, offered = (int(row[place]) for row in (hours.rates, hours.sold, hours.offered))
+    hour = format_instant(to_instant(int(hours.starts[place])))
+    whole = max(sold, offered)
+    use = f"{sold} of {whole} GPUs are sold or held" if whole else "nothing is on offer in it yet"
+    dearest = "every hour costs" if int(hours.rates.min()) == rate else f"{hour} is dearest at"
+    words = f"{dearest} {_rate(rate)} per GPU-hour: {use}"
+    if rate == gross_micros:
+        return f"{words}, and it costs no less than the owner's floor with the fee on top"
+    target = int(hours.targets[place])
+    if target > rate:
+        return f"{words}; the price is on its way up to {_rate(target)}, a limited step every hour"
+    if target < rate:
+        return (
+            f"{words}; the price is on its way down to {_rate(target)}, a limited step every hour"
+        )
+    return words
+
+
+def _mean(micros: Micros, lengths: npt.NDArray[np.int64]) -> int:
+    """Return the mean over the window, rounded half to even."""
+    pairs = zip(micros.tolist(), lengths.tolist(), strict=True)
+    return round_half_even(Fraction(sum(m * s for m, s in pairs), int(lengths.sum())))
+
+
+def _rate(micros: int) -> str:
+    """Return a rate as it is published, with its sign where it is negative."""
+    return format_rate(Decimal(micros).scaleb(-RATE_DECIMAL_PLACES))
