@@ -100,6 +100,7 @@ class World:
     def told(self):
         return list(
             Event.objects.filter(organization=self.tenant)
+            .exclude(kind__startswith="reservation.")
             .order_by("at", "id")
             .values_list("kind", flat=True)
         )
