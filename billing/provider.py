@@ -1,10 +1,11 @@
 """Drive what is due at the payment provider, and hand each outcome to the room that asked for it."""
 
 import datetime as dt
+from collections.abc import Callable
 
 import structlog
 
-from billing import card_refunds, intents, payments
+from billing import card_refunds, disputes, intents, payments
 from billing import stripe_gateway as gateway
 from billing.intents import Handler, Made
 from billing.models import CardRefund, Intent, Payment
@@ -88,6 +89,44 @@ def read_payment(*, payment_id: str, object_id: str, at: dt.datetime) -> bool:
     return True
 
 
+def _refresh_payment(object_id: str, at: dt.datetime) -> bool:
+    made = gateway.read_payment(payment_id=object_id)
+    payment = Payment.objects.filter(provider_id=object_id).first()
+    if payment is not None:
+        payments.apply(payment_id=payment.pk, made=made, at=at)
+        return True
+    return _adopt(made, at=at)
+
+
+def _refresh_refund(object_id: str, at: dt.datetime) -> bool:
+    made = gateway.read_refund(refund_id=object_id)
+    refund = CardRefund.objects.filter(provider_id=object_id).first()
+    if refund is not None:
+        card_refunds.apply(refund_id=refund.pk, made=made, at=at)
+        return True
+    return _adopt(made, at=at)
+
+
+def _refresh_dispute(object_id: str, at: dt.datetime) -> bool:
+    made = gateway.read_dispute(dispute_id=object_id)
+    payment = (
+        Payment.objects.filter(provider_id=made.payment_id).select_related("organization").first()
+    )
+    if payment is None:
+        return False
+    disputes.apply(payment=payment, made=made, at=at)
+    return True
+
+
+def _adopt(made: Made, *, at: dt.datetime) -> bool:
+    """Find the intent that made an object whose answer was lost, and give it its outcome."""
+    intent = Intent.objects.filter(pk=made.intent_id).first() if made.intent_id else None
+    if intent is None:
+        return False
+    intents.adopt(intent=intent, made=made, handlers=HANDLERS, at=at)
+    return True
+
+
 def _customer_done(intent: Intent, made: Made, at: dt.datetime) -> None:
     payments.customer_made(organization=intent.organization, customer_id=made.id, at=at)
 
@@ -138,4 +177,11 @@ HANDLERS: dict[IntentKind, Handler] = {
     IntentKind.CAPTURE: Handler(done=_payment_done, refused=_read_soon),
     IntentKind.CANCEL: Handler(done=_payment_done, refused=_read_soon),
     IntentKind.REFUND: Handler(done=_refund_done, refused=_refund_refused),
+}
+
+# How an object is read anew, by the provider's word for its kind; False: we have no row of it.
+READERS: dict[str, Callable[[str, dt.datetime], bool]] = {
+    "payment_intent": _refresh_payment,
+    "refund": _refresh_refund,
+    "dispute": _refresh_dispute,
 }

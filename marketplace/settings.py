@@ -82,6 +82,7 @@ STRIPE_SECRET_KEY = env.text("STRIPE_SECRET_KEY", default="")
 STRIPE_WEBHOOK_SECRETS = env.words("STRIPE_WEBHOOK_SECRET")
 # What a browser may know: with it the payment page shows the provider's own fields.
 STRIPE_PUBLISHABLE_KEY = env.text("STRIPE_PUBLISHABLE_KEY", default="")
+STRIPE_JS_URL = env.text("STRIPE_JS_URL", default="https://js.stripe.com/v3/")
 # Where a stand-in for the provider answers; empty: the provider itself.
 STRIPE_API_BASE = env.text("STRIPE_API_BASE", default="")
 if STRIPE_SECRET_KEY and not STRIPE_SECRET_KEY.startswith(("sk_", "rk_")):

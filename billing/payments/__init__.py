@@ -7,6 +7,8 @@ bought from there in the same transaction; so what can no longer be bought is th
 """
 
 from billing.payments.asking import (
+    AMOUNT_MINOR_MAX,
+    AMOUNT_MINOR_MIN,
     NoSavedCard,
     Wishes,
     capture_due,
@@ -17,9 +19,11 @@ from billing.payments.asking import (
     open_top_up,
 )
 from billing.payments.learning import apply, declined_at_once, refused
-from billing.payments.moves import OPEN_STATUSES, clearing
+from billing.payments.moves import OPEN_STATUSES, clearing, page_url
 
 __all__ = [
+    "AMOUNT_MINOR_MAX",
+    "AMOUNT_MINOR_MIN",
     "OPEN_STATUSES",
     "NoSavedCard",
     "Wishes",
@@ -32,5 +36,6 @@ __all__ = [
     "give_up_due",
     "open_for_reservation",
     "open_top_up",
+    "page_url",
     "refused",
 ]

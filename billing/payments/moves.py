@@ -1,7 +1,9 @@
 """The arrows of a payment, and what everybody who takes one does besides."""
 
 import datetime as dt
+from urllib.parse import urlencode
 
+from django.conf import settings
 from django.db import transaction
 
 from billing import intents, ledger
@@ -10,6 +12,7 @@ from billing.provider_states import (
     PAYMENT_ARROWS,
     IntentKind,
     Machine,
+    PaymentMeans,
     PaymentStatus,
 )
 from billing.states import AccountKind
@@ -29,6 +32,18 @@ def clearing(*, payment: Payment) -> ledger.AccountRef:
     return ledger.AccountRef(
         AccountKind.PSP_CLEARING, payment.currency, payment.pk, payment.organization
     )
+
+
+def page_url(*, payment: Payment) -> str | None:
+    """Return the address of the page on which a tenant can pay; None when nothing can be done there.
+
+    Without the key that a browser may know there is no page: a client brings its own, with the secret.
+    """
+    is_open = payment.status == PaymentStatus.OPEN and payment.means == PaymentMeans.CARD
+    if not is_open or not payment.client_secret or not settings.STRIPE_PUBLISHABLE_KEY:
+        return None
+    query = urlencode({"secret": payment.client_secret})
+    return f"{settings.BASE_URL}/pay/{payment.pk}?{query}"
 
 
 def close(payment: Payment, *, at: dt.datetime) -> None:

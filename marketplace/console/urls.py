@@ -2,6 +2,9 @@
 
 from django.urls import path
 
-from marketplace.console import market
+from marketplace.console import market, pay
 
-urlpatterns = [path("", market.page, name="market")]
+urlpatterns = [
+    path("", market.page, name="market"),
+    path("pay/<str:payment_id>", pay.page, name="pay"),
+]
