@@ -12,11 +12,11 @@ from django.db.models import F
 from billing import intents, ledger, wallet
 from billing.models import CardRefund, Payment, ProviderTransition
 from billing.provider_states import (
-    REFUND_ARROWS,
+    CARD_REFUND_ARROWS,
+    CardRefundStatus,
     IntentKind,
     Machine,
     PaymentStatus,
-    RefundStatus,
 )
 from billing.provider_values import ProviderRefund
 from billing.states import AccountKind, EntryKind
@@ -43,7 +43,7 @@ def write(*, payment: Payment, amount_minor: int, reason: str, at: dt.datetime) 
         raise StateConflict(f"{payment.pk} has not {amount_minor} left to return")
     refund = CardRefund.objects.create(
         payment=payment,
-        status=RefundStatus.DUE,
+        status=CardRefundStatus.DUE,
         amount_minor=amount_minor,
         currency=payment.currency,
         reason=reason,
@@ -78,12 +78,12 @@ def write(*, payment: Payment, amount_minor: int, reason: str, at: dt.datetime) 
 def apply(*, refund_id: str, made: ProviderRefund, at: dt.datetime) -> CardRefund:
     """Take over what the provider says of a refund. Safe to call with the same, or with older news."""
     refund = _locked(refund_id)
-    if REFUND_ARROWS.is_final(RefundStatus(refund.status)):
+    if CARD_REFUND_ARROWS.is_final(CardRefundStatus(refund.status)):
         return refund
     refund.provider_id = made.id
     refund.read_due_at = at + dt.timedelta(seconds=READ_AGAIN_SECONDS)
     refund.save(update_fields=["provider_id", "read_due_at"])
-    if refund.status == RefundStatus.DUE:
+    if refund.status == CardRefundStatus.DUE:
         ledger.post(
             idempotency_key=f"refund-sent:{refund.pk}",
             kind=EntryKind.REFUND_SENT,
@@ -97,16 +97,16 @@ def apply(*, refund_id: str, made: ProviderRefund, at: dt.datetime) -> CardRefun
         )
     match made.state:
         case "succeeded":
-            if refund.status != RefundStatus.SUCCEEDED:
-                _move(refund, to=RefundStatus.SUCCEEDED, reason="", at=at)
+            if refund.status != CardRefundStatus.SUCCEEDED:
+                _move(refund, to=CardRefundStatus.SUCCEEDED, reason="", at=at)
                 _tell(refund, kind=EventKind.REFUND_SENT, at=at)
         case "failed" | "canceled":
             _fail(
                 refund, code=made.failure_code or made.state, source=clearing(refund=refund), at=at
             )
         case _:
-            if refund.status == RefundStatus.DUE:
-                _move(refund, to=RefundStatus.PENDING, reason=made.state, at=at)
+            if refund.status == CardRefundStatus.DUE:
+                _move(refund, to=CardRefundStatus.PENDING, reason=made.state, at=at)
     return refund
 
 
@@ -114,7 +114,7 @@ def apply(*, refund_id: str, made: ProviderRefund, at: dt.datetime) -> CardRefun
 def refused(*, refund_id: str, code: str, at: dt.datetime) -> None:
     """Put back what the provider would not even try to return."""
     refund = _locked(refund_id)
-    if refund.status == RefundStatus.DUE:
+    if refund.status == CardRefundStatus.DUE:
         _fail(refund, code=code, source=_payable(refund), at=at)
 
 
@@ -128,7 +128,7 @@ def clearing(*, refund: CardRefund) -> ledger.AccountRef:
 def _fail(refund: CardRefund, *, code: str, source: ledger.AccountRef, at: dt.datetime) -> None:
     refund.failure_code = code[:100]
     refund.save(update_fields=["failure_code"])
-    _move(refund, to=RefundStatus.FAILED, reason=code, at=at)
+    _move(refund, to=CardRefundStatus.FAILED, reason=code, at=at)
     Payment.objects.filter(pk=refund.payment_id).update(
         refunded_minor=F("refunded_minor") - refund.amount_minor
     )
@@ -177,12 +177,12 @@ def _tell(refund: CardRefund, *, kind: EventKind, at: dt.datetime) -> None:
     )
 
 
-def _move(refund: CardRefund, *, to: RefundStatus, reason: str, at: dt.datetime) -> None:
+def _move(refund: CardRefund, *, to: CardRefundStatus, reason: str, at: dt.datetime) -> None:
     """Compare and set; the row is locked by the caller."""
-    came_from = RefundStatus(refund.status)
-    if not REFUND_ARROWS.allows(came_from, to):
+    came_from = CardRefundStatus(refund.status)
+    if not CARD_REFUND_ARROWS.allows(came_from, to):
         raise StateConflict(f"{refund.pk} is {came_from}; it cannot become {to}")
-    ended = to in {RefundStatus.SUCCEEDED, RefundStatus.FAILED}
+    ended = to in {CardRefundStatus.SUCCEEDED, CardRefundStatus.FAILED}
     CardRefund.objects.filter(pk=refund.pk, status=came_from).update(
         status=to, closed_at=at if ended else None
     )

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import structlog
 
-from billing import card_refunds, disputes, intents, payments
+from billing import card_refunds, intents, payments, top_up_disputes
 from billing import stripe_gateway as gateway
 from billing.intents import Handler, Made
 from billing.models import CardRefund, Intent, Payment
-from billing.provider_states import IntentKind, PaymentStatus, RefundStatus
+from billing.provider_states import CardRefundStatus, IntentKind, PaymentStatus
 from billing.provider_values import GatewayError, Refusal
 
 log = structlog.get_logger(__name__)
@@ -64,7 +64,7 @@ def read_due(*, at: dt.datetime) -> int:
         :READS_PER_RUN_MAX
     ]:
         count += read_payment(payment_id=payment_id, object_id=object_id, at=at)
-    refunds = CardRefund.objects.filter(status=RefundStatus.PENDING, read_due_at__lte=at)
+    refunds = CardRefund.objects.filter(status=CardRefundStatus.PENDING, read_due_at__lte=at)
     for refund_id, object_id in refunds.order_by("read_due_at").values_list("pk", "provider_id")[
         :READS_PER_RUN_MAX
     ]:
@@ -114,7 +114,7 @@ def _refresh_dispute(object_id: str, at: dt.datetime) -> bool:
     )
     if payment is None:
         return False
-    disputes.apply(payment=payment, made=made, at=at)
+    top_up_disputes.apply(payment=payment, made=made, at=at)
     return True
 
 

@@ -86,20 +86,26 @@ PAYMENT_ARROWS = Arrows(
 )
 
 
-class RefundStatus(TextChoices):
+class CardRefundStatus(TextChoices):
     DUE = "due"
     PENDING = "pending"  # the provider has it
     SUCCEEDED = "succeeded"
     FAILED = "failed"  # the money is in the tenant's wallet instead
 
 
-REFUND_ARROWS = Arrows(
-    initial=(RefundStatus.DUE,),
+CARD_REFUND_ARROWS = Arrows(
+    initial=(CardRefundStatus.DUE,),
     moves={
-        RefundStatus.DUE: (RefundStatus.PENDING, RefundStatus.SUCCEEDED, RefundStatus.FAILED),
-        RefundStatus.PENDING: (RefundStatus.SUCCEEDED, RefundStatus.FAILED),
-        RefundStatus.SUCCEEDED: (RefundStatus.FAILED,),  # a closed card gives it back days later
-        RefundStatus.FAILED: (),
+        CardRefundStatus.DUE: (
+            CardRefundStatus.PENDING,
+            CardRefundStatus.SUCCEEDED,
+            CardRefundStatus.FAILED,
+        ),
+        CardRefundStatus.PENDING: (CardRefundStatus.SUCCEEDED, CardRefundStatus.FAILED),
+        CardRefundStatus.SUCCEEDED: (
+            CardRefundStatus.FAILED,
+        ),  # a closed card gives it back days later
+        CardRefundStatus.FAILED: (),
     },
 )
 
@@ -151,7 +157,7 @@ class Machine(TextChoices):
 ARROWS_BY_MACHINE: dict[Machine, Arrows[TextChoices]] = {
     Machine.INTENT: INTENT_ARROWS,  # type: ignore[dict-item] # every table is one of text choices
     Machine.PAYMENT: PAYMENT_ARROWS,  # type: ignore[dict-item]
-    Machine.REFUND: REFUND_ARROWS,  # type: ignore[dict-item]
+    Machine.REFUND: CARD_REFUND_ARROWS,  # type: ignore[dict-item]
     Machine.TRANSFER: TRANSFER_ARROWS,  # type: ignore[dict-item]
     Machine.DISPUTE: DISPUTE_ARROWS,  # type: ignore[dict-item]
 }

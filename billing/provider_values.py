@@ -96,6 +96,7 @@ class ProviderDispute:
     id: str
     state: str
     amount_minor: int
+    fee_minor: int
     currency: str
     payment_id: str
     created_at: dt.datetime

@@ -93,6 +93,7 @@ def dispute_of(row: Mapping[str, Any]) -> ProviderDispute:
         id=row["id"],
         state=row["status"],
         amount_minor=row["amount"],
+        fee_minor=sum(booked["fee"] for booked in row.get("balance_transactions") or []),
         currency=row["currency"],
         payment_id=_id_of(row.get("payment_intent")),
         created_at=_instant(row["created"]),

@@ -5,7 +5,7 @@ Append-only, balance, sealing and guards are enforced by PostgreSQL (migration `
 
 from billing.models.books import Account, Entry, Posting
 from billing.models.connect import PayoutAccount, Transfer
-from billing.models.payments import CardRefund, Dispute, Payer, Payment, PaymentQuerySet
+from billing.models.payments import CardRefund, Payer, Payment, PaymentQuerySet, TopUpDispute
 from billing.models.payouts import Payout, PayoutQuerySet, PayoutTransition
 from billing.models.provider import (
     BalanceTransaction,
@@ -22,7 +22,6 @@ __all__ = [
     "BalanceTransaction",
     "CardRefund",
     "Difference",
-    "Dispute",
     "Entry",
     "InboxEvent",
     "Intent",
@@ -37,6 +36,7 @@ __all__ = [
     "ProviderTransition",
     "Settlement",
     "SettlementQuerySet",
+    "TopUpDispute",
     "Transfer",
     "Watermark",
 ]

@@ -7,11 +7,11 @@ from django.db.models import F, Q
 
 from billing.models.provider import PROVIDER_ID_LENGTH_MAX
 from billing.provider_states import (
+    CardRefundStatus,
     DisputeStatus,
     PaymentMeans,
     PaymentPurpose,
     PaymentStatus,
-    RefundStatus,
 )
 from marketplace.core import ids
 from marketplace.models import Organization
@@ -108,9 +108,11 @@ class Payment(models.Model):
 class CardRefund(models.Model):
     """Money that goes back the way it came."""
 
-    id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_refund_id)
+    id = models.CharField(
+        primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_card_refund_id
+    )
     payment = models.ForeignKey(Payment, on_delete=models.PROTECT, related_name="refunds")
-    status = models.CharField(max_length=20, choices=RefundStatus, default=RefundStatus.DUE)
+    status = models.CharField(max_length=20, choices=CardRefundStatus, default=CardRefundStatus.DUE)
     amount_minor = models.BigIntegerField()
     currency = models.CharField(max_length=3)
     reason = models.CharField(max_length=100)
@@ -132,15 +134,16 @@ class CardRefund(models.Model):
         return self.id
 
 
-class Dispute(models.Model):
-    """A card holder who asks the bank for the money back."""
+class TopUpDispute(models.Model):
+    """A card holder who asks the bank for the money of a top-up back."""
 
     id = models.CharField(
         primary_key=True, max_length=PROVIDER_ID_LENGTH_MAX, db_comment="the provider's"
     )
-    payment = models.ForeignKey(Payment, on_delete=models.PROTECT, related_name="disputes")
+    payment = models.ForeignKey(Payment, on_delete=models.PROTECT, related_name="top_up_disputes")
     status = models.CharField(max_length=10, choices=DisputeStatus, default=DisputeStatus.OPEN)
     amount_minor = models.BigIntegerField()
+    fee_minor = models.BigIntegerField(db_comment="what the provider keeps, whoever wins")
     currency = models.CharField(max_length=3)
     opened_at = models.DateTimeField()
     closed_at = models.DateTimeField(null=True)

@@ -81,7 +81,7 @@ def new_intent_id() -> str:
     return new_id("int")
 
 
-def new_refund_id() -> str:
+def new_card_refund_id() -> str:
     return new_id("ref")
 
 

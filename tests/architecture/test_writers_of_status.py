@@ -16,7 +16,7 @@ WRITERS = {
     "scheduler/reservations.py",
     "scheduler/leases.py",
     "billing/card_refunds.py",
-    "billing/disputes.py",
+    "billing/top_up_disputes.py",
     "billing/intents.py",
     "billing/payments/moves.py",
     "billing/payouts.py",

@@ -10,9 +10,9 @@ import stripe
 from django.db import transaction
 from django.test import Client
 
-from billing import books, card_refunds, disputes, inbox, payments, wallet
+from billing import books, card_refunds, inbox, payments, top_up_disputes, wallet
 from billing import provider as doors
-from billing.models import CardRefund, Dispute, InboxEvent, Intent, Payment
+from billing.models import CardRefund, InboxEvent, Intent, Payment, TopUpDispute
 from billing.payments import Wishes
 from billing.provider_states import PaymentMeans
 from marketplace.core.money import Money
@@ -215,10 +215,10 @@ class TestDisputes:
         self.work_off(provider, clock)
         made = provider.control("/_control/dispute", {"id": self.charge(payment)})
         self.work_off(provider, clock)
-        assert Dispute.objects.get().status == "open"
+        assert TopUpDispute.objects.get().status == "open"
         provider.control("/_control/close-dispute", {"id": made["id"], "won": False})
         self.work_off(provider, clock)
-        assert Dispute.objects.get().status == "lost"
+        assert TopUpDispute.objects.get().status == "lost"
         assert wallet.balance(organization=tenant).amount_minor == 0
         assert books.check(at=clock()).ok
 
@@ -231,14 +231,14 @@ class TestDisputes:
         for delivery in reversed(provider.deliveries()):
             receive(delivery, clock())
             inbox.process_due(at=clock())
-        assert Dispute.objects.get().status == "won"
+        assert TopUpDispute.objects.get().status == "won"
         assert wallet.balance(organization=tenant).amount_minor == 5000
-        disputes.apply(
+        top_up_disputes.apply(
             payment=payment,
             made=provider_dispute(made["id"]),
             at=clock(),
         )
-        assert Dispute.objects.get().status == "won"
+        assert TopUpDispute.objects.get().status == "won"
 
     def charge(self, payment):
         payment.refresh_from_db()
@@ -267,7 +267,7 @@ def final_state():
             Payment.objects.values_list("pk", "status", "received_minor", "refunded_minor")
         ),
         "refunds": sorted(CardRefund.objects.values_list("pk", "status", "amount_minor")),
-        "disputes": sorted(Dispute.objects.values_list("pk", "status")),
+        "disputes": sorted(TopUpDispute.objects.values_list("pk", "status")),
         "wallets": sorted(
             (p.organization_id, wallet.balance(organization=p.organization).amount_minor)
             for p in Payment.objects.select_related("organization")
