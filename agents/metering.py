@@ -11,6 +11,7 @@ Outages and readings may tell of the same loss, so no second is taken twice: wit
 - seconds that the reading misses are taken to lie in the outages that are refunded, as far as they reach.
 """
 
+import bisect
 import datetime as dt
 import itertools
 import math
@@ -132,14 +133,53 @@ def lease_meters(
     `readings_until` is the end up to which every GPU that was ever metered has readings, None without any:
     a settlement waits for it. GPUs that were never metered do not appear; their outages count all the same.
     """
+    return lease_meters_by_window(lease_id=lease_id, windows=[window], faults=faults)[0]
+
+
+def lease_meters_by_window(
+    *, lease_id: str, windows: Sequence[Window], faults: Mapping[str, Faults] | None = None
+) -> list[LeaseMeters]:
+    """Add up what a lease's GPUs did within each of some windows, as `lease_meters` does, in one reading.
+
+    `readings_until` is of all windows together.
+    """
     faults = faults or {}
-    gpus: dict[str, GpuMeter] = {}
+    gpus: list[dict[str, GpuMeter]] = [{} for _ in windows]
     ends: list[dt.datetime] = []
-    for _, gpu_uuid, samples in _samples_by_gpu(windows={lease_id: window}):
-        gpus[gpu_uuid] = total(
-            samples=samples, window=window, faults=faults.get(gpu_uuid, NO_FAULTS)
-        )
+    hull = Window(
+        min(window.starts_at for window in windows), max(window.ends_at for window in windows)
+    )
+    for _, gpu_uuid, samples in _samples_by_gpu(windows={lease_id: hull}):
         ends.append(max(sample.window.ends_at for sample in samples))
+        for window, meters in zip(windows, gpus, strict=True):
+            meters[gpu_uuid] = total(
+                samples=_touching(samples, window=window),
+                window=window,
+                faults=faults.get(gpu_uuid, NO_FAULTS),
+            )
+    readings_until = min(ends, default=None)
+    return [
+        _of_lease(gpus=meters, window=window, faults=faults, readings_until=readings_until)
+        for window, meters in zip(windows, gpus, strict=True)
+    ]
+
+
+def _touching(samples: Sequence[Sample], *, window: Window) -> Sequence[Sample]:
+    """Return the run of samples, which are in the order of their starts, that a window may need."""
+    starts = [sample.window.starts_at for sample in samples]
+    longest = max(sample.window.duration for sample in samples)
+    first = bisect.bisect_left(starts, window.starts_at - longest)
+    return samples[first : bisect.bisect_left(starts, window.ends_at)]
+
+
+def _of_lease(
+    *,
+    gpus: dict[str, GpuMeter],
+    window: Window,
+    faults: Mapping[str, Faults],
+    readings_until: dt.datetime | None,
+) -> LeaseMeters:
+    """Add up the GPUs of a lease within one window, those without a reading by their outages."""
     unmetered = [
         total(samples=[], window=window, faults=fault).undelivered_seconds
         for gpu_uuid, fault in faults.items()
@@ -153,7 +193,7 @@ def lease_meters(
         gpu_seconds_measured=sum(g.measured_seconds for g in gpus.values()),
         gpu_seconds_busy=sum(g.busy_seconds for g in gpus.values()),
         energy_millijoules=sum(energies) if energies else None,
-        readings_until=min(ends, default=None),
+        readings_until=readings_until,
         gpus=gpus,
     )
 

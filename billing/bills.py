@@ -4,11 +4,15 @@ import datetime as dt
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 
+from django.db.models import Sum
+
 from billing import ledger
+from billing.amounts import part_of_price
 from billing.deliveries import delivery_so_far
+from billing.earnings import posted_so_far
 from billing.models import Settlement
 from billing.purchases import gpu_seconds_bought, reservation_account
-from billing.settlements import FINAL_RESERVATION_STATUSES, part_of_price
+from billing.settlements import FINAL_RESERVATION_STATUSES
 from billing.states import GPU_SECONDS, AccountKind
 from marketplace.core.money import SECONDS_PER_HOUR, Money, currency_exponent, format_rate
 from marketplace.core.windows import Window
@@ -152,7 +156,14 @@ def _measured(*, lease: Lease, at: dt.datetime) -> _Measured:
         return _so_far(lease=lease, at=at)
     energy = settlement.evidence.get("energy_millijoules")
     assert energy is None or isinstance(energy, int)
-    delivered, busy = settlement.gpu_seconds_delivered, settlement.gpu_seconds_busy
+    corrected = settlement.corrections.aggregate(
+        delivered=Sum("gpu_seconds_delivered"),
+        busy=Sum("gpu_seconds_busy"),
+        earned=Sum("earned_minor"),
+    )
+    delivered = settlement.gpu_seconds_delivered + (corrected["delivered"] or 0)
+    busy = settlement.gpu_seconds_busy + (corrected["busy"] or 0)
+    earned = settlement.earned_minor + (corrected["earned"] or 0)
     currency = settlement.currency
     return _Measured(
         line=BillLine(
@@ -169,8 +180,8 @@ def _measured(*, lease: Lease, at: dt.datetime) -> _Measured:
                 open=0,
             ),
             bought=Money(settlement.bought_minor, currency),
-            earned=Money(settlement.earned_minor, currency),
-            refunded=Money(settlement.refunded_minor, currency),
+            earned=Money(earned, currency),
+            refunded=Money(settlement.bought_minor - earned, currency),
             open=Money(0, currency),
             settled=True,
         ),
@@ -180,11 +191,12 @@ def _measured(*, lease: Lease, at: dt.datetime) -> _Measured:
 
 
 def _so_far(*, lease: Lease, at: dt.datetime) -> _Measured:
-    """Return the line of a lease that is not settled: what is known of its delivery, all money open."""
+    """Return the line of a lease that is not settled: money is earned in closed hours, and open in others."""
     currency = lease.reservation.currency
     delivery = delivery_so_far(lease=lease, at=at)
     bought, delivered, busy = delivery.bought, delivery.delivered, delivery.busy
     part = Money(part_of_price(lease=lease), currency)
+    earned = Money(posted_so_far(lease=lease).earned, currency)
     return _Measured(
         line=BillLine(
             lease_id=lease.id,
@@ -200,9 +212,9 @@ def _so_far(*, lease: Lease, at: dt.datetime) -> _Measured:
                 open=bought - delivered,
             ),
             bought=part,
-            earned=Money(0, currency),
+            earned=earned,
             refunded=Money(0, currency),
-            open=part,
+            open=part - earned,
             settled=False,
         ),
         gpu_seconds_metered=delivery.metered,

@@ -5,26 +5,53 @@ from postings and trust neither the guards nor the verbs.
 """
 
 import datetime as dt
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 
 from django.db import connection, transaction
 
-from billing import settlements
+from billing import parking, settlements
+from billing.invariants import MORE_INVARIANTS, SIGNED, Invariant, sum_of
+from billing.models import BooksRun
 
+logger = logging.getLogger(__name__)
+
+NIGHTLY_SECONDS = 86_400
 # A finished lease is settled within seconds of its grace. Ten minutes cover a restart of everything.
 SETTLEMENT_OVERDUE_SECONDS = 600
 BREACHES_SHOWN_MAX = 5  # enough to begin the search with; the count says how many there are
+BREACHES_READ_MAX = 10_000  # so many organizations at most are parked by one check
 
-# Every trigger of `0002_guard_the_books`, as `table.trigger`.
+# Every trigger of the migrations that guard the books, as `table.trigger`.
 GUARDS = (
     "billing_account.account_guard",
     "billing_account.account_opening",
     "billing_account.books_keep_rows",
     "billing_account.books_keep_table",
+    "billing_approval.books_keep_rows",
+    "billing_approval.books_keep_table",
+    "billing_approval.row_guard",
+    "billing_approvaltransition.books_keep_rows",
+    "billing_approvaltransition.books_keep_table",
+    "billing_booksrun.books_keep_rows",
+    "billing_booksrun.books_keep_table",
+    "billing_correction.books_keep_rows",
+    "billing_correction.books_keep_table",
+    "billing_correction.row_guard",
+    "billing_dispute.books_keep_rows",
+    "billing_dispute.books_keep_table",
+    "billing_dispute.row_guard",
+    "billing_disputetransition.books_keep_rows",
+    "billing_disputetransition.books_keep_table",
+    "billing_earnedhour.books_keep_rows",
+    "billing_earnedhour.books_keep_table",
     "billing_entry.books_keep_rows",
     "billing_entry.books_keep_table",
     "billing_entry.entry_balance",
     "billing_entry.entry_seal",
+    "billing_parking.books_keep_rows",
+    "billing_parking.books_keep_table",
+    "billing_parking.row_guard",
     "billing_payout.books_keep_rows",
     "billing_payout.books_keep_table",
     "billing_payout.payout_guard",
@@ -34,6 +61,14 @@ GUARDS = (
     "billing_posting.books_keep_table",
     "billing_posting.posting_balance",
     "billing_posting.posting_seal",
+    "billing_refund.books_keep_rows",
+    "billing_refund.books_keep_table",
+    "billing_refund.row_guard",
+    "billing_refundtransition.books_keep_rows",
+    "billing_refundtransition.books_keep_table",
+    "billing_reserve.books_keep_rows",
+    "billing_reserve.books_keep_table",
+    "billing_reserve.row_guard",
     "billing_settlement.books_keep_rows",
     "billing_settlement.books_keep_table",
     "billing_settlement.settlement_guard",
@@ -42,11 +77,15 @@ GUARDS = (
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One invariant and whether it holds; `detail` says what was found."""
+    """One invariant and whether it holds; `detail` says what was found.
+
+    `organizations` has, by id, the first breach of each organization whose money is to be parked for it.
+    """
 
     name: str
     ok: bool
     detail: str
+    organizations: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +97,13 @@ class BooksReport:
     checks: list[Check]
 
 
-@dataclass(frozen=True, slots=True)
-class Invariant:
-    """A sentence that must hold, and the query that returns one line of text per breach."""
-
-    name: str
-    sentence: str
-    breaches: str
-
-
-# Signed by side: what a debit adds, a credit takes away.
-_SIGNED = "CASE p.side WHEN 'debit' THEN p.amount ELSE -p.amount END"
 # Balances of the accounts that belong to reservations, in their normal sides, derived from postings.
 _RESERVATION_BALANCES = """
     SELECT a.subject_id, a.kind,
         sum(CASE WHEN p.side = a.normal_side THEN p.amount ELSE -p.amount END) AS balance
     FROM billing_account a JOIN billing_posting p ON p.account_id = a.id
-    WHERE a.kind IN ('deferred', 'u_bought', 'u_open', 'u_busy', 'u_idle', 'u_undelivered')
+    WHERE a.kind IN ('deferred', 'u_bought', 'u_open', 'u_busy', 'u_idle', 'u_undelivered',
+        'u_released')
     GROUP BY a.subject_id, a.kind
 """
 # Paid reservations that ended long enough ago for all their leases to be settled.
@@ -89,40 +118,48 @@ _CLOSED = """
             (SELECT max(t.at) FROM scheduler_reservationtransition t WHERE t.reservation_id = r.id),
             r.ends_at
         ) < %(overdue_before)s
+        AND NOT EXISTS (
+            SELECT FROM billing_parking k
+            WHERE k.organization_id = r.organization_id AND k.ended_at IS NULL
+        )
 """
-_SETTLED_AMOUNTS = """
-    SELECT s.id, s.bought_minor, s.owner_minor, s.fee_minor, s.refunded_minor,
+_SETTLED_AMOUNTS = f"""
+    SELECT s.id, s.owner_id, s.bought_minor, s.owner_minor, s.fee_minor, s.refunded_minor,
         s.gpu_seconds_bought, s.gpu_seconds_delivered, s.gpu_seconds_busy,
-        coalesce(sum(p.amount) FILTER (WHERE a.kind = 'deferred' AND p.side = 'debit'), 0) AS deferred,
-        coalesce(sum(p.amount) FILTER (WHERE a.kind = 'owner_accrued' AND p.side = 'credit'), 0) AS owner,
-        coalesce(sum(p.amount) FILTER (WHERE a.kind = 'platform_fee' AND p.side = 'credit'), 0) AS fee,
-        coalesce(sum(p.amount) FILTER (WHERE a.kind = 'wallet' AND p.side = 'credit'), 0) AS refunded,
-        coalesce(sum(p.amount) FILTER (WHERE a.kind = 'u_open' AND p.side = 'credit'), 0) AS seconds,
-        coalesce(sum(p.amount) FILTER (WHERE a.kind = 'u_busy' AND p.side = 'debit'), 0) AS busy,
-        coalesce(sum(p.amount) FILTER (WHERE a.kind = 'u_idle' AND p.side = 'debit'), 0) AS idle,
-        coalesce(sum(p.amount) FILTER (WHERE a.kind = 'u_undelivered' AND p.side = 'debit'), 0) AS undelivered
+        {sum_of("a.kind = 'deferred'")} AS deferred,
+        -{sum_of("a.kind = 'owner_accrued'")} AS owner,
+        -{sum_of("a.kind = 'platform_fee'")} AS fee,
+        -{sum_of("a.kind IN ('wallet', 'refund_payable')")} AS refunded,
+        -{sum_of("a.kind = 'u_open'")} AS seconds,
+        {sum_of("a.kind = 'u_busy'")} AS busy,
+        {sum_of("a.kind = 'u_idle'")} AS idle,
+        {sum_of("a.kind = 'u_undelivered'")} AS undelivered
     FROM billing_settlement s
-    LEFT JOIN billing_posting p ON p.entry_id = s.entry_id
+    CROSS JOIN LATERAL (
+        SELECT s.entry_id
+        UNION SELECT h.entry_id FROM billing_earnedhour h WHERE h.lease_id = s.lease_id
+    ) posted
+    LEFT JOIN billing_posting p ON p.entry_id = posted.entry_id
     LEFT JOIN billing_account a ON a.id = p.account_id
     GROUP BY s.id
-"""
+"""  # noqa: S608 - constants of this file
 
 INVARIANTS = (
     Invariant(
         "entries_balance",
         "Every entry balances in every currency.",
         f"""
-        SELECT e.id || ' is off by ' || sum({_SIGNED}) || ' ' || a.currency
+        SELECT e.id || ' is off by ' || sum({SIGNED}) || ' ' || a.currency, max(a.organization_id)
         FROM billing_entry e
         JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
-        GROUP BY e.id, a.currency HAVING sum({_SIGNED}) <> 0
+        GROUP BY e.id, a.currency HAVING sum({SIGNED}) <> 0
         """,  # noqa: S608 - constants of this file
     ),
     Invariant(
         "entries_have_postings",
         "No entry is empty.",
         """
-        SELECT e.id || ' has no postings' FROM billing_entry e
+        SELECT e.id || ' has no postings', NULL FROM billing_entry e
         WHERE NOT EXISTS (SELECT FROM billing_posting p WHERE p.entry_id = e.id)
         """,
     ),
@@ -130,16 +167,16 @@ INVARIANTS = (
         "accounts_sum_to_zero",
         "All accounts of a currency together are zero.",
         f"""
-        SELECT a.currency || ' is off by ' || sum({_SIGNED})
+        SELECT a.currency || ' is off by ' || sum({SIGNED}), NULL
         FROM billing_posting p JOIN billing_account a ON a.id = p.account_id
-        GROUP BY a.currency HAVING sum({_SIGNED}) <> 0
+        GROUP BY a.currency HAVING sum({SIGNED}) <> 0
         """,  # noqa: S608
     ),
     Invariant(
         "guarded_balances_are_derived",
         "Each guarded balance equals its postings and is not negative; no other account keeps one.",
         """
-        SELECT a.code || ' keeps ' || a.balance || ', its postings make ' || d.balance
+        SELECT a.code || ' keeps ' || a.balance || ', its postings make ' || d.balance, a.organization_id
         FROM billing_account a
         CROSS JOIN LATERAL (
             SELECT coalesce(
@@ -154,7 +191,7 @@ INVARIANTS = (
         "guards_are_in_place",
         "Every trigger that guards the books exists and is enabled.",
         """
-        SELECT guard || ' is missing or disabled' FROM unnest(%(guards)s::text[]) AS guard
+        SELECT guard || ' is missing or disabled', NULL FROM unnest(%(guards)s::text[]) AS guard
         WHERE NOT EXISTS (
             SELECT FROM pg_trigger t
             WHERE t.tgrelid = to_regclass(split_part(guard, '.', 1))
@@ -164,13 +201,19 @@ INVARIANTS = (
     ),
     Invariant(
         "prices_are_locked",
-        "Each paid reservation cost what its quote promised, and its purchase took exactly that.",
+        "Each paid reservation costs what its quote and its changes make it, and was charged just that.",
         """
         SELECT r.id || ' costs ' || r.total_minor || ', was quoted ' || q.total_minor
-            || ', was charged ' || coalesce(charged.amount::text, 'nothing')
+            || ', changed by ' || changed.amount || ', was charged '
+            || coalesce(charged.amount::text, 'nothing'), r.organization_id
         FROM scheduler_reservation r
         JOIN scheduler_quote q ON q.id = r.quote_id
         LEFT JOIN billing_entry e ON e.kind = 'purchase' AND e.subject_id = r.id
+        CROSS JOIN LATERAL (
+            SELECT coalesce(sum(c.charged_minor - c.refunded_minor - c.fee_minor), 0) AS amount,
+                count(*) AS count
+            FROM scheduler_change c WHERE c.reservation_id = r.id
+        ) changed
         LEFT JOIN LATERAL (
             SELECT coalesce(sum(p.amount), 0) AS amount
             FROM billing_posting p JOIN billing_account a ON a.id = p.account_id
@@ -178,43 +221,83 @@ INVARIANTS = (
                 AND a.currency = r.currency
         ) charged ON e.id IS NOT NULL
         WHERE r.status IN ('scheduled', 'active', 'completed', 'reclaimed', 'failed') AND (
-            (r.total_minor, r.rate, r.currency, r.fee_basis_points)
-                IS DISTINCT FROM (q.total_minor, q.rate, q.currency, q.fee_basis_points)
-            OR charged.amount IS DISTINCT FROM r.total_minor
+            (r.currency, r.fee_basis_points) IS DISTINCT FROM (q.currency, q.fee_basis_points)
+            OR (changed.count = 0 AND r.rate IS DISTINCT FROM q.rate)
+            OR r.total_minor IS DISTINCT FROM q.total_minor + changed.amount
+            OR charged.amount IS DISTINCT FROM q.total_minor
         )
+        """,
+    ),
+    Invariant(
+        "changes_are_posted",
+        "Each change of a paid reservation moved exactly what it says, and its fee found its owners.",
+        """
+        SELECT c.id || ' charged ' || c.charged_minor || ', refunded ' || c.refunded_minor || ', kept '
+            || c.fee_minor || '; posted ' || posted.charged || ', ' || posted.refunded || ', '
+            || posted.kept
+        FROM scheduler_change c
+        CROSS JOIN LATERAL (
+            SELECT coalesce(sum(p.amount) FILTER (
+                    WHERE a.kind = 'wallet' AND p.side = 'debit'), 0) AS charged,
+                coalesce(sum(p.amount) FILTER (
+                    WHERE a.kind = 'wallet' AND p.side = 'credit'), 0) AS refunded,
+                coalesce(sum(p.amount) FILTER (
+                    WHERE a.kind IN ('cancellation_fee', 'owner_accrued') AND p.side = 'credit'), 0)
+                    AS kept,
+                coalesce(sum(p.amount) FILTER (
+                    WHERE a.kind = 'u_bought' AND p.side = 'credit'), 0) AS added,
+                coalesce(sum(p.amount) FILTER (
+                    WHERE a.kind = 'u_released' AND p.side = 'debit'), 0) AS released
+            FROM billing_entry e
+            JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
+            WHERE (e.kind = 'change' AND e.subject_id = c.id) OR (e.kind = 'fee_share'
+                AND e.subject_id IN (SELECT f.id FROM billing_feeshare f WHERE f.change_id = c.id))
+        ) posted
+        WHERE (c.charged_minor, c.refunded_minor, c.fee_minor, c.gpu_seconds_added,
+                c.gpu_seconds_released)
+            IS DISTINCT FROM (posted.charged, posted.refunded, posted.kept, posted.added,
+                posted.released)
         """,
     ),
     Invariant(
         "closed_reservations_are_empty",
         "Nothing stays deferred or open in a reservation that is over.",
         f"""
-        SELECT c.id || ' keeps ' || b.balance || ' in ' || b.kind
+        SELECT c.id || ' keeps ' || b.balance || ' in ' || b.kind, NULL
         FROM ({_CLOSED}) c JOIN ({_RESERVATION_BALANCES}) b ON b.subject_id = c.id
         WHERE b.kind IN ('deferred', 'u_open') AND b.balance <> 0
         """,  # noqa: S608
     ),
     Invariant(
         "gpu_seconds_add_up",
-        "Bought GPU-seconds are what was promised, and each is busy, idle, undelivered or still open.",
+        "Bought GPU-seconds are what was promised, and each is busy, idle, undelivered, released or open.",
         f"""
-        SELECT r.id || ' promised ' || r.gpus * extract(epoch FROM r.ends_at - r.starts_at)::bigint
-            || ', bought ' || t.bought || ', accounts for ' || t.found
-        FROM scheduler_reservation r JOIN (
+        SELECT r.id || ' promised ' || promised.gpu_seconds
+            || ', bought ' || t.bought || ', accounts for ' || t.found, r.organization_id
+        FROM scheduler_reservation r JOIN scheduler_quote q ON q.id = r.quote_id
+        CROSS JOIN LATERAL (
+            SELECT r.gpus * extract(epoch FROM q.ends_at - q.starts_at)::bigint
+                + coalesce(sum(c.gpu_seconds_added), 0) AS gpu_seconds
+            FROM scheduler_change c WHERE c.reservation_id = r.id
+        ) promised
+        JOIN (
             SELECT subject_id,
                 coalesce(sum(balance) FILTER (WHERE kind = 'u_bought'), 0) AS bought,
+                coalesce(sum(balance) FILTER (WHERE kind = 'u_released'), 0) AS released,
                 coalesce(sum(balance) FILTER (WHERE kind IN
-                    ('u_open', 'u_busy', 'u_idle', 'u_undelivered')), 0) AS found
+                    ('u_open', 'u_busy', 'u_idle', 'u_undelivered', 'u_released')), 0) AS found
             FROM ({_RESERVATION_BALANCES}) b GROUP BY subject_id
         ) t ON t.subject_id = r.id
-        WHERE t.bought <> t.found
-            OR t.bought <> r.gpus * extract(epoch FROM r.ends_at - r.starts_at)::bigint
+        WHERE t.bought <> t.found OR t.bought <> promised.gpu_seconds
+            OR (r.status = 'scheduled' AND t.bought - t.released
+                <> r.gpus * extract(epoch FROM r.ends_at - r.starts_at)::bigint)
         """,  # noqa: S608
     ),
     Invariant(
         "settlements_equal_their_entries",
-        "Each settlement says what its entry posted.",
+        "Each settlement says what its entry and the hours before it posted.",
         f"""
-        SELECT x.id || ' differs from its entry' FROM ({_SETTLED_AMOUNTS}) x
+        SELECT x.id || ' differs from its entries', x.owner_id FROM ({_SETTLED_AMOUNTS}) x
         WHERE (x.bought_minor, x.owner_minor, x.fee_minor, x.refunded_minor)
                 IS DISTINCT FROM (x.deferred, x.owner, x.fee, x.refunded)
             OR (x.gpu_seconds_bought, x.gpu_seconds_busy, x.gpu_seconds_delivered)
@@ -227,8 +310,14 @@ INVARIANTS = (
         "Each lease that ended a while ago has one settlement; no other lease has any.",
         """
         SELECT l.id || ' closed at ' || coalesce(l.closed_at::text, 'no instant') || ' and has '
-            || count(s.id) || ' settlements'
+            || count(s.id) || ' settlements', NULL
         FROM scheduler_lease l LEFT JOIN billing_settlement s ON s.lease_id = l.id
+        JOIN scheduler_reservation r ON r.id = l.reservation_id
+        JOIN agents_node n ON n.id = l.node_id
+        WHERE NOT EXISTS (
+            SELECT FROM billing_parking k
+            WHERE k.organization_id IN (r.organization_id, n.organization_id) AND k.ended_at IS NULL
+        )
         GROUP BY l.id
         HAVING count(s.id) > 1
             OR (l.status IN ('ended', 'interrupted', 'failed') AND count(s.id) = 0
@@ -238,10 +327,10 @@ INVARIANTS = (
     ),
     Invariant(
         "payouts_equal_releases",
-        "Each released settlement that earned something has one payout of that amount, posted as such.",
+        "Each payout of a settlement is what its release made payable.",
         """
         SELECT s.id || ' earned ' || s.owner_minor || ', payout ' || coalesce(o.amount_minor::text, 'none')
-            || ', posted ' || coalesce(posted.amount::text, 'nothing')
+            || ', posted ' || coalesce(posted.amount::text, 'nothing'), s.owner_id
         FROM billing_settlement s
         LEFT JOIN billing_payout o ON o.settlement_id = s.id
         LEFT JOIN LATERAL (
@@ -252,8 +341,7 @@ INVARIANTS = (
                 AND p.side = 'credit' AND a.organization_id = s.owner_id AND a.currency = s.currency
         ) posted ON true
         WHERE (o.amount_minor IS DISTINCT FROM posted.amount)
-            OR coalesce(o.amount_minor, 0)
-                <> CASE WHEN s.released_at IS NULL THEN 0 ELSE s.owner_minor END
+            OR (o.id IS NOT NULL AND s.released_at IS NULL)
             OR (o.id IS NOT NULL AND (o.owner_id, o.currency) <> (s.owner_id, s.currency))
         """,
     ),
@@ -261,12 +349,13 @@ INVARIANTS = (
         "no_double_allocation",
         "No GPU is promised twice at one instant.",
         """
-        SELECT 'allocations ' || a.id || ' and ' || b.id || ' overlap'
+        SELECT 'allocations ' || a.id || ' and ' || b.id || ' overlap', NULL
         FROM scheduler_allocation a JOIN scheduler_allocation b
             ON a.id < b.id AND a.slots && b.slots AND a.period && b.period
         WHERE a.live AND b.live
         """,
     ),
+    *MORE_INVARIANTS,
 )
 
 
@@ -279,6 +368,7 @@ def check(*, at: dt.datetime) -> BooksReport:
     patience_seconds = settlements.grace_seconds(at=at) + SETTLEMENT_OVERDUE_SECONDS
     overdue_before = at - dt.timedelta(seconds=patience_seconds)
     parameters: dict[str, dt.datetime | list[str]] = {
+        "at": at,
         "overdue_before": overdue_before,
         "guards": list(GUARDS),
     }
@@ -289,12 +379,51 @@ def check(*, at: dt.datetime) -> BooksReport:
         checks = []
         for invariant in INVARIANTS:
             cursor.execute(
-                f"SELECT count(*) OVER (), breach FROM ({invariant.breaches}) AS found (breach)"  # noqa: S608
-                f" LIMIT {BREACHES_SHOWN_MAX}",
+                f"SELECT breach, organization_id FROM ({invariant.breaches})"  # noqa: S608
+                f" AS found (breach, organization_id) LIMIT {BREACHES_READ_MAX}",
                 parameters,
             )
             checks.append(_judge(invariant, cursor.fetchall()))
     return BooksReport(at=at, ok=all(each.ok for each in checks), checks=checks)
+
+
+def run_if_due(*, at: dt.datetime) -> BooksReport | None:
+    """Check the books once a night, keep what was found, and park whose books are broken.
+
+    None where the last night's check is not a day old. Safe to run twice: a check changes nothing, and
+    whoever is parked stays parked.
+    """
+    last = BooksRun.objects.order_by("-at").values_list("at", flat=True).first()
+    if last is not None and at < last + dt.timedelta(seconds=NIGHTLY_SECONDS):
+        return None
+    return run(at=at)
+
+
+def run(*, at: dt.datetime) -> BooksReport:
+    """Check the books now, keep what was found, and park whose books are broken."""
+    report = check(at=at)
+    with transaction.atomic():
+        BooksRun.objects.create(
+            at=at,
+            ok=report.ok,
+            checks=[
+                {"name": each.name, "ok": each.ok, "detail": each.detail} for each in report.checks
+            ],
+        )
+        parking.park(breaches=breaches_of(report), at=at)
+    for each in report.checks:
+        if not each.ok:
+            logger.error("the books are broken: %s: %s", each.name, each.detail)
+    return report
+
+
+def breaches_of(report: BooksReport) -> dict[str, str]:
+    """Return, by organization, the first breach that concerns its money."""
+    found: dict[str, str] = {}
+    for each in report.checks:
+        for organization_id, text in each.organizations.items():
+            found.setdefault(organization_id, text)
+    return found
 
 
 def _is_nested() -> bool:
@@ -302,9 +431,18 @@ def _is_nested() -> bool:
     return bool(connection.savepoint_ids)
 
 
-def _judge(invariant: Invariant, rows: list[tuple[int, str]]) -> Check:
+def _judge(invariant: Invariant, rows: list[tuple[str, str | None]]) -> Check:
     if not rows:
         return Check(name=invariant.name, ok=True, detail=invariant.sentence)
-    count, shown = rows[0][0], "; ".join(text for _, text in rows)
-    rest = f"; and {count - len(rows)} more" if count > len(rows) else ""
-    return Check(name=invariant.name, ok=False, detail=f"{shown}{rest}")
+    shown = "; ".join(text for text, _ in rows[:BREACHES_SHOWN_MAX])
+    rest = f"; and {len(rows) - BREACHES_SHOWN_MAX} more" if len(rows) > BREACHES_SHOWN_MAX else ""
+    return Check(
+        name=invariant.name,
+        ok=False,
+        detail=f"{shown}{rest}",
+        organizations={
+            organization_id: f"{invariant.name}: {text}"
+            for text, organization_id in reversed(rows)
+            if organization_id is not None
+        },
+    )

@@ -10,6 +10,7 @@ from billing.provider_states import PaymentMeans
 from marketplace.core.errors import DomainError, InvalidValue
 from marketplace.models import Organization
 from scheduler import reservations
+from scheduler.details import ReservationDetails
 from scheduler.models import Reservation
 from scheduler.states import PaymentMethod
 
@@ -35,7 +36,7 @@ def purchase(
     organization: Organization,
     quote_id: str,
     payment_method: str,
-    details: reservations.ReservationDetails,
+    details: ReservationDetails,
     at: dt.datetime,
     actor: str,
     with_saved_card: bool = False,

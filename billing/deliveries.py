@@ -5,17 +5,22 @@ goes back to the tenant. Time in an outage that the lease's own tenant caused wa
 meters say that the GPU was gone meanwhile: it fell off the bus by the tenant's doing. For another lease the
 same outage is not its tenant's and is refunded. How outages and meters make one sum, and no second is taken
 twice, is told in `agents.metering`.
+
+A reservation's hours differ in price, so what was delivered is counted for each rate of its tariff apart.
 """
 
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
-from agents import metering, outages
+from agents import grants, metering, outages
 from agents.outages import OutageWindow
-from agents.protocol import Cause
-from marketplace.core.windows import Window
+from agents.protocol import Cause, ReceiptKind
+from marketplace.core.money import SECONDS_PER_HOUR
+from marketplace.core.windows import Window, to_instant
 from scheduler.models import Lease
+from scheduler.tariffs import MICROS, Tariff
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +28,8 @@ class Delivery:
     """What the evidence says of a lease, in whole GPU-seconds: `busy <= delivered <= bought`.
 
     `metered` are the delivered GPU-seconds that meter readings cover; `is_fully_metered` says that every
-    GPU has readings up to the end, so that none is still on its way. `outages` are clipped to the time
-    between handover and end.
+    GPU has readings up to the end, so that none is still on its way. `worth` is what the tariff asks for
+    the delivered ones, exact, in major units. `outages` are clipped to the time between handover and end.
     """
 
     bought: int
@@ -33,7 +38,16 @@ class Delivery:
     busy: int
     energy_millijoules: int | None
     is_fully_metered: bool
+    worth: Fraction = Fraction(0)
     outages: tuple[OutageWindow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A part of a lease's time in which one rate holds, in micros per GPU-hour."""
+
+    window: Window
+    rate_micros: int
 
 
 def delivery_of(*, lease: Lease) -> Delivery:
@@ -42,19 +56,36 @@ def delivery_of(*, lease: Lease) -> Delivery:
     Delivered is the time between the two receipts, which the lease carries clipped to its promise, less
     what the node itself says that a GPU was lost, and less the outages that its tenant did not cause. A
     lease that was handed over and has no instant of return delivered what its meters cover: that much is
-    known, and no more. Busy is what the meters saw.
+    known, and no more. A return receipt that came after the lease was given up counts all the same. Busy is
+    what the meters saw.
     """
-    return _until(
+    returned_at = _returned_at(lease)
+    return _between(
         lease=lease,
-        end=lease.returned_at or lease.ends_at,
-        return_is_known=lease.returned_at is not None,
+        until=returned_at or lease.ends_at,
+        bought=lease.gpu_seconds_bought,
+        return_is_known=returned_at is not None,
     )
 
 
 def delivery_so_far(*, lease: Lease, at: dt.datetime) -> Delivery:
     """Read the evidence of a lease that is not settled, as far as it is known at `at`."""
-    return _until(
-        lease=lease, end=lease.returned_at or min(at, lease.ends_at), return_is_known=True
+    return _between(
+        lease=lease,
+        until=lease.returned_at or min(at, lease.ends_at),
+        bought=lease.gpu_seconds_bought,
+        return_is_known=True,
+    )
+
+
+def delivery_within(*, lease: Lease, window: Window) -> Delivery:
+    """Read the evidence of a part of a lease's time that is over; the lease may still run."""
+    return _between(
+        lease=lease,
+        since=window.starts_at,
+        until=min(window.ends_at, lease.returned_at or lease.ends_at),
+        bought=len(lease.gpu_uuids) * window.seconds,
+        return_is_known=True,
     )
 
 
@@ -63,9 +94,18 @@ def is_refunded(*, lease: Lease, outage: OutageWindow) -> bool:
     return outage.cause is not Cause.TENANT or outage.lease_id != lease.id
 
 
-def _until(*, lease: Lease, end: dt.datetime, return_is_known: bool) -> Delivery:
-    bought = lease.gpu_seconds_bought
-    if lease.handed_over_at is None or not lease.handed_over_at < end:
+def _between(
+    *,
+    lease: Lease,
+    until: dt.datetime,
+    bought: int,
+    return_is_known: bool,
+    since: dt.datetime | None = None,
+) -> Delivery:
+    handed_over_at = lease.handed_over_at
+    if handed_over_at is not None and since is not None:
+        handed_over_at = max(handed_over_at, since)
+    if handed_over_at is None or not handed_over_at < until:
         return Delivery(
             bought=bought,
             delivered=0,
@@ -74,26 +114,62 @@ def _until(*, lease: Lease, end: dt.datetime, return_is_known: bool) -> Delivery
             energy_millijoules=None,
             is_fully_metered=True,
         )
-    window = Window(lease.handed_over_at, end)
+    window = Window(handed_over_at, until)
     told = outages.within(gpu_uuids=lease.gpu_uuids, window=window)
-    meters = metering.lease_meters(
-        lease_id=lease.id, window=window, faults=_faults(lease=lease, told=told)
+    pieces = _pieces(lease=lease, window=window)
+    of_pieces = metering.lease_meters_by_window(
+        lease_id=lease.id,
+        windows=[piece.window for piece in pieces],
+        faults=_faults(lease=lease, told=told),
     )
-    between_receipts = min(len(lease.gpu_uuids) * window.seconds, bought)
-    metered = min(meters.gpu_seconds_delivered, between_receipts)
-    had = max(metered, between_receipts - meters.gpu_seconds_undelivered)
-    delivered = had if return_is_known else metered
+    delivered = metered = busy = 0
+    worth = Fraction(0)
+    for piece, meters in zip(pieces, of_pieces, strict=True):
+        whole = min(len(lease.gpu_uuids) * piece.window.seconds, bought - delivered)
+        seen = min(meters.gpu_seconds_delivered, whole)
+        had = max(seen, whole - meters.gpu_seconds_undelivered) if return_is_known else seen
+        delivered += had
+        metered += seen
+        busy += min(meters.gpu_seconds_busy, had)
+        worth += Fraction(piece.rate_micros * had, MICROS * SECONDS_PER_HOUR)
+    energies = [m.energy_millijoules for m in of_pieces if m.energy_millijoules is not None]
+    readings_until = of_pieces[0].readings_until
     return Delivery(
         bought=bought,
         delivered=delivered,
         metered=metered,
-        busy=min(meters.gpu_seconds_busy, delivered),
-        energy_millijoules=meters.energy_millijoules,
-        is_fully_metered=set(meters.gpus) >= set(lease.gpu_uuids)
-        and meters.readings_until is not None
-        and meters.readings_until >= end,
+        busy=busy,
+        energy_millijoules=sum(energies) if energies else None,
+        is_fully_metered=set(of_pieces[0].gpus) >= set(lease.gpu_uuids)
+        and readings_until is not None
+        and readings_until >= until,
+        worth=worth,
         outages=tuple(told),
     )
+
+
+def _returned_at(lease: Lease) -> dt.datetime | None:
+    """Return when the tenant had the GPUs no more, by the node's receipt before all else."""
+    if lease.handed_over_at is None:
+        return lease.returned_at
+    receipt = grants.receipt(lease_id=lease.pk, lease_epoch=lease.epoch, kind=ReceiptKind.RETURN)
+    if receipt is None:
+        return lease.returned_at
+    return min(max(receipt.at, lease.handed_over_at), lease.ends_at)
+
+
+def _pieces(*, lease: Lease, window: Window) -> list[_Piece]:
+    """Cut a window where the rate changes.."""
+    tariff = Tariff.from_json(lease.reservation.tariff)
+    pieces = []
+    for segment in tariff.segments:
+        part = window.intersection(Window(to_instant(segment.starts), to_instant(segment.ends)))
+        if part is not None:
+            pieces.append(_Piece(part, segment.rate_micros))
+    assert pieces, f"{lease.pk}: no price for any of {window}"
+    assert pieces[0].window.starts_at == window.starts_at, lease.pk
+    assert pieces[-1].window.ends_at == window.ends_at, lease.pk
+    return pieces
 
 
 def _faults(*, lease: Lease, told: Sequence[OutageWindow]) -> dict[str, metering.Faults]:

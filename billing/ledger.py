@@ -7,13 +7,13 @@ PostgreSQL enforces what an entry must be (migration `0002_guard_the_books`) and
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from django.db import IntegrityError, connection
 from django.db.models import Q, Sum
 
-from billing.models import Entry, Posting
+from billing.models import Account, Entry, Posting
 from billing.states import AccountKind, EntryKind, Side
 from marketplace.core.errors import DomainError, StateConflict
 from marketplace.core.money import Money
@@ -131,6 +131,23 @@ def transfer(*, debited: AccountRef, credited: AccountRef, amount: int) -> list[
     return [debit(debited, amount=amount), credit(credited, amount=amount)] if amount else []
 
 
+def differences(rows: Iterable[tuple[AccountRef, AccountRef, int]]) -> list[Leg]:
+    """Return the legs of some movements (debited, credited, amount) as one entry: one leg per account.
+
+    A negative amount moves the other way; what cancels out leaves no leg.
+    """
+    sums: dict[tuple[str, str], tuple[AccountRef, int]] = {}
+    for debited, credited, amount in rows:
+        for account, signed in ((debited, amount), (credited, -amount)):
+            place = (account.code, account.currency)
+            sums[place] = (account, sums.get(place, (account, 0))[1] + signed)
+    return [
+        Leg(account, Side.DEBIT if signed > 0 else Side.CREDIT, abs(signed))
+        for account, signed in sums.values()
+        if signed
+    ]
+
+
 def post(
     *,
     idempotency_key: str,
@@ -226,6 +243,18 @@ def balance(*, account: AccountRef) -> int:
         account__code=account.code, account__currency=account.currency
     ).aggregate(normal=Sum("amount", filter=normal), other=Sum("amount", filter=~normal))
     return (sums["normal"] or 0) - (sums["other"] or 0)
+
+
+def is_posted(*, idempotency_key: str) -> bool:
+    """Say whether an entry has a key: for a caller whose amounts depend on what is posted."""
+    return Entry.objects.filter(idempotency_key=idempotency_key).exists()
+
+
+def kept_balance(*, account: AccountRef) -> int:
+    """Return the balance of a guarded account as its guard keeps it; 0 before the first posting."""
+    assert CHART[account.kind].is_guarded, account.kind
+    kept = Account.objects.filter(code=account.code, currency=account.currency)
+    return kept.values_list("balance", flat=True).first() or 0
 
 
 def violated_constraint(error: IntegrityError) -> str | None:

@@ -1,14 +1,30 @@
-"""What owners are owed: earnings become payable once a tenant can no longer reasonably dispute the lease."""
+"""What owners are owed: earnings become payable once a tenant can no longer reasonably dispute the lease.
+
+What an owner owes is netted first, a part is kept in reserve, and the rest is a payout: due, on its way, and
+paid or failed. While a reservation's payment is disputed, or an owner's money is parked, nothing is released.
+"""
 
 import datetime as dt
 import logging
+from collections.abc import Callable, Iterator
+from functools import partial
 
+from django.conf import settings
 from django.db import transaction
 
-from billing import ledger
-from billing.models import Payout, PayoutTransition, Settlement
-from billing.settlements import owner_accrued
-from billing.states import AccountKind, EntryKind, PayoutStatus
+from billing import accounts, ledger, parking, steps
+from billing.amounts import BASIS_POINTS
+from billing.models import Correction, Dispute, Payout, PayoutTransition, Reserve, Settlement
+from billing.states import (
+    PAYOUT_ARROWS,
+    AccountKind,
+    DisputeStatus,
+    EntryKind,
+    PayoutStatus,
+)
+from marketplace.core.errors import StateConflict
+from marketplace.core.money import share_of
+from marketplace.models import Organization
 
 logger = logging.getLogger(__name__)
 
@@ -18,70 +34,359 @@ ACTOR = "billing.release_earnings"
 
 
 def release_due(*, at: dt.datetime) -> int:
-    """Make the settlements payable whose time has come; return how many.
+    """Make what is due payable: settlements, what was kept back of them, corrections; return how many.
 
     Safe to run twice or side by side. One that cannot be released is logged and does not hold up the rest.
     """
-    due = Settlement.objects.filter(released_at__isnull=True, release_due_at__lte=at)
     released = 0
-    for settlement_id in due.order_by("release_due_at").values_list("pk", flat=True)[
-        :CANDIDATES_PER_RUN_MAX
-    ]:
+    for name, verb in _due(at=at):
         if released >= RELEASES_PER_RUN_MAX:
             break
         try:
-            released += release(settlement_id=settlement_id, at=at)
+            released += verb()
         except Exception:
-            logger.exception("settlement %s could not be released", settlement_id)
+            logger.exception("%s could not be released", name)
     return released
+
+
+def _due(*, at: dt.datetime) -> Iterator[tuple[str, Callable[[], bool]]]:
+    """Yield what is due by its name, with the call that releases it."""
+    settled = Settlement.objects.filter(released_at__isnull=True, release_due_at__lte=at)
+    for pk in settled.order_by("release_due_at").values_list("pk", flat=True)[
+        :CANDIDATES_PER_RUN_MAX
+    ]:
+        yield f"settlement {pk}", partial(release, settlement_id=pk, at=at)
+    kept_back = Reserve.objects.filter(released_at__isnull=True, release_due_at__lte=at)
+    for number in kept_back.order_by("release_due_at").values_list("pk", flat=True)[
+        :CANDIDATES_PER_RUN_MAX
+    ]:
+        yield f"reserve {number}", partial(release_reserve, reserve_id=number, at=at)
+    corrected = Correction.objects.filter(released_at__isnull=True)
+    for number in corrected.order_by("pk").values_list("pk", flat=True)[:CANDIDATES_PER_RUN_MAX]:
+        yield f"correction {number}", partial(release_correction, correction_id=number, at=at)
 
 
 @transaction.atomic
 def release(*, settlement_id: str, at: dt.datetime) -> bool:
-    """Move one settlement's earnings to what is payable; say whether it was this call that did it.
+    """Move what a lease earned to what is payable; say whether it was this call that did it.
 
-    A settlement that earned the owner nothing is marked as released and makes no payout.
+    A settlement that earned the owner nothing is marked as released and makes no payout; one that cost it
+    something adds to what the owner owes.
     """
     settlement = (
         Settlement.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
         .filter(pk=settlement_id, released_at__isnull=True, release_due_at__lte=at)
-        .select_related("owner")
+        .select_related("owner", "lease")
         .first()
     )
-    if settlement is None:
+    if settlement is None or _is_frozen(settlement):
         return False
+    owner, currency = settlement.owner, settlement.currency
+    _lock(owner)
+    accrued = accounts.owner_accrued(lease_id=settlement.lease_id, owner=owner, currency=currency)
+    owed = _account(AccountKind.OWNER_CLAWBACK, settlement)
+    earned = ledger.balance(account=accrued)
+    netted = min(earned, max(ledger.balance(account=owed), 0))
+    kept_back = share_of(
+        total_minor=max(earned - netted, 0),
+        part=settings.OWNER_RESERVE_BASIS_POINTS,
+        whole=BASIS_POINTS,
+    )
+    payable = max(earned - netted, 0) - kept_back
+    legs = ledger.differences(
+        [
+            (accrued, owed, netted if earned > 0 else earned),
+            (accrued, _account(AccountKind.OWNER_RESERVE, settlement), kept_back),
+            (accrued, _account(AccountKind.OWNER_PAYABLE, settlement), payable),
+        ]
+    )
     Settlement.objects.filter(pk=settlement.pk).update(released_at=at)
-    if not settlement.owner_minor:
+    if not legs:
         return True
     entry = ledger.post(
         idempotency_key=f"release:{settlement.id}",
         kind=EntryKind.RELEASE,
         subject_id=settlement.id,
         effective_at=at,
+        legs=legs,
+    )
+    steps.reached("release.posted")
+    if kept_back:
+        Reserve.objects.create(
+            settlement=settlement,
+            amount_minor=kept_back,
+            currency=currency,
+            release_due_at=at + dt.timedelta(seconds=settings.OWNER_RESERVE_SECONDS),
+        )
+    if payable:
+        _make(
+            Payout(settlement=settlement, entry=entry, amount_minor=payable),
+            owner=owner,
+            currency=currency,
+            due_at=settlement.release_due_at,
+            at=at,
+        )
+    steps.reached("release.stored")
+    return True
+
+
+@transaction.atomic
+def release_reserve(*, reserve_id: int, at: dt.datetime) -> bool:
+    """Move what was kept back of a settlement to what is payable, less what the owner owes by then."""
+    reserve = (
+        Reserve.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
+        .filter(pk=reserve_id, released_at__isnull=True, release_due_at__lte=at)
+        .select_related("settlement__owner", "settlement__lease")
+        .first()
+    )
+    if reserve is None or _is_frozen(reserve.settlement):
+        return False
+    settlement = reserve.settlement
+    _lock(settlement.owner)
+    kept = _account(AccountKind.OWNER_RESERVE, settlement)
+    payable, legs = _net(source=kept, settlement=settlement, amount=reserve.amount_minor)
+    Reserve.objects.filter(pk=reserve.pk).update(released_at=at)
+    entry = ledger.post(
+        idempotency_key=f"reserve:{settlement.id}",
+        kind=EntryKind.RESERVE_RELEASE,
+        subject_id=settlement.id,
+        effective_at=at,
+        legs=legs,
+    )
+    if payable:
+        _make(
+            Payout(reserve=reserve, entry=entry, amount_minor=payable),
+            owner=settlement.owner,
+            currency=reserve.currency,
+            due_at=reserve.release_due_at,
+            at=at,
+        )
+    return True
+
+
+@transaction.atomic
+def release_correction(*, correction_id: int, at: dt.datetime) -> bool:
+    """Make payable what late evidence added to a lease whose earnings had been released."""
+    correction = (
+        Correction.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
+        .filter(pk=correction_id, released_at__isnull=True)
+        .select_related("settlement__owner", "settlement__lease")
+        .first()
+    )
+    if correction is None or _is_frozen(correction.settlement):
+        return False
+    settlement = correction.settlement
+    _lock(settlement.owner)
+    accrued = accounts.owner_accrued(
+        lease_id=settlement.lease_id, owner=settlement.owner, currency=settlement.currency
+    )
+    payable, legs = _net(source=accrued, settlement=settlement, amount=correction.owner_minor)
+    Correction.objects.filter(pk=correction.pk).update(released_at=at)
+    entry = ledger.post(
+        idempotency_key=f"release:{settlement.id}:{correction.number}",
+        kind=EntryKind.CORRECTION_RELEASE,
+        subject_id=settlement.id,
+        effective_at=at,
+        legs=legs,
+    )
+    if payable:
+        _make(
+            Payout(correction=correction, entry=entry, amount_minor=payable),
+            owner=settlement.owner,
+            currency=settlement.currency,
+            due_at=at,
+            at=at,
+        )
+    return True
+
+
+@transaction.atomic
+def send(*, payout_id: str, at: dt.datetime, actor: str) -> Payout:
+    """Take the arrow due → in_transit: from now on the money is on its way to the owner.
+
+    :raises StateConflict: when the payout is not due.
+    :raises parking.MoneyParked: while the owner's money is parked.
+    """
+    payout = _of(payout_id)
+    parking.require_moving(organization=payout.owner)
+    attempt = payout.transitions.filter(to_status=PayoutStatus.IN_TRANSIT).count() + 1
+    _move(payout, to=PayoutStatus.IN_TRANSIT, at=at, actor=actor)
+    _transfer(
+        payout,
+        key=f"transfer:{payout.id}:{attempt}",
+        kind=EntryKind.TRANSFER,
+        debited=_payable(payout),
+        credited=_in_transit(payout),
+        at=at,
+    )
+    return payout
+
+
+@transaction.atomic
+def confirm(
+    *,
+    payout_id: str,
+    at: dt.datetime,
+    actor: str,
+    paid_from: AccountKind = AccountKind.STRIPE_AVAILABLE,
+) -> Payout:
+    """Take the arrow in_transit → paid: the money has left the account it was paid from.
+
+    :raises StateConflict: when the payout is not on its way.
+    """
+    payout = _of(payout_id)
+    _move(payout, to=PayoutStatus.PAID, at=at, actor=actor)
+    _transfer(
+        payout,
+        key=f"transfer_paid:{payout.id}",
+        kind=EntryKind.TRANSFER_PAID,
+        debited=_in_transit(payout),
+        credited=accounts.shared(kind=paid_from, currency=payout.currency),
+        at=at,
+    )
+    return payout
+
+
+@transaction.atomic
+def fail(*, payout_id: str, at: dt.datetime, actor: str) -> Payout:
+    """Take the arrow in_transit → failed: the money is the owner's still, and payable again.
+
+    :raises StateConflict: when the payout is not on its way.
+    """
+    payout = _of(payout_id)
+    _move(payout, to=PayoutStatus.FAILED, at=at, actor=actor)
+    attempt = payout.transitions.filter(to_status=PayoutStatus.FAILED).count()
+    _transfer(
+        payout,
+        key=f"transfer_failed:{payout.id}:{attempt}",
+        kind=EntryKind.TRANSFER_FAILED,
+        debited=_in_transit(payout),
+        credited=_payable(payout),
+        at=at,
+    )
+    return payout
+
+
+@transaction.atomic
+def retry(*, payout_id: str, at: dt.datetime, actor: str) -> Payout:
+    """Take the arrow failed → due: it is to be sent once more.
+
+    :raises StateConflict: when the payout has not failed.
+    """
+    payout = _of(payout_id)
+    _move(payout, to=PayoutStatus.DUE, at=at, actor=actor)
+    return payout
+
+
+def record_reversal(
+    *, owner: Organization, reversal_id: str, amount_minor: int, currency: str, at: dt.datetime
+) -> None:
+    """Record money that came back of what an owner had been sent: it owes that much less."""
+    ledger.post(
+        idempotency_key=f"trrev:{reversal_id}",
+        kind=EntryKind.TRANSFER_REVERSAL,
+        subject_id=owner.id,
+        effective_at=at,
         legs=ledger.transfer(
-            debited=owner_accrued(
-                lease_id=settlement.lease_id, owner=settlement.owner, currency=settlement.currency
+            debited=accounts.shared(kind=AccountKind.STRIPE_AVAILABLE, currency=currency),
+            credited=accounts.of_owner(
+                kind=AccountKind.OWNER_CLAWBACK, owner=owner, currency=currency
             ),
-            credited=ledger.AccountRef(
-                AccountKind.OWNER_PAYABLE,
-                settlement.currency,
-                settlement.owner_id,
-                settlement.owner,
-            ),
-            amount=settlement.owner_minor,
+            amount=amount_minor,
         ),
     )
-    payout = Payout.objects.create(
-        owner=settlement.owner,
-        settlement=settlement,
-        entry=entry,
-        status=PayoutStatus.DUE,
-        amount_minor=settlement.owner_minor,
-        currency=settlement.currency,
-        due_at=settlement.release_due_at,
-        created_at=at,
+
+
+def _is_frozen(settlement: Settlement) -> bool:
+    return (
+        parking.is_parked(organizations=[settlement.owner])
+        or Dispute.objects.filter(
+            reservation=settlement.lease.reservation_id, status=DisputeStatus.OPEN
+        ).exists()
     )
+
+
+def _lock(owner: Organization) -> None:
+    """Let no other release net what this owner owes meanwhile."""
+    Organization.objects.select_for_update(no_key=True).get(pk=owner.pk)
+
+
+def _net(
+    *, source: ledger.AccountRef, settlement: Settlement, amount: int
+) -> tuple[int, list[ledger.Leg]]:
+    """Return what of an amount is payable once the owner's debt is taken out, and the legs of both."""
+    owed = _account(AccountKind.OWNER_CLAWBACK, settlement)
+    netted = min(amount, max(ledger.balance(account=owed), 0))
+    payable = amount - netted
+    return payable, ledger.differences(
+        [
+            (source, owed, netted),
+            (source, _account(AccountKind.OWNER_PAYABLE, settlement), payable),
+        ]
+    )
+
+
+def _account(kind: AccountKind, settlement: Settlement) -> ledger.AccountRef:
+    return accounts.of_owner(kind=kind, owner=settlement.owner, currency=settlement.currency)
+
+
+def _payable(payout: Payout) -> ledger.AccountRef:
+    return accounts.of_owner(
+        kind=AccountKind.OWNER_PAYABLE, owner=payout.owner, currency=payout.currency
+    )
+
+
+def _in_transit(payout: Payout) -> ledger.AccountRef:
+    return accounts.of_object(
+        kind=AccountKind.PAYOUT_IN_TRANSIT,
+        object_id=payout.id,
+        currency=payout.currency,
+        organization=payout.owner,
+    )
+
+
+def _transfer(
+    payout: Payout,
+    *,
+    key: str,
+    kind: EntryKind,
+    debited: ledger.AccountRef,
+    credited: ledger.AccountRef,
+    at: dt.datetime,
+) -> None:
+    ledger.post(
+        idempotency_key=key,
+        kind=kind,
+        subject_id=payout.id,
+        effective_at=at,
+        legs=ledger.transfer(debited=debited, credited=credited, amount=payout.amount_minor),
+    )
+
+
+def _make(
+    payout: Payout, *, owner: Organization, currency: str, due_at: dt.datetime, at: dt.datetime
+) -> None:
+    payout.owner, payout.currency = owner, currency
+    payout.due_at, payout.created_at = due_at, at
+    payout.save(force_insert=True)
     PayoutTransition.objects.create(
-        payout=payout, from_status="", to_status=PayoutStatus.DUE, actor=ACTOR, at=at
+        payout=payout, from_status="", to_status=payout.status, actor=ACTOR, at=at
     )
-    return True
+
+
+def _of(payout_id: str) -> Payout:
+    return Payout.objects.select_related("owner").get(pk=payout_id)
+
+
+def _move(payout: Payout, *, to: PayoutStatus, at: dt.datetime, actor: str) -> None:
+    """Compare and set; the winner writes the transition in the same transaction, the loser raises."""
+    came_from = PayoutStatus(payout.status)
+    won = PAYOUT_ARROWS.allows(came_from, to) and Payout.objects.filter(
+        pk=payout.pk, status=came_from
+    ).update(status=to)
+    if not won:
+        raise StateConflict(f"{payout.pk} is {came_from} or moved on; it cannot become {to}")
+    payout.status = to
+    PayoutTransition.objects.create(
+        payout=payout, from_status=came_from, to_status=to, actor=actor, at=at
+    )

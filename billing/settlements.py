@@ -1,27 +1,31 @@
 """Turn finished leases into final money and GPU-seconds: once each, to the minor unit.
 
-A lease's part of the reservation's price is the difference of two rounded sums over the leases in the
-order of their ids, taken of everything the reservation bought. So a part depends on no later lease, the
-parts of leases that make up the whole add up to the price exactly, and they may settle in any order. What
-no lease of a finished reservation accounts for goes back to the wallet as undelivered.
+The hours of a lease that were closed while it ran have posted what they earned; its settlement posts the
+rest, so that both together are what the whole evidence says. What no lease of a finished reservation accounts
+for goes back to the tenant as undelivered. How a price is divided is told in `billing.amounts`, what a tenant
+gets beyond its refund in `billing.service_credits`.
 """
 
 import datetime as dt
 import logging
-from dataclasses import dataclass
 
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Exists, OuterRef
 
 from agents import grants, health
-from billing import ledger, wallet
+from billing import accounts, ledger, parking, service_credits, steps
+from billing.amounts import (
+    Amounts,
+    LeasesExceedReservation,
+    amounts_for,
+    amounts_of,
+    share_delivered,
+)
 from billing.deliveries import Delivery, delivery_of, is_refunded
+from billing.earnings import Posted, money_rows, posted_so_far, seconds_rows
 from billing.models import Account, Settlement
-from billing.purchases import gpu_seconds_bought, reservation_account
 from billing.states import AccountKind, EntryKind
-from marketplace.core.money import share_of
-from marketplace.models import Organization
 from scheduler.models import Lease, Reservation
 from scheduler.states import LEASE_ARROWS, RESERVATION_ARROWS, LeaseStatus, ReservationStatus
 
@@ -31,9 +35,12 @@ logger = logging.getLogger(__name__)
 SETTLEMENTS_PER_RUN_MAX = 500
 # Ids; so many may wait or fail before they hold up those behind them.
 CANDIDATES_PER_RUN_MAX = 5_000
-BASIS_POINTS = 10_000
 # A GPU that flaps at every look of a week has more; the sums of the settlement count them all.
 EVIDENCE_OUTAGES_MAX = 500
+# Every change of what a reservation buys rounds once more; so many minor units cannot be a mistake.
+ROUNDING_SLACK_MINOR = 20
+# When evidence is looked for that came late: an agent's spool holds a week.
+REVIEWS_AFTER_SECONDS = (3_600, 6 * 3_600, 86_400, 3 * 86_400, 8 * 86_400)
 
 FINAL_LEASE_STATUSES = tuple(s for s in LeaseStatus if LEASE_ARROWS.is_final(s))
 FINAL_RESERVATION_STATUSES = tuple(s for s in ReservationStatus if RESERVATION_ARROWS.is_final(s))
@@ -43,27 +50,9 @@ def grace_seconds(*, at: dt.datetime) -> int:
     """Return how long after a lease has closed its last meter readings are waited for.
 
     They travel with the return receipt, or in one of the next reports. Once a node that sends none counts
-    as silent, the receipts stand without them.
+    as silent, the receipts stand without them; where the operator is patient, it gets longer than that.
     """
-    return health.stale_seconds(at=at)
-
-
-class LeasesExceedReservation(Exception):
-    """The leases promise more GPU-seconds than was bought: no division of the price would be right."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Amounts:
-    """A lease's part of the price and what becomes of it, in minor units.
-
-    `bought = earned + refunded`, `earned = owner + fee`.
-    """
-
-    bought: int
-    earned: int
-    fee: int
-    owner: int
-    refunded: int
+    return max(health.stale_seconds(at=at), settings.SETTLEMENT_PATIENCE_SECONDS)
 
 
 def settle_ended(*, at: dt.datetime) -> int:
@@ -94,37 +83,48 @@ def settle_ended(*, at: dt.datetime) -> int:
 def settle(*, lease_id: str, at: dt.datetime) -> Settlement | None:
     """Settle one finished lease; None when somebody else does, did, or readings are still on the way.
 
+    None too while the money of its tenant or owner is parked.
+
     :raises LeasesExceedReservation: when the leases promise more than the reservation bought.
     """
     lease = (
         Lease.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
         .filter(pk=lease_id, status__in=FINAL_LEASE_STATUSES, closed_at__isnull=False)
-        .select_related("reservation__organization", "node__organization")
+        .select_related("reservation__organization", "reservation__quote", "node__organization")
         .first()
     )
     if lease is None or Settlement.objects.filter(lease=lease).exists():
         return None
     assert lease.closed_at is not None
+    reservation, owner = lease.reservation, lease.node.organization
+    if parking.is_parked(organizations=[reservation.organization, owner]):
+        return None
     delivery = delivery_of(lease=lease)
     is_patient = at < lease.closed_at + dt.timedelta(seconds=grace_seconds(at=at))
     if is_patient and not delivery.is_fully_metered:
         return None
-    reservation = lease.reservation
-    amounts = amounts_of(
-        bought_minor=part_of_price(lease=lease),
+    before = posted_so_far(lease=lease)
+    amounts = _within_books(
+        lease=lease,
         delivery=delivery,
-        fee_basis_points=reservation.fee_basis_points,
+        before=before,
+        wanted=amounts_for(lease=lease, delivery=delivery),
     )
     entry = ledger.post(
         idempotency_key=f"settlement:{lease.id}",
         kind=EntryKind.SETTLEMENT,
         subject_id=lease.id,
         effective_at=lease.closed_at,
-        legs=_legs(lease=lease, delivery=delivery, amounts=amounts),
+        legs=_legs(lease=lease, delivery=delivery, amounts=amounts, before=before),
     )
-    return Settlement.objects.create(
+    steps.reached("settlement.posted")
+    credit, credit_of_owner = service_credits.post_for_lease(
+        lease=lease, delivery=delivery, amounts=amounts, at=lease.closed_at
+    )
+    steps.reached("settlement.credited")
+    settlement = Settlement.objects.create(
         lease=lease,
-        owner=lease.node.organization,
+        owner=owner,
         entry=entry,
         currency=reservation.currency,
         gpu_seconds_bought=delivery.bought,
@@ -136,18 +136,23 @@ def settle(*, lease_id: str, at: dt.datetime) -> Settlement | None:
         fee_minor=amounts.fee,
         owner_minor=amounts.owner,
         refunded_minor=amounts.refunded,
-        evidence=_evidence(lease=lease, delivery=delivery),
+        credit_minor=credit,
+        credit_of_owner_minor=credit_of_owner,
+        evidence=evidence_of(lease=lease, delivery=delivery),
         settled_at=at,
         release_due_at=lease.closed_at + dt.timedelta(seconds=settings.PAYOUT_DELAY_SECONDS),
+        review_due_at=at + dt.timedelta(seconds=REVIEWS_AFTER_SECONDS[0]),
     )
+    steps.reached("settlement.stored")
+    return settlement
 
 
 @transaction.atomic
 def refund_rest(*, reservation_id: str, at: dt.datetime) -> bool:
-    """Return to the wallet what no lease of a finished reservation accounts for; say whether there was any.
+    """Give back what no lease of a finished reservation accounts for; say whether there was any.
 
     A reservation that failed before it had leases is returned whole. Nothing happens while a lease is
-    open or not settled.
+    open or not settled, or the tenant's money is parked.
     """
     reservation = (
         Reservation.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
@@ -157,18 +162,17 @@ def refund_rest(*, reservation_id: str, at: dt.datetime) -> bool:
     )
     if reservation is None or reservation.leases.filter(settlement__isnull=True).exists():
         return False
-    deferred = reservation_account(
+    if parking.is_parked(organizations=[reservation.organization]):
+        return False
+    deferred = accounts.of_reservation(
         kind=AccountKind.DEFERRED, reservation=reservation, currency=reservation.currency
     )
-    still_open = reservation_account(kind=AccountKind.U_OPEN, reservation=reservation)
-    undelivered = reservation_account(kind=AccountKind.U_UNDELIVERED, reservation=reservation)
+    still_open = accounts.of_reservation(kind=AccountKind.U_OPEN, reservation=reservation)
+    undelivered = accounts.of_reservation(kind=AccountKind.U_UNDELIVERED, reservation=reservation)
+    rest = ledger.balance(account=deferred)
     legs = [
         *ledger.transfer(
-            debited=deferred,
-            credited=wallet.account(
-                organization=reservation.organization, currency=reservation.currency
-            ),
-            amount=ledger.balance(account=deferred),
+            debited=deferred, credited=accounts.refunds_of(reservation=reservation), amount=rest
         ),
         *ledger.transfer(
             debited=undelivered, credited=still_open, amount=ledger.balance(account=still_open)
@@ -183,85 +187,60 @@ def refund_rest(*, reservation_id: str, at: dt.datetime) -> bool:
         effective_at=at,
         legs=legs,
     )
+    steps.reached("rest.refunded")
+    service_credits.post_for_rest(reservation=reservation, refunded_minor=rest, at=at)
+    steps.reached("rest.credited")
     return True
 
 
-def part_of_price(*, lease: Lease) -> int:
-    """Return the lease's part of what the reservation cost, in minor units.
+def _within_books(*, lease: Lease, delivery: Delivery, before: Posted, wanted: Amounts) -> Amounts:
+    """Return the amounts, brought down to what the books still hold for the reservation.
 
-    :raises LeasesExceedReservation: when this lease and those before it promise more than was bought.
+    :raises LeasesExceedReservation: when that is more than rounding can explain.
     """
     reservation = lease.reservation
-    whole = gpu_seconds_bought(reservation=reservation)
-    before = sum(
-        earlier.gpu_seconds_bought for earlier in reservation.leases.filter(pk__lt=lease.pk)
+    held = before.earned + ledger.kept_balance(
+        account=accounts.of_reservation(
+            kind=AccountKind.DEFERRED, reservation=reservation, currency=reservation.currency
+        )
     )
-    until = before + lease.gpu_seconds_bought
-    if until > whole:
-        raise LeasesExceedReservation(f"{reservation.id}: {until} of {whole} GPU-seconds")
-    total = reservation.total_minor
-    return share_of(total_minor=total, part=until, whole=whole) - share_of(
-        total_minor=total, part=before, whole=whole
-    )
-
-
-def amounts_of(*, bought_minor: int, delivery: Delivery, fee_basis_points: int) -> Amounts:
-    """Divide a lease's part of the price: two roundings, and differences for the rest."""
-    earned = share_of(total_minor=bought_minor, part=delivery.delivered, whole=delivery.bought)
-    fee = share_of(total_minor=earned, part=fee_basis_points, whole=BASIS_POINTS)
-    return Amounts(
-        bought=bought_minor,
-        earned=earned,
-        fee=fee,
-        owner=earned - fee,
-        refunded=bought_minor - earned,
+    if wanted.bought <= held:
+        return wanted
+    if wanted.bought - held > ROUNDING_SLACK_MINOR:
+        raise LeasesExceedReservation(f"{reservation.id}: {wanted.bought} of {held} minor units")
+    return amounts_of(
+        bought_minor=held,
+        delivered=share_delivered(lease=lease, worth=delivery.worth),
+        fee_basis_points=reservation.fee_basis_points,
     )
 
 
-def owner_accrued(*, lease_id: str, owner: Organization, currency: str) -> ledger.AccountRef:
-    """Return the name of the account of what a lease earned for its owner and is not yet payable."""
-    return ledger.AccountRef(AccountKind.OWNER_ACCRUED, currency, lease_id, owner)
-
-
-def _legs(*, lease: Lease, delivery: Delivery, amounts: Amounts) -> list[ledger.Leg]:
-    reservation, currency = lease.reservation, lease.reservation.currency
-    money = [
-        (
-            owner_accrued(lease_id=lease.id, owner=lease.node.organization, currency=currency),
-            amounts.owner,
-        ),
-        (ledger.AccountRef(AccountKind.PLATFORM_FEE, currency), amounts.fee),
-        (
-            wallet.account(organization=reservation.organization, currency=currency),
-            amounts.refunded,
-        ),
-    ]
-    seconds = [
-        (AccountKind.U_BUSY, delivery.busy),
-        (AccountKind.U_IDLE, delivery.delivered - delivery.busy),
-        (AccountKind.U_UNDELIVERED, delivery.bought - delivery.delivered),
-    ]
-    legs = [
-        ledger.debit(
-            reservation_account(
-                kind=AccountKind.DEFERRED, reservation=reservation, currency=currency
+def _legs(
+    *, lease: Lease, delivery: Delivery, amounts: Amounts, before: Posted
+) -> list[ledger.Leg]:
+    """Return what the settlement adds to what the hours have posted."""
+    reservation = lease.reservation
+    deferred = accounts.of_reservation(
+        kind=AccountKind.DEFERRED, reservation=reservation, currency=reservation.currency
+    )
+    idle, idle_before = delivery.delivered - delivery.busy, before.delivered - before.busy
+    return ledger.differences(
+        [
+            *money_rows(
+                lease=lease, owner=amounts.owner - before.owner, fee=amounts.fee - before.fee
             ),
-            amount=amounts.bought,
-        ),
-        *(ledger.credit(account, amount=amount) for account, amount in money),
-        ledger.credit(
-            reservation_account(kind=AccountKind.U_OPEN, reservation=reservation),
-            amount=delivery.bought,
-        ),
-        *(
-            ledger.debit(reservation_account(kind=kind, reservation=reservation), amount=amount)
-            for kind, amount in seconds
-        ),
-    ]
-    return [leg for leg in legs if leg.amount]
+            (deferred, accounts.refunds_of(reservation=reservation), amounts.refunded),
+            *seconds_rows(
+                lease=lease,
+                busy=delivery.busy - before.busy,
+                idle=idle - idle_before,
+                undelivered=delivery.bought - delivery.delivered,
+            ),
+        ]
+    )
 
 
-def _evidence(*, lease: Lease, delivery: Delivery) -> dict[str, object]:
+def evidence_of(*, lease: Lease, delivery: Delivery) -> dict[str, object]:
     """Return what the settlement rests on, so that anyone can repeat it."""
     receipts = grants.receipts_for(lease_ids=[lease.id])
     return {

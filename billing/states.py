@@ -56,8 +56,10 @@ class EntryKind(TextChoices):
     TOP_UP = "top_up"
     WITHDRAWAL = "withdrawal"  # out of a wallet, to go back the way it came
     PROMOTION = "promotion"
+    PROMOTION_SPENT = "promotion_spent"
     PROMOTION_EXPIRY = "promotion_expiry"
     BALANCE_TRANSACTION = "balance_transaction"  # what the provider booked for an object of ours
+    SUSPENSE = "suspense"  # money of which nobody knows yet whose it is
     HOLD = "hold"
     VOID = "void"
     PURCHASE = "purchase"
@@ -67,21 +69,22 @@ class EntryKind(TextChoices):
     CREDIT = "credit"  # for what was not delivered, beyond its price
     COMPENSATION = "compensation"  # for a lease that its owner reclaimed
     REFUND = "refund"  # of what no lease of a reservation accounts for
+    CHANGE = "change"  # of what a reservation buys: cancelled, returned early, extended, moved
+    FEE_SHARE = "fee_share"  # an owner's part of the fee of a change
     GOODWILL = "goodwill"  # a refund that a person decides
     REFUND_SENT = "refund_sent"
     REFUND_SETTLED = "refund_settled"
     REFUND_FAILED = "refund_failed"
     RELEASE = "release"
     RESERVE_RELEASE = "reserve_release"
+    CORRECTION_RELEASE = "correction_release"
     TRANSFER = "transfer"
     TRANSFER_PAID = "transfer_paid"
     TRANSFER_FAILED = "transfer_failed"
     TRANSFER_REVERSAL = "transfer_reversal"
-    NETTING = "netting"
     DISPUTE_OPENED = "dispute_opened"
     DISPUTE_WON = "dispute_won"
     DISPUTE_LOST = "dispute_lost"
-    INVOICE = "invoice"
     INVOICE_VOID = "invoice_void"
     PAYMENT = "payment"
     WRITE_OFF = "write_off"
@@ -111,6 +114,64 @@ PAYOUT_ARROWS = Arrows(
         PayoutStatus.IN_TRANSIT: (PayoutStatus.PAID, PayoutStatus.FAILED),
         PayoutStatus.PAID: (),
         PayoutStatus.FAILED: (PayoutStatus.DUE,),
+    },
+)
+
+
+class RefundStatus(TextChoices):
+    DUE = "due"
+    SENT = "sent"
+    SETTLED = "settled"
+    FAILED = "failed"  # the money is the tenant's still, and went to its wallet
+
+
+REFUND_ARROWS = Arrows(
+    initial=(RefundStatus.DUE,),
+    moves={
+        RefundStatus.DUE: (RefundStatus.SENT,),
+        RefundStatus.SENT: (RefundStatus.SETTLED, RefundStatus.FAILED),
+        RefundStatus.SETTLED: (),
+        RefundStatus.FAILED: (),
+    },
+)
+
+
+class DisputeStatus(TextChoices):
+    OPEN = "open"
+    WON = "won"
+    LOST = "lost"
+
+
+DISPUTE_ARROWS = Arrows(
+    initial=(DisputeStatus.OPEN,),
+    moves={
+        DisputeStatus.OPEN: (DisputeStatus.WON, DisputeStatus.LOST),
+        DisputeStatus.WON: (),
+        DisputeStatus.LOST: (),
+    },
+)
+
+
+class ApprovalKind(TextChoices):
+    """What takes two people."""
+
+    REFUND = "refund"
+    WRITE_OFF = "write_off"
+    UNPARK = "unpark"
+
+
+class ApprovalStatus(TextChoices):
+    REQUESTED = "requested"
+    APPROVED = "approved"
+    REFUSED = "refused"
+
+
+APPROVAL_ARROWS = Arrows(
+    initial=(ApprovalStatus.REQUESTED,),
+    moves={
+        ApprovalStatus.REQUESTED: (ApprovalStatus.APPROVED, ApprovalStatus.REFUSED),
+        ApprovalStatus.APPROVED: (),
+        ApprovalStatus.REFUSED: (),
     },
 )
 

@@ -3,7 +3,18 @@
 from celery import shared_task
 from django.utils import timezone
 
-from billing import inbox, payments, payouts, provider, settlements
+from billing import (
+    books,
+    changes,
+    corrections,
+    earnings,
+    inbox,
+    payments,
+    payouts,
+    provider,
+    refunds,
+    settlements,
+)
 
 
 @shared_task(name="billing.settle_leases")
@@ -13,6 +24,9 @@ def settle_leases() -> None:
 
 @shared_task(name="billing.release_earnings")
 def release_earnings() -> None:
+    now = timezone.now()
+    payouts.release_due(at=now)
+    changes.release_due(at=now)
     payouts.release_due(at=timezone.now())
 
 
@@ -36,3 +50,23 @@ def poll_provider() -> None:
     now = timezone.now()
     inbox.poll(at=now)
     provider.read_due(at=now)
+
+
+@shared_task(name="billing.close_hours")
+def close_hours() -> None:
+    earnings.close_due(at=timezone.now())
+
+
+@shared_task(name="billing.review_settlements")
+def review_settlements() -> None:
+    corrections.review_due(at=timezone.now())
+
+
+@shared_task(name="billing.open_refunds")
+def open_refunds() -> None:
+    refunds.open_due(at=timezone.now())
+
+
+@shared_task(name="billing.check_books")
+def check_books() -> None:
+    books.run_if_due(at=timezone.now())

@@ -7,7 +7,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import QuerySet
 
-from billing import ledger
+from billing import accounts, ledger
 from billing.models import Entry, Posting
 from billing.states import AccountKind, EntryKind
 from marketplace import audit
@@ -18,14 +18,11 @@ from marketplace.models import AuditEvent, Organization
 # Ten million dollars at once is a slip of the keyboard; a larger sum comes in parts.
 DEPOSIT_MINOR_MAX = 1_000_000_000
 
+account = accounts.wallet
+
 
 class DepositRefused(InvalidValue):
     """The amount is not one that a deposit can have, or the organization has no wallet."""
-
-
-def account(*, organization: Organization, currency: str) -> ledger.AccountRef:
-    """Return the name of an organization's wallet."""
-    return ledger.AccountRef(AccountKind.WALLET, currency, organization.id, organization)
 
 
 def balance(*, organization: Organization) -> Money:

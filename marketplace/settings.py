@@ -69,9 +69,37 @@ AGENT_BEATS_AT_ONCE = PROFILE == "test"
 # Money becomes payable to the owner once a tenant can no longer reasonably dispute the lease.
 PAYOUT_DELAY_SECONDS = env.integer(
     "HEADROOM_PAYOUT_DELAY_SECONDS",
-    default=0 if PROFILE == "demo" else 7 * 86_400,
+    default=0 if PROFILE == "demo" else 14 * 86_400,
     minimum=0,
     maximum=90 * 86_400,
+)
+# A part of what an owner earned is kept back for longer, against disputes that come late.
+OWNER_RESERVE_BASIS_POINTS = env.integer(
+    "HEADROOM_OWNER_RESERVE_BASIS_POINTS",
+    default=1000 if IS_PRODUCTION else 0,
+    minimum=0,
+    maximum=9000,
+)
+OWNER_RESERVE_SECONDS = env.integer(
+    "HEADROOM_OWNER_RESERVE_SECONDS", default=90 * 86_400, minimum=0, maximum=365 * 86_400
+)
+# How long a lease whose readings are not complete waits for them, beyond what a silent node gets anyway.
+SETTLEMENT_PATIENCE_SECONDS = env.integer(
+    "HEADROOM_SETTLEMENT_PATIENCE_SECONDS",
+    default=86_400 if IS_PRODUCTION else 0,
+    minimum=0,
+    maximum=30 * 86_400,
+)
+# What a tenant gets beyond its refund: for what was not delivered, and for what its owner took back.
+UNDELIVERED_CREDIT_BASIS_POINTS = env.integer(
+    "HEADROOM_UNDELIVERED_CREDIT_BASIS_POINTS", default=1000, minimum=0, maximum=10_000
+)
+RECLAIM_COMPENSATION_BASIS_POINTS = env.integer(
+    "HEADROOM_RECLAIM_COMPENSATION_BASIS_POINTS", default=2500, minimum=0, maximum=10_000
+)
+# A refund that a person decides takes a second one above this, in minor units of the market's currency.
+REFUND_ALONE_MINOR_MAX = env.integer(
+    "HEADROOM_REFUND_ALONE_MINOR_MAX", default=10_000, minimum=0, maximum=10_000_000
 )
 # Share of the price that the platform keeps, in basis points; a listing's floor is what the owner receives.
 PLATFORM_FEE_BASIS_POINTS = env.integer(

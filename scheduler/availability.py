@@ -128,7 +128,7 @@ def search(*, query: OfferingQuery, at: dt.datetime) -> SearchResult:
         first=first,
         last=last,
     )
-    affordable = [p for p in priced if query.max_rate is None or p.price.rate <= query.max_rate]
+    affordable = [p for p in priced if query.max_rate is None or p.rate <= query.max_rate]
     if affordable:
         return SearchResult(
             offers=[offerings.offer(p, wish=wish) for p in affordable[: query.limit]]
@@ -222,7 +222,7 @@ def market_summary(*, at: dt.datetime) -> list[ModelSummary]:
                 pool.gpus[place].slot for place in np.flatnonzero(step.is_listed & step.free)
             }
             for level in np.unique(step.levels[step.is_listed]):
-                rates[pool.gpu_model_id].append(step.priced(int(level)).rate)
+                rates[pool.gpu_model_id].append(step.rate(int(level)))
     return [
         ModelSummary(
             gpu_model=model,
@@ -342,11 +342,11 @@ def _point(window: Window, steps: list[Step]) -> CurvePoint:
     """Join the pools of all regions in one step; the cheapest free GPU gives the price."""
     cheapest = min(
         (
-            step.priced(int(step.levels[step.free].min()))
+            (step.rate(level), step.multiplier(level))
             for step in steps
             if (step.is_listed & step.free).any()
+            for level in (int(step.levels[step.free].min()),)
         ),
-        key=lambda priced: priced.rate,
         default=None,
     )
     floors = [
@@ -354,9 +354,9 @@ def _point(window: Window, steps: list[Step]) -> CurvePoint:
     ]
     return CurvePoint(
         window=window,
-        rate=cheapest.rate if cheapest else None,
+        rate=cheapest[0] if cheapest else None,
         floor=min(floors, default=None),
-        multiplier=cheapest.multiplier if cheapest else None,
+        multiplier=cheapest[1] if cheapest else None,
         gpus_listed=sum(int(step.is_listed.sum()) for step in steps),
         gpus_free=sum(int((step.is_listed & step.free).sum()) for step in steps),
     )

@@ -19,6 +19,7 @@ from marketplace.states import ListingMode
 from scheduler import pools
 from scheduler.calendar import Busy
 from scheduler.pools import Pool
+from scheduler.prices import PriceTable
 
 Seconds: TypeAlias = npt.NDArray[np.int64]
 Flags: TypeAlias = npt.NDArray[np.bool_]
@@ -41,8 +42,11 @@ class Groups:
 class Board:
     """One pool over one span of time, half-open."""
 
-    def __init__(self, *, pool: Pool, busy: Sequence[Busy], span: Window) -> None:
+    def __init__(
+        self, *, pool: Pool, busy: Sequence[Busy], span: Window, prices: PriceTable
+    ) -> None:
         self.pool = pool
+        self.prices = prices
         self.gpus_listed = len(pool.gpus)
         self.by_node = _groups([gpu.node.id for gpu in pool.gpus])
         self.by_island = _groups([gpu.node.island for gpu in pool.gpus])

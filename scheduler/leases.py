@@ -80,24 +80,26 @@ def end_due(*, at: dt.datetime) -> int:
 
 
 def lose_due(*, at: dt.datetime) -> int:
-    """Interrupt the active leases whose node gave the GPUs back unasked; return how many.
+    """Interrupt the running leases whose node gave the GPUs back unasked; return how many.
 
     A machine that was restarted says so: its tenant has nothing any more.
     """
-    due = _with_receipt(_in(LeaseStatus.ACTIVE), protocol.ReceiptKind.RETURN).filter(ends_at__gt=at)
+    running = _in(LeaseStatus.ACTIVE, LeaseStatus.RECLAIMING).filter(ends_at__gt=at)
+    due = _with_receipt(running, protocol.ReceiptKind.RETURN)
     return ticks.drain(due=due, advance=lambda row: lose(lease=row, at=at), name="lose")
 
 
 def take_back_due(*, at: dt.datetime) -> int:
     """Take back the GPUs whose return the node has confirmed; return how many leases that ends."""
-    due = _with_receipt(_in(LeaseStatus.RETURNING), protocol.ReceiptKind.RETURN)
+    asked = _in(LeaseStatus.RETURNING, LeaseStatus.RECLAIMING).filter(ends_at__lte=at)
+    due = _with_receipt(asked, protocol.ReceiptKind.RETURN)
     return ticks.drain(due=due, advance=lambda row: take_back(lease=row, at=at), name="take_back")
 
 
 def give_up_due(*, at: dt.datetime) -> int:
     """End the leases whose return nobody confirmed in time; return how many.
 
-    The grace runs from the move to `returning`, not from the end of the window: after an outage of the
+    The grace runs from when the node was asked, not from the end of the window: after an outage of the
     market nodes get their time to report.
     """
     asked_long_ago = LeaseTransition.objects.filter(
@@ -105,8 +107,10 @@ def give_up_due(*, at: dt.datetime) -> int:
         to_status=LeaseStatus.RETURNING,
         at__lte=at - dt.timedelta(seconds=RETURN_GRACE_SECONDS),
     )
-    due = _in(LeaseStatus.RETURNING).filter(
-        ~Exists(_receipts(protocol.ReceiptKind.RETURN)), Exists(asked_long_ago)
+    since = at - dt.timedelta(seconds=RETURN_GRACE_SECONDS)
+    due = _in(LeaseStatus.RETURNING, LeaseStatus.RECLAIMING).filter(
+        Exists(asked_long_ago) | Q(reclaim__stopped_at__lte=since),
+        ~Exists(_receipts(protocol.ReceiptKind.RETURN)),
     )
     return ticks.drain(due=due, advance=lambda row: give_up(lease=row, at=at), name="give_up")
 
@@ -151,6 +155,17 @@ def fail(*, lease: Lease, reason: LeaseReason, at: dt.datetime) -> None:
 
 
 @transaction.atomic
+def reclaim(*, lease: Lease, ends_at: dt.datetime, at: dt.datetime, actor: str) -> None:
+    """Take the arrow active → reclaiming: the owner's notice runs, and the promise ends with it.
+
+    :raises StateConflict: when the lease moved on.
+    """
+    _move(lease, to=LeaseStatus.RECLAIMING, reason=LeaseReason.OWNER_RECLAIMED, at=at, actor=actor)
+    lease.ends_at = ends_at
+    lease.save(update_fields=["ends_at"])
+
+
+@transaction.atomic
 def interrupt(*, lease: Lease, reason: LeaseReason, at: dt.datetime) -> None:
     """Take the arrow active → interrupted: the GPUs failed, and others take their place from now on.
 
@@ -168,7 +183,7 @@ def interrupt(*, lease: Lease, reason: LeaseReason, at: dt.datetime) -> None:
 
 @transaction.atomic
 def lose(*, lease: Lease, at: dt.datetime) -> None:
-    """Take the arrow active → interrupted, on the node's receipt of a return that nobody asked for.
+    """Take the arrow active or reclaiming → interrupted, on a receipt of a return that nobody asked for.
 
     The tenant had the GPUs until then; a firm one is owed others.
 
@@ -199,8 +214,29 @@ def end(*, lease: Lease, at: dt.datetime) -> None:
 
 
 @transaction.atomic
+def leave(*, lease: Lease, ends_at: dt.datetime, at: dt.datetime) -> None:
+    """End a lease before its window is over, because the tenant goes; its promise ends at `ends_at`.
+
+    Takes the arrow active → returning and asks the node for the GPUs, or provisioning → failed: the tenant
+    never had them. An owner who takes them back gets them sooner.
+
+    :raises StateConflict: when the lease moved on.
+    """
+    if lease.status == LeaseStatus.ACTIVE:
+        _move(lease, to=LeaseStatus.RETURNING, reason=LeaseReason.TENANT_RETURNED, at=at)
+    lease.ends_at = min(lease.ends_at, ends_at)
+    lease.save(update_fields=["ends_at"])
+    if lease.status == LeaseStatus.PROVISIONING:
+        fail(lease=lease, reason=LeaseReason.TENANT_RETURNED, at=at)
+    else:
+        grants.stop(lease_id=lease.pk, lease_epoch=lease.epoch, at=at)
+
+
+@transaction.atomic
 def take_back(*, lease: Lease, at: dt.datetime) -> None:
-    """Take the arrow returning → ended, on the node's receipt. GPUs that are not clean are withdrawn.
+    """Take the arrow returning or reclaiming → ended, on the node's receipt.
+
+    GPUs that are not clean are withdrawn.
 
     :raises StateConflict: when the lease moved on, or there is no receipt.
     """
@@ -216,7 +252,7 @@ def take_back(*, lease: Lease, at: dt.datetime) -> None:
 
 @transaction.atomic
 def give_up(*, lease: Lease, at: dt.datetime) -> None:
-    """Take the arrow returning → ended without a receipt, and withdraw the GPUs from sale.
+    """Take the arrow returning or reclaiming → ended without a receipt, and withdraw the GPUs from sale.
 
     The tenant had them for certain as far as the last meter reading goes, at most to the end of the
     window; nothing beyond that is charged.
@@ -236,8 +272,8 @@ def give_up(*, lease: Lease, at: dt.datetime) -> None:
     releases.note_overdue(lease=lease, at=at)
 
 
-def _in(status: LeaseStatus) -> QuerySet[Lease]:
-    return Lease.objects.filter(status=status).order_by("ends_at", "pk")
+def _in(*statuses: LeaseStatus) -> QuerySet[Lease]:
+    return Lease.objects.filter(status__in=statuses).order_by("ends_at", "pk")
 
 
 def _receipts(kind: protocol.ReceiptKind) -> QuerySet[Receipt]:
@@ -290,7 +326,9 @@ def _close(lease: Lease, *, at: dt.datetime, is_released: bool) -> None:
         releases.withdraw(lease=lease, at=at)
 
 
-def _move(lease: Lease, *, to: LeaseStatus, reason: LeaseReason, at: dt.datetime) -> None:
+def _move(
+    lease: Lease, *, to: LeaseStatus, reason: LeaseReason, at: dt.datetime, actor: str = SYSTEM
+) -> None:
     """Compare and set; the winner writes the transition in the same transaction, the loser raises."""
     came_from = LeaseStatus(lease.status)
     won = LEASE_ARROWS.allows(came_from, to) and Lease.objects.filter(
@@ -300,5 +338,5 @@ def _move(lease: Lease, *, to: LeaseStatus, reason: LeaseReason, at: dt.datetime
         raise StateConflict(f"{lease.pk} is {came_from} or moved on; it cannot become {to}")
     lease.status = to
     LeaseTransition.objects.create(
-        lease=lease, from_status=came_from, to_status=to, reason=reason, actor=SYSTEM, at=at
+        lease=lease, from_status=came_from, to_status=to, reason=reason, actor=actor, at=at
     )

@@ -10,11 +10,12 @@ from django.conf import settings
 
 from marketplace.core.money import Money
 from marketplace.core.windows import Window, to_instant, to_seconds
-from scheduler import calendar, placement, pools
+from scheduler import calendar, placement, pools, prices
 from scheduler.board import Board, Counts, Flags, Levels, Seconds
 from scheduler.placement import Demand
 from scheduler.pools import Pool
-from scheduler.pricing import PricedWindow, PriceInputs, quote_rate
+from scheduler.prices import PoolKey, PricedWindow
+from scheduler.prices.packed import Micros
 from scheduler.states import Spread
 
 STARTS_DENSE_MAX = 5_000  # up to this many starts each one is priced: 180 days of hours are 4,320
@@ -39,6 +40,7 @@ class Offer:
     simulated: bool
     floor_rate: Decimal
     listing_ids: tuple[str, ...]
+    price: PricedWindow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,19 +60,22 @@ class Priced:
     board: Board
     window: Window
     floor_rate: Decimal
-    price: PricedWindow
+    rate: Decimal
 
     @property
     def merit(self) -> tuple[Decimal, dt.datetime, str]:
         """Sort by this: the cheapest first, then the earliest."""
-        return (self.price.rate, self.window.starts_at, self.board.pool.region)
+        return (self.rate, self.window.starts_at, self.board.pool.region)
 
 
 def boards(found: Iterable[Pool], *, span: Window, at: dt.datetime) -> list[Board]:
-    """Read the calendar of some pools over a span of time; one query per pool."""
+    """Read the prices of some pools, and their calendar over a span of time; one query per pool."""
+    pools_found = list(found)
+    tables = prices.tables(keys=[key_of(pool) for pool in pools_found], at=at)
     return [
         Board(
             pool=pool,
+            prices=tables[key_of(pool)],
             busy=[
                 row
                 for row in calendar.busy(
@@ -80,21 +85,26 @@ def boards(found: Iterable[Pool], *, span: Window, at: dt.datetime) -> list[Boar
             ],
             span=span,
         )
-        for pool in found
+        for pool in pools_found
     ]
+
+
+def key_of(pool: Pool) -> PoolKey:
+    """Return what a pool's prices are kept under."""
+    return PoolKey(gpu_model_id=pool.gpu_model_id, region=pool.region, tier=pool.tier)
 
 
 def starts_between(board: Board, *, wish: Wish, first: dt.datetime, last: dt.datetime) -> Seconds:
     """Return the starts that decide, rising: all grid points, or those beside an instant of change.
 
-    Between two such instants what fits does not change and the booked share is linear in the start, so
-    that the earliest and the cheapest start of each stretch lie at its ends.
+    Between two such instants what fits does not change and the price is linear in the start, so that the
+    earliest and the cheapest start of each stretch lie at its ends.
     """
     grid = settings.GRID_SECONDS
     lower, upper = to_seconds(first), to_seconds(last)
     if (upper - lower) // grid < STARTS_DENSE_MAX:
         return np.arange(lower, upper + 1, grid, dtype=np.int64)
-    changes = [board.points]
+    changes = [board.points, board.prices.changes_seconds]
     for listing in board.pool.listings:
         ends = [listing.starts_at, listing.ends_at]
         ends += [instant for blackout in pools.blackouts(listing) for instant in blackout]
@@ -127,23 +137,16 @@ def evaluate(board: Board, *, wish: Wish, starts: Seconds) -> Iterator[Priced]:
             lowest[
                 room(board, chosen=free & (levels <= level), spread=wish.spread) >= wish.gpus
             ] = level
-        booked = board.booked_gpu_seconds(starts=some, ends=ends)
-        prices: dict[tuple[int, int], PricedWindow] = {}
-        for start, level, load in zip(some.tolist(), lowest.tolist(), booked.tolist(), strict=True):
+        rates = board.prices.window_rates(
+            starts=some, seconds=wish.seconds, floor_rates=pool.floors
+        )
+        for place, (start, level) in enumerate(zip(some.tolist(), lowest.tolist(), strict=True)):
             if level < len(pool.floors):
-                if (level, load) not in prices:
-                    prices[level, load] = price(
-                        board,
-                        floor_rate=pool.floors[level],
-                        booked_gpu_seconds=load,
-                        gpus=wish.gpus,
-                        seconds=wish.seconds,
-                    )
                 yield Priced(
                     board=board,
                     window=Window(to_instant(start), to_instant(start + wish.seconds)),
                     floor_rate=pool.floors[level],
-                    price=prices[level, load],
+                    rate=prices.as_rate(int(rates[level, place])),
                 )
 
 
@@ -168,23 +171,6 @@ def roomiest(board: Board, *, wish: Wish, starts: Seconds) -> int:
         chosen = board.free(starts=some, ends=until) & (levels < len(board.pool.floors))
         most = max(most, int(room(board, chosen=chosen, spread=wish.spread).max(initial=0)))
     return most
-
-
-def price(
-    board: Board, *, floor_rate: Decimal, booked_gpu_seconds: int, gpus: int, seconds: int
-) -> PricedWindow:
-    """Price some GPUs of a pool for a window in which this much of the pool is booked."""
-    return quote_rate(
-        PriceInputs(
-            floor_rate=floor_rate,
-            fee_basis_points=settings.PLATFORM_FEE_BASIS_POINTS,
-            booked_gpu_seconds=booked_gpu_seconds,
-            listed_gpu_seconds=board.gpus_listed * seconds,
-            gpus=gpus,
-            window_seconds=seconds,
-            currency=settings.CURRENCY,
-        )
-    )
 
 
 def offer(priced: Priced, *, wish: Wish) -> Offer:
@@ -214,6 +200,12 @@ def offer(priced: Priced, *, wish: Wish) -> Offer:
         spread=wish.spread,
     )
     assert shares is not None, "the count of free GPUs and their placement disagree"
+    price = board.prices.price(
+        window=priced.window,
+        floor_rate=priced.floor_rate,
+        gpus=wish.gpus,
+        currency=settings.CURRENCY,
+    )
     fabrics = {share.node.fabric for share in shares}
     serving = {free[slot][1] for share in shares for slot in share.slots[: share.count]}
     return Offer(
@@ -225,12 +217,13 @@ def offer(priced: Priced, *, wish: Wish) -> Offer:
         tier=pool.tier,
         reclaim_notice_seconds=min(listing.reclaim_notice_seconds for listing in serving),
         window=priced.window,
-        rate=priced.price.rate,
-        total=priced.price.total,
-        price_breakdown=priced.price.breakdown,
+        rate=price.rate,
+        total=price.total,
+        price_breakdown=price.breakdown,
         simulated=any(share.node.simulated for share in shares),
         floor_rate=priced.floor_rate,
         listing_ids=tuple(sorted(listing.pk for listing in serving)),
+        price=price,
     )
 
 
@@ -246,27 +239,27 @@ def refusal(found: Sequence[Pool], *, wish: Wish) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One pool in one grid step: the level of each GPU's floor, which are free, and how much is booked."""
+    """One pool in one grid step: the level of each GPU's floor, which are free, and what each level costs."""
 
     window: Window
     board: Board
     levels: Levels
     free: Flags
-    booked_gpu_seconds: int
+    rate_micros: Micros
 
     @property
     def is_listed(self) -> Flags:
         listed: Flags = self.levels < len(self.board.pool.floors)
         return listed
 
-    def priced(self, level: int) -> PricedWindow:
-        """Price one GPU at a floor for this step."""
-        return price(
-            self.board,
-            floor_rate=self.board.pool.floors[level],
-            booked_gpu_seconds=self.booked_gpu_seconds,
-            gpus=1,
-            seconds=self.window.seconds,
+    def rate(self, level: int) -> Decimal:
+        """Return what one GPU-hour costs at a floor in this step."""
+        return prices.as_rate(int(self.rate_micros[level]))
+
+    def multiplier(self, level: int) -> Decimal:
+        """Return that rate ÷ the base."""
+        return self.board.prices.multiplier(
+            rate_micros=int(self.rate_micros[level]), floor_rate=self.board.pool.floors[level]
         )
 
 
@@ -279,12 +272,12 @@ def steps(board: Board, *, starts: Seconds, at: dt.datetime) -> Iterator[Step]:
         ends = some + grid
         free = board.free(starts=some, ends=ends)
         levels = board.levels(starts=some, ends=ends, listings=board.pool.listings, at=at)
-        booked = board.booked_gpu_seconds(starts=some, ends=ends)
+        rates = board.prices.window_rates(starts=some, seconds=grid, floor_rates=board.pool.floors)
         for row, start in enumerate(some.tolist()):
             yield Step(
                 window=Window(to_instant(start), to_instant(start + grid)),
                 board=board,
                 levels=levels[row],
                 free=free[row],
-                booked_gpu_seconds=int(booked[row]),
+                rate_micros=rates[:, row],
             )

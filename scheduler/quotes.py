@@ -3,8 +3,8 @@
 import datetime as dt
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 
-from django.conf import settings
 from django.db import connection, transaction
 
 from marketplace import catalog
@@ -13,11 +13,10 @@ from marketplace.core.money import SECONDS_PER_HOUR, format_rate
 from marketplace.core.windows import Window
 from marketplace.models import Organization
 from marketplace.states import Tier
-from scheduler import availability, calendar, holds, placement
+from scheduler import availability, calendar, holds, placement, repacking
 from scheduler.models import Quote
 from scheduler.placement import Demand
 from scheduler.states import QUOTE_ARROWS, QuoteStatus, Spread
-from scheduler.tariffs import Tariff
 
 # Long enough to decide, short enough that the price still means something.
 QUOTE_LIFETIME_SECONDS = 600
@@ -87,6 +86,8 @@ class QuoteRequest:
 def create(*, organization: Organization, request: QuoteRequest, at: dt.datetime) -> Quote:
     """Lock a price, and with `hold` the GPUs, for `QUOTE_LIFETIME_SECONDS`; the nodes are not promised.
 
+    Where nothing fits, promises that have not started make room if they can.
+
     :raises NoSuchModel: when the catalogue does not have the model.
     :raises InvalidValue: when the number of GPUs, the tier or the spread makes no sense.
     :raises WindowOffGrid: when an end is not on the grid.
@@ -109,7 +110,8 @@ def create(*, organization: Organization, request: QuoteRequest, at: dt.datetime
     )
     window = calendar.check_window(starts_at=request.starts_at, ends_at=request.ends_at, at=at)
     _check_limits(organization=organization, request=request, window=window)
-    offer, reason = availability.price_window(
+    price = partial(
+        availability.price_window,
         gpu_model=gpu_model.pk,
         gpus=request.gpus,
         region=request.region,
@@ -118,6 +120,19 @@ def create(*, organization: Organization, request: QuoteRequest, at: dt.datetime
         window=window,
         at=at,
     )
+    offer, reason = price()
+    if reason == NotEnoughCapacity.code:
+        wish = Demand(
+            gpu_model_id=gpu_model.pk,
+            region=request.region or "",
+            tier=tier,
+            gpus=request.gpus,
+            spread=spread,
+            window=window,
+            floor_rate_max=Decimal("Infinity"),
+        )
+        if repacking.open_room(wish=wish, region=request.region, at=at):
+            offer, reason = price()
     if offer is None:
         raise _REFUSALS[reason or NotEnoughCapacity.code](
             f"{request.gpus} × {gpu_model.pk} cannot be had for this window"
@@ -142,9 +157,9 @@ def create(*, organization: Organization, request: QuoteRequest, at: dt.datetime
         listing_ids=list(offer.listing_ids),
         rate=offer.rate,
         total_minor=offer.total.amount_minor,
-        tariff=Tariff.flat(window=window, rate=offer.rate).as_json(),
+        tariff=offer.price.tariff.as_json(),
         currency=offer.total.currency,
-        fee_basis_points=settings.PLATFORM_FEE_BASIS_POINTS,
+        fee_basis_points=offer.price.fee_basis_points,
         price_breakdown=offer.price_breakdown,
         hold=request.hold,
         simulated=offer.simulated,

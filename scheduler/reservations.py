@@ -5,26 +5,32 @@ Every arrow is one function here. Payment is known only as a word: whoever takes
 """
 
 import datetime as dt
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import structlog
 from django.db import DatabaseError, transaction
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, Min, OuterRef, Q
 
 from marketplace import events
 from marketplace.core.errors import InvalidValue, NotFound, StateConflict
-from marketplace.core.limits import NAME_LENGTH_MAX, SSH_KEY_LENGTH_MAX, SSH_KEYS_MAX, TAGS_MAX
-from marketplace.core.text import check_text
 from marketplace.core.windows import format_instant
 from marketplace.models import Organization
-from marketplace.states import EventKind
+from marketplace.states import EventKind, Tier
 from scheduler import calendar, holds, leases, openings, placement, quotes, ticks
-from scheduler.models import Lease, Replacement, Reservation, ReservationTransition
+from scheduler.details import DetailChanges, ReservationDetails, check_details
+from scheduler.models import (
+    Allocation,
+    Change,
+    Lease,
+    Reclaim,
+    Replacement,
+    Reservation,
+    ReservationTransition,
+)
 from scheduler.states import (
     LEASE_ARROWS,
     RESERVATION_ARROWS,
+    ChangeKind,
     LeaseStatus,
     PaymentMethod,
     ReservationReason,
@@ -41,36 +47,8 @@ PAYMENT_WINDOW_SECONDS = {
     PaymentMethod.BANK_TRANSFER: 12 * 3600,
     PaymentMethod.INVOICE: 12 * 3600,
 }
-IMAGE_LENGTH_MAX = 500
-TAG_LENGTH_MAX = 200
 SYSTEM = "scheduler"  # actor of what happens because its time has come
-# As in authorized_keys(5): a type, base64 and a comment on one line; options are not taken.
-_SSH_KEY = re.compile(
-    r"(?:ssh|ecdsa|sk)-[a-z0-9@.-]{3,60} [A-Za-z0-9+/]{16,}={0,3}(?: [^\x00-\x1f\x7f]{0,200})?",
-    re.ASCII,
-)
 _FINAL_LEASES = [status for status in LeaseStatus if LEASE_ARROWS.is_final(status)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReservationDetails:
-    """What the tenant says of its own reservation, and what its machines need to let it in."""
-
-    name: str = ""
-    project: str = ""
-    tags: dict[str, str] = field(default_factory=dict)
-    ssh_public_keys: list[str] = field(default_factory=list)
-    image: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DetailChanges:
-    """What of the details is to change; `None` leaves it. Keys reach leases that start later."""
-
-    name: str | None = None
-    project: str | None = None
-    tags: dict[str, str] | None = None
-    ssh_public_keys: list[str] | None = None
 
 
 @transaction.atomic
@@ -124,6 +102,7 @@ def reserve(
         tags=details.tags,
         ssh_public_keys=details.ssh_public_keys,
         image=details.image,
+        warn_before_seconds=sorted(details.warn_before_seconds),
         created_at=at,
         payment_due_at=min(at + patience, quote.ends_at),
     )
@@ -140,6 +119,8 @@ def reserve(
             ),
             at=at,
         )
+    if reservation.tier == Tier.RECLAIMABLE:
+        reservation.reclaim_notice_seconds = _shortest_notice(reservation_id=reservation.pk)
     reservation.save(force_insert=True)
     ReservationTransition.objects.create(
         reservation=reservation,
@@ -230,6 +211,22 @@ def fail_payment(*, reservation_id: str, at: dt.datetime, actor: str) -> Reserva
     return reservation
 
 
+@transaction.atomic
+def cancel(*, reservation: Reservation, at: dt.datetime, actor: str) -> None:
+    """Take the arrow payment_pending or scheduled → cancelled, and put the GPUs back on sale.
+
+    :raises StateConflict: when it has begun, or is over.
+    """
+    _move(
+        reservation,
+        to=ReservationStatus.CANCELLED,
+        reason=ReservationReason.TENANT_CANCELLED,
+        at=at,
+        actor=actor,
+    )
+    calendar.free_reservation(reservation_id=reservation.pk)
+
+
 def expire_unpaid(*, at: dt.datetime) -> int:
     """Take the arrow payment_pending → expired for all whose time to pay is over; return how many."""
     due = Reservation.objects.filter(
@@ -264,8 +261,9 @@ def start_due(*, at: dt.datetime) -> int:
 def finish_due(*, at: dt.datetime) -> int:
     """Finish the active reservations whose leases are all over and not replaced; return how many.
 
-    Completed when the window is over and at least one lease was handed over. Failed, at once, when none
-    was, or when nothing came in the place of what failed.
+    Completed when the window is over, or the tenant left, and at least one lease was handed over.
+    Reclaimed, at once, when what was left of it went back to its owner. Failed, at once, when nothing was
+    handed over, or when nothing came in the place of what failed.
     """
     open_leases = Lease.objects.filter(reservation=OuterRef("pk")).exclude(status__in=_FINAL_LEASES)
     sought = Replacement.objects.filter(lease__reservation=OuterRef("pk"), closed_at__isnull=True)
@@ -273,11 +271,19 @@ def finish_due(*, at: dt.datetime) -> int:
     broken = Lease.objects.filter(
         reservation=OuterRef("pk"), status__in=[LeaseStatus.INTERRUPTED, LeaseStatus.FAILED]
     )
+    left = Change.objects.filter(reservation=OuterRef("pk"), kind=ChangeKind.EARLY_RETURN)
     closed = Reservation.objects.filter(
         ~Exists(open_leases), ~Exists(sought), status=ReservationStatus.ACTIVE
     ).order_by("ends_at", "pk")
+    reclaimed = Reclaim.objects.filter(lease__reservation=OuterRef("pk"))
+    kept = delivered.filter(reclaim__isnull=True)
     count = ticks.drain(
-        due=closed.filter(Exists(delivered), ends_at__lte=at),
+        due=closed.filter(Exists(reclaimed), Q(ends_at__gt=at) | ~Exists(kept)),
+        advance=lambda row: _reclaim(row, at=at),
+        name="reclaim",
+    )
+    count += ticks.drain(
+        due=closed.filter(Q(ends_at__lte=at) | Exists(left), Exists(delivered)),
         advance=lambda row: _complete(row, at=at),
         name="complete",
     )
@@ -302,7 +308,7 @@ def change_details(
     :raises InvalidValue: when a detail makes no sense.
     :raises StateConflict: when the reservation is over.
     """
-    names = ("name", "project", "tags", "ssh_public_keys")
+    names = ("name", "project", "tags", "ssh_public_keys", "warn_before_seconds")
     given = {n: getattr(changes, n) for n in names if getattr(changes, n) is not None}
     current = _find(reservation.pk)
     if RESERVATION_ARROWS.is_final(ReservationStatus(current.status)):
@@ -325,32 +331,12 @@ def get(*, organization: Organization, reservation_id: str) -> Reservation:
     return found
 
 
-def check_details(details: ReservationDetails) -> None:
-    """Refuse details that could not be stored, or that would break a machine's file of keys.
-
-    :raises InvalidValue: with the pointer to the first one.
-    """
-    for name, text, length_max in (
-        ("name", details.name, NAME_LENGTH_MAX),
-        ("project", details.project, NAME_LENGTH_MAX),
-        ("image", details.image, IMAGE_LENGTH_MAX),
-    ):
-        check_text(text, length_max=length_max, pointer=f"/{name}")
-    if len(details.tags) > TAGS_MAX:
-        raise InvalidValue(f"at most {TAGS_MAX} tags", pointer="/tags")
-    for key, value in details.tags.items():
-        if not key:
-            raise InvalidValue("a tag needs a name", pointer="/tags")
-        check_text(key, length_max=TAG_LENGTH_MAX, pointer="/tags")
-        check_text(value, length_max=TAG_LENGTH_MAX, pointer="/tags")
-    if len(details.ssh_public_keys) > SSH_KEYS_MAX:
-        raise InvalidValue(f"at most {SSH_KEYS_MAX} keys", pointer="/ssh_public_keys")
-    for place, text in enumerate(details.ssh_public_keys):
-        if len(text) > SSH_KEY_LENGTH_MAX or not _SSH_KEY.fullmatch(text):
-            raise InvalidValue(
-                "must be one OpenSSH public key, such as `ssh-ed25519 AAAA… name`",
-                pointer=f"/ssh_public_keys/{place}",
-            )
+def _shortest_notice(*, reservation_id: str) -> int:
+    """Return the shortest notice in seconds of the listings that serve a reservation now."""
+    places = Allocation.objects.filter(reservation_id=reservation_id, live=True)
+    shortest = places.aggregate(seconds=Min("listing__reclaim_notice_seconds"))["seconds"]
+    assert shortest is not None, reservation_id
+    return int(shortest)
 
 
 def _find(reservation_id: str) -> Reservation:
@@ -422,6 +408,17 @@ def _complete(reservation: Reservation, *, at: dt.datetime) -> None:
         reservation,
         to=ReservationStatus.COMPLETED,
         reason=ReservationReason.WINDOW_ENDED,
+        at=at,
+        actor=SYSTEM,
+    )
+
+
+def _reclaim(reservation: Reservation, *, at: dt.datetime) -> None:
+    """Take the arrow active → reclaimed."""
+    _move(
+        reservation,
+        to=ReservationStatus.RECLAIMED,
+        reason=ReservationReason.OWNER_RECLAIMED,
         at=at,
         actor=SYSTEM,
     )

@@ -95,6 +95,23 @@ class ReservationReason(TextChoices):
     NOT_REPLACED = "not_replaced"
 
 
+class ChangeKind(TextChoices):
+    """What a tenant may do with what it has bought."""
+
+    CANCELLATION = "cancellation"  # before the start: the whole window is given back
+    EARLY_RETURN = "early_return"  # after the start: the time that is left is given back
+    EXTENSION = "extension"  # a later end on the same GPUs
+    SHORTENING = "shortening"  # before the start: a part of the window is given back
+    MOVE = "move"  # before the start: another window
+
+
+class RepackingReason(TextChoices):
+    """Why a promise that had not started got other places."""
+
+    MADE_ROOM = "made_room"
+    HEALED = "healed"
+
+
 class LeaseStatus(TextChoices):
     PROVISIONING = "provisioning"
     ACTIVE = "active"
@@ -136,6 +153,7 @@ class LeaseReason(TextChoices):
     NODE_FAULT = "node_fault"
     RETURNED_UNASKED = "returned_unasked"
     REPLACED = "replaced"
+    TENANT_RETURNED = "tenant_returned"
     OWNER_RECLAIMED = "owner_reclaimed"
 
 
@@ -155,6 +173,7 @@ class RelocationReason(TextChoices):
     NODE_DRAINED = "node_drained"
     GPU_UNFIT = "gpu_unfit"
     OVERRUN = "overrun"
+    REPACKED = "repacked"
 
 
 class PriceCause(TextChoices):

@@ -6,19 +6,23 @@ from django.utils import timezone
 from scheduler import (
     drains,
     leases,
-    prices,
     quotes,
+    reclaims,
     reindexing,
     relocations,
+    repacking,
     replacements,
     reservations,
+    warnings,
 )
+from scheduler.prices import refresh
 
 
 @shared_task(name="scheduler.end_due_leases")
 def end_due_leases() -> None:
     """Move leases as far as time and evidence allow, and finish the reservations that are over."""
     now = timezone.now()
+    reclaims.advance(at=now)
     leases.advance(at=now)
     replacements.replace_due(at=now)
     reservations.finish_due(at=now)
@@ -34,6 +38,12 @@ def start_due_reservations() -> None:
 def seek_replacements() -> None:
     """Find the leases whose GPUs failed, and put others in their place."""
     replacements.advance(at=timezone.now())
+
+
+@shared_task(name="scheduler.warn_of_ends")
+def warn_of_ends() -> None:
+    """Tell tenants whose reservations end soon."""
+    warnings.warn_due(at=timezone.now())
 
 
 @shared_task(name="scheduler.protect_reservations")
@@ -65,4 +75,10 @@ def fold_calendar() -> None:
 @shared_task(name="scheduler.refresh_prices")
 def refresh_prices() -> None:
     """Make the next version of the price tables that are due."""
-    prices.refresh_due(at=timezone.now())
+    refresh.refresh_due(at=timezone.now())
+
+
+@shared_task(name="scheduler.heal_fragmentation")
+def heal_fragmentation() -> None:
+    """Bring shares of nodes together that have not started, so that whole nodes become free."""
+    repacking.heal(at=timezone.now())

@@ -5,8 +5,12 @@ Append-only, balance, sealing and guards are enforced by PostgreSQL (migration `
 
 from billing.models.books import Account, Entry, Posting
 from billing.models.connect import PayoutAccount, Transfer
+from billing.models.controls import Approval, ApprovalTransition, BooksRun, Parking
+from billing.models.disputes import Dispute, DisputeTransition
+from billing.models.earnings import EarnedHour
+from billing.models.fee_shares import FeeShare
 from billing.models.payments import CardRefund, Payer, Payment, PaymentQuerySet, TopUpDispute
-from billing.models.payouts import Payout, PayoutQuerySet, PayoutTransition
+from billing.models.payouts import Payout, PayoutQuerySet, PayoutTransition, Reserve
 from billing.models.provider import (
     BalanceTransaction,
     Difference,
@@ -15,16 +19,26 @@ from billing.models.provider import (
     ProviderTransition,
     Watermark,
 )
-from billing.models.settlements import Settlement, SettlementQuerySet
+from billing.models.refunds import Refund, RefundQuerySet, RefundTransition
+from billing.models.settlements import Correction, Settlement, SettlementQuerySet
 
 __all__ = [
     "Account",
+    "Approval",
+    "ApprovalTransition",
     "BalanceTransaction",
+    "BooksRun",
     "CardRefund",
+    "Correction",
     "Difference",
+    "Dispute",
+    "DisputeTransition",
+    "EarnedHour",
     "Entry",
+    "FeeShare",
     "InboxEvent",
     "Intent",
+    "Parking",
     "Payer",
     "Payment",
     "PaymentQuerySet",
@@ -34,6 +48,10 @@ __all__ = [
     "PayoutTransition",
     "Posting",
     "ProviderTransition",
+    "Refund",
+    "RefundQuerySet",
+    "RefundTransition",
+    "Reserve",
     "Settlement",
     "SettlementQuerySet",
     "TopUpDispute",

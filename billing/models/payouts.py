@@ -6,7 +6,8 @@ from django.db import models
 from django.db.models import Q
 
 from billing.models.books import Entry
-from billing.models.settlements import Settlement
+from billing.models.fee_shares import FeeShare
+from billing.models.settlements import Correction, Settlement
 from billing.states import (
     PAYOUT_ARROWS,
     PayoutStatus,
@@ -15,17 +16,61 @@ from marketplace.core import ids
 from marketplace.models import Organization
 
 
+def _exactly_one_of(*names: str) -> Q:
+    """Return the condition that one of some columns has a value, and the others have none."""
+    condition = Q()
+    for name in names:
+        condition |= Q(**{f"{other}__isnull": other != name for other in names})
+    return condition
+
+
+class Reserve(models.Model):
+    """The part of a settlement's earnings that is kept back against disputes, until its day."""
+
+    settlement = models.OneToOneField(Settlement, on_delete=models.PROTECT, related_name="reserve")
+    amount_minor = models.BigIntegerField()
+    currency = models.CharField(max_length=3)
+    release_due_at = models.DateTimeField()
+    released_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.CheckConstraint(condition=Q(amount_minor__gt=0), name="reserve_is_positive")
+        ]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["release_due_at"],
+                condition=Q(released_at__isnull=True),
+                name="reserve_due_to_release",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"reserve of {self.settlement_id}"
+
+
 class PayoutQuerySet(models.QuerySet["Payout"]):
     def visible_to(self, organization: Organization) -> Self:
         return self.filter(owner=organization)
 
 
 class Payout(models.Model):
-    """Money to an owner for one settlement."""
+    """Money to an owner: for a settlement, a part of a fee, what was kept back, or a correction."""
 
     id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_payout_id)
     owner = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="payouts")
-    settlement = models.OneToOneField(Settlement, on_delete=models.PROTECT, related_name="payout")
+    settlement = models.OneToOneField(
+        Settlement, null=True, on_delete=models.PROTECT, related_name="payout"
+    )
+    fee_share = models.OneToOneField(
+        FeeShare, null=True, on_delete=models.PROTECT, related_name="payout"
+    )
+    reserve = models.OneToOneField(
+        Reserve, null=True, on_delete=models.PROTECT, related_name="payout"
+    )
+    correction = models.OneToOneField(
+        Correction, null=True, on_delete=models.PROTECT, related_name="payout"
+    )
     entry = models.OneToOneField(Entry, on_delete=models.PROTECT, related_name="payout")
     status = models.CharField(max_length=20, choices=PayoutStatus, default=PayoutStatus.DUE)
     amount_minor = models.BigIntegerField()
@@ -38,7 +83,11 @@ class Payout(models.Model):
     class Meta:
         ordering: ClassVar = ["-id"]
         constraints: ClassVar = [
-            models.CheckConstraint(condition=Q(amount_minor__gt=0), name="payout_is_positive")
+            models.CheckConstraint(condition=Q(amount_minor__gt=0), name="payout_is_positive"),
+            models.CheckConstraint(
+                condition=_exactly_one_of("settlement", "fee_share", "reserve", "correction"),
+                name="payout_is_for_one_thing",
+            ),
         ]
 
     def __str__(self) -> str:

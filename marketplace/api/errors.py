@@ -173,6 +173,8 @@ STATUS_BY_CODE: dict[str, int] = {
     "not_enough_capacity": 409,
     "price_above_max": 409,
     "capacity_taken": 409,
+    "not_reclaimable": 409,
+    "reclaim_too_late": 409,
     "quote_used": 409,
     "quote_expired": 410,
     "limit_exceeded": 403,
@@ -181,6 +183,10 @@ STATUS_BY_CODE: dict[str, int] = {
     "payment_method_unavailable": 501,
     "no_saved_card": 409,
     "webhook_refused": 400,
+    "money_parked": 423,
+    "nothing_receivable": 422,
+    "refund_refused": 422,
+    "four_eyes_needed": 403,
 }
 
 

@@ -73,16 +73,22 @@ class LeaseNodeSerializer(serializers.Serializer[Any]):
 
 
 class LeaseMoveSerializer(serializers.Serializer[LeaseTransition]):
-    """One move of a lease, and why."""
+    """One move of a lease, whose doing it was, and why. An owner is not named to its tenant."""
 
     from_status = serializers.SerializerMethodField()
     to_status = ChoiceField(choices=LeaseStatus.choices)
     reason = ChoiceField(choices=LeaseReason.choices)
+    actor = serializers.SerializerMethodField(
+        help_text="`owner`, a key's id or a user's name of the tenant, or the part of the market"
+    )
     at = InstantField()
 
     @extend_schema_field(ChoiceField(choices=LeaseStatus.choices, allow_null=True))
     def get_from_status(self, move: LeaseTransition) -> str | None:
         return move.from_status or None
+
+    def get_actor(self, move: LeaseTransition) -> str:
+        return "owner" if move.reason == LeaseReason.OWNER_RECLAIMED else move.actor
 
 
 class LeaseSerializer(serializers.Serializer[Lease]):
@@ -91,6 +97,9 @@ class LeaseSerializer(serializers.Serializer[Lease]):
     id = serializers.CharField()
     status = ChoiceField(choices=LeaseStatus.choices)
     reservation_id = serializers.CharField()
+    replaces = serializers.CharField(
+        source="replaces_id", allow_null=True, help_text="the lease in whose place it came"
+    )
     node = LeaseNodeSerializer()
     gpu_uuids = serializers.ListField(child=serializers.CharField())
     access = AccessSerializer(allow_null=True, help_text="null before the handover")

@@ -27,25 +27,13 @@ class _AnyQuery(StrictSerializer):
         return {}
 
 
-_CANCELLATION = "leaving early needs the ladder of fees, and it is not set"
 _EXTENSIONS = "a later end on the same GPUs cannot be bought yet"
 _BUDGETS = "hard caps per organization and project are not kept yet"
 _EVENTS = "events are not sent or kept yet; poll the objects"
 _STATEMENTS = "there are bills of reservations, and none of months yet"
 _OWNER_UTILIZATION = "hours per node and day are not added up yet; earnings are"
-_RECLAIM = "leases of the reclaimable tier cannot be called back yet"
 
 _CALLS: tuple[tuple[str, Mapping[str, Scope], str], ...] = (
-    (
-        "reservations/<str:reservation_id>/cancellation-quote",
-        {"POST": Scope.RESERVATIONS_WRITE},
-        _CANCELLATION,
-    ),
-    (
-        "reservations/<str:reservation_id>/cancellation",
-        {"POST": Scope.RESERVATIONS_WRITE},
-        _CANCELLATION,
-    ),
     (
         "reservations/<str:reservation_id>/extension-quote",
         {"POST": Scope.RESERVATIONS_WRITE},
@@ -67,7 +55,6 @@ _CALLS: tuple[tuple[str, Mapping[str, Scope], str], ...] = (
     ),
     ("events", {"GET": Scope.BILLING_READ}, _EVENTS),
     ("owner/utilization", {"GET": Scope.OWNER_READ}, _OWNER_UTILIZATION),
-    ("leases/<str:lease_id>/reclaim", {"POST": Scope.OWNER_WRITE}, _RECLAIM),
 )
 
 

@@ -143,11 +143,12 @@ def _row(*, key: str, sums: dict[str, Any]) -> dict[str, Any]:
 
 
 class PayoutSerializer(serializers.Serializer[Any]):
-    """Money to the owner for one settled lease."""
+    """Money to the owner for one settled lease, or for its part of the fee of one change."""
 
     id = serializers.CharField()
-    lease_id = serializers.CharField(source="settlement.lease_id")
-    settlement_id = serializers.CharField()
+    lease_id = serializers.CharField(source="settlement.lease_id", allow_null=True, default=None)
+    settlement_id = serializers.CharField(allow_null=True)
+    fee_share_id = serializers.CharField(allow_null=True)
     status = ChoiceField(choices=PayoutStatus.choices)
     amount = serializers.SerializerMethodField()
     due_at = InstantField()

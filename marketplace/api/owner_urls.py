@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from marketplace.api import owner_fleet, owner_gpus, owner_listings, owner_money
+from marketplace.api import owner_fleet, owner_gpus, owner_leases, owner_listings, owner_money
 
 urlpatterns = [
     path("enrolment-tokens", owner_fleet.EnrolmentTokensView.as_view()),
@@ -11,6 +11,7 @@ urlpatterns = [
     path("nodes/<str:node_id>/drain", owner_fleet.DrainView.as_view()),
     path("nodes/<str:node_id>/resume", owner_fleet.ResumeView.as_view()),
     path("gpus", owner_gpus.GpusView.as_view()),
+    path("leases/<str:lease_id>/reclaim", owner_leases.ReclaimView.as_view()),
     path("listings", owner_listings.ListingsView.as_view()),
     path("listings/<str:listing_id>", owner_listings.ListingView.as_view()),
     path("listings/<str:listing_id>/publish", owner_listings.PublishView.as_view()),

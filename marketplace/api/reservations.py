@@ -12,18 +12,21 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from billing import checkout, payments, provider
+from marketplace.api.changes import ChangeSerializer
 from marketplace.api.fields import (
     ChoiceField,
     InstantField,
     MoneyField,
     PageQuery,
     RateField,
+    SecondsAsDurationField,
     StrictListField,
     StrictSerializer,
     SwitchField,
     TagsField,
     TextField,
 )
+from marketplace.api.leases import LeaseMoveSerializer
 from marketplace.api.pagination import page_of, page_serializer
 from marketplace.api.payments import (
     BankTransferSerializer,
@@ -37,16 +40,32 @@ from marketplace.api.views import ApiView, find
 from marketplace.core.limits import NAME_LENGTH_MAX, SSH_KEY_LENGTH_MAX, SSH_KEYS_MAX, TAGS_MAX
 from marketplace.states import Scope, Tier
 from scheduler import reservations
-from scheduler.models import Allocation, Lease, Reservation, ReservationTransition
+from scheduler.details import (
+    IMAGE_LENGTH_MAX,
+    WARNING_SECONDS_DEFAULT,
+    WARNINGS_MAX,
+    DetailChanges,
+    ReservationDetails,
+)
+from scheduler.models import (
+    Allocation,
+    Change,
+    Lease,
+    LeaseTransition,
+    Relocation,
+    Reservation,
+    ReservationTransition,
+)
 from scheduler.states import (
+    ChangeKind,
     LeaseStatus,
     PaymentMethod,
+    RelocationReason,
     ReservationReason,
     ReservationStatus,
     Spread,
 )
 
-IMAGE_LENGTH_MAX = 500  # the column's width; a reference with a digest takes about 150
 _PAYMENT_STATUSES = ("pending", "paid", "failed", "expired")
 _UNPAID = {
     ReservationStatus.PAYMENT_PENDING: "pending",
@@ -96,6 +115,14 @@ class PurchaseSerializer(StrictSerializer):
         default=list,
     )
     image = TextField(max_length=IMAGE_LENGTH_MAX, required=False, default="", allow_blank=True)
+    warn_before = StrictListField(
+        child=SecondsAsDurationField(),
+        max_length=WARNINGS_MAX,
+        required=False,
+        default=lambda: [WARNING_SECONDS_DEFAULT],
+        source="warn_before_seconds",
+        help_text="how long before the end to tell of it; default: half an hour, empty: not at all",
+    )
 
 
 class ReservationChanges(StrictSerializer):
@@ -108,6 +135,12 @@ class ReservationChanges(StrictSerializer):
         child=TextField(max_length=SSH_KEY_LENGTH_MAX, form=SSH_KEY_FORM),
         max_length=SSH_KEYS_MAX,
         required=False,
+    )
+    warn_before = StrictListField(
+        child=SecondsAsDurationField(),
+        max_length=WARNINGS_MAX,
+        required=False,
+        source="warn_before_seconds",
     )
 
 
@@ -181,17 +214,33 @@ class LeaseSummarySerializer(serializers.Serializer[Lease]):
     status = ChoiceField(choices=LeaseStatus.choices)
     node_id = serializers.CharField()
     gpus = serializers.SerializerMethodField()
+    replaces = serializers.CharField(
+        source="replaces_id", allow_null=True, help_text="the lease in whose place it came"
+    )
+    history = LeaseMoveSerializer(many=True, source="shown_transitions")
 
     def get_gpus(self, lease: Lease) -> int:
         return len(lease.gpu_uuids)
 
 
+class RelocationSerializer(serializers.Serializer[Relocation]):
+    """A move to other machines before the start, and why."""
+
+    from_node_id = serializers.CharField()
+    gpus = serializers.IntegerField()
+    reason = ChoiceField(choices=RelocationReason.choices)
+    at = InstantField()
+
+
 class ReservationMoveSerializer(serializers.Serializer[ReservationTransition]):
-    """One move of a reservation, and why."""
+    """One move of a reservation, whose doing it was, and why."""
 
     from_status = serializers.SerializerMethodField()
     to_status = ChoiceField(choices=ReservationStatus.choices)
     reason = ChoiceField(choices=ReservationReason.choices)
+    actor = serializers.CharField(
+        help_text="a key's id or a user's name of the tenant, or the part of the market that did it"
+    )
     at = InstantField()
 
     @extend_schema_field(ChoiceField(choices=ReservationStatus.choices, allow_null=True))
@@ -215,24 +264,46 @@ class ReservationSerializer(serializers.Serializer[Reservation]):
     spread = ChoiceField(choices=Spread.choices)
     starts_at = InstantField()
     ends_at = InstantField()
+    reclaim_notice = SecondsAsDurationField(
+        source="reclaim_notice_seconds", help_text="PT0S for the firm tier"
+    )
     rate = RateField(help_text="per GPU-hour, locked")
-    total = MoneyField(minor="total_minor")
+    total = MoneyField(minor="total_minor", help_text="of what is bought now")
     payment = PaymentSerializer(source="*")
     ssh_public_keys = serializers.ListField(child=serializers.CharField())
     image = serializers.CharField()
+    warn_before = serializers.ListField(
+        child=SecondsAsDurationField(),
+        source="warn_before_seconds",
+        help_text="how long before the end it is told of",
+    )
     nodes = PlacementSerializer(many=True, source="shown_allocations")
     leases = LeaseSummarySerializer(many=True, source="shown_leases")
-    extensions = serializers.SerializerMethodField(help_text="none yet: they cannot be bought here")
+    extensions = serializers.SerializerMethodField(help_text="later ends that were bought")
+    changes = serializers.SerializerMethodField(
+        help_text="every change of what is bought, in its order"
+    )
     history = ReservationMoveSerializer(many=True, source="shown_transitions")
+    relocations = RelocationSerializer(many=True, source="shown_relocations")
     created_at = InstantField()
     simulated = serializers.BooleanField(help_text="on GPUs that do not exist")
 
-    @extend_schema_field({"type": "array", "items": {"type": "object"}, "maxItems": 0})
-    def get_extensions(self, reservation: Reservation) -> list[object]:
-        return []
+    @extend_schema_field(ChangeSerializer(many=True))
+    def get_extensions(self, reservation: Reservation) -> Any:  # noqa: ANN401 - plain values
+        made = [c for c in _changes_of(reservation) if c.kind == ChangeKind.EXTENSION]
+        return ChangeSerializer(made, many=True).data
+
+    @extend_schema_field(ChangeSerializer(many=True))
+    def get_changes(self, reservation: Reservation) -> Any:  # noqa: ANN401 - plain values
+        return ChangeSerializer(_changes_of(reservation), many=True).data
 
 
 ReservationPage = page_serializer(ReservationSerializer, name="ReservationPage")
+
+
+def _changes_of(reservation: Reservation) -> list[Change]:
+    shown: list[Change] = vars(reservation)["shown_changes"]
+    return shown
 
 
 def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
@@ -243,12 +314,28 @@ def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
             queryset=Allocation.objects.filter(live=True).select_related("node").order_by("slots"),
             to_attr="shown_allocations",
         ),
-        Prefetch("leases", queryset=Lease.objects.order_by("id"), to_attr="shown_leases"),
+        Prefetch(
+            "leases",
+            queryset=Lease.objects.order_by("id").prefetch_related(
+                Prefetch(
+                    "transitions",
+                    queryset=LeaseTransition.objects.order_by("id"),
+                    to_attr="shown_transitions",
+                )
+            ),
+            to_attr="shown_leases",
+        ),
+        Prefetch(
+            "relocations",
+            queryset=Relocation.objects.order_by("id"),
+            to_attr="shown_relocations",
+        ),
         Prefetch(
             "transitions",
             queryset=ReservationTransition.objects.order_by("id"),
             to_attr="shown_transitions",
         ),
+        Prefetch("changes", queryset=Change.objects.order_by("at"), to_attr="shown_changes"),
     )
 
 
@@ -293,7 +380,7 @@ class ReservationsView(ApiView):
             "with_saved_card": body.pop("use_saved_card"),
             "saves_card": body.pop("save_card"),
         }
-        details = reservations.ReservationDetails(**body)
+        details = ReservationDetails(**body)
         bought: list[Reservation] = []
 
         def buy() -> tuple[int, Any]:
@@ -337,7 +424,7 @@ class ReservationView(ApiView):
         return self._answer(reservation_id)
 
     @operation(
-        summary="Change name, project, tags or SSH keys",
+        summary="Change name, project, tags, SSH keys or warnings",
         request=ReservationChanges,
         responses={200: ReservationSerializer},
         refusals=("not_found", "state_conflict", "invalid_value"),
@@ -345,7 +432,7 @@ class ReservationView(ApiView):
     )
     def patch(self, request: Request, reservation_id: str) -> Response:
         reservation = find(Reservation.objects.visible_to(self.organization), reservation_id)
-        changes = reservations.DetailChanges(**self.body(ReservationChanges))
+        changes = DetailChanges(**self.body(ReservationChanges))
         reservations.change_details(reservation=reservation, changes=changes, at=self.now)
         return self._answer(reservation_id)
 

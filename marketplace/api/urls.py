@@ -4,6 +4,7 @@ from django.urls import path
 
 from marketplace.api import (
     bills,
+    changes,
     documents,
     leases,
     market,
@@ -28,6 +29,11 @@ urlpatterns = [
     path("reservations", reservations.ReservationsView.as_view()),
     path("reservations/<str:reservation_id>", reservations.ReservationView.as_view()),
     path("reservations/<str:reservation_id>/bill", bills.BillView.as_view()),
+    path(
+        "reservations/<str:reservation_id>/cancellation-quote",
+        changes.CancellationQuoteView.as_view(),
+    ),
+    path("reservations/<str:reservation_id>/cancellation", changes.CancellationView.as_view()),
     path("leases", leases.LeasesView.as_view()),
     path("leases/<str:lease_id>", leases.LeaseView.as_view()),
     path("leases/<str:lease_id>/utilization", leases.UtilizationView.as_view()),

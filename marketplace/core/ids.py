@@ -9,8 +9,37 @@ _LENGTH = 26  # 48 bits of milliseconds and 80 random bits, as in a ULID
 ID_LENGTH_MAX = 32
 
 PREFIXES = frozenset(
-    "org usr key nde gpu tok lst qte rsv lse ext inv pay pot evt whk set ent acc prc".split()  # noqa: SIM905
-) | frozenset({"int", "pac", "ref", "trf"})  # between us and the payment provider
+    {
+        "org",
+        "usr",
+        "key",
+        "nde",
+        "gpu",
+        "tok",
+        "lst",
+        "qte",
+        "rsv",
+        "lse",
+        "ext",
+        "chg",
+        "fee",
+        "inv",
+        "pay",
+        "pot",
+        "evt",
+        "whk",
+        "set",
+        "ent",
+        "acc",
+        "prc",
+        "apr",
+        "rfd",
+        "int",
+        "pac",
+        "ref",
+        "trf",
+    }
+)
 
 
 def new_id(prefix: str) -> str:
@@ -93,5 +122,25 @@ def new_payout_account_id() -> str:
     return new_id("pac")
 
 
+def new_approval_id() -> str:
+    return new_id("apr")
+
+
+def new_refund_id() -> str:
+    return new_id("rfd")
+
+
 def new_price_version_id() -> str:
     return new_id("prc")
+
+
+def new_extension_id() -> str:
+    return new_id("ext")
+
+
+def new_change_id() -> str:
+    return new_id("chg")
+
+
+def new_fee_share_id() -> str:
+    return new_id("fee")

@@ -2,23 +2,37 @@
 
 from scheduler.models.allocations import Allocation
 from scheduler.models.calendar import CalendarMark, CalendarWeek
+from scheduler.models.changes import Change, ChangeQuote, ChangeRule
 from scheduler.models.leases import Lease, LeaseQuerySet, LeaseTransition
 from scheduler.models.prices import PriceVersion
 from scheduler.models.quotes import Quote, QuoteQuerySet
+from scheduler.models.reclaims import Reclaim
+from scheduler.models.repackings import Repacking
 from scheduler.models.replacements import Relocation, Replacement
-from scheduler.models.reservations import Reservation, ReservationQuerySet, ReservationTransition
+from scheduler.models.reservations import (
+    EndWarning,
+    Reservation,
+    ReservationQuerySet,
+    ReservationTransition,
+)
 
 __all__ = [
     "Allocation",
     "CalendarMark",
     "CalendarWeek",
+    "Change",
+    "ChangeQuote",
+    "ChangeRule",
+    "EndWarning",
     "Lease",
     "LeaseQuerySet",
     "LeaseTransition",
     "PriceVersion",
     "Quote",
     "QuoteQuerySet",
+    "Reclaim",
     "Relocation",
+    "Repacking",
     "Replacement",
     "Reservation",
     "ReservationQuerySet",

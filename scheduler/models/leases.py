@@ -15,7 +15,6 @@ from marketplace.models import Organization
 from scheduler.models.reservations import Reservation
 from scheduler.states import (
     LEASE_ARROWS,
-    LeaseReason,
     LeaseStatus,
 )
 
@@ -39,7 +38,9 @@ class Lease(models.Model):
     epoch = models.PositiveIntegerField(default=1, db_comment="fencing: the grant's lease_epoch")
     gpu_uuids = ArrayField(models.CharField(max_length=100))
     starts_at = models.DateTimeField(db_comment="promised")
-    ends_at = models.DateTimeField(db_comment="promised; earlier where another lease takes over")
+    ends_at = models.DateTimeField(
+        db_comment="promised; earlier where the lease is replaced, reclaimed or left"
+    )
     created_at = models.DateTimeField()
     handed_over_at = models.DateTimeField(
         null=True, db_comment="from the handover receipt, clipped to the promise"
@@ -112,7 +113,7 @@ class LeaseTransition(models.Model):
     lease = models.ForeignKey(Lease, on_delete=models.PROTECT, related_name="transitions")
     from_status = models.CharField(max_length=20, blank=True)
     to_status = models.CharField(max_length=20, choices=LeaseStatus)
-    reason = models.CharField(max_length=40, choices=LeaseReason)
+    reason = models.CharField(max_length=40, db_comment="of LeaseReason")
     actor = models.CharField(max_length=100)
     at = models.DateTimeField()
 

@@ -39,15 +39,22 @@ class PriceVersion(models.Model):
     first_hour = models.BigIntegerField(db_comment="hours since the Unix epoch")
     hours = models.PositiveIntegerField()
     rates = models.BinaryField(
-        db_comment="packed: rate; rate before limits; rate of the other tier; micros per GPU-hour"
+        db_comment="packed: rate, rate before limits, rate of the other tier, micros per GPU-hour; then the "
+        "share of the forecast demand that there is room for, basis points, -1 without one"
     )
     inputs = models.BinaryField(
         db_comment="packed: GPUs sold or held; GPUs on offer by floor; firm rates, for the reclaimable tier"
     )
-    forecast = models.BinaryField(null=True, db_comment="packed demand; null where there is none")
-    reference = models.BinaryField(
+    forecast = models.BinaryField(
         null=True,
-        db_comment="packed rates at the begin of the hour, and the latest; null: the base",
+        db_comment="packed demand still to come, thousandths of a GPU; null where nothing is forecast",
+    )
+    facts = models.JSONField(
+        default=dict,
+        db_comment="whole numbers by name: size_ratio_millionths, reclaim_likelihood_…",
+    )
+    reference = models.BinaryField(
+        db_comment="packed rates in force when the clock hour began, and the latest before this version"
     )
 
     class Meta:

@@ -2,6 +2,7 @@
 
 from typing import ClassVar, Self
 
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import F, Q
 
@@ -14,7 +15,6 @@ from scheduler.models.quotes import Quote
 from scheduler.states import (
     RESERVATION_ARROWS,
     PaymentMethod,
-    ReservationReason,
     ReservationStatus,
     Spread,
 )
@@ -55,12 +55,21 @@ class Reservation(models.Model):
     currency = models.CharField(max_length=3)
     fee_basis_points = models.PositiveIntegerField()
     payment_method = models.CharField(max_length=20, choices=PaymentMethod)
+    reclaim_notice_seconds = models.PositiveIntegerField(
+        default=0, db_comment="the shortest of its listings when it was sold; 0 for the firm tier"
+    )
     simulated = models.BooleanField()
     name = models.CharField(max_length=NAME_LENGTH_MAX, blank=True)
     project = models.CharField(max_length=NAME_LENGTH_MAX, blank=True)
     tags = models.JSONField(default=dict, blank=True, db_comment="text to text")
     ssh_public_keys = models.JSONField(default=list, blank=True)
     image = models.CharField(max_length=500, blank=True)
+    warn_before_seconds = ArrayField(
+        models.PositiveIntegerField(),
+        default=list,
+        blank=True,
+        db_comment="how long before the end the tenant wants to be told; rising, empty: not",
+    )
     created_at = models.DateTimeField()
     payment_due_at = models.DateTimeField(db_comment="payment_pending ends here")
 
@@ -108,7 +117,7 @@ class ReservationTransition(models.Model):
     )
     from_status = models.CharField(max_length=20, blank=True)
     to_status = models.CharField(max_length=20, choices=ReservationStatus)
-    reason = models.CharField(max_length=40, choices=ReservationReason)
+    reason = models.CharField(max_length=40, db_comment="of ReservationReason")
     actor = models.CharField(max_length=100)
     at = models.DateTimeField()
 
@@ -122,3 +131,22 @@ class ReservationTransition(models.Model):
 
     def __str__(self) -> str:
         return f"{self.reservation_id}: {self.from_status or '∅'} → {self.to_status}"
+
+
+class EndWarning(models.Model):
+    """A tenant was told that its reservation ends: once for each notice and each end."""
+
+    reservation = models.ForeignKey(Reservation, on_delete=models.PROTECT, related_name="warnings")
+    notice_seconds = models.PositiveIntegerField()
+    ends_at = models.DateTimeField(db_comment="the end that it was told of")
+    told_at = models.DateTimeField()
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["reservation", "notice_seconds", "ends_at"], name="end_is_told_once"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.reservation_id} ends at {self.ends_at:%F %T}"

@@ -60,15 +60,24 @@ class Saved:
 
 
 class Layout:
-    """Bookings on rows. Every change keeps the sums by row and by island right."""
+    """Bookings on rows. Every change keeps the sums by row and by island right.
 
-    def __init__(self, *, islands: Sequence[int], gpus_per_node: int, hours: int) -> None:
+    `fixed` are GPUs per row and hour that are no booking's of this layout, and never move.
+    """
+
+    def __init__(
+        self, *, islands: Sequence[int], gpus_per_node: int, hours: int, fixed: Counts | None = None
+    ) -> None:
         self.gpus_per_node = gpus_per_node
         self.island_sizes: Rows = np.array(islands, dtype=np.int64)
         self.island_of: Rows = np.repeat(np.arange(len(islands)), islands)
         self.first_row_of: Rows = np.concatenate(([0], np.cumsum(islands)))[:-1].astype(np.int64)
+        self.has_fixed = fixed is not None
         self.used: Counts = np.zeros((len(self.island_of), hours), dtype=np.int32)
+        if fixed is not None:
+            self.used += fixed
         self.busy_nodes: Counts = np.zeros((len(islands), hours), dtype=np.int32)
+        np.add.at(self.busy_nodes, self.island_of, self.used > 0)
         self.placements: dict[str, Placement] = {}
         self.on_row: list[set[str]] = [set() for _ in self.island_of]
 

@@ -90,8 +90,8 @@ def _try(
 def _exchanged(layout: Layout, request: Request, *, now_hour: int) -> tuple[Piece, ...] | None:
     """Free whole nodes by recolouring an island, the tightest that can."""
     nodes, rest = divmod(request.gpus, layout.gpus_per_node)
-    if request.spread is Spread.SINGLE_NODE and nodes + (rest > 0) > 1:
-        return None
+    if layout.has_fixed or (request.spread is Spread.SINGLE_NODE and nodes + (rest > 0) > 1):
+        return None  # what is no booking has no run that could be exchanged
     for island in islands_by_tightness(layout, request=request, nodes=nodes + (rest > 0)):
         rows = recolour(
             layout,

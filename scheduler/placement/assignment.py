@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from django.db import OperationalError, connection, transaction
 
 from agents.models import SLOTS_PER_NODE
-from scheduler import calendar, holds
+from scheduler import calendar, holds, repacking
 from scheduler.calendar import CapacityTaken, Place
 from scheduler.placement import supply as supplies
 from scheduler.placement.demand import Demand
@@ -36,6 +36,7 @@ def assign(*, demand: Demand, take: Take, at: dt.datetime) -> list[Place]:
     """Choose places for a demand and give them to `take`; must run inside a transaction.
 
     The cheapest admissible listings serve first. Holds that have expired count as free and are ended here.
+    Where nothing fits, promises that have not started may make room.
 
     :raises CapacityTaken: when there is no room any more.
     """
@@ -69,6 +70,9 @@ def assign(*, demand: Demand, take: Take, at: dt.datetime) -> list[Place]:
             ):
                 raise
         supply = supplies.read(demand=demand, at=at)
+    room = repacking.make_room(supply=supply, demand=demand, take=take, at=at)
+    if room is not None:
+        return room
     raise CapacityTaken(
         f"{demand.gpus} × {demand.gpu_model_id} in {demand.region} are no longer free at this price"
     )

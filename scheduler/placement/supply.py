@@ -6,9 +6,11 @@ are chosen, not for the pool.
 """
 
 import datetime as dt
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +21,7 @@ from agents import idleness, inventory
 from agents.models import SLOTS_PER_NODE, Node
 from marketplace.core.windows import Window, to_seconds
 from marketplace.models import Listing
-from marketplace.states import ListingMode
+from marketplace.states import ListingMode, Tier
 from scheduler import occupancy
 from scheduler.calendar import Place
 from scheduler.placement.demand import Demand, serves
@@ -32,13 +34,20 @@ Rows = npt.NDArray[np.int64]
 STEPS_MAX = 720  # a window that is no whole hours is looked at in at most so many steps
 
 
+class PoolKey(NamedTuple):
+    """What makes GPUs interchangeable for a tenant."""
+
+    gpu_model_id: str
+    region: str
+    tier: Tier
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Supply:
     """The sellable nodes of one model, region and tier that some admitted listing covers.
 
     `offered[i]` are the slots that `listings[i]` sells, the cheapest listing first; `taken` are the slots
-    that somebody has in some part of the window; `idle_steps` and `busy_gpu_steps` say of how many steps of
-    the window nothing of a node is taken, and how many GPUs of it are, summed over the steps.
+    that somebody has in some part of the window, `taken_by_step` those of each of its steps.
     """
 
     nodes: tuple[PoolNode, ...]
@@ -47,9 +56,29 @@ class Supply:
     listings: tuple[Listing, ...]
     offered: Masks
     taken: Masks
-    steps: int
-    idle_steps: Rows
-    busy_gpu_steps: Rows
+    taken_by_step: Masks
+
+    @property
+    def steps(self) -> int:
+        return int(self.taken_by_step.shape[1])
+
+    @property
+    def idle_steps(self) -> Rows:
+        """Return per node in how many steps of the window nothing of it is taken."""
+        idle: Rows = (self.taken_by_step == 0).sum(axis=1)
+        return idle
+
+    @property
+    def busy_gpu_steps(self) -> Rows:
+        """Return per node how many of its GPUs are taken, summed over the steps of the window."""
+        busy: Rows = np.bitwise_count(self.taken_by_step).sum(axis=1, dtype=np.int64)
+        return busy
+
+    @property
+    def offered_at_all(self) -> Masks:
+        """Return per node the slots that some listing sells."""
+        offered: Masks = np.bitwise_or.reduce(self.offered, axis=0)
+        return offered
 
     def usable(self, *, floor_rate_max: Decimal, without: Masks) -> Masks:
         """Return per node the slots that are free and sold at a floor up to this, less some."""
@@ -119,9 +148,24 @@ class Supply:
 
 def read(*, demand: Demand, at: dt.datetime) -> Supply:
     """Return what may serve a demand at this moment. Holds that have expired count as free."""
-    listings = _listings(demand=demand, at=at)
-    nodes, labels = _nodes(demand=demand, listings=listings)
-    sellable = _sellable(demand=demand, nodes=nodes, at=at) if nodes else np.zeros(0, np.uint16)
+    pool = PoolKey(demand.gpu_model_id, demand.region, demand.tier)
+    listings = tuple(
+        listing for listing in listings_of(pool) if serves(listing, demand=demand, at=at)
+    )
+    return read_pool(pool=pool, listings=listings, window=demand.window, demand=demand, at=at)
+
+
+def read_pool(
+    *,
+    pool: PoolKey,
+    listings: tuple[Listing, ...],
+    window: Window,
+    at: dt.datetime,
+    demand: Demand | None = None,
+) -> Supply:
+    """Return the nodes that some listings cover, the cheapest first; `demand` may leave nodes out."""
+    nodes, labels = _nodes(pool=pool, listings=listings, demand=demand)
+    sellable = _sellable(pool=pool, nodes=nodes, at=at) if nodes else np.zeros(0, np.uint16)
     offered = np.zeros((len(listings), len(nodes)), dtype=np.uint16)
     for i, listing in enumerate(listings):
         covers = [
@@ -132,10 +176,10 @@ def read(*, demand: Demand, at: dt.datetime) -> Supply:
         ]
         offered[i, covers] = sellable[covers]
         if listing.mode == ListingMode.WHEN_IDLE:
-            offered[i] &= _idle(demand=demand, listing=listing, nodes=nodes, at=at)
+            offered[i] &= _idle(pool=pool, listing=listing, nodes=nodes, at=at)
     covered = np.flatnonzero(offered.any(axis=0)) if listings else np.zeros(0, np.int64)
     kept = tuple(nodes[row] for row in covered)
-    steps = _taken_by_step(nodes=kept, window=demand.window, at=at) & sellable[covered, None]
+    steps = _taken_by_step(nodes=kept, window=window, at=at) & sellable[covered, None]
     islands: dict[Island, int] = {}
     return Supply(
         nodes=kept,
@@ -146,25 +190,40 @@ def read(*, demand: Demand, at: dt.datetime) -> Supply:
         listings=listings,
         offered=offered[:, covered],
         taken=np.bitwise_or.reduce(steps, axis=1),
-        steps=steps.shape[1],
-        idle_steps=(steps == 0).sum(axis=1),
-        busy_gpu_steps=np.bitwise_count(steps).sum(axis=1, dtype=np.int64),
+        taken_by_step=steps,
     )
 
 
-def _listings(*, demand: Demand, at: dt.datetime) -> tuple[Listing, ...]:
+def pools() -> list[PoolKey]:
+    """Return the models, regions and tiers in which something is listed."""
+    regions: dict[str, set[str]] = defaultdict(set)
+    for owner, region in (
+        Node.objects.order_by().values_list("organization_id", "region").distinct()
+    ):
+        regions[owner].add(region)
+    return sorted(
+        {
+            PoolKey(listing.gpu_model_id, region, Tier(listing.tier))
+            for listing in Listing.objects.published()
+            for region in regions[listing.organization_id]
+            if listing.region in ("", region)
+        }
+    )
+
+
+def listings_of(pool: PoolKey) -> tuple[Listing, ...]:
+    """Return the published listings of a pool, the cheapest first."""
     found = Listing.objects.published().filter(
         currency=settings.CURRENCY,
-        gpu_model_id=demand.gpu_model_id,
-        tier=demand.tier,
-        region__in=["", demand.region],
+        gpu_model_id=pool.gpu_model_id,
+        tier=pool.tier,
+        region__in=["", pool.region],
     )
-    admitted = [listing for listing in found if serves(listing, demand=demand, at=at)]
-    return tuple(sorted(admitted, key=lambda listing: (listing.floor_rate, listing.id)))
+    return tuple(sorted(found, key=lambda listing: (listing.floor_rate, listing.id)))
 
 
 def _nodes(
-    *, demand: Demand, listings: Sequence[Listing]
+    *, pool: PoolKey, listings: Sequence[Listing], demand: Demand | None
 ) -> tuple[list[PoolNode], list[dict[str, str]]]:
     """Return the machines of the listings' owners in the region, in the order of their blocks."""
     columns = ["id", "slot_base", "organization_id", "region", "fabric", "simulated"]
@@ -173,7 +232,7 @@ def _nodes(
     rows = (
         Node.objects.filter(
             organization_id__in={listing.organization_id for listing in listings},
-            region=demand.region,
+            region=pool.region,
         )
         .order_by("slot_base")
         .values_list(*columns)
@@ -187,20 +246,20 @@ def _nodes(
             fabric=fabric,
             simulated=simulated,
         )
-        if not demand.may_serve(node):
+        if demand is not None and not demand.may_serve(node):
             continue
         nodes.append(node)
         labels.append(rest[0] if asks_labels else {})
     return nodes, labels
 
 
-def _sellable(*, demand: Demand, nodes: Sequence[PoolNode], at: dt.datetime) -> Masks:
+def _sellable(*, pool: PoolKey, nodes: Sequence[PoolNode], at: dt.datetime) -> Masks:
     owners = {node.island[0] for node in nodes}
     found = (
         inventory.sellable_gpus(at=at)
         .filter(
-            gpu_model_id=demand.gpu_model_id,
-            node__region=demand.region,
+            gpu_model_id=pool.gpu_model_id,
+            node__region=pool.region,
             node__organization_id__in=owners,
         )
         .aggregate(slots=ArrayAgg("slot", default=[]))
@@ -208,13 +267,13 @@ def _sellable(*, demand: Demand, nodes: Sequence[PoolNode], at: dt.datetime) -> 
     return _masks(found["slots"], nodes=nodes)
 
 
-def _idle(*, demand: Demand, listing: Listing, nodes: Sequence[PoolNode], at: dt.datetime) -> Masks:
+def _idle(*, pool: PoolKey, listing: Listing, nodes: Sequence[PoolNode], at: dt.datetime) -> Masks:
     """Return the slots of an owner's GPUs that have been idle for as long as its listing asks."""
     rows = (
         inventory.sellable_gpus(at=at)
         .filter(
-            gpu_model_id=demand.gpu_model_id,
-            node__region=demand.region,
+            gpu_model_id=pool.gpu_model_id,
+            node__region=pool.region,
             node__organization_id=listing.organization_id,
         )
         .values_list("slot", "idle_state", "idle_since", "offered_again_at")

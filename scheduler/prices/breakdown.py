@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from marketplace.core.money import (
     RATE_DECIMAL_PLACES,
+    SECONDS_PER_HOUR,
     Money,
     format_rate,
     round_half_even,
@@ -22,7 +23,8 @@ from marketplace.core.money import (
 from marketplace.core.windows import format_instant, to_instant
 from marketplace.states import Tier
 from scheduler.prices.packed import Counts, Micros
-from scheduler.prices.rule import BASIS_POINTS
+from scheduler.pricing import explain as hours_in_words
+from scheduler.pricing.rule import BASIS_POINTS
 
 NO_TABLE_YET = "the pool has no price table yet: it costs its owner's floor with the fee on top"
 
@@ -52,6 +54,7 @@ class HourFacts:
     targets: Micros
     table_rates: Micros
     other_tier: Micros
+    fitting_basis_points: Counts
     sold: Counts
     offered: Counts
 
@@ -120,21 +123,22 @@ def _words(*, table: TableFacts, hours: HourFacts, gross_micros: int) -> str:
     if not table.id:
         return NO_TABLE_YET
     place = _driver(hours)
-    rate, sold, offered = (int(row[place]) for row in (hours.rates, hours.sold, hours.offered))
-    hour = format_instant(to_instant(int(hours.starts[place])))
-    whole = max(sold, offered)
-    use = f"{sold} of {whole} GPUs are sold or held" if whole else "nothing is on offer in it yet"
-    dearest = "every hour costs" if int(hours.rates.min()) == rate else f"{hour} is dearest at"
-    words = f"{dearest} {_rate(rate)} per GPU-hour: {use}"
+    rate, target = int(hours.rates[place]), int(hours.targets[place])
+    words = hours_in_words.words(
+        hour=int(hours.starts[place]) // SECONDS_PER_HOUR,
+        facts=hours_in_words.HourFacts(
+            rate_micros=rate,
+            base_micros=table.base_micros,
+            on_offer=int(hours.offered[place]),
+            sold=int(hours.sold[place]),
+            fitting_basis_points=int(hours.fitting_basis_points[place]),
+        ),
+    )
     if rate == gross_micros:
-        return f"{words}, and it costs no less than the owner's floor with the fee on top"
-    target = int(hours.targets[place])
-    if target > rate:
-        return f"{words}; the price is on its way up to {_rate(target)}, a limited step every hour"
-    if target < rate:
-        return (
-            f"{words}; the price is on its way down to {_rate(target)}, a limited step every hour"
-        )
+        return f"{words} It costs no less than the owner's floor with the fee on top."
+    if target != rate:
+        way = "up" if target > rate else "down"
+        return f"{words} It is on its way {way} to {_rate(target)}, a limited step every hour."
     return words
 
 

@@ -1,28 +1,36 @@
 """What the prices of a pool follow from: GPUs on offer by floor, and GPUs sold or held, hour by hour."""
 
 import datetime as dt
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
 import numpy as np
 from django.conf import settings
+from django.db.models import Count, Q
 
 from agents import inventory
+from agents.models import SLOTS_PER_NODE
 from marketplace.core.limits import HORIZON_DAYS
 from marketplace.core.money import SECONDS_PER_HOUR
-from marketplace.core.windows import Window, to_instant, to_seconds
+from marketplace.core.windows import to_seconds
 from marketplace.models import Listing
 from marketplace.states import Tier
-from scheduler import calendar, pools
+from scheduler import occupancy, pools
 from scheduler.board import is_open
+from scheduler.models import Reservation
 from scheduler.pools import Pool
 from scheduler.prices.packed import Counts
 from scheduler.prices.tables import PoolKey
+from scheduler.pricing.rule import BASIS_POINTS
+from scheduler.states import ReservationStatus
 
 # A day more than what is sold: a table that is late by less still knows every hour.
 HOURS = (HORIZON_DAYS + 1) * 24
+BLOCKS_PER_STEP = 2_000  # nodes read in one go: 17 MB of bits
+RECLAIMS_DAYS = 28
+RECLAIM_PRIOR = 20  # a place where nothing was reclaimable yet: one in twenty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,18 +81,14 @@ def keys_on_offer(*, at: dt.datetime) -> list[PoolKey]:
 def read(*, at: dt.datetime, keys: Collection[PoolKey]) -> Iterator[PoolCounts]:
     """Yield the counts of those of the pools in which something is on offer at an instant."""
     first_hour = to_seconds(at) // SECONDS_PER_HOUR
-    span = Window(
-        to_instant(first_hour * SECONDS_PER_HOUR),
-        to_instant((first_hour + HOURS) * SECONDS_PER_HOUR),
-    )
     for key in keys:
         for pool in pools.read(
             gpu_model_id=key.gpu_model_id, region=key.region, tier=key.tier, at=at
         ):
-            yield _counts(pool, first_hour=first_hour, span=span, at=at)
+            yield _counts(pool, first_hour=first_hour, at=at)
 
 
-def _counts(pool: Pool, *, first_hour: int, span: Window, at: dt.datetime) -> PoolCounts:
+def _counts(pool: Pool, *, first_hour: int, at: dt.datetime) -> PoolCounts:
     floors = pool.floors
     classes = Counter(tuple(listing.id for listing in gpu.listings) for gpu in pool.gpus)
     return PoolCounts(
@@ -93,7 +97,7 @@ def _counts(pool: Pool, *, first_hour: int, span: Window, at: dt.datetime) -> Po
         floors=floors,
         middle_floor=_middle([gpu.listings[0].floor_rate for gpu in pool.gpus]),
         offered=_offered(pool, classes=classes, first_hour=first_hour, at=at),
-        sold=_sold(pool, first_hour=first_hour, span=span, at=at),
+        sold=_sold(pool, first_hour=first_hour, at=at),
         gpus=len(pool.gpus),
     )
 
@@ -118,20 +122,37 @@ def _offered(
     return offered
 
 
-def _sold(pool: Pool, *, first_hour: int, span: Window, at: dt.datetime) -> Counts:
-    slots = np.array(sorted(gpu.slot for gpu in pool.gpus), dtype=np.int64)
-    changes = np.zeros(HOURS + 1, dtype=np.int64)
-    for row in calendar.busy(
-        slot_bases={gpu.node.slot_base for gpu in pool.gpus}, window=span, at=at
-    ):
-        if row.lapsed_quote_id is None:
-            lower, upper = np.searchsorted(slots, [row.slot_lower, row.slot_upper]).tolist()
-            begin = to_seconds(row.window.starts_at) // SECONDS_PER_HOUR - first_hour
-            end = -(-to_seconds(row.window.ends_at) // SECONDS_PER_HOUR) - first_hour
-            changes[max(begin, 0)] += upper - lower
-            changes[min(end, HOURS)] -= upper - lower
-    sold: Counts = np.minimum(np.cumsum(changes[:-1]), len(slots))
+def _sold(pool: Pool, *, first_hour: int, at: dt.datetime) -> Counts:
+    """Return how many of the pool's GPUs are taken per hour, from the calendar's index."""
+    bits: dict[int, int] = defaultdict(int)
+    for gpu in pool.gpus:
+        block, place = divmod(gpu.slot, SLOTS_PER_NODE)
+        bits[block] |= 1 << place
+    blocks = np.array(sorted(bits), dtype=np.int32)
+    mine = np.array([bits[block] for block in blocks.tolist()], dtype=np.uint16)
+    sold = np.zeros(HOURS, dtype=np.int64)
+    for begin in range(0, len(blocks), BLOCKS_PER_STEP):
+        part = slice(begin, begin + BLOCKS_PER_STEP)
+        taken = occupancy.read(blocks=blocks[part], first_hour=first_hour, hours=HOURS, at=at)
+        sold += np.bitwise_count(taken & mine[part, None]).sum(axis=0, dtype=np.int64)
     return sold
+
+
+def reclaim_likelihood_basis_points(*, key: PoolKey, at: dt.datetime) -> int:
+    """Return the share of reclaimable reservations of a model and region that their owners called back.
+
+    Counted over `RECLAIMS_DAYS`; a place without a history counts as one in `RECLAIM_PRIOR`.
+    """
+    ended = Reservation.objects.filter(
+        gpu_model_id=key.gpu_model_id,
+        region=key.region,
+        tier=Tier.RECLAIMABLE,
+        status__in=[ReservationStatus.COMPLETED, ReservationStatus.RECLAIMED],
+        ends_at__gt=at - dt.timedelta(days=RECLAIMS_DAYS),
+    ).aggregate(
+        every=Count("pk"), reclaimed=Count("pk", filter=Q(status=ReservationStatus.RECLAIMED))
+    )
+    return BASIS_POINTS * (int(ended["reclaimed"]) + 1) // (int(ended["every"]) + RECLAIM_PRIOR)
 
 
 def _middle(floors: Sequence[Decimal]) -> Decimal:

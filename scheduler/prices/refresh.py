@@ -20,33 +20,53 @@ from marketplace.states import Tier
 from scheduler import price_rules
 from scheduler.models import PriceVersion
 from scheduler.price_rules import RuleInForce
-from scheduler.prices import counts, formula, rule
+from scheduler.prices import counts
 from scheduler.prices.counts import HOURS, PoolCounts
-from scheduler.prices.packed import Micros, pack, unpack
-from scheduler.prices.tables import PoolKey
+from scheduler.prices.packed import Counts, Micros, pack, unpack
+from scheduler.prices.tables import PoolKey, with_fee
+from scheduler.pricing import clearing, reclaimable
+from scheduler.pricing.clearing import Demand, Supply, Vector
+from scheduler.pricing.limits import RATE_MICROS_MAX, UNKNOWN, aligned
 from scheduler.states import PriceCause
 
 log = structlog.get_logger(__name__)
 
+METHOD_CLEARING = "forward_clearing_price"
 METHOD_SMALL_POOL = "small_pool"
 METHOD_RECLAIMABLE = "reclaimable"
 METHOD_VERSION = 1  # grows with every change of a formula; old versions keep theirs
+MILLI = 1_000  # demand is used in thousandths of a GPU, as it is stored
+MILLION = 1_000_000
 _LOCK_SPACE = 0x50726963  # namespace of the advisory locks: one per pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """Demand still to come per hour, in thousandths of a GPU, and its lumpiness in millionths."""
+
+    milligpus: Counts
+    size_ratio_millionths: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """All that the rates of one version follow from. `reference` and `latest` are `None` for the first."""
+    """All that the rates of one version follow from.
+
+    `opening` is what was in force when the clock hour began, `latest` what is in force now. `firm` are the
+    rates of the firm pool beside a reclaimable one.
+    """
 
     key: PoolKey
     rule: RuleInForce
     base_micros: int
     floors: tuple[Decimal, ...]
-    offered: Micros
-    sold: Micros
-    firm: Micros | None
-    reference: Micros | None
-    latest: Micros | None
+    offered: Counts
+    sold: Counts
+    opening: Micros
+    latest: Micros
+    reclaim_likelihood_basis_points: int
+    firm: Micros | None = None
+    forecast: Forecast | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +76,7 @@ class Vectors:
     rates: Micros
     targets: Micros
     other_tier: Micros
+    fitting_basis_points: Counts
 
 
 def refresh(*, at: dt.datetime, cause: PriceCause, found: Iterable[PoolCounts]) -> int:
@@ -82,33 +103,58 @@ def refresh_after_bookings(*, at: dt.datetime, keys: Collection[PoolKey]) -> int
 
 def vectors_of(inputs: Inputs) -> Vectors:
     """Compute the rates of a version: nothing else goes into them, so that anybody can repeat it."""
-    its_rule = inputs.rule.rule
-    offered = inputs.offered.sum(axis=0)
-    gross = formula.with_fee(_micros(inputs.floors[0]), fee_basis_points=its_rule.fee_basis_points)
-    if inputs.key.tier is Tier.FIRM:
-        targets = formula.small_pool(
-            base_micros=inputs.base_micros, offered=offered, sold=inputs.sold, rule=its_rule
-        )
-    else:
-        assert inputs.firm is not None, inputs.key
-        targets = formula.reclaimable(
-            firm=inputs.firm, floor_micros=gross, offered=offered, sold=inputs.sold, rule=its_rule
-        )
-    start = np.full(len(targets), inputs.base_micros, dtype=np.int64)
-    reference = start if inputs.reference is None else inputs.reference
-    rates = formula.limited(
-        targets=targets,
-        reference=reference,
-        latest=reference if inputs.latest is None else inputs.latest,
-        cap=formula.cap_micros(inputs.base_micros, its_rule),
-        rule=its_rule,
-    )
     if inputs.firm is not None:
-        return Vectors(rates=rates, targets=targets, other_tier=inputs.firm)
-    other = formula.reclaimable(
-        firm=rates, floor_micros=gross, offered=offered, sold=inputs.sold, rule=its_rule
+        vector = _reclaimable(inputs, firm=inputs.firm, opening=inputs.opening)
+        other = inputs.firm
+    else:
+        vector = clearing.refresh(
+            supply=Supply(
+                base_micros=inputs.base_micros,
+                floor_micros=_floor_micros(inputs),
+                capacity=inputs.offered,
+                sold=inputs.sold,
+            ),
+            demand=_demand(inputs.forecast),
+            rule=inputs.rule.rule,
+            opening=inputs.opening,
+            latest=inputs.latest,
+        )
+        unlimited = np.full(len(inputs.sold), UNKNOWN, dtype=np.int64)
+        beside = _reclaimable(inputs, firm=vector.rate_micros, opening=unlimited)
+        other = np.minimum(beside.rate_micros, vector.rate_micros)
+    return Vectors(
+        rates=vector.rate_micros,
+        targets=vector.target_micros,
+        other_tier=other,
+        fitting_basis_points=vector.fitting_basis_points,
     )
-    return Vectors(rates=rates, targets=targets, other_tier=np.minimum(other, rates))
+
+
+def _reclaimable(inputs: Inputs, *, firm: Micros, opening: Micros) -> Vector:
+    left = np.cumsum(inputs.offered, axis=0) > inputs.sold
+    level = np.where(left.any(axis=0), left.argmax(axis=0), len(inputs.floors) - 1)
+    return reclaimable.refresh(
+        firm_micros=firm,
+        base_micros=inputs.base_micros,
+        floor_micros=_floor_micros(inputs)[level],
+        capacity=inputs.offered.sum(axis=0),
+        used=inputs.sold,
+        likelihood=np.full(len(firm), inputs.reclaim_likelihood_basis_points, dtype=np.int64),
+        rule=inputs.rule.rule,
+        opening=opening,
+    )
+
+
+def _demand(forecast: Forecast | None) -> Demand | None:
+    if forecast is None:
+        return None
+    return Demand(
+        gpus=forecast.milligpus / MILLI, size_ratio=forecast.size_ratio_millionths / MILLION
+    )
+
+
+def _floor_micros(inputs: Inputs) -> Micros:
+    return np.array([_micros(floor) for floor in inputs.floors], dtype=np.int64)
 
 
 @transaction.atomic
@@ -134,14 +180,11 @@ def _refresh_pool(
         return None
     if cause is PriceCause.HOUR and versions.filter(clock_hour=clock_hour, cause=cause).exists():
         return None
-    reference = latest
+    opening = latest
     if latest is not None and latest.clock_hour == clock_hour:
-        reference = versions.filter(clock_hour__lt=clock_hour).first()
+        opening = versions.filter(clock_hour__lt=clock_hour).first()
     in_force = price_rules.in_force(gpu_model_id=pool.key.gpu_model_id, at=at)
     base = _base_micros(pool, in_force=in_force)
-    before = _aligned(reference, first_hour=pool.first_hour)
-    if latest is not None and before is None:
-        before = np.full(HOURS, base, dtype=np.int64)
     inputs = Inputs(
         key=pool.key,
         rule=in_force,
@@ -149,14 +192,15 @@ def _refresh_pool(
         floors=pool.floors,
         offered=pool.offered,
         sold=pool.sold,
-        firm=_firm_rates(pool, known=firm, in_force=in_force),
-        reference=before,
-        latest=_aligned(latest, first_hour=pool.first_hour),
+        opening=_aligned(opening, first_hour=pool.first_hour, base_micros=base),
+        latest=_aligned(latest, first_hour=pool.first_hour, base_micros=base),
+        reclaim_likelihood_basis_points=counts.reclaim_likelihood_basis_points(key=pool.key, at=at),
+        firm=_firm_rates(pool, known=firm, base_micros=base),
     )
     vectors = vectors_of(inputs)
     if pool.key.tier is Tier.FIRM:
         firm[pool.key.gpu_model_id, pool.key.region] = vectors.rates
-    unchanged = inputs.latest is not None and np.array_equal(vectors.rates, inputs.latest)
+    unchanged = latest is not None and np.array_equal(vectors.rates, inputs.latest)
     if cause is PriceCause.BOOKING and unchanged:
         return None
     return PriceVersion.objects.create(
@@ -176,44 +220,70 @@ def _refresh_pool(
 def columns_of(inputs: Inputs, vectors: Vectors) -> dict[str, object]:
     """Return inputs and rates as the columns of a version."""
     rows = [inputs.sold[None], inputs.offered]
+    facts = {"reclaim_likelihood_basis_points": inputs.reclaim_likelihood_basis_points}
     if inputs.firm is not None:
         rows.append(inputs.firm[None])
-    reference = None
-    if inputs.reference is not None and inputs.latest is not None:
-        reference = pack(np.stack([inputs.reference, inputs.latest]))
+    if inputs.forecast is not None:
+        facts["size_ratio_millionths"] = inputs.forecast.size_ratio_millionths
     return {
-        "method": METHOD_SMALL_POOL if inputs.key.tier is Tier.FIRM else METHOD_RECLAIMABLE,
+        "method": _method(inputs, vectors),
         "method_version": METHOD_VERSION,
         "rule_number": inputs.rule.number,
-        "rule": rule.as_json(inputs.rule.rule),
+        "rule": price_rules.as_json(inputs.rule.rule),
         "fee_basis_points": inputs.rule.rule.fee_basis_points,
         "base_micros": inputs.base_micros,
         "floors": [f"{floor:f}" for floor in inputs.floors],
         "hours": len(vectors.rates),
-        "rates": pack(np.stack([vectors.rates, vectors.targets, vectors.other_tier])),
+        "rates": pack(
+            np.stack(
+                [
+                    vectors.rates,
+                    vectors.targets,
+                    vectors.other_tier,
+                    vectors.fitting_basis_points,
+                ]
+            )
+        ),
         "inputs": pack(np.concatenate(rows)),
-        "reference": reference,
+        "reference": pack(np.stack([inputs.opening, inputs.latest])),
+        "forecast": None
+        if inputs.forecast is None
+        else pack(inputs.forecast.milligpus[None].astype(np.int64)),
+        "facts": facts,
     }
+
+
+def _method(inputs: Inputs, vectors: Vectors) -> str:
+    if inputs.key.tier is Tier.RECLAIMABLE:
+        return METHOD_RECLAIMABLE
+    is_small = int(vectors.fitting_basis_points.max()) < 0
+    return METHOD_SMALL_POOL if is_small else METHOD_CLEARING
 
 
 def inputs_of(version: PriceVersion) -> Inputs:
     """Return what a stored version was made of."""
     tier = Tier(version.tier)
     rows = unpack(bytes(version.inputs), hours=version.hours)
+    opening, latest = unpack(bytes(version.reference), hours=version.hours)
     floors = tuple(Decimal(floor) for floor in version.floors)
-    steps = (
-        None if version.reference is None else unpack(bytes(version.reference), hours=version.hours)
-    )
+    forecast = None
+    if version.forecast is not None:
+        forecast = Forecast(
+            milligpus=unpack(bytes(version.forecast), hours=version.hours)[0],
+            size_ratio_millionths=version.facts["size_ratio_millionths"],
+        )
     return Inputs(
         key=PoolKey(gpu_model_id=version.gpu_model_id, region=version.region, tier=tier),
-        rule=RuleInForce(number=version.rule_number, rule=rule.from_json(version.rule)),
+        rule=RuleInForce(number=version.rule_number, rule=price_rules.from_json(version.rule)),
         base_micros=version.base_micros,
         floors=floors,
         offered=rows[1 : 1 + len(floors)],
         sold=rows[0],
+        opening=opening,
+        latest=latest,
+        reclaim_likelihood_basis_points=version.facts["reclaim_likelihood_basis_points"],
         firm=rows[-1] if tier is Tier.RECLAIMABLE else None,
-        reference=None if steps is None else steps[0],
-        latest=None if steps is None else steps[1],
+        forecast=forecast,
     )
 
 
@@ -239,14 +309,12 @@ def _base_micros(pool: PoolCounts, *, in_force: RuleInForce) -> int:
     """Return the operator's base rate, or the pool's middle floor with the fee on top."""
     if in_force.base_rate is not None:
         return _micros(in_force.base_rate)
-    gross = formula.with_fee(
-        _micros(pool.middle_floor), fee_basis_points=in_force.rule.fee_basis_points
-    )
-    return min(gross, formula.RATE_MICROS_MAX)
+    gross = with_fee(_micros(pool.middle_floor), fee_basis_points=in_force.rule.fee_basis_points)
+    return min(gross, RATE_MICROS_MAX)
 
 
 def _firm_rates(
-    pool: PoolCounts, *, known: dict[tuple[str, str], Micros], in_force: RuleInForce
+    pool: PoolCounts, *, known: dict[tuple[str, str], Micros], base_micros: int
 ) -> Micros | None:
     """Return the firm curve beside a reclaimable pool; where nothing firm was ever sold, the base."""
     if pool.key.tier is Tier.FIRM:
@@ -259,20 +327,22 @@ def _firm_rates(
         .order_by("-number")
         .first()
     )
-    found = _aligned(stored, first_hour=pool.first_hour)
-    if found is not None:
-        return found
-    return np.full(HOURS, _base_micros(pool, in_force=in_force), dtype=np.int64)
-
-
-def _aligned(version: PriceVersion | None, *, first_hour: int) -> Micros | None:
-    """Return a version's rates from another hour on; beyond its end they go on as they are there."""
-    if version is None:
-        return None
-    rates = unpack(bytes(version.rates), hours=version.hours)[0]
-    index = np.arange(HOURS, dtype=np.int64) + first_hour - version.first_hour
-    found: Micros = rates[np.clip(index, 0, version.hours - 1)]
+    found = _aligned(stored, first_hour=pool.first_hour, base_micros=base_micros)
+    # An hour that the firm curve does not reach yet costs as its last one.
+    found[found == UNKNOWN] = found[found != UNKNOWN][-1]
     return found
+
+
+def _aligned(version: PriceVersion | None, *, first_hour: int, base_micros: int) -> Micros:
+    """Return a version's rates from another hour on; a pool without one starts at its base."""
+    if version is None:
+        return np.full(HOURS, base_micros, dtype=np.int64)
+    return aligned(
+        micros=unpack(bytes(version.rates), hours=version.hours)[0],
+        first_hour=version.first_hour,
+        to_first_hour=first_hour,
+        hours=HOURS,
+    )
 
 
 def _micros(rate: Decimal) -> int:

@@ -22,8 +22,8 @@ from marketplace.core.windows import Window, to_seconds
 from marketplace.states import Tier
 from scheduler.models import PriceVersion
 from scheduler.prices import breakdown
-from scheduler.prices.formula import with_fee
 from scheduler.prices.packed import Counts, Micros, unpack
+from scheduler.pricing.rule import BASIS_POINTS
 from scheduler.tariffs import MICROS, Segment, Tariff
 
 Seconds: TypeAlias = npt.NDArray[np.int64]
@@ -75,6 +75,7 @@ class PriceTable:
     rate_micros: Micros
     target_micros: Micros = field(repr=False)
     other_tier_micros: Micros = field(repr=False)
+    fitting_basis_points: Counts = field(repr=False)
     sold: Counts = field(repr=False)
     offered: Counts = field(repr=False)
 
@@ -82,6 +83,17 @@ class PriceTable:
         """Return the smallest rate that leaves the owner its floor."""
         micros = int(floor_rate.scaleb(RATE_DECIMAL_PLACES))
         return with_fee(micros, fee_basis_points=self.fee_basis_points)
+
+    @property
+    def changes_seconds(self) -> Seconds:
+        """Return the instants at which the rate changes, seconds since the Unix epoch."""
+        hours: Seconds = np.flatnonzero(np.diff(self.rate_micros)) + 1
+        return self.first_hour_seconds + hours * SECONDS_PER_HOUR
+
+    def multiplier(self, *, rate_micros: int, floor_rate: Decimal) -> Decimal:
+        """Return a rate ÷ the larger of the base and the floor with the fee on top."""
+        base = max(self.base_micros, self.gross_micros(floor_rate))
+        return breakdown.multiple_of(rate_micros, base=base)
 
     def window_rates(
         self, *, starts: Seconds, seconds: int, floor_rates: Sequence[Decimal]
@@ -122,8 +134,8 @@ class PriceTable:
         )
         total = Money(round_half_even(exact), currency)
         return PricedWindow(
-            rate=_decimal(micros),
-            multiplier=breakdown.multiple_of(micros, base=max(self.base_micros, gross)),
+            rate=as_rate(micros),
+            multiplier=self.multiplier(rate_micros=micros, floor_rate=floor_rate),
             total=total,
             tariff=tariff,
             fee_basis_points=self.fee_basis_points,
@@ -147,6 +159,7 @@ class PriceTable:
                     targets=self.target_micros[hours.index],
                     table_rates=self.rate_micros[hours.index],
                     other_tier=np.maximum(self.other_tier_micros[hours.index], gross),
+                    fitting_basis_points=self.fitting_basis_points[hours.index],
                     sold=self.sold[hours.index],
                     offered=self.offered[hours.index],
                 ),
@@ -193,6 +206,11 @@ class _Hours:
     bounds: Seconds
     lengths: Seconds
     index: npt.NDArray[np.int64]
+
+
+def with_fee(floor_micros: int, *, fee_basis_points: int) -> int:
+    """Return the smallest rate that leaves an owner the floor after the fee."""
+    return -(-floor_micros * BASIS_POINTS // (BASIS_POINTS - fee_basis_points))
 
 
 def tables(*, keys: Collection[PoolKey], at: dt.datetime) -> dict[PoolKey, PriceTable]:
@@ -248,6 +266,7 @@ def table_of(version: PriceVersion) -> PriceTable:
         rate_micros=rates[0],
         target_micros=rates[1],
         other_tier_micros=rates[2],
+        fitting_basis_points=rates[3],
         sold=inputs[0],
         offered=inputs[1 : 1 + floors].sum(axis=0),
     )
@@ -270,6 +289,7 @@ def floors_only(key: PoolKey) -> PriceTable:
         rate_micros=nothing,
         target_micros=nothing,
         other_tier_micros=nothing,
+        fitting_basis_points=nothing - 1,
         sold=nothing,
         offered=nothing,
     )
@@ -289,5 +309,6 @@ def _tariff(*, bounds: Seconds, rates: Micros) -> Tariff:
     )
 
 
-def _decimal(micros: int) -> Decimal:
+def as_rate(micros: int) -> Decimal:
+    """Return micros per GPU-hour as a rate of six places."""
     return Decimal(micros).scaleb(-RATE_DECIMAL_PLACES)

@@ -1,5 +1,6 @@
 """`/v1/reservations`: all or nothing, once per key."""
 
+import datetime as dt
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +10,12 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
+from agents.models import Node
 from billing import wallet
 from marketplace.models import IdempotencyRecord, Organization
 from marketplace.states import Scope
-from scheduler.models import Allocation, Quote, Reservation
+from scheduler import drains, leases, replacements, reservations
+from scheduler.models import Allocation, Lease, Quote, Reservation
 from tests.api.world import (
     a_fleet,
     a_new_key,
@@ -23,6 +26,7 @@ from tests.api.world import (
 )
 from tests.conftest import Answer, ApiClient
 from tests.factories import a_key, an_organization
+from tests.scheduler.factories import say_failed
 
 pytestmark = pytest.mark.django_db
 
@@ -368,3 +372,64 @@ class TestParallelPurchase:
         assert Reservation.objects.count() == 1
         paid = 1_000_000 - quote["total"]["amount_minor"]
         assert wallet.balance(organization=organization).amount_minor == paid
+
+
+class TestLife:
+    @pytest.fixture
+    def market(self, organization: Organization) -> Node:
+        """Fund the caller, list one machine, and return it."""
+        fund(organization)
+        return a_fleet()
+
+    def test_takes_and_shows_when_to_warn_of_the_end(self, api: ApiClient, market: Node) -> None:
+        reservation = a_reservation(api, warn_before=["2h", "PT10M"])
+        assert reservation["warn_before"] == ["PT10M", "PT2H"]
+        path = f"/v1/reservations/{reservation['id']}"
+        assert api.patch(path, {"warn_before": []}).json["warn_before"] == []
+        refused = api.patch(path, {"warn_before": ["5s"]})
+        assert (refused.code, refused.json["errors"][0]["pointer"]) == (
+            "invalid_value",
+            "/warn_before/0",
+        )
+
+    def test_shows_who_moved_it_and_where_its_leases_went(
+        self, api: ApiClient, market: Node
+    ) -> None:
+        bought = a_reservation(api)
+        starts_at = dt.datetime.fromisoformat(bought["starts_at"])
+        a_fleet()
+        Node.objects.update(last_report_at=starts_at)
+        reservations.start_due(at=starts_at)
+        first = Lease.objects.get()
+        say_failed(first)
+        leases.advance(at=starts_at + dt.timedelta(seconds=2))
+        replacements.replace_due(at=starts_at + dt.timedelta(seconds=2))
+
+        shown = api.get(f"/v1/reservations/{bought['id']}").json
+
+        old, new = shown["leases"]
+        assert (old["status"], old["replaces"]) == ("failed", None)
+        assert (new["status"], new["replaces"]) == ("provisioning", old["id"])
+        assert [(m["to_status"], m["reason"]) for m in old["history"]] == [
+            ("provisioning", "window_started"),
+            ("failed", "handover_failed"),
+        ]
+        assert new["history"][0]["reason"] == "replaced"
+        actors = [move["actor"] for move in shown["history"]]
+        assert actors[0].startswith("key_")
+        assert actors[-1] == "scheduler"
+
+    def test_shows_that_it_moved_off_a_drained_machine(self, api: ApiClient, market: Node) -> None:
+        bought = a_reservation(api)
+        a_fleet()
+        drains.drain(node=market, at=timezone.now(), actor="owner")
+
+        shown = api.get(f"/v1/reservations/{bought['id']}").json
+
+        (move,) = shown["relocations"]
+        assert (move["from_node_id"], move["reason"], move["gpus"]) == (
+            market.pk,
+            "node_drained",
+            2,
+        )
+        assert shown["nodes"][0]["id"] != market.pk

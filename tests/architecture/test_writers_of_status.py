@@ -19,8 +19,11 @@ WRITERS = {
     "billing/top_up_disputes.py",
     "billing/intents.py",
     "billing/payments/moves.py",
-    "billing/payouts.py",
     "billing/transfers.py",
+    "billing/approvals.py",
+    "billing/disputes.py",
+    "billing/payouts.py",
+    "billing/refunds.py",
 }
 # The program on the GPU host and the start-up of the market have no tables; migrations describe columns.
 OUTSIDE = ("agents/node/", "/migrations/", "marketplace/management/bootstrap.py")

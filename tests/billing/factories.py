@@ -3,7 +3,7 @@
 import datetime as dt
 import itertools
 import uuid
-from decimal import Decimal
+from decimal import ROUND_DOWN, Decimal
 
 from agents import protocol
 from agents.models import Gpu, MeterReading, Node, Outage, Receipt
@@ -95,7 +95,9 @@ def reservation(
     quote = Quote.objects.create(
         **shared,
         status=QuoteStatus.USED,
-        floor_rate=rate,
+        floor_rate=(rate * (10_000 - fee_basis_points) / 10_000).quantize(
+            Decimal("0.000001"), rounding=ROUND_DOWN
+        ),
         price_breakdown={},
         expires_at=START,
         used_at=START - dt.timedelta(minutes=30),

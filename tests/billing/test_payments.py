@@ -13,6 +13,7 @@ from marketplace.core.money import Money
 from marketplace.models import Event
 from marketplace.states import Tier
 from scheduler import reservations
+from scheduler.details import ReservationDetails
 from scheduler.models import Allocation
 from tests.fakes.stripe import balance as standin_balance
 from tests.scheduler import factories
@@ -65,7 +66,7 @@ class World:
             organization=self.tenant,
             quote_id=quote.pk,
             payment_method=wishes.means,
-            details=reservations.ReservationDetails(),
+            details=ReservationDetails(),
             at=self.clock(),
             actor="test",
         )

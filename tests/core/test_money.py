@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.deliveries import Delivery
-from billing.settlements import amounts_of
+from billing.amounts import amounts_of
 from marketplace.core.money import (
     Money,
     amount_for,
@@ -46,14 +45,7 @@ class TestReadme:
         )
         amounts = amounts_of(
             bought_minor=price,
-            delivery=Delivery(
-                bought=bought,
-                delivered=delivered,
-                metered=0,
-                busy=0,
-                energy_millijoules=None,
-                is_fully_metered=True,
-            ),
+            delivered=Fraction(delivered, bought),
             fee_basis_points=fee_bp,
         )
         assert [amounts.earned, amounts.fee, amounts.owner, amounts.refunded] == result

@@ -13,9 +13,9 @@ from marketplace.core.windows import Window
 from marketplace.models import Listing, Organization
 from marketplace.states import ListingStatus
 from scheduler import quotes, reservations
+from scheduler.details import ReservationDetails
 from scheduler.models import Lease, Quote, Reservation
 from scheduler.quotes import QuoteRequest
-from scheduler.reservations import ReservationDetails
 
 NOW = dt.datetime(2026, 11, 23, 12, tzinfo=dt.UTC)
 MODEL = "h100-sxm-80gb"

@@ -15,6 +15,7 @@ from marketplace.core.windows import Window
 from marketplace.models import Listing
 from scheduler import availability, offerings, pools
 from scheduler.availability import OfferingQuery, SearchResult
+from scheduler.prices import refresh
 from tests.scheduler.factories import (
     MODEL,
     NOW,
@@ -67,6 +68,7 @@ class TestSearch:
     def test_prefers_the_window_with_less_booked(self) -> None:
         make_pool()
         make_reservation(gpus=4, window=window_in(1, length=10))
+        refresh.refresh_due(at=AT)
 
         offers = search(gpus=2, latest_end=NOW + hours(14)).offers
 
@@ -76,6 +78,7 @@ class TestSearch:
     def test_offers_what_can_then_be_quoted_at_that_rate(self) -> None:
         make_pool(nodes=2)
         make_reservation(gpus=5, window=window_in(3, length=4))
+        refresh.refresh_due(at=AT)
 
         for offer in search(gpus=3).offers:
             quote = make_quote(gpus=3, window=offer.window, at=AT)
@@ -231,9 +234,9 @@ class TestStarts(TestCase):
 
         def best(starts: Any) -> list[offerings.Priced]:
             found = list(offerings.evaluate(board, wish=wish, starts=starts))
-            rates = {p.price.rate for p in found}
+            rates = {p.rate for p in found}
             return [
-                min((p for p in found if p.price.rate == r), key=lambda p: p.merit)
+                min((p for p in found if p.rate == r), key=lambda p: p.merit)
                 for r in sorted(rates)[:1]
             ]
 
@@ -250,6 +253,7 @@ class TestPriceCurve:
         make_pool()
         make_reservation(gpus=4, window=window_in(1, length=1))
         make_reservation(gpus=8, window=window_in(2, length=1))
+        refresh.refresh_due(at=AT)
 
         points = availability.price_curve(
             gpu_model=MODEL, region=None, tier="firm", window=window_in(0, length=4), at=AT
@@ -258,7 +262,7 @@ class TestPriceCurve:
         assert [(p.gpus_listed, p.gpus_free) for p in points] == [(8, 8), (8, 4), (8, 0), (8, 8)]
         assert [p.rate for p in points] == [
             Decimal("2.352942"),
-            Decimal("3.529412"),
+            Decimal("2.470589"),  # a step of 5 %
             None,
             Decimal("2.352942"),
         ]

@@ -14,7 +14,6 @@ from marketplace.core.money import Money
 from marketplace.core.windows import Window, to_instant, to_seconds
 from marketplace.models import Listing
 from marketplace.states import Tier
-from scheduler import prices
 from scheduler.models import PriceVersion
 from scheduler.prices import PoolKey, PriceTable, refresh, tables
 from scheduler.prices.packed import pack, unpack
@@ -56,6 +55,7 @@ def a_table(*rates: int, base: int = 2_000_000, fee: int = 0) -> PriceTable:
         rate_micros=vector,
         target_micros=vector,
         other_tier_micros=vector // 2,
+        fitting_basis_points=full * 0 - 1,
         sold=full // 2,
         offered=full,
     )
@@ -64,7 +64,7 @@ def a_table(*rates: int, base: int = 2_000_000, fee: int = 0) -> PriceTable:
 def refreshed(at: dt.datetime = NOW) -> PriceTable:
     """Run the tick and return the table that is then in force; machines have just reported."""
     Node.objects.update(last_report_at=at)
-    prices.refresh_due(at=at)
+    refresh.refresh_due(at=at)
     return tables(keys=[KEY], at=at)[KEY]
 
 
@@ -159,7 +159,8 @@ class TestWindow:
 
         assert told["driving_hour"] == "2026-11-23T13:00:00Z"
         assert told["reason"] == (
-            "2026-11-23T13:00:00Z is dearest at 3.000000 per GPU-hour: 5 of 10 GPUs are sold or held"
+            "Mon 23 Nov 13:00 UTC is the dearest hour: 50 % of it is sold, and it costs 1.50 times the "
+            "base rate."
         )
         assert (told["price_table"], told["price_table_number"]) == ("prc_1", 7)
         assert told["rule_version"] == 3
@@ -217,9 +218,9 @@ class TestRefresh:
 
         seen = [int(refreshed(NOW + hours(n)).rate_micros[24 - n]) for n in range(9)]
 
-        # .93 × 1.5 × the base is 3.282355, seven steps of 5 % from the base.
+        # .93 × 1.5 × the base is 3.282356, seven steps of 5 % from the base.
         assert seen[0] == 2_470_589
-        assert seen[-1] == seen[-2] == 3_282_355
+        assert seen[-1] == seen[-2] == 3_282_356
         assert all(later <= earlier * 1.05 for earlier, later in itertools.pairwise(seen))
 
     def test_allows_one_step_a_clock_hour_however_often_it_runs(self) -> None:
@@ -288,8 +289,9 @@ class TestRefresh:
 
         firm, reclaimable = sorted(found.values(), key=lambda t: t.key.tier)
         assert set(reclaimable.rate_micros[:24].tolist()) == {1_176_471}  # idle: the floor
-        # 1.176471 + (.7 × 2.470589 − 1.176471) × ¼
-        assert int(reclaimable.target_micros[24]) == 1_314_707
+        # A discount of 30 % and, a day ahead, half of a twentieth of 30 %:
+        # 1.176471 + (.6925 × 2.470589 − 1.176471) × ¼
+        assert int(reclaimable.target_micros[24]) == 1_310_073
         assert np.array_equal(reclaimable.other_tier_micros, firm.rate_micros)
 
     def test_takes_the_floor_that_half_of_the_gpus_do_not_exceed_as_base(self) -> None:

@@ -16,6 +16,7 @@ from marketplace.states import ListingMode, ListingStatus
 from scheduler import quotes
 from scheduler.calendar import CapacityTaken
 from scheduler.models import Allocation, Quote
+from scheduler.prices import refresh
 from scheduler.states import QuoteStatus
 from tests.scheduler.factories import (
     NOW,
@@ -49,9 +50,34 @@ class TestCreate:
 
     def test_costs_more_where_more_is_booked(self) -> None:
         make_pool()
+        before = make_quote()
         make_reservation(gpus=4)
+        refresh.refresh_due(at=NOW)
 
-        assert make_quote().rate == Decimal("3.529412")  # half of the pool: 1 + 2 × 0.5²
+        after = make_quote()
+
+        assert after.rate == Decimal("2.470589")  # a step of 5 % towards .93 × 1.5 × the base
+        assert after.tariff == [[*before.tariff[0][:2], 2_470_589]]
+        before.refresh_from_db()
+        assert before.rate == Decimal("2.352942")
+
+    def test_does_not_make_the_next_one_dearer(self) -> None:
+        make_pool()
+        refresh.refresh_due(at=NOW)
+
+        first, second = make_quote(gpus=4, hold=True), make_quote(gpus=4)
+
+        assert (first.rate, first.price_breakdown) == (second.rate, second.price_breakdown)
+
+    def test_is_not_cheaper_in_parts(self) -> None:
+        make_pool()
+        make_reservation(gpus=1, window=window_in(25, length=1))
+        refresh.refresh_due(at=NOW)
+        whole = make_quote(gpus=6, window=window_in(24, length=3))
+
+        parts = [make_quote(gpus=2, window=window_in(24 + n, length=1)) for n in range(3)] * 3
+
+        assert abs(sum(part.total_minor for part in parts) - whole.total_minor) <= 5  # rounding
 
     def test_keeps_its_rate_when_the_market_moves(self) -> None:
         make_pool()

@@ -10,8 +10,8 @@ from marketplace.models import Listing
 from marketplace.states import ListingStatus
 from scheduler import reservations
 from scheduler.calendar import CapacityTaken
+from scheduler.details import DetailChanges, ReservationDetails
 from scheduler.models import Allocation, Reservation
-from scheduler.reservations import DetailChanges, ReservationDetails
 from scheduler.states import QuoteStatus, ReservationStatus
 from tests.scheduler.factories import (
     NOW,

@@ -1,0 +1,60 @@
+"""The names of accounts: which of them belong to whom or to what, in one place.
+
+An account comes into being with its first posting; a name costs nothing.
+"""
+
+from billing.ledger import AccountRef
+from billing.states import GPU_SECONDS, AccountKind
+from marketplace.models import Organization
+from scheduler.models import Reservation
+from scheduler.states import PaymentMethod
+
+
+def shared(*, kind: AccountKind, currency: str) -> AccountRef:
+    """Return the name of an account of the market's own."""
+    return AccountRef(kind, currency)
+
+
+def of_object(
+    *,
+    kind: AccountKind,
+    object_id: str,
+    currency: str,
+    organization: Organization | None = None,
+) -> AccountRef:
+    """Return the name of the account of one object: of the provider, a dispute, an invoice, a grant."""
+    return AccountRef(kind, currency, object_id, organization)
+
+
+def wallet(*, organization: Organization, currency: str) -> AccountRef:
+    """Return the name of an organization's prepaid money."""
+    return AccountRef(AccountKind.WALLET, currency, organization.id, organization)
+
+
+def of_reservation(
+    *, kind: AccountKind, reservation: Reservation, currency: str = GPU_SECONDS
+) -> AccountRef:
+    """Return the name of an account that belongs to one reservation."""
+    return AccountRef(kind, currency, reservation.id, reservation.organization)
+
+
+def refunds_of(*, reservation: Reservation) -> AccountRef:
+    """Return where money of a reservation goes back to: the wallet it came from, or what is to be refunded.
+
+    What was paid by card or by invoice waits in `refund_payable` until it is sent the way it came.
+    """
+    if reservation.payment_method == PaymentMethod.WALLET:
+        return wallet(organization=reservation.organization, currency=reservation.currency)
+    return of_reservation(
+        kind=AccountKind.REFUND_PAYABLE, reservation=reservation, currency=reservation.currency
+    )
+
+
+def owner_accrued(*, lease_id: str, owner: Organization, currency: str) -> AccountRef:
+    """Return the name of the account of what a lease earned for its owner and is not yet payable."""
+    return AccountRef(AccountKind.OWNER_ACCRUED, currency, lease_id, owner)
+
+
+def of_owner(*, kind: AccountKind, owner: Organization, currency: str) -> AccountRef:
+    """Return the name of an owner's account: payable, reserve or clawback."""
+    return AccountRef(kind, currency, owner.id, owner)

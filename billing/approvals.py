@@ -1,0 +1,161 @@
+"""What takes two people: large refunds, write-offs, and letting parked money move again.
+
+One person asks, another one decides; PostgreSQL refuses one who does both. What was asked for happens in the
+transaction of the decision, or the decision does not stand.
+"""
+
+import datetime as dt
+
+from django.conf import settings
+from django.db import transaction
+
+from billing import parking, receivables, refunds
+from billing.models import Approval, ApprovalTransition
+from billing.states import APPROVAL_ARROWS, ApprovalKind, ApprovalStatus
+from marketplace import audit
+from marketplace.core.errors import DomainError, InvalidValue, StateConflict
+from marketplace.core.money import Money
+from marketplace.models import Organization
+
+
+class FourEyesNeeded(DomainError):
+    """Whoever asked for it cannot let it happen: that takes somebody else."""
+
+    code = "four_eyes_needed"
+    title = "This takes a second person"
+
+
+@transaction.atomic
+def request(
+    *,
+    kind: ApprovalKind,
+    organization: Organization,
+    subject_id: str,
+    amount: Money,
+    reason: str,
+    at: dt.datetime,
+    actor: str,
+) -> Approval:
+    """Ask for a movement of money; a small refund happens at once, everything else waits for a second person.
+
+    :raises InvalidValue: without a reason, or when the same is being asked for already.
+    :raises DomainError: whatever refuses a small refund.
+    """
+    if not reason.strip():
+        raise InvalidValue("Say why.", pointer="/reason")
+    waiting = Approval.objects.filter(
+        kind=kind, subject_id=subject_id, status=ApprovalStatus.REQUESTED
+    )
+    if waiting.exists():
+        raise InvalidValue("The same is being asked for already.", pointer="/subject_id")
+    approval = Approval(
+        kind=kind,
+        organization=organization,
+        subject_id=subject_id,
+        amount_minor=amount.amount_minor,
+        currency=amount.currency,
+        reason=reason.strip(),
+        requested_by=actor,
+        requested_at=at,
+    )
+    approval.save(force_insert=True)
+    ApprovalTransition.objects.create(
+        approval=approval, from_status="", to_status=approval.status, actor=actor, at=at
+    )
+    if is_for_one(kind=kind, amount=amount):
+        _decide(approval, to=ApprovalStatus.APPROVED, at=at, actor=_alone(actor))
+        _carry_out(approval, at=at)
+    _trail(approval, action="approval.requested", at=at, actor=actor)
+    return approval
+
+
+@transaction.atomic
+def approve(*, approval_id: str, at: dt.datetime, actor: str) -> Approval:
+    """Take the arrow requested → approved, and let it happen.
+
+    :raises FourEyesNeeded: when the same person asked for it.
+    :raises StateConflict: when it was decided before.
+    :raises DomainError: whatever refuses the movement itself; then it is not approved.
+    """
+    approval = Approval.objects.select_related("organization").get(pk=approval_id)
+    _decide(approval, to=ApprovalStatus.APPROVED, at=at, actor=actor)
+    _carry_out(approval, at=at)
+    _trail(approval, action="approval.approved", at=at, actor=actor)
+    return approval
+
+
+@transaction.atomic
+def refuse(*, approval_id: str, at: dt.datetime, actor: str) -> Approval:
+    """Take the arrow requested → refused: nothing happens.
+
+    :raises FourEyesNeeded: when the same person asked for it.
+    :raises StateConflict: when it was decided before.
+    """
+    approval = Approval.objects.select_related("organization").get(pk=approval_id)
+    _decide(approval, to=ApprovalStatus.REFUSED, at=at, actor=actor)
+    _trail(approval, action="approval.refused", at=at, actor=actor)
+    return approval
+
+
+def is_for_one(*, kind: ApprovalKind, amount: Money) -> bool:
+    """Say whether one person is enough: for a refund up to the market's limit."""
+    return kind == ApprovalKind.REFUND and amount.amount_minor <= settings.REFUND_ALONE_MINOR_MAX
+
+
+def _carry_out(approval: Approval, *, at: dt.datetime) -> None:
+    match ApprovalKind(approval.kind):
+        case ApprovalKind.REFUND:
+            refunds.give(
+                organization=approval.organization,
+                subject_id=approval.subject_id,
+                amount=Money(approval.amount_minor, approval.currency),
+                key=approval.id,
+                at=at,
+            )
+        case ApprovalKind.WRITE_OFF:
+            receivables.write_off(
+                organization=approval.organization,
+                invoice_id=approval.subject_id,
+                amount_minor=approval.amount_minor,
+                currency=approval.currency,
+                at=at,
+            )
+        case ApprovalKind.UNPARK:
+            parking.end(organization=approval.organization, at=at, actor=approval.decided_by)
+
+
+def _alone(actor: str) -> str:
+    """Return who decides what one person may do: the market's rule, in that person's name."""
+    return f"rule:{actor}"[: audit.ACTOR_LENGTH_MAX]
+
+
+def _decide(approval: Approval, *, to: ApprovalStatus, at: dt.datetime, actor: str) -> None:
+    """Compare and set; the winner writes the transition in the same transaction, the loser raises."""
+    if actor == approval.requested_by:
+        raise FourEyesNeeded(f"{actor} asked for this; somebody else decides it.")
+    came_from = ApprovalStatus(approval.status)
+    won = APPROVAL_ARROWS.allows(came_from, to) and Approval.objects.filter(
+        pk=approval.pk, status=came_from
+    ).update(status=to, decided_by=actor, decided_at=at)
+    if not won:
+        raise StateConflict(f"{approval.pk} was decided before")
+    approval.status, approval.decided_by, approval.decided_at = to, actor, at
+    ApprovalTransition.objects.create(
+        approval=approval, from_status=came_from, to_status=to, actor=actor, at=at
+    )
+
+
+def _trail(approval: Approval, *, action: str, at: dt.datetime, actor: str) -> None:
+    audit.record(
+        at=at,
+        actor=actor,
+        action=action,
+        object_id=approval.id,
+        organization=approval.organization,
+        detail={
+            "kind": approval.kind,
+            "subject_id": approval.subject_id,
+            "amount_minor": approval.amount_minor,
+            "currency": approval.currency,
+        },
+    )

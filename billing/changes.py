@@ -1,0 +1,209 @@
+"""What a change of a reservation does to the books: in one transaction with the change itself.
+
+The difference of the totals is charged to the wallet, or goes back to it less the fee. Of the fee the owners
+of the GPUs get what they get of any price: all but the market's share of it, divided by GPUs.
+"""
+
+import datetime as dt
+import logging
+
+from django.conf import settings
+from django.db import transaction
+
+from billing import ledger, wallet
+from billing.models import FeeShare, Payout, PayoutTransition
+from billing.purchases import reservation_account
+from billing.states import AccountKind, EntryKind, PayoutStatus
+from marketplace.core.money import share_of, split_by_weights
+from marketplace.models import Organization
+from scheduler import cancellations
+from scheduler.models import Change
+
+logger = logging.getLogger(__name__)
+
+BASIS_POINTS = 10_000
+RELEASES_PER_RUN_MAX = 500  # about five seconds of work; the next tick takes the rest
+ACTOR = "billing.release_earnings"
+
+
+@transaction.atomic
+def cancel(
+    *, organization: Organization, reservation_id: str, quote_id: str, at: dt.datetime, actor: str
+) -> Change:
+    """Leave on the terms of a quote, and put what goes back into the wallet: one transaction.
+
+    :raises DomainError: whatever refuses the cancellation; see `scheduler.cancellations.cancel`.
+    """
+    change = cancellations.cancel(
+        organization=organization,
+        reservation_id=reservation_id,
+        quote_id=quote_id,
+        at=at,
+        actor=actor,
+    )
+    post(change=change)
+    return change
+
+
+def post(*, change: Change) -> None:
+    """Write a change into the books of its reservation; nothing where nothing was paid.
+
+    :raises ledger.InsufficientFunds: when the wallet does not cover what is added.
+    """
+    fee_for_owners = _fee_for_owners(change)
+    legs = [*_money(change, fee_for_market=change.fee_minor - fee_for_owners), *_seconds(change)]
+    if legs:
+        ledger.post(
+            idempotency_key=f"change:{change.id}",
+            kind=EntryKind.CHANGE,
+            subject_id=change.id,
+            effective_at=change.at,
+            legs=legs,
+        )
+    if fee_for_owners:
+        _share_out(change, amount=fee_for_owners)
+
+
+def release_due(*, at: dt.datetime) -> int:
+    """Make the owners' parts of fees payable whose time has come; return how many.
+
+    Safe to run twice or side by side. One that cannot be released is logged and does not hold up the rest.
+    """
+    due = FeeShare.objects.filter(released_at__isnull=True, release_due_at__lte=at)
+    released = 0
+    for share_id in due.order_by("release_due_at").values_list("pk", flat=True)[
+        :RELEASES_PER_RUN_MAX
+    ]:
+        try:
+            released += release(share_id=share_id, at=at)
+        except Exception:
+            logger.exception("fee share %s could not be released", share_id)
+    return released
+
+
+@transaction.atomic
+def release(*, share_id: str, at: dt.datetime) -> bool:
+    """Move one owner's part of a fee to what is payable; say whether it was this call that did it."""
+    share = (
+        FeeShare.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
+        .filter(pk=share_id, released_at__isnull=True, release_due_at__lte=at)
+        .select_related("owner")
+        .first()
+    )
+    if share is None:
+        return False
+    FeeShare.objects.filter(pk=share.pk).update(released_at=at)
+    entry = ledger.post(
+        idempotency_key=f"release:{share.id}",
+        kind=EntryKind.RELEASE,
+        subject_id=share.id,
+        effective_at=at,
+        legs=ledger.transfer(
+            debited=_accrued(share_id=share.id, owner=share.owner, currency=share.currency),
+            credited=ledger.AccountRef(
+                AccountKind.OWNER_PAYABLE, share.currency, share.owner_id, share.owner
+            ),
+            amount=share.amount_minor,
+        ),
+    )
+    payout = Payout.objects.create(
+        owner=share.owner,
+        fee_share=share,
+        entry=entry,
+        amount_minor=share.amount_minor,
+        currency=share.currency,
+        due_at=share.release_due_at,
+        created_at=at,
+    )
+    PayoutTransition.objects.create(
+        payout=payout, from_status="", to_status=PayoutStatus.DUE, actor=ACTOR, at=at
+    )
+    return True
+
+
+def _money(change: Change, *, fee_for_market: int) -> list[ledger.Leg]:
+    """Return what moves between the wallet, what is deferred and the market's part of the fee.
+
+    The owners' parts stay deferred here and leave by entries of their own: a large reservation may have
+    more owners than an entry has room for.
+    """
+    reservation, currency = change.reservation, change.currency
+    deferred = reservation_account(
+        kind=AccountKind.DEFERRED, reservation=reservation, currency=currency
+    )
+    purse = wallet.account(organization=reservation.organization, currency=currency)
+    if change.charged_minor:
+        return ledger.transfer(debited=purse, credited=deferred, amount=change.charged_minor)
+    legs = [
+        ledger.debit(deferred, amount=change.refunded_minor + fee_for_market),
+        ledger.credit(purse, amount=change.refunded_minor),
+        ledger.credit(
+            ledger.AccountRef(AccountKind.CANCELLATION_FEE, currency), amount=fee_for_market
+        ),
+    ]
+    return [leg for leg in legs if leg.amount]
+
+
+def _seconds(change: Change) -> list[ledger.Leg]:
+    """Return what is bought anew, and what is given back, of the reservation's GPU-seconds."""
+    added, released = change.gpu_seconds_added, change.gpu_seconds_released
+    opened = reservation_account(kind=AccountKind.U_OPEN, reservation=change.reservation)
+    bought = reservation_account(kind=AccountKind.U_BOUGHT, reservation=change.reservation)
+    given_back = reservation_account(kind=AccountKind.U_RELEASED, reservation=change.reservation)
+    legs = [
+        ledger.credit(bought, amount=added),
+        ledger.debit(given_back, amount=released),
+        ledger.debit(opened, amount=added - released)
+        if added > released
+        else ledger.credit(opened, amount=released - added),
+    ]
+    return [leg for leg in legs if leg.amount]
+
+
+def _fee_for_owners(change: Change) -> int:
+    for_market = share_of(
+        total_minor=change.fee_minor,
+        part=change.reservation.fee_basis_points,
+        whole=BASIS_POINTS,
+    )
+    return change.fee_minor - for_market
+
+
+def _share_out(change: Change, *, amount: int) -> None:
+    """Give each owner its part of the fee, by the GPUs that it had kept for the tenant."""
+    gpus_by_owner = sorted(change.given_back_by_owner.items())
+    owners = Organization.objects.in_bulk([owner_id for owner_id, _ in gpus_by_owner])
+    parts = split_by_weights(total_minor=amount, weights=[gpus for _, gpus in gpus_by_owner])
+    reservation = change.reservation
+    for (owner_id, _), part in zip(gpus_by_owner, parts, strict=True):
+        if not part:
+            continue
+        owner = owners[owner_id]
+        share = FeeShare(
+            change=change,
+            owner=owner,
+            amount_minor=part,
+            currency=change.currency,
+            created_at=change.at,
+            release_due_at=change.at + dt.timedelta(seconds=settings.PAYOUT_DELAY_SECONDS),
+        )
+        share.entry = ledger.post(
+            idempotency_key=f"fee_share:{change.id}:{owner.id}",
+            kind=EntryKind.FEE_SHARE,
+            subject_id=share.id,
+            effective_at=change.at,
+            legs=ledger.transfer(
+                debited=reservation_account(
+                    kind=AccountKind.DEFERRED,
+                    reservation=reservation,
+                    currency=change.currency,
+                ),
+                credited=_accrued(share_id=share.id, owner=owner, currency=change.currency),
+                amount=part,
+            ),
+        )
+        share.save(force_insert=True)
+
+
+def _accrued(*, share_id: str, owner: Organization, currency: str) -> ledger.AccountRef:
+    return ledger.AccountRef(AccountKind.OWNER_ACCRUED, currency, share_id, owner)

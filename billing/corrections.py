@@ -1,0 +1,204 @@
+"""Correct settlements by evidence that came after them: a settlement stands, and the difference is posted.
+
+A settled lease is looked at again some times while an agent may still hold readings of it. What the whole
+evidence says then, less what has been posted, is the correction. It is dated when it was found, so that it
+falls into the period that is open then and changes no bill that is closed.
+
+In the tenant's favour it is refunded like the settlement's, with its credit. Against the tenant it is taken
+from the wallet as far as that covers it, and the market bears the rest: nobody is billed twice for one hour.
+"""
+
+import datetime as dt
+import logging
+from dataclasses import dataclass
+
+from django.db import transaction
+from django.db.models import Sum
+
+from billing import accounts, ledger, parking, service_credits, steps
+from billing.amounts import Amounts, amounts_of, floor_minor, share_delivered
+from billing.deliveries import Delivery, delivery_of
+from billing.models import Correction, Settlement
+from billing.settlements import REVIEWS_AFTER_SECONDS, evidence_of
+from billing.states import AccountKind, EntryKind
+from scheduler.models import Lease
+
+logger = logging.getLogger(__name__)
+
+REVIEWS_PER_RUN_MAX = 500  # about ten seconds of work; the next tick takes the rest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Standing:
+    """What a settlement and its corrections have posted together."""
+
+    number: int
+    delivered: int
+    busy: int
+    earned: int
+    fee: int
+    owner: int
+    refunded: int
+
+
+def review_due(*, at: dt.datetime) -> int:
+    """Look at the settlements that are due; return how many corrections that made.
+
+    Safe to run twice or side by side. One that cannot be looked at is logged, and does not hold up the rest.
+    """
+    due = Settlement.objects.filter(review_due_at__lte=at).order_by("review_due_at")
+    corrected = 0
+    for settlement_id in due.values_list("pk", flat=True)[:REVIEWS_PER_RUN_MAX]:
+        try:
+            corrected += review(settlement_id=settlement_id, at=at) is not None
+        except Exception:
+            logger.exception("settlement %s could not be reviewed", settlement_id)
+    return corrected
+
+
+@transaction.atomic
+def review(*, settlement_id: str, at: dt.datetime) -> Correction | None:
+    """Compare a settlement with the evidence of today; correct it where they differ."""
+    settlement = (
+        Settlement.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
+        .filter(pk=settlement_id, review_due_at__lte=at)
+        .select_related(
+            "owner", "lease__node", "lease__reservation__organization", "lease__reservation__quote"
+        )
+        .first()
+    )
+    if settlement is None:
+        return None
+    lease = settlement.lease
+    if parking.is_parked(organizations=[lease.reservation.organization, settlement.owner]):
+        return None
+    Settlement.objects.filter(pk=settlement.pk).update(
+        review_due_at=_next_review(settlement, at=at)
+    )
+    delivery = delivery_of(lease=lease)
+    standing = _standing(settlement)
+    amounts = amounts_of(
+        bought_minor=settlement.bought_minor,
+        delivered=share_delivered(lease=lease, worth=delivery.worth),
+        fee_basis_points=lease.reservation.fee_basis_points,
+        floor=floor_minor(reservation=lease.reservation, gpu_seconds=delivery.delivered),
+    )
+    if (delivery.delivered, delivery.busy) == (standing.delivered, standing.busy):
+        return None
+    return _correct(
+        settlement=settlement, delivery=delivery, amounts=amounts, standing=standing, at=at
+    )
+
+
+def _correct(
+    *,
+    settlement: Settlement,
+    delivery: Delivery,
+    amounts: Amounts,
+    standing: _Standing,
+    at: dt.datetime,
+) -> Correction:
+    lease = settlement.lease
+    refunded = amounts.refunded - standing.refunded
+    purse = accounts.wallet(
+        organization=lease.reservation.organization, currency=settlement.currency
+    )
+    charged = min(max(-refunded, 0), ledger.kept_balance(account=purse))
+    borne = max(-refunded, 0) - charged
+    credit = max(
+        service_credits.credit_for(refunded_minor=amounts.refunded)
+        - service_credits.credit_for(refunded_minor=standing.refunded),
+        0,
+    )
+    cost = accounts.shared(kind=AccountKind.SLA_CREDITS, currency=settlement.currency)
+    fee = accounts.shared(kind=AccountKind.PLATFORM_FEE, currency=settlement.currency)
+    back = accounts.refunds_of(reservation=lease.reservation)
+    # What had not been released yet will be, together with the settlement's.
+    is_due_apart = settlement.released_at is not None and amounts.owner > standing.owner
+    share = _owners_account(settlement, difference=amounts.owner - standing.owner)
+    # The clearing account of the entry is the tenant's: what owner and fee gain or lose passes through it.
+    tenant = back if refunded > 0 else purse
+    entry = ledger.post(
+        idempotency_key=f"correction:{settlement.id}:{standing.number + 1}",
+        kind=EntryKind.CORRECTION,
+        subject_id=lease.id,
+        effective_at=at,
+        legs=ledger.differences(
+            [
+                (tenant, share, amounts.owner - standing.owner),
+                (tenant, fee, amounts.fee - standing.fee),
+                (cost, tenant, borne),
+                (cost, purse, credit),
+                *_seconds(lease=lease, delivery=delivery, standing=standing),
+            ]
+        ),
+    )
+    steps.reached("correction.posted")
+    correction = Correction.objects.create(
+        settlement=settlement,
+        entry=entry,
+        number=standing.number + 1,
+        gpu_seconds_delivered=delivery.delivered - standing.delivered,
+        gpu_seconds_busy=delivery.busy - standing.busy,
+        earned_minor=amounts.earned - standing.earned,
+        fee_minor=amounts.fee - standing.fee,
+        owner_minor=amounts.owner - standing.owner,
+        refunded_minor=refunded,
+        borne_minor=borne,
+        credit_minor=credit,
+        evidence=evidence_of(lease=lease, delivery=delivery),
+        released_at=None if is_due_apart else at,
+        corrected_at=at,
+    )
+    steps.reached("correction.stored")
+    return correction
+
+
+def _owners_account(settlement: Settlement, *, difference: int) -> ledger.AccountRef:
+    """Return where an owner's difference goes: what it was paid and loses again, it owes."""
+    if settlement.released_at is not None and difference < 0:
+        return accounts.of_owner(
+            kind=AccountKind.OWNER_CLAWBACK,
+            owner=settlement.owner,
+            currency=settlement.currency,
+        )
+    return accounts.owner_accrued(
+        lease_id=settlement.lease_id, owner=settlement.owner, currency=settlement.currency
+    )
+
+
+def _seconds(
+    *, lease: Lease, delivery: Delivery, standing: _Standing
+) -> list[tuple[ledger.AccountRef, ledger.AccountRef, int]]:
+    """Return what GPU-seconds change their place: between busy, idle and undelivered."""
+    undelivered = accounts.of_reservation(
+        kind=AccountKind.U_UNDELIVERED, reservation=lease.reservation
+    )
+    busy = delivery.busy - standing.busy
+    idle = (delivery.delivered - delivery.busy) - (standing.delivered - standing.busy)
+    return [
+        (accounts.of_reservation(kind=kind, reservation=lease.reservation), undelivered, seconds)
+        for kind, seconds in ((AccountKind.U_BUSY, busy), (AccountKind.U_IDLE, idle))
+    ]
+
+
+def _standing(settlement: Settlement) -> _Standing:
+    names = ("delivered", "busy", "earned", "fee", "owner", "refunded")
+    columns = (
+        "gpu_seconds_delivered",
+        "gpu_seconds_busy",
+        *(f"{name}_minor" for name in names[2:]),
+    )
+    corrections = settlement.corrections.all()
+    sums = corrections.aggregate(**{name: Sum(name) for name in columns})
+    totals = {
+        name: getattr(settlement, column) + (sums[column] or 0)
+        for name, column in zip(names, columns, strict=True)
+    }
+    return _Standing(number=corrections.count(), **totals)
+
+
+def _next_review(settlement: Settlement, *, at: dt.datetime) -> dt.datetime | None:
+    """Return when the settlement is looked at next; None when no evidence can come any more."""
+    reviews = (settlement.settled_at + dt.timedelta(seconds=s) for s in REVIEWS_AFTER_SECONDS)
+    return next((instant for instant in reviews if instant > at), None)

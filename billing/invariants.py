@@ -1,0 +1,197 @@
+"""Invariants of what came after the first tables: hours, corrections, credits, refunds, payouts, disputes.
+
+As in `billing.books`, each query derives everything from postings and returns a row per breach, with the
+organization whose money is to be parked for it.
+"""
+
+from dataclasses import dataclass
+
+SUSPENSE_PATIENCE_SECONDS = 86_400  # a person looks at it within a day
+HOLD_PATIENCE_SECONDS = 300  # the sweep that voids an expired hold runs every few seconds
+
+# Signed by side: what a debit adds, a credit takes away.
+SIGNED = "CASE p.side WHEN 'debit' THEN p.amount ELSE -p.amount END"
+
+
+@dataclass(frozen=True, slots=True)
+class Invariant:
+    """A sentence that must hold, and the query that returns a text and an organization per breach."""
+
+    name: str
+    sentence: str
+    breaches: str
+
+
+def sum_of(condition: str) -> str:
+    """Return the SQL of what the postings under a condition add up to, debits first."""
+    return f"coalesce(sum({SIGNED}) FILTER (WHERE {condition}), 0)"
+
+
+def _by_kind(*kinds: str) -> str:
+    """Return the query for what accounts of some kinds hold, by account, in their normal sides."""
+    names = ", ".join(f"'{kind}'" for kind in kinds)
+    return f"""
+        SELECT a.id, a.code, a.kind, a.subject_id, a.currency, a.organization_id,
+            sum(CASE WHEN p.side = a.normal_side THEN p.amount ELSE -p.amount END) AS balance,
+            max(e.recorded_at) AS last_at
+        FROM billing_account a
+        JOIN billing_posting p ON p.account_id = a.id JOIN billing_entry e ON e.id = p.entry_id
+        WHERE a.kind IN ({names}) GROUP BY a.id
+    """  # noqa: S608 - constants of this file
+
+
+MORE_INVARIANTS = (
+    Invariant(
+        "hours_equal_their_entries",
+        "Each closed hour says what its entry posted, and no two hours of a lease overlap.",
+        f"""
+        SELECT h.lease_id || ' at ' || h.starts_at || ' differs from its entry', n.organization_id
+        FROM billing_earnedhour h
+        JOIN scheduler_lease l ON l.id = h.lease_id JOIN agents_node n ON n.id = l.node_id
+        LEFT JOIN billing_posting p ON p.entry_id = h.entry_id
+        LEFT JOIN billing_account a ON a.id = p.account_id
+        GROUP BY h.id, n.organization_id
+        HAVING (h.owner_minor, h.fee_minor, h.gpu_seconds_delivered, h.gpu_seconds_busy)
+            IS DISTINCT FROM (
+                -{sum_of("a.kind = 'owner_accrued'")}, -{sum_of("a.kind = 'platform_fee'")},
+                -{sum_of("a.kind = 'u_open'")}, {sum_of("a.kind = 'u_busy'")}
+            )
+        UNION ALL
+        SELECT a.lease_id || ' closed ' || a.starts_at || ' twice', NULL
+        FROM billing_earnedhour a JOIN billing_earnedhour b
+            ON a.lease_id = b.lease_id AND a.id < b.id
+            AND a.starts_at < b.ends_at AND b.starts_at < a.ends_at
+        """,  # noqa: S608 - constants of this file
+    ),
+    Invariant(
+        "corrections_equal_their_entries",
+        "Each correction says what its entry posted.",
+        f"""
+        SELECT c.settlement_id || ' correction ' || c.number || ' differs from its entry', s.owner_id
+        FROM billing_correction c
+        JOIN billing_settlement s ON s.id = c.settlement_id
+        LEFT JOIN billing_posting p ON p.entry_id = c.entry_id
+        LEFT JOIN billing_account a ON a.id = p.account_id
+        GROUP BY c.id, s.id
+        HAVING (c.owner_minor, c.fee_minor, c.refunded_minor + c.credit_minor,
+                c.borne_minor + c.credit_minor, c.gpu_seconds_delivered, c.gpu_seconds_busy)
+            IS DISTINCT FROM (
+                -{sum_of("a.kind IN ('owner_accrued', 'owner_clawback')")},
+                -{sum_of("a.kind = 'platform_fee'")},
+                -{sum_of("a.kind IN ('wallet', 'refund_payable')")} - c.borne_minor,
+                {sum_of("a.kind = 'sla_credits'")},
+                -{sum_of("a.kind = 'u_undelivered'")}, {sum_of("a.kind = 'u_busy'")}
+            )
+        """,  # noqa: S608
+    ),
+    Invariant(
+        "credits_equal_their_entries",
+        "Each settlement's credit was posted as it says, and nobody gave one for an unsettled lease.",
+        f"""
+        SELECT coalesce(s.id, e.subject_id) || ' says ' || coalesce(s.credit_minor, 0) || ', posted '
+            || coalesce(e.amount, 0), s.owner_id
+        FROM billing_settlement s FULL JOIN (
+            SELECT e.subject_id, -{sum_of("a.kind = 'wallet'")} AS amount,
+                {sum_of("a.kind IN ('owner_accrued', 'owner_clawback')")} AS of_owner
+            FROM billing_entry e
+            JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
+            WHERE e.kind IN ('credit', 'compensation')
+                AND NOT EXISTS (SELECT FROM scheduler_reservation r WHERE r.id = e.subject_id)
+            GROUP BY e.subject_id
+        ) e ON e.subject_id = s.lease_id
+        WHERE (coalesce(s.credit_minor, 0), coalesce(s.credit_of_owner_minor, 0))
+            <> (coalesce(e.amount, 0), coalesce(e.of_owner, 0))
+        """,  # noqa: S608
+    ),
+    Invariant(
+        "released_leases_are_empty",
+        "Of a lease whose earnings were released, only what a correction added is still accrued.",
+        f"""
+        SELECT b.code || ' keeps ' || b.balance || ', corrections are due for ' || due.amount, s.owner_id
+        FROM billing_settlement s
+        JOIN ({_by_kind("owner_accrued")}) b ON b.subject_id = s.lease_id
+        CROSS JOIN LATERAL (
+            SELECT coalesce(sum(c.owner_minor), 0) AS amount FROM billing_correction c
+            WHERE c.settlement_id = s.id AND c.released_at IS NULL
+        ) due
+        WHERE s.released_at IS NOT NULL AND b.balance <> due.amount
+        """,  # noqa: S608
+    ),
+    Invariant(
+        "owners_are_owed_what_their_payouts_say",
+        "What is payable, in transit and in reserve is what payouts and reserves add up to.",
+        f"""
+        SELECT b.code || ' keeps ' || b.balance || ', rows say ' || told.amount, b.organization_id
+        FROM ({_by_kind("owner_payable", "payout_in_transit", "owner_reserve")}) b
+        CROSS JOIN LATERAL (
+            SELECT CASE b.kind
+                WHEN 'owner_payable' THEN (
+                    SELECT coalesce(sum(o.amount_minor), 0) FROM billing_payout o
+                    WHERE o.owner_id = b.subject_id AND o.currency = b.currency
+                        AND o.status IN ('due', 'failed'))
+                WHEN 'payout_in_transit' THEN (
+                    SELECT coalesce(sum(o.amount_minor), 0) FROM billing_payout o
+                    WHERE o.id = b.subject_id AND o.status = 'in_transit')
+                ELSE (
+                    SELECT coalesce(sum(k.amount_minor), 0) FROM billing_reserve k
+                    JOIN billing_settlement s ON s.id = k.settlement_id
+                    WHERE s.owner_id = b.subject_id AND k.currency = b.currency
+                        AND k.released_at IS NULL)
+            END AS amount
+        ) told
+        WHERE b.balance <> told.amount
+        """,  # noqa: S608
+    ),
+    Invariant(
+        "refunds_are_on_their_way",
+        "What a refund cleared with the provider is what is sent and not yet settled; none is over-promised.",
+        f"""
+        SELECT f.id || ' is ' || f.status || ', its clearing account keeps ' || coalesce(b.balance, 0),
+            r.organization_id
+        FROM billing_refund f
+        JOIN scheduler_reservation r ON r.id = f.reservation_id
+        LEFT JOIN ({_by_kind("psp_clearing")}) b ON b.subject_id = f.id
+        WHERE coalesce(b.balance, 0) <> CASE f.status WHEN 'sent' THEN -f.amount_minor ELSE 0 END
+        UNION ALL
+        SELECT f.id || ' is due for ' || f.amount_minor || ', payable are ' || coalesce(b.balance, 0),
+            r.organization_id
+        FROM billing_refund f
+        JOIN scheduler_reservation r ON r.id = f.reservation_id
+        LEFT JOIN ({_by_kind("refund_payable")}) b ON b.subject_id = r.id
+        WHERE f.status = 'due' AND f.amount_minor > coalesce(b.balance, 0)
+        """,  # noqa: S608
+    ),
+    Invariant(
+        "disputes_hold_what_is_open",
+        "What a dispute holds is its amount while it is open, and nothing after.",
+        f"""
+        SELECT d.id || ' is ' || d.status || ' and holds ' || coalesce(b.balance, 0), r.organization_id
+        FROM billing_dispute d
+        JOIN scheduler_reservation r ON r.id = d.reservation_id
+        LEFT JOIN ({_by_kind("dispute_hold")}) b ON b.subject_id = d.id
+        WHERE coalesce(b.balance, 0) <> CASE d.status WHEN 'open' THEN d.amount_minor ELSE 0 END
+        """,  # noqa: S608
+    ),
+    Invariant(
+        "holds_are_resolved",
+        "No hold outlives the time in which its reservation can be paid.",
+        f"""
+        SELECT b.code || ' keeps ' || b.balance, r.organization_id
+        FROM ({_by_kind("hold")}) b JOIN scheduler_reservation r ON r.id = b.subject_id
+        WHERE b.balance <> 0 AND (
+            r.status <> 'payment_pending'
+            OR r.payment_due_at < %(at)s - interval '{HOLD_PATIENCE_SECONDS} seconds'
+        )
+        """,  # noqa: S608
+    ),
+    Invariant(
+        "nothing_stays_in_suspense",
+        "Money of which nobody knows whose it is does not stay so for a day.",
+        f"""
+        SELECT b.currency || ': ' || b.balance || ' since ' || b.last_at, NULL
+        FROM ({_by_kind("suspense")}) b
+        WHERE b.balance <> 0
+            AND b.last_at < %(at)s - interval '{SUSPENSE_PATIENCE_SECONDS} seconds'
+        """,  # noqa: S608
+    ),
+)

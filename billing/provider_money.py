@@ -1,0 +1,94 @@
+"""What the payment provider does with our money, as entries: each object there has a clearing account here.
+
+A clearing account that stays open is a payment of which the provider's books do not tell, or the reverse.
+"""
+
+import datetime as dt
+
+from billing import accounts, ledger
+from billing.models import Entry
+from billing.states import AccountKind, EntryKind
+from marketplace.core.money import Money
+from marketplace.models import Organization
+
+
+def top_up(*, organization: Organization, object_id: str, amount: Money, at: dt.datetime) -> Entry:
+    """Credit a wallet with a payment that the provider has taken; once for each of its objects."""
+    return ledger.post(
+        idempotency_key=f"topup:{object_id}",
+        kind=EntryKind.TOP_UP,
+        subject_id=organization.id,
+        effective_at=at,
+        legs=ledger.transfer(
+            debited=_clearing(object_id, amount.currency),
+            credited=accounts.wallet(organization=organization, currency=amount.currency),
+            amount=amount.amount_minor,
+        ),
+    )
+
+
+def match(
+    *, object_id: str, transaction_id: str, amount: Money, fee_minor: int, at: dt.datetime
+) -> Entry:
+    """Match an object with the provider's own transaction: the money is there, less what it keeps."""
+    clearing = _clearing(object_id, amount.currency)
+    pending = accounts.shared(kind=AccountKind.STRIPE_PENDING, currency=amount.currency)
+    fees = accounts.shared(kind=AccountKind.PSP_FEES, currency=amount.currency)
+    return ledger.post(
+        idempotency_key=f"bt:{transaction_id}",
+        kind=EntryKind.BALANCE_TRANSACTION,
+        subject_id=object_id,
+        effective_at=at,
+        legs=ledger.differences(
+            [(pending, clearing, amount.amount_minor - fee_minor), (fees, clearing, fee_minor)]
+        ),
+    )
+
+
+def make_available(*, transaction_id: str, amount: Money, at: dt.datetime) -> Entry:
+    """Record that what a transaction brought can be used from now on."""
+    return ledger.post(
+        idempotency_key=f"available:{transaction_id}",
+        kind=EntryKind.BALANCE_TRANSACTION,
+        subject_id=transaction_id,
+        effective_at=at,
+        legs=ledger.transfer(
+            debited=accounts.shared(kind=AccountKind.STRIPE_AVAILABLE, currency=amount.currency),
+            credited=accounts.shared(kind=AccountKind.STRIPE_PENDING, currency=amount.currency),
+            amount=amount.amount_minor,
+        ),
+    )
+
+
+def put_aside(*, object_id: str, amount: Money, at: dt.datetime) -> Entry:
+    """Record money at the provider of which nobody knows yet whose it is."""
+    return ledger.post(
+        idempotency_key=f"suspense:{object_id}",
+        kind=EntryKind.SUSPENSE,
+        subject_id=object_id,
+        effective_at=at,
+        legs=ledger.transfer(
+            debited=_clearing(object_id, amount.currency),
+            credited=accounts.shared(kind=AccountKind.SUSPENSE, currency=amount.currency),
+            amount=amount.amount_minor,
+        ),
+    )
+
+
+def bring_home(*, payout_id: str, amount: Money, at: dt.datetime) -> Entry:
+    """Record what the provider has sent to our own bank account."""
+    return ledger.post(
+        idempotency_key=f"home:{payout_id}",
+        kind=EntryKind.BALANCE_TRANSACTION,
+        subject_id=payout_id,
+        effective_at=at,
+        legs=ledger.transfer(
+            debited=accounts.shared(kind=AccountKind.BANK, currency=amount.currency),
+            credited=accounts.shared(kind=AccountKind.STRIPE_AVAILABLE, currency=amount.currency),
+            amount=amount.amount_minor,
+        ),
+    )
+
+
+def _clearing(object_id: str, currency: str) -> ledger.AccountRef:
+    return accounts.of_object(kind=AccountKind.PSP_CLEARING, object_id=object_id, currency=currency)

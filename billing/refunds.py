@@ -1,0 +1,202 @@
+"""Money on its way back to tenants: due, sent, settled or failed; and what a person gives out of goodwill.
+
+What a reservation owes that was not paid from the wallet waits in `refund_payable`. Sending it is for whoever
+speaks to the provider: record the intent, call, and take the next arrow here. A refund that fails there is
+the tenant's money still, and goes to its wallet.
+"""
+
+import datetime as dt
+
+from django.db import transaction
+
+from billing import accounts, ledger, parking, steps
+from billing.models import Account, Entry, Refund, RefundTransition
+from billing.states import REFUND_ARROWS, AccountKind, EntryKind, RefundStatus
+from marketplace.core.errors import InvalidValue, StateConflict
+from marketplace.core.money import Money
+from marketplace.models import Organization
+from scheduler.models import Reservation
+
+REFUNDS_PER_RUN_MAX = 500  # about five seconds of work; the next tick takes the rest
+ACTOR = "billing.open_refunds"
+
+
+class RefundRefused(InvalidValue):
+    """The amount is not one that can be given back."""
+
+    code = "refund_refused"
+    title = "This cannot be refunded"
+
+
+def open_due(*, at: dt.datetime) -> int:
+    """Open a refund for every reservation that owes one; return how many. Safe to run side by side."""
+    waiting = Account.objects.filter(kind=AccountKind.REFUND_PAYABLE, balance__gt=0)
+    ids = waiting.order_by("pk").values_list("subject_id", flat=True)[:REFUNDS_PER_RUN_MAX]
+    return sum(open_for(reservation_id=reservation_id, at=at) is not None for reservation_id in ids)
+
+
+@transaction.atomic
+def open_for(*, reservation_id: str, at: dt.datetime) -> Refund | None:
+    """Open a refund of what a reservation owes and no refund is due for; None where there is nothing."""
+    reservation = (
+        Reservation.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
+        .filter(pk=reservation_id)
+        .select_related("organization")
+        .first()
+    )
+    if reservation is None or parking.is_parked(organizations=[reservation.organization]):
+        return None
+    if Refund.objects.filter(reservation=reservation, status=RefundStatus.DUE).exists():
+        return None
+    owed = ledger.kept_balance(account=_payable(reservation))
+    if not owed:
+        return None
+    refund = Refund(
+        reservation=reservation, amount_minor=owed, currency=reservation.currency, created_at=at
+    )
+    refund.save(force_insert=True)
+    _note(refund, came_from="", entry=None, at=at, actor=ACTOR)
+    return refund
+
+
+@transaction.atomic
+def send(*, refund_id: str, at: dt.datetime, actor: str) -> Refund:
+    """Take the arrow due → sent: from now on the provider is asked to give it back.
+
+    :raises StateConflict: when the refund is not due.
+    :raises parking.MoneyParked: while the tenant's money is parked.
+    """
+    refund = _of(refund_id)
+    parking.require_moving(organization=refund.reservation.organization)
+    return _advance(
+        refund,
+        to=RefundStatus.SENT,
+        kind=EntryKind.REFUND_SENT,
+        debited=_payable(refund.reservation),
+        credited=_clearing(refund),
+        at=at,
+        actor=actor,
+    )
+
+
+@transaction.atomic
+def settle(*, refund_id: str, at: dt.datetime, actor: str) -> Refund:
+    """Take the arrow sent → settled: the provider has given it back out of what we have there.
+
+    :raises StateConflict: when the refund was not sent, or is over.
+    """
+    refund = _of(refund_id)
+    return _advance(
+        refund,
+        to=RefundStatus.SETTLED,
+        kind=EntryKind.REFUND_SETTLED,
+        debited=_clearing(refund),
+        credited=accounts.shared(kind=AccountKind.STRIPE_AVAILABLE, currency=refund.currency),
+        at=at,
+        actor=actor,
+    )
+
+
+@transaction.atomic
+def fail(*, refund_id: str, at: dt.datetime, actor: str) -> Refund:
+    """Take the arrow sent → failed: the way back is closed, so the money goes to the wallet.
+
+    :raises StateConflict: when the refund was not sent, or is over.
+    """
+    refund = _of(refund_id)
+    return _advance(
+        refund,
+        to=RefundStatus.FAILED,
+        kind=EntryKind.REFUND_FAILED,
+        debited=_clearing(refund),
+        credited=accounts.wallet(
+            organization=refund.reservation.organization, currency=refund.currency
+        ),
+        at=at,
+        actor=actor,
+    )
+
+
+def give(
+    *, organization: Organization, subject_id: str, amount: Money, key: str, at: dt.datetime
+) -> Entry:
+    """Give a tenant money of ours out of goodwill, into its wallet; once per key.
+
+    Who may decide that is not asked here: see `billing.approvals`.
+
+    :raises RefundRefused: when the amount is not positive.
+    :raises parking.MoneyParked: while the tenant's money is parked.
+    """
+    if amount.amount_minor <= 0:
+        raise RefundRefused("A refund is at least one minor unit.", pointer="/amount_minor")
+    parking.require_moving(organization=organization)
+    return ledger.post(
+        idempotency_key=f"goodwill:{key}",
+        kind=EntryKind.GOODWILL,
+        subject_id=subject_id,
+        effective_at=at,
+        legs=ledger.transfer(
+            debited=accounts.shared(kind=AccountKind.SLA_CREDITS, currency=amount.currency),
+            credited=accounts.wallet(organization=organization, currency=amount.currency),
+            amount=amount.amount_minor,
+        ),
+    )
+
+
+def _advance(
+    refund: Refund,
+    *,
+    to: RefundStatus,
+    kind: EntryKind,
+    debited: ledger.AccountRef,
+    credited: ledger.AccountRef,
+    at: dt.datetime,
+    actor: str,
+) -> Refund:
+    """Compare and set; the winner posts and writes the transition in the same transaction."""
+    came_from = RefundStatus(refund.status)
+    won = REFUND_ARROWS.allows(came_from, to) and Refund.objects.filter(
+        pk=refund.pk, status=came_from
+    ).update(status=to)
+    if not won:
+        raise StateConflict(f"{refund.pk} is {came_from} or moved on; it cannot become {to}")
+    refund.status = to
+    entry = ledger.post(
+        idempotency_key=f"refund:{refund.id}:{to.value}",
+        kind=kind,
+        subject_id=refund.id,
+        effective_at=at,
+        legs=ledger.transfer(debited=debited, credited=credited, amount=refund.amount_minor),
+    )
+    steps.reached(f"refund.{to.value}")
+    _note(refund, came_from=came_from, entry=entry, at=at, actor=actor)
+    return refund
+
+
+def _note(
+    refund: Refund, *, came_from: str, entry: Entry | None, at: dt.datetime, actor: str
+) -> None:
+    RefundTransition.objects.create(
+        refund=refund,
+        from_status=came_from,
+        to_status=refund.status,
+        entry=entry,
+        actor=actor,
+        at=at,
+    )
+
+
+def _of(refund_id: str) -> Refund:
+    return Refund.objects.select_related("reservation__organization").get(pk=refund_id)
+
+
+def _payable(reservation: Reservation) -> ledger.AccountRef:
+    return accounts.of_reservation(
+        kind=AccountKind.REFUND_PAYABLE, reservation=reservation, currency=reservation.currency
+    )
+
+
+def _clearing(refund: Refund) -> ledger.AccountRef:
+    return accounts.of_object(
+        kind=AccountKind.PSP_CLEARING, object_id=refund.id, currency=refund.currency
+    )

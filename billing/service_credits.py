@@ -1,0 +1,152 @@
+"""What a tenant gets beyond its refund: for what was not delivered, and for what its owner took back.
+
+Who bears it: the owner, as far as its hardware or its handover failed and the lease earned that much; the
+market bears the rest. A reclaim is the owner's decision: what the lease did not earn, the owner owes.
+"""
+
+import datetime as dt
+
+from django.conf import settings
+
+from agents.protocol import Cause
+from billing import accounts, ledger
+from billing.amounts import BASIS_POINTS, Amounts
+from billing.deliveries import Delivery, is_refunded
+from billing.states import AccountKind, EntryKind
+from marketplace.core.money import share_of
+from marketplace.core.windows import Window
+from scheduler.models import Lease, LeaseTransition, Reservation
+from scheduler.states import LeaseReason, LeaseStatus, ReservationStatus
+from scheduler.tariffs import Tariff
+
+# Of these the tenant did not get what it bought; of a cancelled or reclaimed one other rules tell.
+CREDITED_STATUSES = (ReservationStatus.COMPLETED, ReservationStatus.FAILED)
+
+
+def credit_for(*, refunded_minor: int) -> int:
+    """Return the credit that goes with a refund of what was not delivered."""
+    return share_of(
+        total_minor=refunded_minor,
+        part=settings.UNDELIVERED_CREDIT_BASIS_POINTS,
+        whole=BASIS_POINTS,
+    )
+
+
+def post_for_lease(
+    *, lease: Lease, delivery: Delivery, amounts: Amounts, at: dt.datetime
+) -> tuple[int, int]:
+    """Post what a lease's tenant gets beyond its refund; return it, and the part that the owner bears."""
+    if _was_reclaimed(lease):
+        return _compensate(lease=lease, earned_by_owner=amounts.owner, at=at)
+    credit = credit_for(refunded_minor=amounts.refunded)
+    of_owner = min(credit, amounts.owner) if _is_owners_fault(lease, delivery) else 0
+    _post(
+        key=f"sla:{lease.id}",
+        kind=EntryKind.CREDIT,
+        lease=lease,
+        rows=[
+            (_accrued(lease), of_owner),
+            (_cost(lease, AccountKind.SLA_CREDITS), credit - of_owner),
+        ],
+        at=at,
+    )
+    return credit, of_owner
+
+
+def post_for_rest(*, reservation: Reservation, refunded_minor: int, at: dt.datetime) -> int:
+    """Post the credit for what no lease of a finished reservation accounts for; return it."""
+    if reservation.status not in CREDITED_STATUSES:
+        return 0
+    credit = credit_for(refunded_minor=refunded_minor)
+    if credit:
+        ledger.post(
+            idempotency_key=f"sla:{reservation.id}",
+            kind=EntryKind.CREDIT,
+            subject_id=reservation.id,
+            effective_at=at,
+            legs=ledger.transfer(
+                debited=accounts.shared(
+                    kind=AccountKind.SLA_CREDITS, currency=reservation.currency
+                ),
+                credited=accounts.wallet(
+                    organization=reservation.organization, currency=reservation.currency
+                ),
+                amount=credit,
+            ),
+        )
+    return credit
+
+
+def reclaimed_minor(*, lease: Lease) -> int:
+    """Return what the time was worth that the owner of a reclaimed lease took back."""
+    reservation = lease.reservation
+    since = lease.returned_at or lease.ends_at
+    if since >= reservation.ends_at:
+        return 0
+    taken = Window(since, reservation.ends_at)
+    tariff = Tariff.from_json(reservation.tariff)
+    return tariff.amount(
+        window=taken, gpus=len(lease.gpu_uuids), currency=reservation.currency
+    ).amount_minor
+
+
+def _compensate(*, lease: Lease, earned_by_owner: int, at: dt.datetime) -> tuple[int, int]:
+    amount = share_of(
+        total_minor=reclaimed_minor(lease=lease),
+        part=settings.RECLAIM_COMPENSATION_BASIS_POINTS,
+        whole=BASIS_POINTS,
+    )
+    of_lease = min(amount, max(earned_by_owner, 0))
+    owed = accounts.of_owner(
+        kind=AccountKind.OWNER_CLAWBACK,
+        owner=lease.node.organization,
+        currency=lease.reservation.currency,
+    )
+    _post(
+        key=f"reclaim:{lease.id}",
+        kind=EntryKind.COMPENSATION,
+        lease=lease,
+        rows=[(_accrued(lease), of_lease), (owed, amount - of_lease)],
+        at=at,
+    )
+    return amount, amount
+
+
+def _post(
+    *,
+    key: str,
+    kind: EntryKind,
+    lease: Lease,
+    rows: list[tuple[ledger.AccountRef, int]],
+    at: dt.datetime,
+) -> None:
+    purse = accounts.wallet(
+        organization=lease.reservation.organization, currency=lease.reservation.currency
+    )
+    legs = ledger.differences((debited, purse, amount) for debited, amount in rows)
+    if legs:
+        ledger.post(idempotency_key=key, kind=kind, subject_id=lease.id, effective_at=at, legs=legs)
+
+
+def _accrued(lease: Lease) -> ledger.AccountRef:
+    return accounts.owner_accrued(
+        lease_id=lease.id, owner=lease.node.organization, currency=lease.reservation.currency
+    )
+
+
+def _cost(lease: Lease, kind: AccountKind) -> ledger.AccountRef:
+    return accounts.shared(kind=kind, currency=lease.reservation.currency)
+
+
+def _was_reclaimed(lease: Lease) -> bool:
+    return LeaseTransition.objects.filter(lease=lease, reason=LeaseReason.OWNER_RECLAIMED).exists()
+
+
+def _is_owners_fault(lease: Lease, delivery: Delivery) -> bool:
+    """Say whether anything speaks for the owner's doing: a lost lease, or an outage of the hardware's."""
+    if lease.status in {LeaseStatus.FAILED, LeaseStatus.INTERRUPTED}:
+        return True
+    return any(
+        outage.cause is Cause.HARDWARE and is_refunded(lease=lease, outage=outage)
+        for outage in delivery.outages
+    )

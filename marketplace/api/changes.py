@@ -1,0 +1,170 @@
+"""What a tenant may do with what it has bought: ask what it costs, then do it, by quote and by key."""
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from django.http import HttpResponse
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+from rest_framework.request import Request
+
+from billing import changes as money
+from marketplace.api.fields import (
+    ChoiceField,
+    InstantField,
+    MoneyField,
+    SecondsAsDurationField,
+    StrictSerializer,
+    TextField,
+)
+from marketplace.api.owner_listings import NoFields
+from marketplace.api.schema import operation
+from marketplace.api.views import ApiView
+from marketplace.states import Scope
+from scheduler import cancellations
+from scheduler.models import Change, ChangeQuote
+from scheduler.states import ChangeKind
+
+WAIVERS = (cancellations.NOT_PAID, cancellations.NOT_DELIVERED, cancellations.RECLAIMED)
+QUOTE_REFUSALS = ("not_found", "state_conflict", "limit_exceeded")
+CHANGE_REFUSALS = (
+    "not_found",
+    "quote_used",
+    "quote_expired",
+    "state_conflict",
+)
+
+
+class LadderStepSerializer(serializers.Serializer[Any]):
+    """With at least this notice before the start, this part of what goes back is kept."""
+
+    notice = SecondsAsDurationField()
+    fee_basis_points = serializers.IntegerField()
+
+
+class ChangeQuoteSerializer(serializers.Serializer[ChangeQuote]):
+    """What a change will cost or bring, promised until `expires_at` for the reservation as it is.
+
+    `total_after = total_before + charge - refund - fee`. `starts_at` and `ends_at` are null where nothing is
+    left of the window.
+    """
+
+    id = serializers.CharField()
+    kind = ChoiceField(choices=ChangeKind.choices)
+    reservation_id = serializers.CharField()
+    from_starts_at = InstantField()
+    from_ends_at = InstantField()
+    starts_at = InstantField(allow_null=True)
+    ends_at = InstantField(allow_null=True)
+    total_before = MoneyField(minor="from_total_minor", help_text="zero before the payment")
+    total_after = MoneyField(minor="total_minor")
+    charge = MoneyField(minor="charge_minor", help_text="to be paid for what is added")
+    refund = MoneyField(minor="refund_minor", help_text="goes back to the wallet")
+    fee = MoneyField(minor="fee_minor", help_text="kept of what is given back")
+    fee_basis_points = serializers.IntegerField(help_text="of what is given back")
+    fee_waived_because = serializers.SerializerMethodField()
+    notice = SecondsAsDurationField(
+        source="notice_seconds", help_text="until the first start that was bought"
+    )
+    rule_version = serializers.IntegerField(source="rule.version")
+    ladder = serializers.SerializerMethodField()
+    created_at = InstantField()
+    expires_at = InstantField()
+
+    @extend_schema_field(ChoiceField(choices=[(w, w) for w in WAIVERS], allow_null=True))
+    def get_fee_waived_because(self, quote: ChangeQuote) -> str | None:
+        return quote.fee_waived_because or None
+
+    @extend_schema_field(LadderStepSerializer(many=True))
+    def get_ladder(self, quote: ChangeQuote) -> Any:  # noqa: ANN401 - plain values to render
+        steps = [{"notice": n, "fee_basis_points": fee} for n, fee in quote.rule.ladder]
+        return LadderStepSerializer(steps, many=True).data
+
+
+class ChangeSerializer(serializers.Serializer[Any]):
+    """A change that was made."""
+
+    id = serializers.CharField()
+    kind = ChoiceField(choices=ChangeKind.choices)
+    reservation_id = serializers.CharField()
+    quote_id = serializers.CharField()
+    from_starts_at = InstantField()
+    from_ends_at = InstantField()
+    starts_at = InstantField(allow_null=True)
+    ends_at = InstantField(allow_null=True)
+    charged = MoneyField(minor="charged_minor")
+    refunded = MoneyField(minor="refunded_minor")
+    fee = MoneyField(minor="fee_minor")
+    at = InstantField()
+
+
+class ByQuoteSerializer(StrictSerializer):
+    """On the terms of which quote."""
+
+    quote_id = TextField(max_length=32)
+
+
+class _ChangeView(ApiView):
+    scopes: ClassVar = {"POST": Scope.RESERVATIONS_WRITE}
+
+    def quoted(self, make: Callable[[], ChangeQuote]) -> HttpResponse:
+        """Answer with the quote that `make` returns."""
+
+        def action() -> tuple[int, Any]:
+            return HTTPStatus.CREATED, ChangeQuoteSerializer(make()).data
+
+        return self.once(key_required=False, action=action)
+
+    def changed(self, make: Callable[[], Change]) -> HttpResponse:
+        """Answer with the change that `make` returns."""
+
+        def action() -> tuple[int, Any]:
+            return HTTPStatus.CREATED, ChangeSerializer(make()).data
+
+        return self.once(key_required=True, action=action)
+
+
+class CancellationQuoteView(_ChangeView):
+    @operation(
+        summary="Ask what comes back if you leave now",
+        description="The terms are promised for 15 minutes. The fee depends on the time until the start; "
+        "nothing is asked before the payment, or where the promise is not kept in full. Once the "
+        "reservation has begun the amounts are those of leaving at this second.",
+        request=NoFields,
+        responses={201: ChangeQuoteSerializer},
+        refusals=QUOTE_REFUSALS,
+        idempotency_key="optional",
+        operation_id="create_cancellation_quote",
+    )
+    def post(self, request: Request, reservation_id: str) -> HttpResponse:
+        self.body(NoFields)
+        return self.quoted(
+            lambda: cancellations.quote(
+                organization=self.organization, reservation_id=reservation_id, at=self.now
+            )
+        )
+
+
+class CancellationView(_ChangeView):
+    @operation(
+        summary="Leave on the terms of a quote",
+        description="Before the start the GPUs are on sale again at once. After it the leases end now, and "
+        "the GPUs are on sale again when they have come back.",
+        request=ByQuoteSerializer,
+        responses={201: ChangeSerializer},
+        refusals=CHANGE_REFUSALS,
+        idempotency_key="required",
+        operation_id="cancel_reservation",
+    )
+    def post(self, request: Request, reservation_id: str) -> HttpResponse:
+        quote_id = self.body(ByQuoteSerializer)["quote_id"]
+        return self.changed(
+            lambda: money.cancel(
+                organization=self.organization,
+                reservation_id=reservation_id,
+                quote_id=quote_id,
+                at=self.now,
+                actor=self.caller.actor,
+            )
+        )

@@ -1,0 +1,195 @@
+"""Leave: give back the whole window before it begins, or the time that is left once it has begun.
+
+Before the start the GPUs are on sale again in the same transaction. After it the leases end through their
+nodes, and the GPUs are on sale again when they have come back clean.
+"""
+
+import datetime as dt
+from collections import defaultdict
+
+from django.db import transaction
+from django.db.models import Sum
+from django.db.models.functions import Coalesce
+
+from marketplace.core.errors import StateConflict
+from marketplace.core.windows import Window, format_instant
+from marketplace.models import Organization
+from scheduler import change_rules, changes, leases, reservations
+from scheduler.models import Change, ChangeQuote, Lease, Reservation
+from scheduler.states import LEASE_ARROWS, ChangeKind, LeaseStatus, ReservationStatus
+from scheduler.tariffs import Tariff
+
+KINDS = frozenset({ChangeKind.CANCELLATION, ChangeKind.EARLY_RETURN})
+# Why leaving costs nothing, whatever the notice.
+NOT_PAID, NOT_DELIVERED, RECLAIMED = "not_paid", "not_delivered", "reclaimed_by_owner"
+_FINAL_LEASES = [status for status in LeaseStatus if LEASE_ARROWS.is_final(status)]
+
+
+@transaction.atomic
+def quote(*, organization: Organization, reservation_id: str, at: dt.datetime) -> ChangeQuote:
+    """Say what a tenant gets back if it leaves now, and promise it for `CANCELLATION_QUOTE_SECONDS`.
+
+    The terms are promised in any case. Before the start so are the amounts; after it they are those of
+    leaving at this second, and each second later there is less left to give back.
+
+    :raises NotFound: when the tenant has no such reservation.
+    :raises StateConflict: when it is over, or its time to pay is.
+    :raises LimitExceeded: when the tenant has too many quotes open.
+    """
+    reservation = changes.locked(organization=organization, reservation_id=reservation_id)
+    _check(reservation, at=at)
+    terms = changes.terms_of(
+        reservation=reservation, at=at, waived_because=_waived_because(reservation)
+    )
+    has_begun = reservation.status == ReservationStatus.ACTIVE
+    kept = _kept(reservation, is_waived=bool(terms.fee_waived_because), at=at)
+    made = changes.new_quote(
+        reservation=reservation,
+        kind=ChangeKind.EARLY_RETURN if has_begun else ChangeKind.CANCELLATION,
+        terms=terms,
+        tariff=kept if has_begun else None,
+        total_minor=_total(reservation, tariff=kept) if has_begun else 0,
+        lifetime_seconds=changes.CANCELLATION_QUOTE_SECONDS,
+        at=at,
+    )
+    made.save(force_insert=True)
+    return made
+
+
+@transaction.atomic
+def cancel(
+    *, organization: Organization, reservation_id: str, quote_id: str, at: dt.datetime, actor: str
+) -> Change:
+    """Leave on the terms of a quote: all or nothing.
+
+    :raises NotFound: when the tenant has no such reservation, or that no such quote.
+    :raises QuoteUsed: when the quote was used.
+    :raises QuoteExpired: when its time is up.
+    :raises StateConflict: when the reservation is over, or has changed since the quote.
+    """
+    reservation = changes.locked(organization=organization, reservation_id=reservation_id)
+    _check(reservation, at=at)
+    used = changes.use(reservation=reservation, quote_id=quote_id, kinds=KINDS, at=at)
+    if used.kind == ChangeKind.EARLY_RETURN:
+        return _return_early(reservation, used=used, at=at, actor=actor)
+    owners = changes.owners_of(reservation=reservation)
+    is_paid = reservation.status != ReservationStatus.PAYMENT_PENDING
+    change = changes.record(
+        reservation=reservation,
+        quote=used,
+        window=None,
+        money=change_rules.Difference(charge=0, refund=used.refund_minor, fee=used.fee_minor),
+        gpu_seconds_added=0,
+        gpu_seconds_released=reservation.gpus * reservation.window.seconds if is_paid else 0,
+        given_back_by_owner=owners,
+        at=at,
+        actor=actor,
+    )
+    reservations.cancel(reservation=reservation, at=at, actor=actor)
+    return change
+
+
+def _return_early(
+    reservation: Reservation, *, used: ChangeQuote, at: dt.datetime, actor: str
+) -> Change:
+    """End all leases now. Where the fee is waived their settlement refunds what was not delivered."""
+    held = _held_leases(reservation)
+    kept = _kept(reservation, is_waived=bool(used.fee_waived_because), at=at)
+    total_minor = _total(reservation, tariff=kept)
+    owners: dict[str, int] = defaultdict(int)
+    for lease in held:
+        owners[lease.node.organization_id] += len(lease.gpu_uuids)
+    ends_at = kept.window.ends_at
+    seconds_left = (reservation.ends_at - ends_at) // dt.timedelta(seconds=1)
+    change = changes.record(
+        reservation=reservation,
+        quote=used,
+        window=Window(reservation.starts_at, _leaving_at(at)),
+        money=change_rules.difference(
+            before=reservation.total_minor,
+            after=total_minor,
+            fee_basis_points=used.fee_basis_points,
+        ),
+        gpu_seconds_added=0,
+        gpu_seconds_released=reservation.gpus * seconds_left,
+        given_back_by_owner=owners,
+        at=at,
+        actor=actor,
+    )
+    changes.rewrite(reservation=reservation, tariff=kept, total_minor=total_minor)
+    for lease in held:
+        leases.leave(lease=lease, ends_at=ends_at, at=at)
+    return change
+
+
+def _check(reservation: Reservation, *, at: dt.datetime) -> None:
+    """Refuse a reservation that there is nothing left of to give back.
+
+    :raises StateConflict: then.
+    """
+    status = ReservationStatus(reservation.status)
+    if status is ReservationStatus.PAYMENT_PENDING and reservation.payment_due_at <= at:
+        raise StateConflict(
+            f"{reservation.pk} had to be paid by {format_instant(reservation.payment_due_at)}"
+        )
+    leavable = (
+        ReservationStatus.PAYMENT_PENDING,
+        ReservationStatus.SCHEDULED,
+        ReservationStatus.ACTIVE,
+    )
+    if status not in leavable:
+        raise StateConflict(f"{reservation.pk} is {status}")
+    if reservation.ends_at <= _leaving_at(at):
+        raise StateConflict(f"{reservation.pk} ends at {format_instant(reservation.ends_at)}")
+    if status is ReservationStatus.ACTIVE and not _held_leases(reservation):
+        raise StateConflict(f"{reservation.pk} has no GPUs that could be given back")
+
+
+def _waived_because(reservation: Reservation) -> str:
+    """Return why leaving costs nothing, or an empty text."""
+    if reservation.status == ReservationStatus.PAYMENT_PENDING:
+        return NOT_PAID
+    if reservation.status != ReservationStatus.ACTIVE:
+        return ""
+    known = Lease.objects.filter(reservation=reservation)
+    if known.filter(status=LeaseStatus.RECLAIMING).exists():
+        return RECLAIMED
+    held = known.exclude(status__in=_FINAL_LEASES).aggregate(
+        gpus=Coalesce(Sum("gpu_uuids__len"), 0)
+    )["gpus"]
+    return NOT_DELIVERED if held < reservation.gpus else ""
+
+
+def _held_leases(reservation: Reservation) -> list[Lease]:
+    """Lock and return the leases whose GPUs can be given back, in one order for all writers."""
+    return list(
+        Lease.objects.filter(
+            reservation=reservation,
+            status__in=[LeaseStatus.PROVISIONING, LeaseStatus.ACTIVE, LeaseStatus.RECLAIMING],
+        )
+        .select_related("node")
+        .order_by("pk")
+        .select_for_update(no_key=True, of=("self",))
+    )
+
+
+def _leaving_at(at: dt.datetime) -> dt.datetime:
+    """Return the second at which a tenant that leaves at `at` is gone: the next whole one."""
+    return at.replace(microsecond=0) + dt.timedelta(seconds=1)
+
+
+def _kept(reservation: Reservation, *, is_waived: bool, at: dt.datetime) -> Tariff:
+    """Return the tariff of what stays bought when a tenant leaves at `at`: all of it where that is free.
+
+    There the promise was not kept, and what was delivered is found out lease by lease.
+    """
+    tariff = Tariff.from_json(reservation.tariff)
+    if is_waived or reservation.starts_at >= _leaving_at(at):
+        return tariff
+    return tariff.clipped(window=Window(reservation.starts_at, _leaving_at(at)))
+
+
+def _total(reservation: Reservation, *, tariff: Tariff) -> int:
+    return tariff.amount(
+        window=tariff.window, gpus=reservation.gpus, currency=reservation.currency
+    ).amount_minor

@@ -1,0 +1,230 @@
+"""Quotes of changes, how they are used, and what a change writes: shared by all kinds of it.
+
+A quote of a change moves once in its life, so `used_at` and `expires_at` tell its whole story.
+"""
+
+import datetime as dt
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from django.db import transaction
+from django.db.models import Min
+
+from marketplace import events
+from marketplace.core import ids
+from marketplace.core.errors import NotFound, StateConflict
+from marketplace.core.windows import Window, format_instant
+from marketplace.models import Organization
+from marketplace.states import EventKind
+from scheduler import change_rules
+from scheduler.holds import QuoteExpired, QuoteUsed
+from scheduler.models import Allocation, Change, ChangeQuote, ChangeRule, Reservation
+from scheduler.quotes import LimitExceeded
+from scheduler.states import ChangeKind, ReservationStatus
+from scheduler.tariffs import Tariff
+
+# Long enough to read it to a colleague; what it promises costs the market little.
+CANCELLATION_QUOTE_SECONDS = 15 * 60
+# As long as any other price is locked.
+PRICE_LOCK_SECONDS = 10 * 60
+OPEN_CHANGE_QUOTES_MAX = 500  # per tenant: rows are all that they cost
+_EVENTS = {
+    ChangeKind.CANCELLATION: EventKind.RESERVATION_CANCELLED,
+    ChangeKind.EARLY_RETURN: EventKind.RESERVATION_CHANGED,
+    ChangeKind.EXTENSION: EventKind.RESERVATION_EXTENDED,
+    ChangeKind.SHORTENING: EventKind.RESERVATION_CHANGED,
+    ChangeKind.MOVE: EventKind.RESERVATION_CHANGED,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """By which rule a change is made, with which notice, and what part of what goes back is kept."""
+
+    rule: ChangeRule
+    notice_seconds: int
+    fee_basis_points: int
+    fee_waived_because: str = ""
+
+
+def terms_of(*, reservation: Reservation, at: dt.datetime, waived_because: str = "") -> Terms:
+    """Return the terms of giving something back at `at`, by the rule in force."""
+    rule = change_rules.current(at=at)
+    first = reservation.changes.aggregate(at=Min("from_starts_at"))["at"]
+    first_start = min(reservation.starts_at, first or reservation.starts_at)
+    notice = max(0, (first_start - at) // dt.timedelta(seconds=1))
+    fee = change_rules.fee_basis_points(ladder=rule.ladder, notice_seconds=notice)
+    return Terms(
+        rule=rule,
+        notice_seconds=notice,
+        fee_basis_points=0 if waived_because else fee,
+        fee_waived_because=waived_because,
+    )
+
+
+def new_quote(
+    *,
+    reservation: Reservation,
+    kind: ChangeKind,
+    terms: Terms,
+    tariff: Tariff | None,
+    total_minor: int,
+    lifetime_seconds: int,
+    at: dt.datetime,
+) -> ChangeQuote:
+    """Return a quote that is not stored yet; `tariff` is that of the window after the change.
+
+    :raises LimitExceeded: when the tenant has enough of them open.
+    """
+    open_quotes = ChangeQuote.objects.filter(
+        organization=reservation.organization, used_at__isnull=True, expires_at__gt=at
+    )
+    if open_quotes.count() >= OPEN_CHANGE_QUOTES_MAX:
+        raise LimitExceeded(f"at most {OPEN_CHANGE_QUOTES_MAX} open quotes of changes")
+    is_paid = reservation.status != ReservationStatus.PAYMENT_PENDING
+    before = reservation.total_minor if is_paid else 0
+    moved = change_rules.difference(
+        before=before, after=total_minor, fee_basis_points=terms.fee_basis_points
+    )
+    window = tariff.window if tariff else None
+    return ChangeQuote(
+        organization=reservation.organization,
+        reservation=reservation,
+        kind=kind,
+        rule=terms.rule,
+        from_status=reservation.status,
+        from_starts_at=reservation.starts_at,
+        from_ends_at=reservation.ends_at,
+        from_total_minor=before,
+        starts_at=window.starts_at if window else None,
+        ends_at=window.ends_at if window else None,
+        tariff=tariff.as_json() if tariff else [],
+        notice_seconds=terms.notice_seconds,
+        fee_basis_points=terms.fee_basis_points,
+        fee_waived_because=terms.fee_waived_because,
+        total_minor=total_minor,
+        charge_minor=moved.charge,
+        refund_minor=moved.refund,
+        fee_minor=moved.fee,
+        currency=reservation.currency,
+        created_at=at,
+        expires_at=at + dt.timedelta(seconds=lifetime_seconds),
+    )
+
+
+def locked(*, organization: Organization, reservation_id: str) -> Reservation:
+    """Return a tenant's reservation, locked against every other change and tick until the transaction ends.
+
+    :raises NotFound: when there is none of this id, or it is somebody else's.
+    """
+    known = Reservation.objects.visible_to(organization).select_related("organization", "quote")
+    rows = known.select_for_update(no_key=True, of=("self",))
+    found = rows.filter(pk=reservation_id).first() if "\x00" not in reservation_id else None
+    if found is None:
+        raise NotFound(f"no reservation {reservation_id}")
+    return found
+
+
+def use(
+    *, reservation: Reservation, quote_id: str, kinds: frozenset[ChangeKind], at: dt.datetime
+) -> ChangeQuote:
+    """Use a quote, once, for the reservation that the caller has locked.
+
+    :raises NotFound: when the reservation has no such quote of these kinds.
+    :raises QuoteUsed: when it was used.
+    :raises QuoteExpired: when its time is up.
+    :raises StateConflict: when the reservation is not any more what was quoted.
+    """
+    quotes = ChangeQuote.objects.filter(reservation=reservation, kind__in=kinds)
+    quote = quotes.filter(pk=quote_id).first() if "\x00" not in quote_id else None
+    if quote is None:
+        raise NotFound(f"{reservation.pk} has no such quote", pointer="/quote_id")
+    if quote.used_at is not None:
+        raise QuoteUsed(f"it was used at {format_instant(quote.used_at)}", pointer="/quote_id")
+    if quote.expires_at <= at:
+        raise QuoteExpired(f"it expired at {format_instant(quote.expires_at)}", pointer="/quote_id")
+    was = (quote.from_status, quote.from_starts_at, quote.from_ends_at)
+    if was != (reservation.status, reservation.starts_at, reservation.ends_at):
+        raise StateConflict(
+            f"{reservation.pk} is {reservation.status} and has changed since the quote; ask for a new one",
+            pointer="/quote_id",
+        )
+    # The reservation's lock keeps rivals out; the condition is what a reader of this line can rely on.
+    assert ChangeQuote.objects.filter(pk=quote.pk, used_at__isnull=True).update(used_at=at)
+    quote.used_at = at
+    return quote
+
+
+@transaction.atomic
+def record(
+    *,
+    reservation: Reservation,
+    quote: ChangeQuote,
+    window: Window | None,
+    money: change_rules.Difference,
+    gpu_seconds_added: int,
+    gpu_seconds_released: int,
+    given_back_by_owner: Mapping[str, int],
+    at: dt.datetime,
+    actor: str,
+) -> Change:
+    """Write down a change and tell the tenant; `reservation` is still as it was before."""
+    kind = ChangeKind(quote.kind)
+    is_extension = kind is ChangeKind.EXTENSION
+    change = Change.objects.create(
+        id=ids.new_extension_id() if is_extension else ids.new_change_id(),
+        reservation=reservation,
+        quote=quote,
+        kind=kind,
+        from_starts_at=reservation.starts_at,
+        from_ends_at=reservation.ends_at,
+        starts_at=window.starts_at if window else None,
+        ends_at=window.ends_at if window else None,
+        charged_minor=money.charge,
+        refunded_minor=money.refund,
+        fee_minor=money.fee,
+        currency=reservation.currency,
+        gpu_seconds_added=gpu_seconds_added,
+        gpu_seconds_released=gpu_seconds_released,
+        given_back_by_owner=dict(given_back_by_owner),
+        actor=actor,
+        at=at,
+    )
+    events.record(
+        organization=reservation.organization,
+        kind=_EVENTS[kind],
+        object_id=reservation.pk,
+        data={
+            "change_id": change.pk,
+            "kind": kind.value,
+            "starts_at": format_instant(window.starts_at) if window else None,
+            "ends_at": format_instant(window.ends_at) if window else None,
+            "charged_minor": money.charge,
+            "refunded_minor": money.refund,
+            "fee_minor": money.fee,
+            "currency": reservation.currency,
+        },
+        at=at,
+        key=f"{change.pk}:{kind.value}",
+    )
+    return change
+
+
+def rewrite(*, reservation: Reservation, tariff: Tariff, total_minor: int) -> None:
+    """Make the reservation what is bought now; the caller holds its lock."""
+    window = tariff.window
+    reservation.starts_at, reservation.ends_at = window.starts_at, window.ends_at
+    reservation.tariff, reservation.rate = tariff.as_json(), tariff.mean_rate
+    reservation.total_minor = total_minor
+    reservation.save(update_fields=["starts_at", "ends_at", "tariff", "rate", "total_minor"])
+
+
+def owners_of(*, reservation: Reservation) -> dict[str, int]:
+    """Return how many GPUs of each owner a reservation has in the calendar."""
+    gpus: dict[str, int] = defaultdict(int)
+    for place in Allocation.objects.filter(reservation=reservation, live=True).select_related(
+        "node"
+    ):
+        gpus[place.node.organization_id] += place.slots.upper - place.slots.lower
+    return dict(gpus)

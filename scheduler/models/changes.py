@@ -1,0 +1,185 @@
+"""What a tenant does with what it has bought: the rule, the quote of a change, and the change."""
+
+from typing import ClassVar, Self
+
+from django.db import models
+from django.db.models import F, Q
+
+from marketplace.core import ids
+from marketplace.core.windows import Window
+from marketplace.models import Organization
+from scheduler.models.reservations import Reservation
+from scheduler.states import ChangeKind, ReservationStatus
+
+
+class ChangeRule(models.Model):
+    """What leaving early costs, and until when a window may change: one version, never edited.
+
+    A quote keeps the version it was made by; the newest one makes new quotes.
+    """
+
+    version = models.PositiveIntegerField(unique=True)
+    ladder = models.JSONField(
+        db_comment="[[notice in seconds at least, fee in basis points], …], falling; ends with notice 0"
+    )
+    extension_opens_seconds = models.PositiveIntegerField(
+        db_comment="before its end, from when on a reservation can be extended"
+    )
+    extension_closes_seconds = models.PositiveIntegerField(
+        db_comment="before its end, until when a reservation can be extended"
+    )
+    move_closes_seconds = models.PositiveIntegerField(
+        db_comment="before its start, until when a window can be moved"
+    )
+    created_at = models.DateTimeField()
+    created_by = models.CharField(max_length=100)
+
+    class Meta:
+        ordering: ClassVar = ["-version"]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(extension_opens_seconds__gt=F("extension_closes_seconds")),
+                name="change_rule_opens_before_it_closes",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"version {self.version}"
+
+
+class ChangeQuoteQuerySet(models.QuerySet["ChangeQuote"]):
+    def visible_to(self, organization: Organization) -> Self:
+        return self.filter(organization=organization)
+
+
+class ChangeQuote(models.Model):
+    """What a change of a reservation will cost or bring, promised until `expires_at`.
+
+    It holds for the reservation as it was (`from_…`): a change in between makes it useless. `starts_at` and
+    `ends_at` are the window after the change, null where nothing is left of it.
+    """
+
+    id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_quote_id)
+    organization = models.ForeignKey(
+        Organization, on_delete=models.PROTECT, related_name="change_quotes"
+    )
+    reservation = models.ForeignKey(
+        Reservation, on_delete=models.PROTECT, related_name="change_quotes"
+    )
+    kind = models.CharField(max_length=20, choices=ChangeKind)
+    rule = models.ForeignKey(ChangeRule, on_delete=models.PROTECT)
+    from_status = models.CharField(max_length=20, choices=ReservationStatus)
+    from_starts_at = models.DateTimeField()
+    from_ends_at = models.DateTimeField()
+    from_total_minor = models.BigIntegerField(db_comment="what was paid for; 0 before the payment")
+    starts_at = models.DateTimeField(null=True)
+    ends_at = models.DateTimeField(null=True)
+    tariff = models.JSONField(default=list, db_comment="of the whole window after the change")
+    floor_rate = models.DecimalField(
+        max_digits=18,
+        decimal_places=6,
+        null=True,
+        db_comment="per GPU-hour; what is added may be served by listings with at most this floor",
+    )
+    added_rate = models.DecimalField(
+        max_digits=18, decimal_places=6, null=True, db_comment="per GPU-hour, mean of what is added"
+    )
+    price_breakdown = models.JSONField(default=list, db_comment="of each part that is added")
+    notice_seconds = models.PositiveIntegerField(db_comment="to the first start that was bought")
+    fee_basis_points = models.PositiveIntegerField(
+        db_comment="of what goes back; by the rule's ladder, or 0 where it is waived"
+    )
+    fee_waived_because = models.CharField(max_length=40, blank=True)
+    total_minor = models.BigIntegerField(db_comment="of the window after the change")
+    charge_minor = models.BigIntegerField()
+    refund_minor = models.BigIntegerField()
+    fee_minor = models.BigIntegerField()
+    currency = models.CharField(max_length=3)
+    created_at = models.DateTimeField()
+    expires_at = models.DateTimeField()
+    used_at = models.DateTimeField(null=True)
+
+    objects = ChangeQuoteQuerySet.as_manager()
+
+    class Meta:
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(charge_minor__gte=0, refund_minor__gte=0, fee_minor__gte=0),
+                name="change_quote_is_not_negative",
+            ),
+            models.CheckConstraint(
+                condition=Q(
+                    total_minor=F("from_total_minor")
+                    + F("charge_minor")
+                    - F("refund_minor")
+                    - F("fee_minor")
+                ),
+                name="change_quote_adds_up",
+            ),
+            models.CheckConstraint(
+                condition=Q(starts_at__isnull=True, ends_at__isnull=True)
+                | Q(ends_at__gt=F("starts_at")),
+                name="change_quote_ends_after_start",
+            ),
+        ]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["organization", "expires_at"],
+                condition=Q(used_at__isnull=True),
+                name="change_quote_unused",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.id
+
+    @property
+    def window(self) -> Window | None:
+        """Return the window after the change, None where nothing is left of it."""
+        if self.starts_at is None or self.ends_at is None:
+            return None
+        return Window(self.starts_at, self.ends_at)
+
+
+class Change(models.Model):
+    """A change that was made: append-only, written in the transaction that made it.
+
+    `charged - refunded - fee` is by how much the reservation's total changed. `given_back_by_owner` says how
+    many GPUs of each owner had the time that was given back.
+    """
+
+    id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_change_id)
+    reservation = models.ForeignKey(Reservation, on_delete=models.PROTECT, related_name="changes")
+    quote = models.OneToOneField(ChangeQuote, on_delete=models.PROTECT, related_name="change")
+    kind = models.CharField(max_length=20, choices=ChangeKind)
+    from_starts_at = models.DateTimeField()
+    from_ends_at = models.DateTimeField()
+    starts_at = models.DateTimeField(null=True)
+    ends_at = models.DateTimeField(null=True)
+    charged_minor = models.BigIntegerField()
+    refunded_minor = models.BigIntegerField()
+    fee_minor = models.BigIntegerField()
+    currency = models.CharField(max_length=3)
+    gpu_seconds_added = models.BigIntegerField()
+    gpu_seconds_released = models.BigIntegerField()
+    given_back_by_owner = models.JSONField(default=dict, db_comment="organization to GPUs")
+    actor = models.CharField(max_length=100)
+    at = models.DateTimeField()
+
+    class Meta:
+        ordering: ClassVar = ["id"]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(
+                    charged_minor__gte=0,
+                    refunded_minor__gte=0,
+                    fee_minor__gte=0,
+                    gpu_seconds_added__gte=0,
+                    gpu_seconds_released__gte=0,
+                ),
+                name="change_is_not_negative",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.id}"

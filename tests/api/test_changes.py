@@ -1,0 +1,123 @@
+"""Leaving over HTTP: a quote, then the deed, once per key."""
+
+import pytest
+
+from marketplace.models import Organization
+from marketplace.states import Scope
+from scheduler.models import Change, ChangeQuote
+from tests.api.world import a_fleet, a_new_key, a_quote, a_reservation, a_window, fund
+from tests.conftest import Answer, ApiClient
+from tests.factories import a_key, an_organization
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def reservation_id(api: ApiClient, organization: Organization) -> str:
+    """Return a reservation that begins in two days."""
+    a_fleet(gpus=8)
+    fund(organization)
+    quote = a_quote(api, gpus=8, window=a_window(in_hours=47, hours=4))
+    return str(a_reservation(api, quote=quote)["id"])
+
+
+def quote_of(api: ApiClient, reservation_id: str) -> Answer:
+    return api.post(f"/v1/reservations/{reservation_id}/cancellation-quote", {})
+
+
+def leave(api: ApiClient, reservation_id: str, *, quote_id: str, key: str | None = None) -> Answer:
+    path = f"/v1/reservations/{reservation_id}/cancellation"
+    return api.post(path, {"quote_id": quote_id}, key=key or a_new_key())
+
+
+class TestCancellationQuote:
+    def test_says_what_comes_back_and_by_which_ladder(
+        self, api: ApiClient, reservation_id: str
+    ) -> None:
+        answer = quote_of(api, reservation_id)
+        assert answer.status == 201
+        quote = answer.json
+        total = quote["total_before"]["amount_minor"]
+        assert (quote["kind"], quote["fee_basis_points"]) == ("cancellation", 5_000)
+        assert quote["refund"]["amount_minor"] + quote["fee"]["amount_minor"] == total
+        assert quote["total_after"]["amount_minor"] == quote["charge"]["amount_minor"] == 0
+        assert quote["ladder"] == [
+            {"notice": "PT720H", "fee_basis_points": 1_000},
+            {"notice": "PT168H", "fee_basis_points": 2_500},
+            {"notice": "PT24H", "fee_basis_points": 5_000},
+            {"notice": "PT0S", "fee_basis_points": 10_000},
+        ]
+        assert (quote["rule_version"], quote["fee_waived_because"]) == (1, None)
+        assert (quote["starts_at"], quote["ends_at"]) == (None, None)
+
+    def test_changes_nothing(self, api: ApiClient, reservation_id: str) -> None:
+        quote_of(api, reservation_id)
+        reservation = api.get(f"/v1/reservations/{reservation_id}").json
+        assert (reservation["status"], reservation["changes"]) == ("scheduled", [])
+
+    def test_takes_no_fields(self, api: ApiClient, reservation_id: str) -> None:
+        path = f"/v1/reservations/{reservation_id}/cancellation-quote"
+        answer = api.post(path, {"fee_basis_points": 0})
+        assert (answer.status, answer.code) == (422, "invalid_request")
+
+    def test_is_hidden_from_other_organizations(self, reservation_id: str, db: None) -> None:
+        _, secret = a_key(organization=an_organization())
+        stranger = ApiClient(secret=secret)
+        assert quote_of(stranger, reservation_id).status == 404
+        assert quote_of(stranger, "rsv_nobody").status == 404
+        assert leave(stranger, reservation_id, quote_id="qte_1").status == 404
+
+    def test_needs_the_scope_to_write(self, organization: Organization) -> None:
+        _, secret = a_key(organization=organization, scopes=[Scope.RESERVATIONS_READ])
+        answer = quote_of(ApiClient(secret=secret), "rsv_1")
+        assert (answer.status, answer.code) == (403, "scope_missing")
+
+
+class TestCancellation:
+    def test_refunds_and_shows_in_the_reservation(
+        self, api: ApiClient, reservation_id: str
+    ) -> None:
+        before = api.get("/v1/wallet").json["balance"]["amount_minor"]
+        quote = quote_of(api, reservation_id).json
+        answer = leave(api, reservation_id, quote_id=quote["id"])
+        assert answer.status == 201
+        change = answer.json
+        assert (change["kind"], change["refunded"]) == ("cancellation", quote["refund"])
+        reservation = api.get(f"/v1/reservations/{reservation_id}").json
+        assert (reservation["status"], reservation["nodes"]) == ("cancelled", [])
+        assert reservation["changes"] == [change]
+        assert reservation["extensions"] == []
+        assert reservation["history"][-1]["reason"] == "tenant_cancelled"
+        after = api.get("/v1/wallet").json["balance"]["amount_minor"]
+        assert after == before + quote["refund"]["amount_minor"]
+
+    def test_happens_once_per_key(self, api: ApiClient, reservation_id: str) -> None:
+        quote_id, key = quote_of(api, reservation_id).json["id"], a_new_key()
+        first = leave(api, reservation_id, quote_id=quote_id, key=key)
+        again = leave(api, reservation_id, quote_id=quote_id, key=key)
+        assert (first.status, first.content) == (again.status, again.content)
+        assert again.headers["Idempotent-Replayed"] == "true"
+        assert Change.objects.count() == 1
+
+    def test_needs_a_key(self, api: ApiClient, reservation_id: str) -> None:
+        path = f"/v1/reservations/{reservation_id}/cancellation"
+        answer = api.post(path, {"quote_id": "qte_1"})
+        assert (answer.status, answer.code) == (400, "idempotency_key_required")
+
+    def test_refuses_what_is_over(self, api: ApiClient, reservation_id: str) -> None:
+        quote_id = quote_of(api, reservation_id).json["id"]
+        leave(api, reservation_id, quote_id=quote_id)
+        answer = leave(api, reservation_id, quote_id=quote_id)
+        assert (answer.status, answer.code) == (409, "state_conflict")
+        assert quote_of(api, reservation_id).code == "state_conflict"
+
+    def test_refuses_an_expired_quote(self, api: ApiClient, reservation_id: str) -> None:
+        quote = quote_of(api, reservation_id).json
+        ChangeQuote.objects.update(expires_at=quote["created_at"])
+        answer = leave(api, reservation_id, quote_id=quote["id"])
+        assert (answer.status, answer.code) == (410, "quote_expired")
+
+    def test_refuses_a_quote_that_nobody_made(self, api: ApiClient, reservation_id: str) -> None:
+        for quote_id in ("qte_nobody", "x" * 32):
+            answer = leave(api, reservation_id, quote_id=quote_id)
+            assert (answer.status, answer.code) == (404, "not_found")

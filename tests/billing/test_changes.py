@@ -1,0 +1,281 @@
+"""What changes do to the books, with the real scheduler beneath: to the minor unit and the GPU-second."""
+
+import datetime as dt
+
+import pytest
+
+from billing import books, changes, checkout, ledger, payouts, settlements, wallet
+from billing.models import Entry, FeeShare, Payout
+from billing.states import GPU_SECONDS, AccountKind, EntryKind
+from marketplace.core.money import Money
+from marketplace.models import Organization
+from scheduler import cancellations, change_rules, leases, replacements, reservations
+from scheduler.change_rules import RuleWish
+from scheduler.details import ReservationDetails
+from scheduler.models import Change, Lease, Reservation
+from tests.scheduler import factories
+from tests.scheduler.factories import NOW, hours, make_pool, seconds, window_in
+
+pytestmark = pytest.mark.django_db
+
+FUNDS_MINOR = 1_000_000
+LONG_AFTER = dt.timedelta(days=60)
+
+
+def buy(*, at: dt.datetime = NOW, **wishes: object) -> Reservation:
+    """Let a tenant with money buy what is wished, and return the reservation."""
+    tenant = factories.make_organization()
+    wallet.record_deposit(
+        organization=tenant,
+        amount=Money(FUNDS_MINOR, "usd"),
+        idempotency_key="first",
+        at=at,
+        actor="test",
+    )
+    quote = factories.make_quote(tenant=tenant, at=at, **wishes)
+    return checkout.purchase(
+        organization=tenant,
+        quote_id=quote.pk,
+        payment_method="wallet",
+        details=ReservationDetails(),
+        at=at,
+        actor="test",
+    )
+
+
+def leave(reservation: Reservation, *, at: dt.datetime = NOW) -> Change:
+    organization = reservation.organization
+    quote = cancellations.quote(organization=organization, reservation_id=reservation.pk, at=at)
+    return changes.cancel(
+        organization=organization,
+        reservation_id=reservation.pk,
+        quote_id=quote.pk,
+        at=at,
+        actor="test",
+    )
+
+
+def balance(kind: AccountKind, *, of: Reservation, currency: str = "usd") -> int:
+    return ledger.balance(account=ledger.AccountRef(kind, currency, of.pk))
+
+
+def gpu_seconds(kind: AccountKind, *, of: Reservation) -> int:
+    return balance(kind, of=of, currency=GPU_SECONDS)
+
+
+def purse(organization: Organization) -> int:
+    return wallet.balance(organization=organization).amount_minor
+
+
+def breaches(*, at: dt.datetime) -> list[str]:
+    return [f"{c.name}: {c.detail}" for c in books.check(at=at).checks if not c.ok]
+
+
+def start(reservation: Reservation) -> list[Lease]:
+    """Start a reservation and let its nodes hand over at the first second."""
+    reservations.start_due(at=reservation.starts_at)
+    found = list(Lease.objects.filter(reservation=reservation))
+    for lease in found:
+        factories.say_handed_over(lease, at=lease.starts_at)
+    leases.advance(at=reservation.starts_at + seconds(1))
+    return list(Lease.objects.filter(reservation=reservation))
+
+
+def finish(reservation: Reservation, *, at: dt.datetime) -> None:
+    """Let the nodes return what they have, and settle everything."""
+    for lease in Lease.objects.filter(reservation=reservation, closed_at__isnull=True):
+        factories.say_returned(lease, at=at - seconds(4))
+    leases.advance(at=at)
+    leases.advance(at=at)
+    replacements.advance(at=at)
+    reservations.finish_due(at=at)
+    settlements.settle_ended(at=at + dt.timedelta(hours=2))
+
+
+class TestCancellation:
+    def test_divides_the_price_between_tenant_owner_and_market(self) -> None:
+        owner = make_pool()
+        reservation = buy(gpus=8, window=window_in(48))
+        price = reservation.total_minor
+        change = leave(reservation)
+        # Two days before: half of it is the fee, and of that 15 % are the market's.
+        assert change.fee_minor == price // 2
+        market = round(change.fee_minor * 15 / 100)
+        fees = ledger.AccountRef(AccountKind.CANCELLATION_FEE, "usd")
+        assert ledger.balance(account=fees) == market
+        share = FeeShare.objects.get()
+        assert (share.owner, share.amount_minor) == (owner, change.fee_minor - market)
+        accrued = ledger.AccountRef(AccountKind.OWNER_ACCRUED, "usd", share.pk)
+        assert ledger.balance(account=accrued) == share.amount_minor
+        assert purse(reservation.organization) == FUNDS_MINOR - change.fee_minor
+        assert breaches(at=NOW + LONG_AFTER) == []
+
+    def test_leaves_every_account_of_the_reservation_at_zero(self) -> None:
+        make_pool()
+        reservation = buy(gpus=8, window=window_in(48))
+        leave(reservation)
+        assert balance(AccountKind.DEFERRED, of=reservation) == 0
+        assert gpu_seconds(AccountKind.U_OPEN, of=reservation) == 0
+        promised = 8 * 2 * 3600
+        assert gpu_seconds(AccountKind.U_BOUGHT, of=reservation) == promised
+        assert gpu_seconds(AccountKind.U_RELEASED, of=reservation) == promised
+        settlements.settle_ended(at=NOW + LONG_AFTER)
+        assert not Entry.objects.filter(kind=EntryKind.REFUND).exists()
+
+    def test_shares_the_fee_by_gpus_to_the_last_minor_unit(self) -> None:
+        owners = [make_pool(gpus=count) for count in (1, 2, 4)]
+        reservation = buy(gpus=7, spread="any", window=window_in(24 * 8))
+        change = leave(reservation)
+        shares = {s.owner: s.amount_minor for s in FeeShare.objects.select_related("owner")}
+        assert set(shares) == set(owners)
+        assert shares[owners[0]] < shares[owners[1]] < shares[owners[2]]
+        market = round(change.fee_minor * 15 / 100)
+        assert sum(shares.values()) == change.fee_minor - market
+        assert balance(AccountKind.DEFERRED, of=reservation) == 0
+        assert breaches(at=NOW + LONG_AFTER) == []
+
+    def test_moves_no_money_where_none_was_paid(self) -> None:
+        make_pool()
+        reservation = factories.reserve(factories.make_quote())
+        leave(reservation)
+        assert not Entry.objects.exists()
+
+    def test_that_costs_everything_pays_the_owner_like_a_delivery(self) -> None:
+        make_pool()
+        reservation = buy(gpus=2, window=window_in(3))
+        change = leave(reservation)
+        assert (change.refunded_minor, change.fee_minor) == (0, reservation.total_minor)
+        assert purse(reservation.organization) == FUNDS_MINOR - reservation.total_minor
+        assert breaches(at=NOW + LONG_AFTER) == []
+
+    def test_that_is_free_leaves_no_fee(self) -> None:
+        make_pool()
+        change_rules.current(at=NOW)
+        change_rules.publish(
+            wish=RuleWish(
+                ladder=[(0, 0)],
+                extension_opens_seconds=7_200,
+                extension_closes_seconds=3_600,
+                move_closes_seconds=0,
+            ),
+            based_on=1,
+            at=NOW,
+            actor="test",
+        )
+        reservation = buy(gpus=2)
+        leave(reservation)
+        assert purse(reservation.organization) == FUNDS_MINOR
+        assert not FeeShare.objects.exists()
+        assert breaches(at=NOW + LONG_AFTER) == []
+
+
+class TestRelease:
+    def test_pays_the_owner_once_when_the_dispute_window_is_over(self) -> None:
+        owner = make_pool()
+        leave(buy(gpus=2, window=window_in(3)))
+        share = FeeShare.objects.get()
+        assert changes.release_due(at=share.release_due_at - seconds(1)) == 0
+        assert changes.release_due(at=share.release_due_at) == 1
+        assert changes.release_due(at=share.release_due_at) == 0
+        payout = Payout.objects.get()
+        assert (payout.owner, payout.fee_share, payout.settlement) == (owner, share, None)
+        assert payout.amount_minor == share.amount_minor
+        payable = ledger.AccountRef(AccountKind.OWNER_PAYABLE, "usd", owner.pk)
+        assert ledger.balance(account=payable) == share.amount_minor
+        accrued = ledger.AccountRef(AccountKind.OWNER_ACCRUED, "usd", share.pk)
+        assert ledger.balance(account=accrued) == 0
+        assert breaches(at=share.release_due_at) == []
+
+
+class TestEarlyReturn:
+    def test_settles_what_was_used_and_keeps_the_rest_as_the_fee(self) -> None:
+        owner = make_pool()
+        reservation = buy(gpus=2, window=window_in(1))
+        price = reservation.total_minor
+        start(reservation)
+        left_at = reservation.starts_at + hours(1) - seconds(1)
+        change = leave(reservation, at=left_at)
+        assert (change.refunded_minor, change.charged_minor) == (0, 0)
+        reservation.refresh_from_db()
+        assert reservation.total_minor + change.fee_minor == price
+        finish(reservation, at=left_at + seconds(5))
+
+        reservation.refresh_from_db()
+        assert reservation.status == "completed"
+        settlement = reservation.leases.get().settlement
+        assert (settlement.bought_minor, settlement.refunded_minor) == (
+            reservation.total_minor,
+            0,
+        )
+        assert settlement.gpu_seconds_delivered == 2 * 3600
+        assert gpu_seconds(AccountKind.U_RELEASED, of=reservation) == 2 * 3600
+        assert gpu_seconds(AccountKind.U_OPEN, of=reservation) == 0
+        assert balance(AccountKind.DEFERRED, of=reservation) == 0
+        assert FeeShare.objects.get().owner == owner
+        assert breaches(at=NOW + LONG_AFTER) == []
+
+    def test_gives_back_what_the_ladder_says(self) -> None:
+        make_pool()
+        change_rules.current(at=NOW)
+        change_rules.publish(
+            wish=RuleWish(
+                ladder=[(0, 2_500)],
+                extension_opens_seconds=7_200,
+                extension_closes_seconds=3_600,
+                move_closes_seconds=0,
+            ),
+            based_on=1,
+            at=NOW,
+            actor="test",
+        )
+        reservation = buy(gpus=2, window=window_in(1))
+        start(reservation)
+        left_at = reservation.starts_at + seconds(1799)
+        change = leave(reservation, at=left_at)
+        given_back = change.refunded_minor + change.fee_minor
+        assert change.fee_minor == round(given_back / 4)
+        finish(reservation, at=left_at + seconds(5))
+        assert purse(reservation.organization) == (
+            FUNDS_MINOR - Reservation.objects.get(pk=reservation.pk).total_minor - change.fee_minor
+        )
+        assert breaches(at=NOW + LONG_AFTER) == []
+
+    def test_of_a_block_that_lost_a_node_refunds_it_whole(self) -> None:
+        make_pool(nodes=2)
+        reservation = buy(gpus=16, window=window_in(1))
+        reservations.start_due(at=reservation.starts_at)
+        kept, lost = Lease.objects.filter(reservation=reservation).order_by("pk")
+        factories.say_handed_over(kept, at=kept.starts_at)
+        factories.say_failed(lost)
+        leases.advance(at=reservation.starts_at + seconds(2))
+        left_at = reservation.starts_at + hours(1) - seconds(1)
+        change = leave(reservation, at=left_at)
+        assert change.fee_minor == 0
+        assert (change.refunded_minor, change.gpu_seconds_released) == (0, 0)
+        finish(reservation, at=left_at + seconds(5))
+        used = Lease.objects.get(pk=kept.pk).settlement
+        assert used.gpu_seconds_delivered == 8 * 3600
+        assert purse(reservation.organization) == FUNDS_MINOR - used.earned_minor
+        assert balance(AccountKind.DEFERRED, of=reservation) == 0
+        assert gpu_seconds(AccountKind.U_OPEN, of=reservation) == 0
+        assert breaches(at=NOW + LONG_AFTER) == []
+
+    def test_after_a_lost_node_was_settled_still_closes_at_zero(self) -> None:
+        make_pool(nodes=2)
+        reservation = buy(gpus=16, window=window_in(1, length=3))
+        reservations.start_due(at=reservation.starts_at)
+        kept, lost = Lease.objects.filter(reservation=reservation).order_by("pk")
+        factories.say_handed_over(kept, at=kept.starts_at)
+        factories.say_failed(lost)
+        leases.advance(at=reservation.starts_at + seconds(2))
+        settlements.settle_ended(at=reservation.starts_at + seconds(900))
+        left_at = reservation.starts_at + hours(1) - seconds(1)
+        leave(reservation, at=left_at)
+        finish(reservation, at=left_at + seconds(5))
+        used = Lease.objects.get(pk=kept.pk).settlement
+        assert purse(reservation.organization) == FUNDS_MINOR - used.earned_minor
+        assert balance(AccountKind.DEFERRED, of=reservation) == 0
+        assert gpu_seconds(AccountKind.U_OPEN, of=reservation) == 0
+        assert breaches(at=NOW + LONG_AFTER) == []
+        payouts.release_due(at=NOW + LONG_AFTER)
+        assert breaches(at=NOW + LONG_AFTER) == []
