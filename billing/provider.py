@@ -4,16 +4,29 @@ import datetime as dt
 from collections.abc import Callable
 
 import structlog
+from django.db import transaction
 
-from billing import card_refunds, intents, payments, top_up_disputes
+from billing import (
+    card_refunds,
+    disputes,
+    intents,
+    onboarding,
+    payments,
+    reservation_refunds,
+    top_up_disputes,
+    transfers,
+)
 from billing import stripe_gateway as gateway
 from billing.intents import Handler, Made
-from billing.models import CardRefund, Intent, Payment
+from billing.models import CardRefund, Intent, Payment, PayoutAccount, Refund, Transfer
 from billing.provider_states import CardRefundStatus, IntentKind, PaymentStatus
-from billing.provider_values import GatewayError, Refusal
+from billing.provider_values import GatewayError, ProviderDispute, Refusal
+from billing.states import DisputeStatus, RefundStatus
+from scheduler.models import Reservation
 
 log = structlog.get_logger(__name__)
 
+ACTOR = "billing.provider"
 READS_PER_RUN_MAX = 50  # the provider allows 100 calls a second to all of us
 # A payment may need its customer first: two calls, and one more for what those have made due.
 ROUNDS_MAX = 3
@@ -75,6 +88,26 @@ def read_due(*, at: dt.datetime) -> int:
             continue
         card_refunds.apply(refund_id=refund_id, made=made, at=at)
         count += 1
+    return count + _read_sent_refunds(at=at) + onboarding.read_due(at=at)
+
+
+def _read_sent_refunds(*, at: dt.datetime) -> int:
+    """Read the refunds of reservations that the provider has and is not through with, hour by hour."""
+    sent = Refund.objects.filter(status=RefundStatus.SENT).values("pk")
+    pause = dt.timedelta(seconds=card_refunds.READ_AGAIN_SECONDS)
+    waiting = Intent.objects.filter(
+        kind=IntentKind.REFUND, subject_id__in=sent, closed_at__isnull=False, due_at__lte=at
+    )
+    count = 0
+    for intent in waiting.order_by("due_at")[:READS_PER_RUN_MAX]:
+        Intent.objects.filter(pk=intent.pk).update(due_at=at + pause)
+        try:
+            made = gateway.read_refund(refund_id=intent.object_id)
+        except GatewayError as error:
+            log.warning("a refund could not be read", refund=intent.subject_id, error=str(error))
+            continue
+        _refund_done(intent, made, at)
+        count += 1
     return count
 
 
@@ -104,18 +137,63 @@ def _refresh_refund(object_id: str, at: dt.datetime) -> bool:
     if refund is not None:
         card_refunds.apply(refund_id=refund.pk, made=made, at=at)
         return True
+    intent = Intent.objects.filter(kind=IntentKind.REFUND, object_id=object_id).first()
+    if intent is not None:
+        _refund_done(intent, made, at)
+        return True
     return _adopt(made, at=at)
 
 
 def _refresh_dispute(object_id: str, at: dt.datetime) -> bool:
     made = gateway.read_dispute(dispute_id=object_id)
     payment = (
-        Payment.objects.filter(provider_id=made.payment_id).select_related("organization").first()
+        Payment.objects.filter(provider_id=made.payment_id)
+        .select_related("organization", "reservation")
+        .first()
     )
     if payment is None:
         return False
-    top_up_disputes.apply(payment=payment, made=made, at=at)
+    if payment.reservation is None:
+        top_up_disputes.apply(payment=payment, made=made, at=at)
+    else:
+        _apply_dispute(payment.reservation, made, at=at)
     return True
+
+
+@transaction.atomic
+def _apply_dispute(reservation: Reservation, made: ProviderDispute, *, at: dt.datetime) -> None:
+    """Take over what the provider says of the dispute of a reservation's payment; it moves forward only."""
+    dispute = disputes.open_dispute(
+        dispute_id=made.id,
+        reservation=reservation,
+        amount_minor=made.amount_minor,
+        fee_minor=made.fee_minor,
+        currency=made.currency,
+        at=at,
+        actor=ACTOR,
+    )
+    end = top_up_disputes.ENDS.get(made.state)
+    if dispute.status != DisputeStatus.OPEN or end is None:
+        return
+    if end == DisputeStatus.WON:
+        disputes.win(dispute_id=made.id, at=at, actor=ACTOR)
+    else:
+        disputes.lose(dispute_id=made.id, at=at, actor=ACTOR)
+
+
+def _refresh_transfer(object_id: str, at: dt.datetime) -> bool:
+    if Transfer.objects.filter(provider_id=object_id).exists():
+        return True  # its own call has told all that there is
+    return _adopt(gateway.read_transfer(transfer_id=object_id), at=at)
+
+
+def _refresh_account(object_id: str, at: dt.datetime) -> bool:
+    made = gateway.read_account(account_id=object_id)
+    account = PayoutAccount.objects.filter(provider_id=object_id).first()
+    if account is not None:
+        onboarding.seen(account_id=account.pk, made=made, at=at)
+        return True
+    return _adopt(made, at=at)
 
 
 def _adopt(made: Made, *, at: dt.datetime) -> bool:
@@ -164,11 +242,43 @@ def _read_soon(intent: Intent, refusal: Refusal, at: dt.datetime) -> None:
 
 
 def _refund_done(intent: Intent, made: Made, at: dt.datetime) -> None:
-    card_refunds.apply(refund_id=intent.subject_id, made=made, at=at)
+    if CardRefund.objects.filter(pk=intent.subject_id).exists():
+        card_refunds.apply(refund_id=intent.subject_id, made=made, at=at)
+    else:
+        reservation_refunds.apply(refund_id=intent.subject_id, made=made, at=at)
 
 
 def _refund_refused(intent: Intent, refusal: Refusal, at: dt.datetime) -> None:
-    card_refunds.refused(refund_id=intent.subject_id, code=refusal.code, at=at)
+    if CardRefund.objects.filter(pk=intent.subject_id).exists():
+        card_refunds.refused(refund_id=intent.subject_id, code=refusal.code, at=at)
+    else:
+        reservation_refunds.refused(refund_id=intent.subject_id, at=at)
+
+
+def _account_done(intent: Intent, made: Made, at: dt.datetime) -> None:
+    onboarding.seen(account_id=intent.subject_id, made=made, at=at)
+
+
+def _account_refused(intent: Intent, refusal: Refusal, at: dt.datetime) -> None:
+    PayoutAccount.objects.filter(pk=intent.subject_id).update(
+        missing=[refusal.message[:200]], retired_at=at
+    )
+
+
+def _transfer_done(intent: Intent, made: Made, at: dt.datetime) -> None:
+    transfers.apply(transfer_id=intent.subject_id, made=made, at=at)
+
+
+def _transfer_refused(intent: Intent, refusal: Refusal, at: dt.datetime) -> None:
+    transfers.refused(transfer_id=intent.subject_id, code=refusal.code, at=at)
+
+
+def _reversal_done(intent: Intent, made: Made, at: dt.datetime) -> None:
+    transfers.taken_back(transfer_id=intent.subject_id, made=made, at=at)
+
+
+def _reversal_refused(intent: Intent, refusal: Refusal, at: dt.datetime) -> None:
+    log.info("a transfer could not be taken back", transfer=intent.subject_id, code=refusal.code)
 
 
 HANDLERS: dict[IntentKind, Handler] = {
@@ -177,6 +287,9 @@ HANDLERS: dict[IntentKind, Handler] = {
     IntentKind.CAPTURE: Handler(done=_payment_done, refused=_read_soon),
     IntentKind.CANCEL: Handler(done=_payment_done, refused=_read_soon),
     IntentKind.REFUND: Handler(done=_refund_done, refused=_refund_refused),
+    IntentKind.ACCOUNT: Handler(done=_account_done, refused=_account_refused),
+    IntentKind.TRANSFER: Handler(done=_transfer_done, refused=_transfer_refused),
+    IntentKind.REVERSAL: Handler(done=_reversal_done, refused=_reversal_refused),
 }
 
 # How an object is read anew, by the provider's word for its kind; False: we have no row of it.
@@ -184,4 +297,6 @@ READERS: dict[str, Callable[[str, dt.datetime], bool]] = {
     "payment_intent": _refresh_payment,
     "refund": _refresh_refund,
     "dispute": _refresh_dispute,
+    "transfer": _refresh_transfer,
+    "v2.core.account": _refresh_account,
 }

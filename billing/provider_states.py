@@ -2,6 +2,7 @@
 
 from django.db.models import TextChoices
 
+from billing.states import DISPUTE_ARROWS
 from marketplace.core.states import Arrows
 
 
@@ -124,22 +125,6 @@ TRANSFER_ARROWS = Arrows(
         TransferStatus.PAID: (TransferStatus.REVERSED,),
         TransferStatus.FAILED: (),
         TransferStatus.REVERSED: (),
-    },
-)
-
-
-class DisputeStatus(TextChoices):
-    OPEN = "open"
-    WON = "won"
-    LOST = "lost"
-
-
-DISPUTE_ARROWS = Arrows(
-    initial=(DisputeStatus.OPEN,),
-    moves={
-        DisputeStatus.OPEN: (DisputeStatus.WON, DisputeStatus.LOST),
-        DisputeStatus.WON: (),
-        DisputeStatus.LOST: (),
     },
 )
 

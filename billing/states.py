@@ -130,7 +130,8 @@ REFUND_ARROWS = Arrows(
     moves={
         RefundStatus.DUE: (RefundStatus.SENT,),
         RefundStatus.SENT: (RefundStatus.SETTLED, RefundStatus.FAILED),
-        RefundStatus.SETTLED: (),
+        # A closed card gives it back days later; then it is in the wallet.
+        RefundStatus.SETTLED: (RefundStatus.FAILED,),
         RefundStatus.FAILED: (),
     },
 )

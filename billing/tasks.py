@@ -13,7 +13,9 @@ from billing import (
     payouts,
     provider,
     refunds,
+    reservation_refunds,
     settlements,
+    transfers,
 )
 
 
@@ -36,6 +38,9 @@ def drive_intents() -> None:
     now = timezone.now()
     payments.give_up_due(at=now)
     payments.capture_due(at=now)
+    if provider.is_connected():
+        reservation_refunds.ask_due(at=now)
+        transfers.send_due(at=now)
     provider.drive_due(at=now)
 
 

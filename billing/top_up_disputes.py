@@ -10,15 +10,15 @@ from django.db import transaction
 
 from billing import ledger, wallet
 from billing.models import Payment, ProviderTransition, TopUpDispute
-from billing.provider_states import DISPUTE_ARROWS, DisputeStatus, Machine
+from billing.provider_states import Machine
 from billing.provider_values import ProviderDispute
-from billing.states import AccountKind, EntryKind
+from billing.states import DISPUTE_ARROWS, AccountKind, DisputeStatus, EntryKind
 from marketplace import events
 from marketplace.core.errors import StateConflict
 from marketplace.states import EventKind
 
 # The provider's words for a dispute that is over; everything else is still open.
-_ENDS = {
+ENDS = {
     "won": DisputeStatus.WON,
     "warning_closed": DisputeStatus.WON,
     "prevented": DisputeStatus.WON,
@@ -49,7 +49,7 @@ def apply(*, payment: Payment, made: ProviderDispute, at: dt.datetime) -> TopUpD
         .select_related("payment__organization")
         .get(pk=made.id)
     )
-    end = _ENDS.get(made.state)
+    end = ENDS.get(made.state)
     if end is not None and dispute.status == DisputeStatus.OPEN:
         if end == DisputeStatus.LOST:
             _bear(dispute, at=at)

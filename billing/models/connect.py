@@ -50,7 +50,7 @@ class PayoutAccount(models.Model):
 
 
 class Transfer(models.Model):
-    """One sum to one owner: the payouts that were due, less what the owner owes us."""
+    """One attempt to send a payout to its owner."""
 
     id = models.CharField(
         primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_transfer_id
@@ -58,9 +58,8 @@ class Transfer(models.Model):
     owner = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="transfers")
     account = models.ForeignKey(PayoutAccount, on_delete=models.PROTECT, related_name="transfers")
     status = models.CharField(max_length=20, choices=TransferStatus, default=TransferStatus.SENDING)
-    payouts = models.ManyToManyField(Payout, related_name="transfers")
-    amount_minor = models.BigIntegerField(db_comment="what is sent")
-    netted_minor = models.BigIntegerField(default=0, db_comment="kept for what the owner owed")
+    payout = models.ForeignKey(Payout, on_delete=models.PROTECT, related_name="transfers")
+    amount_minor = models.BigIntegerField()
     reversed_minor = models.BigIntegerField(default=0)
     currency = models.CharField(max_length=3)
     provider_id = models.CharField(max_length=PROVIDER_ID_LENGTH_MAX, blank=True, db_index=True)
@@ -72,11 +71,14 @@ class Transfer(models.Model):
         ordering: ClassVar = ["-id"]
         constraints: ClassVar = [
             models.CheckConstraint(
-                condition=Q(amount_minor__gt=0)
-                & Q(netted_minor__gte=0)
-                & Q(reversed_minor__lte=F("amount_minor")),
+                condition=Q(amount_minor__gt=0, reversed_minor__lte=F("amount_minor")),
                 name="transfer_amounts_make_sense",
-            )
+            ),
+            models.UniqueConstraint(
+                fields=["payout"],
+                condition=Q(status__in=(TransferStatus.SENDING, TransferStatus.PAID)),
+                name="payout_is_sent_once",
+            ),
         ]
 
     def __str__(self) -> str:

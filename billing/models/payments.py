@@ -8,11 +8,11 @@ from django.db.models import F, Q
 from billing.models.provider import PROVIDER_ID_LENGTH_MAX
 from billing.provider_states import (
     CardRefundStatus,
-    DisputeStatus,
     PaymentMeans,
     PaymentPurpose,
     PaymentStatus,
 )
+from billing.states import DisputeStatus
 from marketplace.core import ids
 from marketplace.models import Organization
 from scheduler.models import Reservation
