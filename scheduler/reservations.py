@@ -16,11 +16,20 @@ from marketplace.core.errors import InvalidValue, NotFound, StateConflict
 from marketplace.core.windows import format_instant
 from marketplace.models import Organization
 from marketplace.states import EventKind, Tier
-from scheduler import calendar, holds, leases, openings, placement, quotes, ticks
+from scheduler import (
+    calendar,
+    demand,
+    holds,
+    leases,
+    openings,
+    placement,
+    quotas,
+    quotes,
+    ticks,
+)
 from scheduler.details import DetailChanges, ReservationDetails, check_details
 from scheduler.models import (
     Allocation,
-    Change,
     Lease,
     Reclaim,
     Replacement,
@@ -30,7 +39,7 @@ from scheduler.models import (
 from scheduler.states import (
     LEASE_ARROWS,
     RESERVATION_ARROWS,
-    ChangeKind,
+    DemandKind,
     LeaseStatus,
     PaymentMethod,
     ReservationReason,
@@ -69,6 +78,7 @@ def reserve(
     :raises InvalidValue: when the payment method or a detail makes no sense.
     :raises QuoteUsed: when a reservation was made of it already.
     :raises QuoteExpired: when its time is up.
+    :raises LimitExceeded: when the tenant's limits do not allow it; the quote stays.
     :raises CapacityTaken: when a rival took the GPUs, and no others serve at this price; the quote stays.
     """
     if payment_method not in PaymentMethod.values:
@@ -78,6 +88,7 @@ def reserve(
     check_details(details)
     quote = quotes.get(organization=organization, quote_id=quote_id)
     holds.use(quote=quote, at=at)
+    quotas.check(organization=organization, gpus=quote.gpus, window=quote.window, at=at)
     patience = dt.timedelta(seconds=PAYMENT_WINDOW_SECONDS[PaymentMethod(payment_method)])
     reservation = Reservation(
         organization=organization,
@@ -122,6 +133,17 @@ def reserve(
     if reservation.tier == Tier.RECLAIMABLE:
         reservation.reclaim_notice_seconds = _shortest_notice(reservation_id=reservation.pk)
     reservation.save(force_insert=True)
+    demand.record(
+        organization=organization,
+        kind=DemandKind.RESERVATION,
+        gpu_model_id=reservation.gpu_model_id,
+        region=reservation.region,
+        tier=Tier(reservation.tier),
+        window=reservation.window,
+        gpus=reservation.gpus,
+        at=at,
+        occasion=reservation.pk,
+    )
     ReservationTransition.objects.create(
         reservation=reservation,
         from_status="",
@@ -261,7 +283,7 @@ def start_due(*, at: dt.datetime) -> int:
 def finish_due(*, at: dt.datetime) -> int:
     """Finish the active reservations whose leases are all over and not replaced; return how many.
 
-    Completed when the window is over, or the tenant left, and at least one lease was handed over.
+    Completed when the window is over and at least one lease was handed over.
     Reclaimed, at once, when what was left of it went back to its owner. Failed, at once, when nothing was
     handed over, or when nothing came in the place of what failed.
     """
@@ -271,7 +293,6 @@ def finish_due(*, at: dt.datetime) -> int:
     broken = Lease.objects.filter(
         reservation=OuterRef("pk"), status__in=[LeaseStatus.INTERRUPTED, LeaseStatus.FAILED]
     )
-    left = Change.objects.filter(reservation=OuterRef("pk"), kind=ChangeKind.EARLY_RETURN)
     closed = Reservation.objects.filter(
         ~Exists(open_leases), ~Exists(sought), status=ReservationStatus.ACTIVE
     ).order_by("ends_at", "pk")
@@ -283,7 +304,7 @@ def finish_due(*, at: dt.datetime) -> int:
         name="reclaim",
     )
     count += ticks.drain(
-        due=closed.filter(Q(ends_at__lte=at) | Exists(left), Exists(delivered)),
+        due=closed.filter(Exists(delivered), ends_at__lte=at),
         advance=lambda row: _complete(row, at=at),
         name="complete",
     )

@@ -105,6 +105,20 @@ class ChangeKind(TextChoices):
     MOVE = "move"  # before the start: another window
 
 
+class ExtensionLimit(TextChoices):
+    """What ends the longest possible extension."""
+
+    NEXT_BOOKING = "next_booking"
+    LISTING_PERIOD = "listing_period"
+    LISTING_WITHDRAWN = "listing_withdrawn"
+    BLACKOUT = "blackout"
+    MAX_DURATION = "max_duration"
+    HORIZON = "horizon"
+    RECLAIM_PENDING = "reclaim_pending"
+    HEALTH = "health"
+    TENANT_LIMIT = "tenant_limit"
+
+
 class RepackingReason(TextChoices):
     """Why a promise that had not started got other places."""
 
@@ -181,3 +195,34 @@ class PriceCause(TextChoices):
 
     HOUR = "hour"
     BOOKING = "booking"
+
+
+class PriceRuleStatus(TextChoices):
+    PROPOSED = "proposed"
+    APPROVED = "approved"
+    REJECTED = "rejected"
+    WITHDRAWN = "withdrawn"
+
+
+PRICE_RULE_ARROWS = Arrows(
+    initial=(PriceRuleStatus.PROPOSED,),
+    moves={
+        PriceRuleStatus.PROPOSED: (
+            PriceRuleStatus.APPROVED,
+            PriceRuleStatus.REJECTED,
+            PriceRuleStatus.WITHDRAWN,
+        ),
+        PriceRuleStatus.APPROVED: (),
+        PriceRuleStatus.REJECTED: (),
+        PriceRuleStatus.WITHDRAWN: (),
+    },
+)
+
+
+class DemandKind(TextChoices):
+    """How a tenant said what it wants."""
+
+    SEARCH = "search"
+    QUOTE = "quote"
+    REFUSAL = "refusal"
+    RESERVATION = "reservation"

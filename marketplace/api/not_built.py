@@ -27,23 +27,12 @@ class _AnyQuery(StrictSerializer):
         return {}
 
 
-_EXTENSIONS = "a later end on the same GPUs cannot be bought yet"
 _BUDGETS = "hard caps per organization and project are not kept yet"
 _EVENTS = "events are not sent or kept yet; poll the objects"
 _STATEMENTS = "there are bills of reservations, and none of months yet"
 _OWNER_UTILIZATION = "hours per node and day are not added up yet; earnings are"
 
 _CALLS: tuple[tuple[str, Mapping[str, Scope], str], ...] = (
-    (
-        "reservations/<str:reservation_id>/extension-quote",
-        {"POST": Scope.RESERVATIONS_WRITE},
-        _EXTENSIONS,
-    ),
-    (
-        "reservations/<str:reservation_id>/extensions",
-        {"POST": Scope.RESERVATIONS_WRITE},
-        _EXTENSIONS,
-    ),
     ("bills/<str:month>", {"GET": Scope.BILLING_READ}, _STATEMENTS),
     ("exports/focus", {"GET": Scope.BILLING_READ}, _STATEMENTS),
     ("budgets", {"GET": Scope.BILLING_READ, "PUT": Scope.BILLING_WRITE}, _BUDGETS),

@@ -31,13 +31,13 @@ PREFIXES = frozenset(
         "set",
         "ent",
         "acc",
-        "prc",
         "apr",
         "rfd",
         "int",
         "pac",
         "ref",
         "trf",
+        "prc",
     }
 )
 
