@@ -187,6 +187,8 @@ STATUS_BY_CODE: dict[str, int] = {
     # money
     "payment_required": 402,
     "payment_method_unavailable": 501,
+    "no_saved_card": 409,
+    "webhook_refused": 400,
     "money_parked": 423,
     "nothing_receivable": 422,
     "refund_refused": 422,

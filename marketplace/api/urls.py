@@ -14,6 +14,7 @@ from marketplace.api import (
     prices,
     quotes,
     reservations,
+    top_ups,
     wallet,
 )
 
@@ -41,6 +42,8 @@ urlpatterns = [
     path("leases/<str:lease_id>", leases.LeaseView.as_view()),
     path("leases/<str:lease_id>/utilization", leases.UtilizationView.as_view()),
     path("wallet", wallet.WalletView.as_view()),
+    path("wallet/top-ups", top_ups.TopUpsView.as_view()),
+    path("wallet/top-ups/<str:payment_id>", top_ups.TopUpView.as_view()),
     path("wallet/entries", wallet.WalletEntriesView.as_view()),
     *owner_urls.urlpatterns,
     *not_built.urlpatterns,
