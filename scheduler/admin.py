@@ -16,8 +16,11 @@ from marketplace.core.read_only import ReadOnly
 from scheduler import onoffer
 from scheduler.models import (
     Allocation,
+    DemandSample,
     Lease,
     LeaseTransition,
+    PriceRule,
+    PriceVersion,
     Quote,
     Reclaim,
     Relocation,
@@ -25,6 +28,7 @@ from scheduler.models import (
     Reservation,
     ReservationTransition,
 )
+from scheduler.prices import admin as price_pages
 
 
 class Priced:
@@ -199,3 +203,6 @@ class OfferedGpuAdmin(GpuAdmin):
 
 admin.site.unregister(Gpu)
 admin.site.register(Gpu, OfferedGpuAdmin)
+admin.site.register(PriceRule, price_pages.PriceRuleAdmin)
+admin.site.register(PriceVersion, price_pages.PriceVersionAdmin)
+admin.site.register(DemandSample, price_pages.DemandSampleAdmin)

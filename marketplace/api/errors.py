@@ -172,6 +172,9 @@ STATUS_BY_CODE: dict[str, int] = {
     "too_few_gpus": 409,
     "not_enough_capacity": 409,
     "price_above_max": 409,
+    "price_rule_invalid": 422,
+    "price_not_replayable": 409,
+    "four_eyes": 403,
     "capacity_taken": 409,
     "extension_too_early": 409,
     "extension_too_late": 409,
@@ -184,6 +187,8 @@ STATUS_BY_CODE: dict[str, int] = {
     # money
     "payment_required": 402,
     "payment_method_unavailable": 501,
+    "no_saved_card": 409,
+    "webhook_refused": 400,
     "money_parked": 423,
     "nothing_receivable": 422,
     "refund_refused": 422,

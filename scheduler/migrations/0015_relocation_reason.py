@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("scheduler", "0012_extensions_and_limits"),
+        ("scheduler", "0014_late_payments"),
     ]
 
     operations = [
