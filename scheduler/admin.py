@@ -22,6 +22,7 @@ from scheduler.models import (
     Reservation,
     ReservationTransition,
 )
+from scheduler.prices import admin as price_pages
 
 
 class Priced:
@@ -160,3 +161,5 @@ class OfferedGpuAdmin(GpuAdmin):
 
 admin.site.unregister(Gpu)
 admin.site.register(Gpu, OfferedGpuAdmin)
+for price_model, price_page in price_pages.PAGES.items():
+    admin.site.register(price_model, price_page)  # type: ignore[arg-type]  # unfold has no types

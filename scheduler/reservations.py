@@ -16,7 +16,17 @@ from marketplace.core.errors import InvalidValue, NotFound, StateConflict
 from marketplace.core.windows import format_instant
 from marketplace.models import Organization
 from marketplace.states import EventKind, Tier
-from scheduler import calendar, holds, leases, openings, placement, quotas, quotes, ticks
+from scheduler import (
+    calendar,
+    demand,
+    holds,
+    leases,
+    openings,
+    placement,
+    quotas,
+    quotes,
+    ticks,
+)
 from scheduler.details import DetailChanges, ReservationDetails, check_details
 from scheduler.models import (
     Allocation,
@@ -29,6 +39,7 @@ from scheduler.models import (
 from scheduler.states import (
     LEASE_ARROWS,
     RESERVATION_ARROWS,
+    DemandKind,
     LeaseStatus,
     PaymentMethod,
     ReservationReason,
@@ -121,6 +132,17 @@ def reserve(
     if reservation.tier == Tier.RECLAIMABLE:
         reservation.reclaim_notice_seconds = _shortest_notice(reservation_id=reservation.pk)
     reservation.save(force_insert=True)
+    demand.record(
+        organization=organization,
+        kind=DemandKind.RESERVATION,
+        gpu_model_id=reservation.gpu_model_id,
+        region=reservation.region,
+        tier=Tier(reservation.tier),
+        window=reservation.window,
+        gpus=reservation.gpus,
+        at=at,
+        occasion=reservation.pk,
+    )
     ReservationTransition.objects.create(
         reservation=reservation,
         from_status="",

@@ -192,3 +192,34 @@ class PriceCause(TextChoices):
 
     HOUR = "hour"
     BOOKING = "booking"
+
+
+class PriceRuleStatus(TextChoices):
+    PROPOSED = "proposed"
+    APPROVED = "approved"
+    REJECTED = "rejected"
+    WITHDRAWN = "withdrawn"
+
+
+PRICE_RULE_ARROWS = Arrows(
+    initial=(PriceRuleStatus.PROPOSED,),
+    moves={
+        PriceRuleStatus.PROPOSED: (
+            PriceRuleStatus.APPROVED,
+            PriceRuleStatus.REJECTED,
+            PriceRuleStatus.WITHDRAWN,
+        ),
+        PriceRuleStatus.APPROVED: (),
+        PriceRuleStatus.REJECTED: (),
+        PriceRuleStatus.WITHDRAWN: (),
+    },
+)
+
+
+class DemandKind(TextChoices):
+    """How a tenant said what it wants."""
+
+    SEARCH = "search"
+    QUOTE = "quote"
+    REFUSAL = "refusal"
+    RESERVATION = "reservation"

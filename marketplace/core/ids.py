@@ -31,9 +31,9 @@ PREFIXES = frozenset(
         "set",
         "ent",
         "acc",
-        "prc",
         "apr",
         "rfd",
+        "prc",
     }
 )
 
