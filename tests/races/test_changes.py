@@ -3,6 +3,7 @@
 import datetime as dt
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from django.db import transaction
@@ -53,7 +54,7 @@ def purchase(quote: Quote, *, at: dt.datetime = NOW) -> Reservation:
     )
 
 
-def buy(tenant: Organization, **wishes: object) -> Reservation:
+def buy(tenant: Organization, **wishes: Any) -> Reservation:
     return purchase(make_quote(tenant=tenant, **wishes))
 
 

@@ -2,6 +2,7 @@
 
 import datetime as dt
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -289,7 +290,7 @@ class TestWindow:
             ({"ends": 24 * 181}, BeyondHorizon),
         ],
     )
-    def test_is_checked(self, wish: dict[str, float], refusal: type[Exception]) -> None:
+    def test_is_checked(self, wish: dict[str, Any], refusal: type[Exception]) -> None:
         make_pool()
         reservation = make_reservation(window=window_in(72))
         with pytest.raises(refusal):
