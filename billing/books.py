@@ -240,7 +240,7 @@ INVARIANTS = (
             SELECT coalesce(sum(p.amount) FILTER (
                     WHERE a.kind = 'wallet' AND p.side = 'debit'), 0) AS charged,
                 coalesce(sum(p.amount) FILTER (
-                    WHERE a.kind = 'wallet' AND p.side = 'credit'), 0) AS refunded,
+                    WHERE a.kind IN ('wallet', 'refund_payable') AND p.side = 'credit'), 0) AS refunded,
                 coalesce(sum(p.amount) FILTER (
                     WHERE a.kind IN ('cancellation_fee', 'owner_accrued') AND p.side = 'credit'), 0)
                     AS kept,

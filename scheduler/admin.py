@@ -16,12 +16,16 @@ from marketplace.core.read_only import ReadOnly
 from scheduler import onoffer
 from scheduler.models import (
     Allocation,
+    DemandSample,
     Lease,
     LeaseTransition,
+    PriceRule,
+    PriceVersion,
     Quote,
     Reservation,
     ReservationTransition,
 )
+from scheduler.prices import admin as price_pages
 
 
 class Priced:
@@ -160,3 +164,6 @@ class OfferedGpuAdmin(GpuAdmin):
 
 admin.site.unregister(Gpu)
 admin.site.register(Gpu, OfferedGpuAdmin)
+admin.site.register(PriceRule, price_pages.PriceRuleAdmin)
+admin.site.register(PriceVersion, price_pages.PriceVersionAdmin)
+admin.site.register(DemandSample, price_pages.DemandSampleAdmin)

@@ -45,6 +45,14 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         ),
     ),
     (
+        "Prices",
+        (
+            ("Price rules", "scheduler.PriceRule", "rule_settings"),
+            ("Price tables", "scheduler.PriceVersion", "show_chart"),
+            ("Demand", "scheduler.DemandSample", "trending_up"),
+        ),
+    ),
+    (
         "Books",
         (
             ("Entries", "billing.Entry", "menu_book"),

@@ -226,12 +226,12 @@ class TestRefresh:
     def test_allows_one_step_a_clock_hour_however_often_it_runs(self) -> None:
         make_pool()
         refreshed()
-        make_reservation(gpus=8, window=window_in(24))
         found = []
         for minute in (5, 10, 20):
             at = NOW + seconds(60 * minute)
             Node.objects.update(last_report_at=at)
-            refresh.refresh_after_bookings(at=at, keys=[KEY])
+            make_reservation(gpus=2, window=window_in(24), at=at)
+            refresh.refresh_after_bookings(at=at)
             found.append(int(tables(keys=[KEY], at=at)[KEY].rate_micros[24]))
 
         assert found == [2_470_589] * 3
