@@ -97,6 +97,23 @@ def issue_all(*, wishes: Sequence[Wish], at: dt.datetime) -> list[Grant]:
     return [stored[row.lease_id, row.lease_epoch] for row in rows]
 
 
+def change_end(*, lease_id: str, lease_epoch: int, not_after: dt.datetime, at: dt.datetime) -> None:
+    """Give a running grant another end; the node hears of it with its next report. Safe to call twice.
+
+    :raises NotFound: when there is no such grant, or the node was asked for its GPUs already.
+    """
+    running = Grant.objects.filter(
+        lease_id=lease_id,
+        lease_epoch=lease_epoch,
+        desired_state=protocol.DesiredState.RUN,
+        closed_at__isnull=True,
+    )
+    if not running.update(not_after=not_after):
+        raise NotFound(
+            f"no running grant of lease {lease_id} epoch {lease_epoch} at {at.isoformat()}"
+        )
+
+
 def stop(*, lease_id: str, lease_epoch: int, at: dt.datetime) -> None:
     """Ask the node to take the GPUs back from the tenant. Safe to call twice.
 

@@ -234,13 +234,13 @@ INVARIANTS = (
         """
         SELECT c.id || ' charged ' || c.charged_minor || ', refunded ' || c.refunded_minor || ', kept '
             || c.fee_minor || '; posted ' || posted.charged || ', ' || posted.refunded || ', '
-            || posted.kept
-        FROM scheduler_change c
+            || posted.kept, r.organization_id
+        FROM scheduler_change c JOIN scheduler_reservation r ON r.id = c.reservation_id
         CROSS JOIN LATERAL (
             SELECT coalesce(sum(p.amount) FILTER (
                     WHERE a.kind = 'wallet' AND p.side = 'debit'), 0) AS charged,
                 coalesce(sum(p.amount) FILTER (
-                    WHERE a.kind = 'wallet' AND p.side = 'credit'), 0) AS refunded,
+                    WHERE a.kind IN ('wallet', 'refund_payable') AND p.side = 'credit'), 0) AS refunded,
                 coalesce(sum(p.amount) FILTER (
                     WHERE a.kind IN ('cancellation_fee', 'owner_accrued') AND p.side = 'credit'), 0)
                     AS kept,

@@ -10,20 +10,23 @@ import logging
 from django.conf import settings
 from django.db import transaction
 
-from billing import ledger, wallet
+from billing import accounts, ledger, parking
+from billing.checkout import PaymentMethodUnavailable
 from billing.models import FeeShare, Payout, PayoutTransition
-from billing.purchases import reservation_account
-from billing.states import AccountKind, EntryKind, PayoutStatus
+from billing.states import AccountKind, EntryKind
+from marketplace.core.errors import InvalidValue
 from marketplace.core.money import share_of, split_by_weights
 from marketplace.models import Organization
-from scheduler import cancellations
+from scheduler import cancellations, extensions, rebookings
 from scheduler.models import Change
+from scheduler.states import PaymentMethod
 
 logger = logging.getLogger(__name__)
 
 BASIS_POINTS = 10_000
 RELEASES_PER_RUN_MAX = 500  # about five seconds of work; the next tick takes the rest
 ACTOR = "billing.release_earnings"
+Row = tuple[ledger.AccountRef, ledger.AccountRef, int]  # debited, credited, amount
 
 
 @transaction.atomic
@@ -45,13 +48,76 @@ def cancel(
     return change
 
 
+@transaction.atomic
+def extend(
+    *,
+    organization: Organization,
+    reservation_id: str,
+    quote_id: str,
+    payment_method: str,
+    at: dt.datetime,
+    actor: str,
+) -> Change:
+    """Extend on the terms of a quote, and take what is added from the wallet: one transaction.
+
+    The old end stands if the payment fails.
+
+    :raises PaymentMethodUnavailable: for `card` and `invoice`.
+    :raises ledger.InsufficientFunds: with the missing amount, when the wallet does not cover it.
+    :raises DomainError: whatever refuses the extension; see `scheduler.extensions.extend`.
+    """
+    _check_payment_method(payment_method)
+    change = extensions.extend(
+        organization=organization,
+        reservation_id=reservation_id,
+        quote_id=quote_id,
+        at=at,
+        actor=actor,
+    )
+    post(change=change)
+    return change
+
+
+@transaction.atomic
+def rebook(
+    *,
+    organization: Organization,
+    reservation_id: str,
+    quote_id: str,
+    payment_method: str,
+    at: dt.datetime,
+    actor: str,
+) -> Change:
+    """Give a reservation the window of a quote; the difference is paid or goes back: one transaction.
+
+    The old window stands if the payment fails.
+
+    :raises PaymentMethodUnavailable: for `card` and `invoice`.
+    :raises ledger.InsufficientFunds: with the missing amount, when the wallet does not cover it.
+    :raises DomainError: whatever refuses the change; see `scheduler.rebookings.rebook`.
+    """
+    _check_payment_method(payment_method)
+    change = rebookings.rebook(
+        organization=organization,
+        reservation_id=reservation_id,
+        quote_id=quote_id,
+        at=at,
+        actor=actor,
+    )
+    post(change=change)
+    return change
+
+
 def post(*, change: Change) -> None:
     """Write a change into the books of its reservation; nothing where nothing was paid.
 
     :raises ledger.InsufficientFunds: when the wallet does not cover what is added.
+    :raises parking.MoneyParked: while the tenant's money is parked.
     """
+    parking.require_moving(organization=change.reservation.organization)
     fee_for_owners = _fee_for_owners(change)
-    legs = [*_money(change, fee_for_market=change.fee_minor - fee_for_owners), *_seconds(change)]
+    money = _money(change, fee_for_market=change.fee_minor - fee_for_owners)
+    legs = ledger.differences([*money, *_seconds(change)])
     if legs:
         ledger.post(
             idempotency_key=f"change:{change.id}",
@@ -83,81 +149,94 @@ def release_due(*, at: dt.datetime) -> int:
 
 @transaction.atomic
 def release(*, share_id: str, at: dt.datetime) -> bool:
-    """Move one owner's part of a fee to what is payable; say whether it was this call that did it."""
+    """Move one owner's part of a fee to what is payable, less what the owner owes.
+
+    Say whether it was this call that did it. Nothing is released while the owner's money is parked.
+    """
     share = (
         FeeShare.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
         .filter(pk=share_id, released_at__isnull=True, release_due_at__lte=at)
         .select_related("owner")
         .first()
     )
-    if share is None:
+    if share is None or parking.is_parked(organizations=[share.owner]):
         return False
+    # No other release may net what this owner owes meanwhile.
+    owner = Organization.objects.select_for_update(no_key=True).get(pk=share.owner_id)
+    owed, payable = (
+        accounts.of_owner(kind=kind, owner=owner, currency=share.currency)
+        for kind in (AccountKind.OWNER_CLAWBACK, AccountKind.OWNER_PAYABLE)
+    )
+    netted = min(share.amount_minor, max(ledger.balance(account=owed), 0))
+    rest = share.amount_minor - netted
+    accrued = _accrued(share_id=share.id, owner=owner, currency=share.currency)
     FeeShare.objects.filter(pk=share.pk).update(released_at=at)
     entry = ledger.post(
         idempotency_key=f"release:{share.id}",
         kind=EntryKind.RELEASE,
         subject_id=share.id,
         effective_at=at,
-        legs=ledger.transfer(
-            debited=_accrued(share_id=share.id, owner=share.owner, currency=share.currency),
-            credited=ledger.AccountRef(
-                AccountKind.OWNER_PAYABLE, share.currency, share.owner_id, share.owner
-            ),
-            amount=share.amount_minor,
-        ),
+        legs=ledger.differences([(accrued, owed, netted), (accrued, payable, rest)]),
     )
-    payout = Payout.objects.create(
-        owner=share.owner,
-        fee_share=share,
-        entry=entry,
-        amount_minor=share.amount_minor,
-        currency=share.currency,
-        due_at=share.release_due_at,
-        created_at=at,
-    )
-    PayoutTransition.objects.create(
-        payout=payout, from_status="", to_status=PayoutStatus.DUE, actor=ACTOR, at=at
-    )
+    if rest:
+        payout = Payout.objects.create(
+            owner=owner,
+            fee_share=share,
+            entry=entry,
+            amount_minor=rest,
+            currency=share.currency,
+            due_at=share.release_due_at,
+            created_at=at,
+        )
+        PayoutTransition.objects.create(
+            payout=payout, from_status="", to_status=payout.status, actor=ACTOR, at=at
+        )
     return True
 
 
-def _money(change: Change, *, fee_for_market: int) -> list[ledger.Leg]:
-    """Return what moves between the wallet, what is deferred and the market's part of the fee.
+def _check_payment_method(payment_method: str) -> None:
+    """Refuse ways to pay that need an answer from outside: what is changed is changed at once, or not."""
+    if payment_method not in PaymentMethod.values:
+        raise InvalidValue(
+            f"payment_method must be one of {', '.join(PaymentMethod.values)}",
+            pointer="/payment_method",
+        )
+    if payment_method != PaymentMethod.WALLET:
+        raise PaymentMethodUnavailable(
+            f"What is added to a reservation is paid from the wallet, not by {payment_method}.",
+            pointer="/payment_method",
+        )
+
+
+def _money(change: Change, *, fee_for_market: int) -> list[Row]:
+    """Return what moves between the tenant, what is deferred and the market's part of the fee.
 
     The owners' parts stay deferred here and leave by entries of their own: a large reservation may have
     more owners than an entry has room for.
     """
     reservation, currency = change.reservation, change.currency
-    deferred = reservation_account(
+    deferred = accounts.of_reservation(
         kind=AccountKind.DEFERRED, reservation=reservation, currency=currency
     )
-    purse = wallet.account(organization=reservation.organization, currency=currency)
-    if change.charged_minor:
-        return ledger.transfer(debited=purse, credited=deferred, amount=change.charged_minor)
-    legs = [
-        ledger.debit(deferred, amount=change.refunded_minor + fee_for_market),
-        ledger.credit(purse, amount=change.refunded_minor),
-        ledger.credit(
-            ledger.AccountRef(AccountKind.CANCELLATION_FEE, currency), amount=fee_for_market
-        ),
+    purse = accounts.wallet(organization=reservation.organization, currency=currency)
+    fees = accounts.shared(kind=AccountKind.CANCELLATION_FEE, currency=currency)
+    return [
+        (purse, deferred, change.charged_minor),
+        (deferred, accounts.refunds_of(reservation=reservation), change.refunded_minor),
+        (deferred, fees, fee_for_market),
     ]
-    return [leg for leg in legs if leg.amount]
 
 
-def _seconds(change: Change) -> list[ledger.Leg]:
+def _seconds(change: Change) -> list[Row]:
     """Return what is bought anew, and what is given back, of the reservation's GPU-seconds."""
-    added, released = change.gpu_seconds_added, change.gpu_seconds_released
-    opened = reservation_account(kind=AccountKind.U_OPEN, reservation=change.reservation)
-    bought = reservation_account(kind=AccountKind.U_BOUGHT, reservation=change.reservation)
-    given_back = reservation_account(kind=AccountKind.U_RELEASED, reservation=change.reservation)
-    legs = [
-        ledger.credit(bought, amount=added),
-        ledger.debit(given_back, amount=released),
-        ledger.debit(opened, amount=added - released)
-        if added > released
-        else ledger.credit(opened, amount=released - added),
+    opened, bought, given_back = (
+        accounts.of_reservation(kind=kind, reservation=change.reservation)
+        for kind in (AccountKind.U_OPEN, AccountKind.U_BOUGHT, AccountKind.U_RELEASED)
+    )
+    return [
+        (opened, bought, change.gpu_seconds_added),
+        (given_back, opened, change.gpu_seconds_released),
     ]
-    return [leg for leg in legs if leg.amount]
 
 
 def _fee_for_owners(change: Change) -> int:
@@ -193,10 +272,8 @@ def _share_out(change: Change, *, amount: int) -> None:
             subject_id=share.id,
             effective_at=change.at,
             legs=ledger.transfer(
-                debited=reservation_account(
-                    kind=AccountKind.DEFERRED,
-                    reservation=reservation,
-                    currency=change.currency,
+                debited=accounts.of_reservation(
+                    kind=AccountKind.DEFERRED, reservation=reservation, currency=change.currency
                 ),
                 credited=_accrued(share_id=share.id, owner=owner, currency=change.currency),
                 amount=part,

@@ -42,13 +42,13 @@ def quote(*, organization: Organization, reservation_id: str, at: dt.datetime) -
         reservation=reservation, at=at, waived_because=_waived_because(reservation)
     )
     has_begun = reservation.status == ReservationStatus.ACTIVE
-    kept = _kept(reservation, is_waived=bool(terms.fee_waived_because), at=at)
+    kept = _kept(reservation, at=at) if has_begun else None
     made = changes.new_quote(
         reservation=reservation,
         kind=ChangeKind.EARLY_RETURN if has_begun else ChangeKind.CANCELLATION,
         terms=terms,
-        tariff=kept if has_begun else None,
-        total_minor=_total(reservation, tariff=kept) if has_begun else 0,
+        tariff=kept,
+        total_minor=_total(reservation, tariff=kept) if kept else 0,
         lifetime_seconds=changes.CANCELLATION_QUOTE_SECONDS,
         at=at,
     )
@@ -92,9 +92,12 @@ def cancel(
 def _return_early(
     reservation: Reservation, *, used: ChangeQuote, at: dt.datetime, actor: str
 ) -> Change:
-    """End all leases now. Where the fee is waived their settlement refunds what was not delivered."""
+    """End all leases now, and the promise with them.
+
+    Leases that are over ended before, and have no part of the time that is given back.
+    """
     held = _held_leases(reservation)
-    kept = _kept(reservation, is_waived=bool(used.fee_waived_because), at=at)
+    kept = _kept(reservation, at=at)
     total_minor = _total(reservation, tariff=kept)
     owners: dict[str, int] = defaultdict(int)
     for lease in held:
@@ -104,7 +107,7 @@ def _return_early(
     change = changes.record(
         reservation=reservation,
         quote=used,
-        window=Window(reservation.starts_at, _leaving_at(at)),
+        window=kept.window,
         money=change_rules.difference(
             before=reservation.total_minor,
             after=total_minor,
@@ -178,15 +181,11 @@ def _leaving_at(at: dt.datetime) -> dt.datetime:
     return at.replace(microsecond=0) + dt.timedelta(seconds=1)
 
 
-def _kept(reservation: Reservation, *, is_waived: bool, at: dt.datetime) -> Tariff:
-    """Return the tariff of what stays bought when a tenant leaves at `at`: all of it where that is free.
-
-    There the promise was not kept, and what was delivered is found out lease by lease.
-    """
-    tariff = Tariff.from_json(reservation.tariff)
-    if is_waived or reservation.starts_at >= _leaving_at(at):
-        return tariff
-    return tariff.clipped(window=Window(reservation.starts_at, _leaving_at(at)))
+def _kept(reservation: Reservation, *, at: dt.datetime) -> Tariff:
+    """Return the tariff of what stays bought when a tenant leaves at `at`."""
+    return Tariff.from_json(reservation.tariff).clipped(
+        window=Window(reservation.starts_at, _leaving_at(at))
+    )
 
 
 def _total(reservation: Reservation, *, tariff: Tariff) -> int:

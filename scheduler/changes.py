@@ -20,7 +20,7 @@ from marketplace.states import EventKind
 from scheduler import change_rules
 from scheduler.holds import QuoteExpired, QuoteUsed
 from scheduler.models import Allocation, Change, ChangeQuote, ChangeRule, Reservation
-from scheduler.quotes import LimitExceeded
+from scheduler.quotas import LimitExceeded
 from scheduler.states import ChangeKind, ReservationStatus
 from scheduler.tariffs import Tariff
 

@@ -24,7 +24,6 @@ from scheduler.placement import Demand
 from scheduler.pools import Island
 from scheduler.states import (
     LEASE_ARROWS,
-    ChangeKind,
     LeaseReason,
     LeaseStatus,
     ReplacementOutcome,
@@ -116,7 +115,6 @@ def _obstacle(
         or left < dt.timedelta(seconds=USEFUL_SECONDS_MIN)
         or not (is_closed or lease.status == LeaseStatus.ACTIVE)
         or lease.replaced_by.exists()
-        or reservation.changes.filter(kind=ChangeKind.EARLY_RETURN).exists()
     ):
         return ReplacementOutcome.OVER
     if not is_closed and not faults.has_fault(lease=lease, at=at):

@@ -6,6 +6,7 @@ from django.utils import timezone
 
 from scheduler import (
     checks,
+    demand,
     drains,
     leases,
     quotes,
@@ -17,7 +18,7 @@ from scheduler import (
     reservations,
     warnings,
 )
-from scheduler.prices import refresh
+from scheduler.prices import refresh, retention
 
 log = structlog.get_logger(__name__)
 
@@ -88,6 +89,24 @@ def check_capacity() -> None:
 
 @shared_task(name="scheduler.refresh_prices")
 def refresh_prices() -> None:
+    """Make the next version of the price tables that are due: every hour, and after large bookings."""
+    now = timezone.now()
+    refresh.refresh_due(at=now)
+    refresh.refresh_after_bookings(at=now)
+
+
+@shared_task(name="scheduler.count_demand")
+def count_demand() -> None:
+    """Decide which wishes count as demand."""
+    demand.count_due(at=timezone.now())
+
+
+@shared_task(name="scheduler.prune_prices")
+def prune_prices() -> None:
+    """Forget old samples of demand, and thin old versions of prices out."""
+    now = timezone.now()
+    demand.prune(at=now)
+    retention.thin_out(at=now)
     """Make the next version of the price tables that are due."""
     refresh.refresh_due(at=timezone.now())
 

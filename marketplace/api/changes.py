@@ -14,6 +14,8 @@ from marketplace.api.fields import (
     ChoiceField,
     InstantField,
     MoneyField,
+    PriceBreakdownField,
+    RateField,
     SecondsAsDurationField,
     StrictSerializer,
     TextField,
@@ -22,9 +24,9 @@ from marketplace.api.owner_listings import NoFields
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView
 from marketplace.states import Scope
-from scheduler import cancellations
+from scheduler import cancellations, extensions, rebookings
 from scheduler.models import Change, ChangeQuote
-from scheduler.states import ChangeKind
+from scheduler.states import ChangeKind, ExtensionLimit, PaymentMethod
 
 WAIVERS = (cancellations.NOT_PAID, cancellations.NOT_DELIVERED, cancellations.RECLAIMED)
 QUOTE_REFUSALS = ("not_found", "state_conflict", "limit_exceeded")
@@ -33,6 +35,7 @@ CHANGE_REFUSALS = (
     "quote_used",
     "quote_expired",
     "state_conflict",
+    "money_parked",
 )
 
 
@@ -57,6 +60,16 @@ class ChangeQuoteSerializer(serializers.Serializer[ChangeQuote]):
     from_ends_at = InstantField()
     starts_at = InstantField(allow_null=True)
     ends_at = InstantField(allow_null=True)
+    longest_ends_at = InstantField(
+        allow_null=True, help_text="of an extension: how far it could have gone"
+    )
+    longest_limited_by = serializers.SerializerMethodField()
+    added_rate = RateField(
+        allow_null=True, help_text="per GPU-hour, the mean of what is added; locked"
+    )
+    price_breakdown = serializers.ListField(
+        child=PriceBreakdownField(), help_text="of each part that is added"
+    )
     total_before = MoneyField(minor="from_total_minor", help_text="zero before the payment")
     total_after = MoneyField(minor="total_minor")
     charge = MoneyField(minor="charge_minor", help_text="to be paid for what is added")
@@ -75,6 +88,10 @@ class ChangeQuoteSerializer(serializers.Serializer[ChangeQuote]):
     @extend_schema_field(ChoiceField(choices=[(w, w) for w in WAIVERS], allow_null=True))
     def get_fee_waived_because(self, quote: ChangeQuote) -> str | None:
         return quote.fee_waived_because or None
+
+    @extend_schema_field(ChoiceField(choices=ExtensionLimit.choices, allow_null=True))
+    def get_longest_limited_by(self, quote: ChangeQuote) -> str | None:
+        return quote.longest_limited_by or None
 
     @extend_schema_field(LadderStepSerializer(many=True))
     def get_ladder(self, quote: ChangeQuote) -> Any:  # noqa: ANN401 - plain values to render
@@ -103,6 +120,39 @@ class ByQuoteSerializer(StrictSerializer):
     """On the terms of which quote."""
 
     quote_id = TextField(max_length=32)
+
+
+class ExtensionWishSerializer(StrictSerializer):
+    """Until when, and at which rate at most."""
+
+    ends_at = InstantField(help_text="on the market's grid, later than the end so far")
+    max_rate = RateField(
+        required=False,
+        allow_null=True,
+        default=None,
+        help_text="refuse a higher rate per GPU-hour of what is added",
+    )
+
+
+class WindowWishSerializer(StrictSerializer):
+    """The window to have instead; an end that is not named stays."""
+
+    starts_at = InstantField(required=False, default=None, help_text="on the market's grid")
+    ends_at = InstantField(required=False, default=None, help_text="on the market's grid")
+    max_rate = RateField(
+        required=False,
+        allow_null=True,
+        default=None,
+        help_text="refuse a higher rate per GPU-hour of what is added",
+    )
+
+
+class PaidByQuoteSerializer(ByQuoteSerializer):
+    """On the terms of which quote, and how what is added is paid."""
+
+    payment_method = ChoiceField(
+        choices=PaymentMethod.choices, required=False, default=PaymentMethod.WALLET.value
+    )
 
 
 class _ChangeView(ApiView):
@@ -166,5 +216,131 @@ class CancellationView(_ChangeView):
                 quote_id=quote_id,
                 at=self.now,
                 actor=self.caller.actor,
+            )
+        )
+
+
+class ExtensionQuoteView(_ChangeView):
+    @operation(
+        summary="Ask what a later end on the same GPUs costs",
+        description="The price of what is added is locked for ten minutes; the GPUs are not held. The answer "
+        "says how far the reservation could be extended, and what ends it there. A refusal says the same: "
+        "`reason` and `longest_ends_at`, null where it cannot be extended at all.",
+        request=ExtensionWishSerializer,
+        responses={201: ChangeQuoteSerializer},
+        refusals=(
+            *QUOTE_REFUSALS,
+            "off_grid",
+            "window_upside_down",
+            "beyond_horizon",
+            "extension_too_early",
+            "extension_too_late",
+            "extension_refused",
+            "price_above_max",
+        ),
+        idempotency_key="optional",
+        operation_id="create_extension_quote",
+    )
+    def post(self, request: Request, reservation_id: str) -> HttpResponse:
+        body = self.body(ExtensionWishSerializer)
+        return self.quoted(
+            lambda: extensions.quote(
+                organization=self.organization, reservation_id=reservation_id, at=self.now, **body
+            )
+        )
+
+
+class ExtensionsView(_ChangeView):
+    @operation(
+        summary="Buy a later end on the terms of a quote",
+        description="All its GPUs, or nothing happens. The old end stands if the payment fails.",
+        request=PaidByQuoteSerializer,
+        responses={201: ChangeSerializer},
+        refusals=(
+            *CHANGE_REFUSALS,
+            "capacity_taken",
+            "extension_refused",
+            "limit_exceeded",
+            "payment_required",
+            "payment_method_unavailable",
+            "invalid_value",
+        ),
+        idempotency_key="required",
+        operation_id="extend_reservation",
+    )
+    def post(self, request: Request, reservation_id: str) -> HttpResponse:
+        body = self.body(PaidByQuoteSerializer)
+        return self.changed(
+            lambda: money.extend(
+                organization=self.organization,
+                reservation_id=reservation_id,
+                at=self.now,
+                actor=self.caller.actor,
+                **body,
+            )
+        )
+
+
+class ChangeQuoteView(_ChangeView):
+    @operation(
+        summary="Ask what another window costs, before the reservation begins",
+        description="Hours that are kept keep their price; hours that are added cost what they cost today, "
+        "locked for ten minutes. The difference is charged, or goes back less the ladder's fee. The GPUs are "
+        "not held.",
+        request=WindowWishSerializer,
+        responses={201: ChangeQuoteSerializer},
+        refusals=(
+            *QUOTE_REFUSALS,
+            "invalid_value",
+            "off_grid",
+            "window_upside_down",
+            "window_in_past",
+            "beyond_horizon",
+            "move_too_late",
+            "window_too_short",
+            "not_enough_capacity",
+            "price_above_max",
+        ),
+        idempotency_key="optional",
+        operation_id="create_change_quote",
+    )
+    def post(self, request: Request, reservation_id: str) -> HttpResponse:
+        wish = rebookings.WindowWish(**self.body(WindowWishSerializer))
+        return self.quoted(
+            lambda: rebookings.quote(
+                organization=self.organization,
+                reservation_id=reservation_id,
+                wish=wish,
+                at=self.now,
+            )
+        )
+
+
+class ChangesView(_ChangeView):
+    @operation(
+        summary="Take the window of a quote",
+        description="All GPUs of the reservation in the new window, or the old one stands.",
+        request=PaidByQuoteSerializer,
+        responses={201: ChangeSerializer},
+        refusals=(
+            *CHANGE_REFUSALS,
+            "capacity_taken",
+            "limit_exceeded",
+            "payment_required",
+            "payment_method_unavailable",
+            "invalid_value",
+        ),
+        idempotency_key="required",
+        operation_id="change_reservation_window",
+    )
+    def post(self, request: Request, reservation_id: str) -> HttpResponse:
+        body = self.body(PaidByQuoteSerializer)
+        return self.changed(
+            lambda: money.rebook(
+                organization=self.organization,
+                reservation_id=reservation_id,
+                at=self.now,
+                actor=self.caller.actor,
+                **body,
             )
         )

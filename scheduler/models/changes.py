@@ -9,7 +9,7 @@ from marketplace.core import ids
 from marketplace.core.windows import Window
 from marketplace.models import Organization
 from scheduler.models.reservations import Reservation
-from scheduler.states import ChangeKind, ReservationStatus
+from scheduler.states import ChangeKind, ExtensionLimit, ReservationStatus
 
 
 class ChangeRule(models.Model):
@@ -85,6 +85,10 @@ class ChangeQuote(models.Model):
         max_digits=18, decimal_places=6, null=True, db_comment="per GPU-hour, mean of what is added"
     )
     price_breakdown = models.JSONField(default=list, db_comment="of each part that is added")
+    longest_ends_at = models.DateTimeField(
+        null=True, db_comment="of an extension: how far it could have gone"
+    )
+    longest_limited_by = models.CharField(max_length=20, blank=True, choices=ExtensionLimit)
     notice_seconds = models.PositiveIntegerField(db_comment="to the first start that was bought")
     fee_basis_points = models.PositiveIntegerField(
         db_comment="of what goes back; by the rule's ladder, or 0 where it is waived"

@@ -57,6 +57,30 @@ class TestIssue:
         assert (old.desired_state, new.desired_state) == ("stop", "run")
 
 
+class TestChangeEnd:
+    def test_reaches_the_node_with_its_next_answer(self) -> None:
+        node = make.make_node()
+        grant = make.make_grant(node=node, lease_id=LEASE)
+        later = grant.not_after + make.seconds(3600)
+        for _ in range(2):
+            grants.change_end(lease_id=LEASE, lease_epoch=1, not_after=later, at=NOW)
+        (sent,) = sent_to(node)
+        assert (sent.not_after, sent.desired_state) == (later, protocol.DesiredState.RUN)
+
+    def test_refuses_what_is_not_there_stopped_or_closed(self) -> None:
+        later = NOW + make.seconds(3600)
+        with pytest.raises(NotFound):
+            grants.change_end(lease_id=LEASE, lease_epoch=1, not_after=later, at=NOW)
+        grant = make.make_grant(node=make.make_node(), lease_id=LEASE)
+        grants.stop(lease_id=LEASE, lease_epoch=1, at=NOW)
+        with pytest.raises(NotFound):
+            grants.change_end(lease_id=LEASE, lease_epoch=1, not_after=later, at=NOW)
+        grants.close(lease_id=LEASE, lease_epoch=1, at=NOW)
+        with pytest.raises(NotFound):
+            grants.change_end(lease_id=LEASE, lease_epoch=1, not_after=later, at=NOW)
+        assert Grant.objects.get(pk=grant.pk).not_after == grant.not_after
+
+
 class TestStopAndClose:
     def test_a_stopped_grant_is_sent_until_it_is_closed(self) -> None:
         node = make.make_node()

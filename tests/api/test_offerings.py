@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from marketplace.core.windows import format_instant
+from scheduler.models import DemandSample
 from tests.api.world import MODEL, a_fleet, a_quote, a_window
 from tests.conftest import ApiClient
 
@@ -66,6 +67,16 @@ class TestOfferings:
         found = self.search(anybody, max_rate="0.01").json
         assert (found["nearest"]["gpu_model"], found["nearest_change"]) == (MODEL, "higher_price")
         assert self.search(anybody).json["nearest_change"] is None
+
+    def test_are_sampled_as_demand_once_an_hour_of_who_is_signed_in(
+        self, api: ApiClient, anybody: ApiClient
+    ) -> None:
+        a_fleet()
+        for _ in range(3):
+            self.search(api, earliest_start="2027-01-01T00:00:00Z")
+            self.search(anybody, earliest_start="2027-01-01T00:00:00Z")
+        sample = DemandSample.objects.get()
+        assert (sample.kind, sample.gpus, sample.end_hour - sample.start_hour) == ("search", 2, 2)
 
     @pytest.mark.parametrize("duration", ["PT2H", "2h", "120m", "7200s"])
     def test_take_every_form_of_a_duration(self, anybody: ApiClient, duration: str) -> None:

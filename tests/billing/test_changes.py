@@ -3,16 +3,30 @@
 import datetime as dt
 
 import pytest
+from django.db import transaction
 
-from billing import books, changes, checkout, ledger, payouts, settlements, wallet
+from agents.models import Node
+from billing import books, changes, checkout, ledger, parking, payouts, settlements, wallet
+from billing.checkout import PaymentMethodUnavailable
+from billing.ledger import InsufficientFunds
 from billing.models import Entry, FeeShare, Payout
 from billing.states import GPU_SECONDS, AccountKind, EntryKind
+from marketplace.core.errors import InvalidValue
 from marketplace.core.money import Money
 from marketplace.models import Organization
-from scheduler import cancellations, change_rules, leases, replacements, reservations
+from scheduler import (
+    cancellations,
+    change_rules,
+    extensions,
+    leases,
+    rebookings,
+    replacements,
+    reservations,
+)
 from scheduler.change_rules import RuleWish
 from scheduler.details import ReservationDetails
-from scheduler.models import Change, Lease, Reservation
+from scheduler.models import Allocation, Change, Lease, Reservation
+from scheduler.rebookings import WindowWish
 from tests.scheduler import factories
 from tests.scheduler.factories import NOW, hours, make_pool, seconds, window_in
 
@@ -55,6 +69,45 @@ def leave(reservation: Reservation, *, at: dt.datetime = NOW) -> Change:
     )
 
 
+def extend(reservation: Reservation, *, by: float = 2, at: dt.datetime = NOW) -> Change:
+    Node.objects.update(last_report_at=at)
+    quote = extensions.quote(
+        organization=reservation.organization,
+        reservation_id=reservation.pk,
+        ends_at=reservation.ends_at + hours(by),
+        max_rate=None,
+        at=at,
+    )
+    return changes.extend(
+        organization=reservation.organization,
+        reservation_id=reservation.pk,
+        quote_id=quote.pk,
+        payment_method="wallet",
+        at=at,
+        actor="test",
+    )
+
+
+def rebook(
+    reservation: Reservation, *, starts: float, ends: float, at: dt.datetime = NOW
+) -> Change:
+    """Give a reservation a window by hours from NOW."""
+    quote = rebookings.quote(
+        organization=reservation.organization,
+        reservation_id=reservation.pk,
+        wish=WindowWish(starts_at=NOW + hours(starts), ends_at=NOW + hours(ends)),
+        at=at,
+    )
+    return changes.rebook(
+        organization=reservation.organization,
+        reservation_id=reservation.pk,
+        quote_id=quote.pk,
+        payment_method="wallet",
+        at=at,
+        actor="test",
+    )
+
+
 def balance(kind: AccountKind, *, of: Reservation, currency: str = "usd") -> int:
     return ledger.balance(account=ledger.AccountRef(kind, currency, of.pk))
 
@@ -89,7 +142,7 @@ def finish(reservation: Reservation, *, at: dt.datetime) -> None:
     leases.advance(at=at)
     replacements.advance(at=at)
     reservations.finish_due(at=at)
-    settlements.settle_ended(at=at + dt.timedelta(hours=2))
+    settlements.settle_ended(at=at + LONG_AFTER)
 
 
 class TestCancellation:
@@ -187,6 +240,155 @@ class TestRelease:
         assert breaches(at=share.release_due_at) == []
 
 
+class TestExtension:
+    def test_is_paid_from_the_wallet_and_settles_with_the_rest(self) -> None:
+        make_pool()
+        reservation = buy(gpus=2, window=window_in(1))
+        start(reservation)
+        at = reservation.starts_at + seconds(60)
+        change = extend(reservation, by=1, at=at)
+        now = Reservation.objects.get(pk=reservation.pk)
+        assert now.total_minor == reservation.total_minor + change.charged_minor
+        assert purse(reservation.organization) == FUNDS_MINOR - now.total_minor
+        assert balance(AccountKind.DEFERRED, of=now) == now.total_minor
+        assert gpu_seconds(AccountKind.U_BOUGHT, of=now) == 2 * 3 * 3600
+        assert breaches(at=at) == []
+
+        for lease in Lease.objects.filter(reservation=now):
+            factories.say_returned(lease, at=lease.ends_at)
+        for _ in range(2):
+            leases.advance(at=now.ends_at)
+        reservations.finish_due(at=now.ends_at)
+        settlements.settle_ended(at=now.ends_at + LONG_AFTER)
+        settlement = now.leases.get().settlement
+        assert settlement.gpu_seconds_delivered == 2 * 3 * 3600
+        assert settlement.bought_minor == now.total_minor
+        assert balance(AccountKind.DEFERRED, of=now) == 0
+        assert gpu_seconds(AccountKind.U_OPEN, of=now) == 0
+        assert breaches(at=NOW + LONG_AFTER) == []
+
+    def test_that_cannot_be_paid_leaves_the_old_end(self) -> None:
+        make_pool()
+        reservation = buy(gpus=2, window=window_in(24))
+        tenant = reservation.organization
+        spare = purse(tenant)
+        ledger.post(
+            idempotency_key="spent",
+            kind=EntryKind.DEPOSIT,
+            subject_id=tenant.pk,
+            effective_at=NOW,
+            legs=ledger.transfer(
+                debited=wallet.account(organization=tenant, currency="usd"),
+                credited=ledger.AccountRef(AccountKind.BANK, "usd"),
+                amount=spare - 5,
+            ),
+        )
+        with pytest.raises(InsufficientFunds) as refusal, transaction.atomic():
+            extend(reservation)
+        assert refusal.value.extra["balance"] == {"amount_minor": 5, "currency": "usd"}
+        now = Reservation.objects.get(pk=reservation.pk)
+        assert (now.window, now.total_minor) == (reservation.window, reservation.total_minor)
+        place = Allocation.objects.get(reservation=reservation, live=True)
+        assert place.period.upper == reservation.ends_at
+        assert not Change.objects.exists()
+        assert breaches(at=NOW) == []
+
+    @pytest.mark.parametrize("payment_method", ["card", "invoice"])
+    def test_is_not_paid_by_other_means(self, payment_method: str) -> None:
+        make_pool()
+        reservation = buy(window=window_in(24))
+        with pytest.raises(PaymentMethodUnavailable):
+            changes.extend(
+                organization=reservation.organization,
+                reservation_id=reservation.pk,
+                quote_id="qte_1",
+                payment_method=payment_method,
+                at=NOW,
+                actor="test",
+            )
+        with pytest.raises(InvalidValue):
+            changes.extend(
+                organization=reservation.organization,
+                reservation_id=reservation.pk,
+                quote_id="qte_1",
+                payment_method="shells",
+                at=NOW,
+                actor="test",
+            )
+
+    def test_then_cancelled_gives_back_both_parts(self) -> None:
+        make_pool()
+        reservation = buy(gpus=2, window=window_in(48))
+        extend(reservation)
+        change = leave(reservation)
+        now = Reservation.objects.get(pk=reservation.pk)
+        assert change.refunded_minor + change.fee_minor == now.total_minor
+        assert change.gpu_seconds_released == 2 * 4 * 3600
+        assert balance(AccountKind.DEFERRED, of=now) == 0
+        assert gpu_seconds(AccountKind.U_OPEN, of=now) == 0
+        assert breaches(at=NOW + LONG_AFTER) == []
+
+
+class TestRebooking:
+    def test_to_a_shorter_window_refunds_less_the_fee(self) -> None:
+        owner = make_pool()
+        reservation = buy(gpus=2, window=window_in(48, length=4))
+        change = rebook(reservation, starts=48, ends=51)
+        now = Reservation.objects.get(pk=reservation.pk)
+        assert change.fee_minor > 0
+        assert FeeShare.objects.get().owner == owner
+        assert balance(AccountKind.DEFERRED, of=now) == now.total_minor
+        assert purse(now.organization) == FUNDS_MINOR - now.total_minor - change.fee_minor
+        assert gpu_seconds(AccountKind.U_OPEN, of=now) == 2 * 3 * 3600
+        assert gpu_seconds(AccountKind.U_RELEASED, of=now) == 2 * 3600
+        assert breaches(at=NOW) == []
+
+    def test_to_a_longer_window_charges_the_difference(self) -> None:
+        make_pool()
+        reservation = buy(gpus=2, window=window_in(48, length=4))
+        change = rebook(reservation, starts=47, ends=54)
+        now = Reservation.objects.get(pk=reservation.pk)
+        assert change.charged_minor == now.total_minor - reservation.total_minor > 0
+        assert purse(now.organization) == FUNDS_MINOR - now.total_minor
+        assert gpu_seconds(AccountKind.U_OPEN, of=now) == 2 * 7 * 3600
+        assert breaches(at=NOW) == []
+
+    def test_moves_no_money_where_the_price_is_the_same(self) -> None:
+        make_pool()
+        reservation = buy(gpus=2, window=window_in(48, length=4))
+        rebook(reservation, starts=80, ends=84)
+        entry = Entry.objects.get(kind=EntryKind.CHANGE)
+        assert {p.account.kind for p in entry.postings.select_related("account")} == {
+            AccountKind.U_BOUGHT,
+            AccountKind.U_RELEASED,
+        }
+        assert breaches(at=NOW) == []
+
+    def test_that_cannot_be_paid_leaves_the_old_window(self) -> None:
+        make_pool()
+        reservation = buy(gpus=8, window=window_in(48, length=4))
+        with pytest.raises(InsufficientFunds), transaction.atomic():
+            rebook(reservation, starts=48, ends=48 + 24 * 150)
+        now = Reservation.objects.get(pk=reservation.pk)
+        assert (now.window, now.total_minor) == (reservation.window, reservation.total_minor)
+        place = Allocation.objects.get(reservation=reservation, live=True)
+        assert place.period.upper == reservation.ends_at
+        assert breaches(at=NOW) == []
+
+    def test_is_stopped_while_the_tenants_money_is_parked(self) -> None:
+        make_pool()
+        reservation = buy(window=window_in(48, length=4))
+        parking.park(breaches={reservation.organization.pk: "a check"}, at=NOW)
+        for change in (
+            lambda: rebook(reservation, starts=48, ends=51),
+            lambda: extend(reservation),
+            lambda: leave(reservation),
+        ):
+            with pytest.raises(parking.MoneyParked), transaction.atomic():
+                change()
+        assert not Change.objects.exists()
+
+
 class TestEarlyReturn:
     def test_settles_what_was_used_and_keeps_the_rest_as_the_fee(self) -> None:
         owner = make_pool()
@@ -251,11 +453,12 @@ class TestEarlyReturn:
         left_at = reservation.starts_at + hours(1) - seconds(1)
         change = leave(reservation, at=left_at)
         assert change.fee_minor == 0
-        assert (change.refunded_minor, change.gpu_seconds_released) == (0, 0)
+        assert change.gpu_seconds_released == 16 * 3600
         finish(reservation, at=left_at + seconds(5))
         used = Lease.objects.get(pk=kept.pk).settlement
         assert used.gpu_seconds_delivered == 8 * 3600
-        assert purse(reservation.organization) == FUNDS_MINOR - used.earned_minor
+        # The lost node's hour is refunded, with a credit of a tenth of it; what is given back has none.
+        assert purse(reservation.organization) == FUNDS_MINOR - used.earned_minor + 188
         assert balance(AccountKind.DEFERRED, of=reservation) == 0
         assert gpu_seconds(AccountKind.U_OPEN, of=reservation) == 0
         assert breaches(at=NOW + LONG_AFTER) == []
@@ -268,12 +471,13 @@ class TestEarlyReturn:
         factories.say_handed_over(kept, at=kept.starts_at)
         factories.say_failed(lost)
         leases.advance(at=reservation.starts_at + seconds(2))
-        settlements.settle_ended(at=reservation.starts_at + seconds(900))
+        settlements.settle_ended(at=reservation.starts_at + LONG_AFTER)
         left_at = reservation.starts_at + hours(1) - seconds(1)
         leave(reservation, at=left_at)
         finish(reservation, at=left_at + seconds(5))
         used = Lease.objects.get(pk=kept.pk).settlement
-        assert purse(reservation.organization) == FUNDS_MINOR - used.earned_minor
+        # The lost node's hour is refunded, with a credit of a tenth of it; what is given back has none.
+        assert purse(reservation.organization) == FUNDS_MINOR - used.earned_minor + 188
         assert balance(AccountKind.DEFERRED, of=reservation) == 0
         assert gpu_seconds(AccountKind.U_OPEN, of=reservation) == 0
         assert breaches(at=NOW + LONG_AFTER) == []

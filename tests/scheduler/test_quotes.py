@@ -13,7 +13,7 @@ from marketplace.core.errors import DomainError, NotFound
 from marketplace.core.limits import GPUS_PER_REQUEST_MAX, HORIZON_DAYS
 from marketplace.models import Listing
 from marketplace.states import ListingMode, ListingStatus
-from scheduler import quotes
+from scheduler import quotas, quotes
 from scheduler.calendar import CapacityTaken
 from scheduler.models import Allocation, Quote
 from scheduler.prices import refresh
@@ -289,7 +289,7 @@ class TestCreate:
         monkeypatch.setattr(quotes, "OPEN_HOLDS_MAX", 1)
         make_quote(tenant=tenant, hold=True)
 
-        with pytest.raises(quotes.LimitExceeded):
+        with pytest.raises(quotas.LimitExceeded):
             make_quote(tenant=tenant, hold=True)
 
         assert make_quote(tenant=make_organization(), hold=True)
@@ -300,11 +300,11 @@ class TestCreate:
         tenant = make_organization()
         monkeypatch.setattr(quotes, "HELD_GPU_HOURS_MAX", 8)
         assert make_quote(tenant=tenant, gpus=4, hold=True)
-        with pytest.raises(quotes.LimitExceeded):
+        with pytest.raises(quotas.LimitExceeded):
             make_quote(tenant=tenant, hold=True)
 
         monkeypatch.setattr(quotes, "OPEN_QUOTES_MAX", 1)
-        with pytest.raises(quotes.LimitExceeded):
+        with pytest.raises(quotas.LimitExceeded):
             make_quote(tenant=tenant)
 
 

@@ -1,0 +1,201 @@
+"""Limits of tenants: GPU-hours booked ahead, length of a reservation, how far ahead it may end.
+
+The quota looks forward: what counts is what is booked and not yet over, so that it frees up as time passes.
+72 GPU-hours are one GPU for 72 hours or four for 18; half-way through, half of them are free again.
+"""
+
+import datetime as dt
+from dataclasses import dataclass
+
+from django.db import connection
+from django.db.models import Q
+
+from marketplace.core.errors import DomainError
+from marketplace.core.limits import HORIZON_DAYS
+from marketplace.core.money import SECONDS_PER_HOUR
+from marketplace.core.windows import Window, format_instant
+from marketplace.models import Organization
+from scheduler.models import Reservation, TenantLimit
+from scheduler.states import ReservationStatus
+
+# What is promised or asked for, and not over.
+COUNTED = (
+    ReservationStatus.PAYMENT_PENDING,
+    ReservationStatus.SCHEDULED,
+    ReservationStatus.ACTIVE,
+)
+_LOCK_SPACE = (
+    0x51756F74  # namespace of the advisory locks under which a tenant's bookings are counted
+)
+
+
+class LimitExceeded(DomainError):
+    code = "limit_exceeded"
+    title = "A limit of the organization is reached"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What holds for one tenant; `None` is no limit."""
+
+    gpu_seconds: int | None
+    duration_seconds: int | None
+    horizon_days: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """A tenant's limits and how much of its quota is booked at an instant."""
+
+    limits: Limits
+    gpu_seconds_booked: int
+
+    @property
+    def gpu_seconds_left(self) -> int | None:
+        """Return how much may still be booked, `None` without a quota."""
+        quota = self.limits.gpu_seconds
+        return None if quota is None else max(0, quota - self.gpu_seconds_booked)
+
+
+def limits_of(*, organization: Organization) -> Limits:
+    """Return what holds for a tenant: its own row, and where that says nothing, the row for everybody."""
+    rows = {
+        row.organization_id: row
+        for row in TenantLimit.objects.filter(
+            Q(organization=organization) | Q(organization__isnull=True)
+        )
+    }
+    known = [rows[key] for key in (organization.pk, None) if key in rows]
+    hours = next((r.gpu_hours_max for r in known if r.gpu_hours_max is not None), None)
+    longest = next(
+        (r.duration_seconds_max for r in known if r.duration_seconds_max is not None), None
+    )
+    days = next((r.horizon_days_max for r in known if r.horizon_days_max is not None), None)
+    is_exempt = bool(known) and known[0].is_duration_exempt
+    return Limits(
+        gpu_seconds=None if hours is None else hours * SECONDS_PER_HOUR,
+        duration_seconds=None if is_exempt else longest,
+        horizon_days=HORIZON_DAYS if days is None else days,
+    )
+
+
+def standing_of(*, organization: Organization, at: dt.datetime) -> Standing:
+    """Return a tenant's limits and what it has booked ahead at `at`."""
+    return Standing(
+        limits=limits_of(organization=organization),
+        gpu_seconds_booked=_booked(organization=organization, without=None, at=at),
+    )
+
+
+def check(
+    *,
+    organization: Organization,
+    gpus: int,
+    window: Window,
+    at: dt.datetime,
+    instead_of: Reservation | None = None,
+    is_final: bool = True,
+) -> None:
+    """Refuse a window that would take a tenant over one of its limits.
+
+    `instead_of` is a reservation of the tenant that the window replaces: what is no more than it was before
+    is never refused, because a lowered limit takes nothing away. `is_final` says that the caller's
+    transaction books it: then the tenant's other bookings wait until it is over, so that two cannot both
+    take the last of the quota. Without a quota nobody waits and nothing is counted.
+
+    :raises LimitExceeded: with what the limit is and how much of it is left.
+    """
+    limits = limits_of(organization=organization)
+    if instead_of is None or window.seconds > instead_of.window.seconds:
+        _check_length(limits=limits, window=window)
+    if instead_of is None or window.ends_at > instead_of.ends_at:
+        _check_horizon(limits=limits, window=window, at=at)
+    if limits.gpu_seconds is None:
+        return
+    if is_final:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [_LOCK_SPACE, organization.pk]
+            )
+    booked = _booked(organization=organization, without=instead_of, at=at)
+    wanted = _ahead(gpus=gpus, window=window, at=at)
+    left = limits.gpu_seconds - booked
+    before = _ahead(gpus=instead_of.gpus, window=instead_of.window, at=at) if instead_of else 0
+    if wanted > left and wanted > before:
+        raise LimitExceeded(
+            f"{_hours(wanted)} GPU-hours are asked for, and {_hours(max(0, left))} of "
+            f"{_hours(limits.gpu_seconds)} may still be booked",
+            extra={
+                "limit": "gpu_hours",
+                "limit_gpu_seconds": limits.gpu_seconds,
+                "left_gpu_seconds": max(0, left),
+            },
+        )
+
+
+def latest_end(*, reservation: Reservation, at: dt.datetime) -> dt.datetime:
+    """Return until when a tenant's limits let a reservation be extended, before or after its own end."""
+    organization = reservation.organization
+    limits = limits_of(organization=organization)
+    latest = at + dt.timedelta(days=limits.horizon_days)
+    if limits.duration_seconds is not None:
+        latest = min(latest, reservation.starts_at + dt.timedelta(seconds=limits.duration_seconds))
+    if limits.gpu_seconds is not None:
+        left = limits.gpu_seconds - _booked(organization=organization, without=None, at=at)
+        seconds = max(0, left) // reservation.gpus
+        latest = min(latest, reservation.ends_at + dt.timedelta(seconds=seconds))
+    return latest
+
+
+def _check_length(*, limits: Limits, window: Window) -> None:
+    longest = limits.duration_seconds
+    if longest is not None and window.seconds > longest:
+        raise LimitExceeded(
+            f"a reservation may last {_hours(longest)} hours, and this one would {_hours(window.seconds)}",
+            extra={
+                "limit": "duration",
+                "limit_seconds": longest,
+                "left_seconds": longest,
+            },
+        )
+
+
+def _check_horizon(*, limits: Limits, window: Window, at: dt.datetime) -> None:
+    latest = at + dt.timedelta(days=limits.horizon_days)
+    if window.ends_at > latest:
+        raise LimitExceeded(
+            f"a window must end within {limits.horizon_days} days",
+            extra={"limit": "horizon", "latest_ends_at": format_instant(latest)},
+        )
+
+
+def _booked(*, organization: Organization, without: Reservation | None, at: dt.datetime) -> int:
+    """Return the GPU-seconds that a tenant has booked and that are not over at `at`."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT coalesce(sum(gpus * floor(extract(epoch FROM ends_at - greatest(starts_at, %(at)s)))), 0)
+              FROM scheduler_reservation
+             WHERE organization_id = %(organization)s AND status = ANY(%(counted)s)
+               AND ends_at > %(at)s AND id IS DISTINCT FROM %(without)s
+            """,
+            {
+                "at": at,
+                "organization": organization.pk,
+                "counted": [status.value for status in COUNTED],
+                "without": without.pk if without else None,
+            },
+        )
+        (seconds,) = cursor.fetchone()
+    return int(seconds)
+
+
+def _ahead(*, gpus: int, window: Window, at: dt.datetime) -> int:
+    left = window.ends_at - max(window.starts_at, at)
+    return gpus * max(0, left // dt.timedelta(seconds=1))
+
+
+def _hours(seconds: int) -> str:
+    """Return seconds as hours, with the minutes where there are some."""
+    hours, minutes = divmod(seconds // 60, 60)
+    return f"{hours}:{minutes:02}" if minutes else str(hours)
