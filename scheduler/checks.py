@@ -178,7 +178,7 @@ INVARIANTS = (
 
 def check(*, at: dt.datetime) -> CapacityReport:
     """Check every invariant on one snapshot of the database."""
-    parameters = {
+    parameters: dict[str, dt.datetime | list[str] | int] = {
         "at": at,
         "guards": list(GUARDS),
         "overdue_since": at - dt.timedelta(seconds=OVERDUE_SECONDS),

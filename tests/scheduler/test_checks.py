@@ -1,5 +1,6 @@
 """The checks of what is sold: silent on a sound market, and each of them finds its breach."""
 
+import datetime as dt
 from collections.abc import Callable
 from io import StringIO
 
@@ -25,7 +26,7 @@ from tests.scheduler.factories import (
 pytestmark = pytest.mark.django_db
 
 
-def broken(*, at: object = NOW) -> list[str]:
+def broken(*, at: dt.datetime = NOW) -> list[str]:
     return [check.name for check in checks.check(at=at).checks if not check.ok]
 
 
