@@ -188,6 +188,11 @@ STATUS_BY_CODE: dict[str, int] = {
     # money
     "payment_required": 402,
     "payment_method_unavailable": 501,
+    "no_saved_card": 409,
+    "onboarding_unavailable": 503,
+    "payout_account_needs_second_person": 403,
+    "provider_away": 503,
+    "webhook_refused": 400,
     "money_parked": 423,
     "nothing_receivable": 422,
     "refund_refused": 422,

@@ -11,8 +11,10 @@ from marketplace.api import (
     not_built,
     offerings,
     owner_urls,
+    prices,
     quotes,
     reservations,
+    top_ups,
     wallet,
 )
 
@@ -23,6 +25,7 @@ urlpatterns = [
     path("gpu-models", offerings.GpuModelsView.as_view()),
     path("offerings", offerings.OfferingsView.as_view()),
     path("price-curve", offerings.PriceCurveView.as_view()),
+    path("price-history", prices.PriceHistoryView.as_view()),
     path("quotes", quotes.QuotesView.as_view()),
     path("quotes/<str:quote_id>", quotes.QuoteView.as_view()),
     path("reservations", reservations.ReservationsView.as_view()),
@@ -41,6 +44,8 @@ urlpatterns = [
     path("leases/<str:lease_id>", leases.LeaseView.as_view()),
     path("leases/<str:lease_id>/utilization", leases.UtilizationView.as_view()),
     path("wallet", wallet.WalletView.as_view()),
+    path("wallet/top-ups", top_ups.TopUpsView.as_view()),
+    path("wallet/top-ups/<str:payment_id>", top_ups.TopUpView.as_view()),
     path("wallet/entries", wallet.WalletEntriesView.as_view()),
     *owner_urls.urlpatterns,
     *not_built.urlpatterns,
