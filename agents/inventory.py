@@ -11,7 +11,7 @@ from django.db import connection, transaction
 from django.db.models import Exists, OuterRef, QuerySet
 
 from agents import alarms, envelope, health, protocol
-from agents.models import SLOTS_PER_NODE, Alarm, Gpu, Node, NodeTransition
+from agents.models import SLOTS_PER_NODE, Alarm, Gpu, Node, NodeTransition, Outage
 from agents.states import NODE_ARROWS, NodeStatus
 from marketplace import catalog
 from marketplace.core.errors import DomainError, StateConflict
@@ -275,8 +275,9 @@ def sellable_gpus(*, at: dt.datetime) -> QuerySet[Gpu]:
     """Return the GPUs that may be promised to a tenant at `at`.
 
     They are in the last inventory of an active node that reported lately and whose reader answers, are
-    healthy, not withdrawn by the market or by an alarm, of a known model and whole (not cut by MIG or for
-    guests); simulated ones only where the settings allow them. Whether they are free is not asked here.
+    healthy and in no outage, not withdrawn by the market or by an alarm, of a known model and whole (not cut
+    by MIG or for guests); simulated ones only where the settings allow them. Whether they are free is not
+    asked here. `supply` gives the same answer in bulk.
     """
     alarmed = Alarm.objects.filter(
         node=OuterRef("node"), gpu_uuid__in=["", OuterRef("uuid")], settled_at__isnull=True
@@ -284,6 +285,7 @@ def sellable_gpus(*, at: dt.datetime) -> QuerySet[Gpu]:
     gpus = (
         Gpu.objects.filter(
             ~Exists(alarmed),
+            ~Exists(Outage.objects.filter(gpu=OuterRef("pk"), ends_at__isnull=True)),
             present=True,
             health=protocol.Health.HEALTHY,
             quarantined_by_market="",

@@ -1,122 +1,268 @@
-"""A pool's calendar as arrays: which GPU is free over a window, at which floor, and how much is booked.
+"""A pool over a span of time, as arrays: where a request fits at each of many starts, and at which floor.
 
-Derived in memory from the allocation rows of one read, for one answer. Time is cut at the instants at
-which any booking begins or ends; a window is a range of these pieces, and prefix sums over the pieces
-answer for every start at once. Instants are whole seconds since the Unix epoch.
+Rows are nodes, columns are starts; in each cell 16 bits say which GPUs of the node are taken at any time of
+the window that begins there. So a search over all starts is a few passes over one array. Instants are whole
+seconds since the Unix epoch.
 """
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from marketplace.core.windows import Window, to_seconds
+from agents.supply import Masks
+from marketplace.core.windows import Window, to_instant, to_seconds
 from marketplace.models import Listing
 from marketplace.states import ListingMode
-from scheduler import pools
-from scheduler.calendar import Busy
+from scheduler import occupancy, pools
 from scheduler.pools import Pool
 from scheduler.prices import PriceTable
+from scheduler.states import Spread
 
 Seconds: TypeAlias = npt.NDArray[np.int64]
 Flags: TypeAlias = npt.NDArray[np.bool_]
 Counts: TypeAlias = npt.NDArray[np.int64]
-Levels: TypeAlias = npt.NDArray[np.int16]
+Levels: TypeAlias = npt.NDArray[np.int64]
+Columns: TypeAlias = npt.NDArray[np.int64]
+
+CELLS_MAX = 8_000_000  # nodes × starts looked at in one go: arrays of some 50 MB
 
 
-@dataclass(frozen=True, slots=True)
-class Groups:
-    """Consecutive GPUs of a pool that belong together: `starts` are the indices where a group begins."""
-
-    starts: npt.NDArray[np.int64]
-
-    def counts(self, chosen: Flags) -> Counts:
-        """Return how many GPUs are chosen per row and group."""
-        counts: Counts = np.add.reduceat(chosen.astype(np.int64), self.starts, axis=1)
-        return counts
-
-
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Board:
-    """One pool over one span of time, half-open."""
+    """A pool, and which of its slots are taken in each window of one length.
 
-    def __init__(
-        self, *, pool: Pool, busy: Sequence[Busy], span: Window, prices: PriceTable
-    ) -> None:
-        self.pool = pool
-        self.prices = prices
-        self.gpus_listed = len(pool.gpus)
-        self.by_node = _groups([gpu.node.id for gpu in pool.gpus])
-        self.by_island = _groups([gpu.node.island for gpu in pool.gpus])
-        index = {gpu.slot: i for i, gpu in enumerate(pool.gpus)}
-        cuts = {to_seconds(span.starts_at), to_seconds(span.ends_at)}
-        for row in busy:
-            cuts |= {to_seconds(row.window.starts_at), to_seconds(row.window.ends_at)}
-        self.points: Seconds = np.array(sorted(cuts), dtype=np.int64)
-        occupied = np.zeros((len(pool.gpus), len(self.points) - 1), dtype=bool)
-        for row in busy:
-            first, last = (
-                int(np.searchsorted(self.points, to_seconds(instant)))
-                for instant in (row.window.starts_at, row.window.ends_at)
-            )
-            for slot in range(row.slot_lower, row.slot_upper):
-                if (place := index.get(slot)) is not None:
-                    occupied[place, first:last] = True
-        self._taken = np.zeros((len(self.points), len(pool.gpus)), dtype=np.int32)
-        np.cumsum(occupied.T, axis=0, out=self._taken[1:])
-        self._booked_now: Seconds = occupied.sum(axis=0, dtype=np.int64)
-        self._booked_before: Seconds = np.concatenate(
-            ([0], np.cumsum(self._booked_now * np.diff(self.points)))
-        ).astype(np.int64)
-        self._classes: dict[tuple[str, ...], int] = {}
-        self._class_of = np.array(
-            [
-                self._classes.setdefault(
-                    tuple(listing.id for listing in gpu.listings), len(self._classes)
-                )
-                for gpu in pool.gpus
-            ],
-            dtype=np.int64,
+    Window i is `[starts[i], starts[i] + seconds)`; `taken` has a row per node and a column per window.
+    """
+
+    pool: Pool
+    prices: PriceTable
+    starts: Seconds
+    seconds: int
+    taken: Masks
+    at: dt.datetime
+
+    @property
+    def ends(self) -> Seconds:
+        return self.starts + self.seconds
+
+    def admitted(self, *, gpus: int) -> tuple[Listing, ...]:
+        """Return the listings of the pool that sell this many GPUs for this long, the cheapest first."""
+        return tuple(
+            listing
+            for listing in self.pool.listings
+            if pools.serves(listing, gpus=gpus, window_seconds=self.seconds) is None
         )
 
-    def free(self, *, starts: Seconds, ends: Seconds) -> Flags:
-        """Say per window (row) and GPU (column) whether nothing is booked there."""
-        first = np.searchsorted(self.points, starts, side="right") - 1
-        last = np.searchsorted(self.points, ends, side="left")
-        free: Flags = self._taken[last] == self._taken[first]
+    def opens(self, listing: Listing, *, column: int) -> bool:
+        """Say whether a listing sells in a window."""
+        some = slice(column, column + 1)
+        return bool(is_open(listing, starts=self.starts[some], ends=self.ends[some], at=self.at)[0])
+
+    def free(self, *, listings: Sequence[Listing], level: int, columns: Columns) -> Masks:
+        """Return the GPUs that some listings offer and nobody has, at floors up to `pool.floors[level]`.
+
+        Only the windows in `columns` are looked at.
+        """
+        untaken: Masks = ~self.taken[:, columns]
+        always, at_times = self._offered(listings=listings, level=level, columns=columns)
+        free: Masks = always[:, np.newaxis] & untaken
+        for masks, open_ in at_times:
+            rows = np.flatnonzero(masks)
+            free[rows] |= _where(open_, masks[rows]) & untaken[rows]
         return free
 
-    def booked_gpu_seconds(self, *, starts: Seconds, ends: Seconds) -> Seconds:
-        """Return per window how many GPU-seconds of the pool are booked in it."""
-        return self._booked_until(ends) - self._booked_until(starts)
+    def floors_listed(self) -> Levels:
+        """Return per window the lowest index in `pool.floors` that is offered, or their number."""
+        level_of = {floor: level for level, floor in enumerate(self.pool.floors)}
+        lowest: Levels = np.full(len(self.starts), len(self.pool.floors), dtype=np.int64)
+        for listing in reversed(self.pool.listings):
+            open_ = is_open(listing, starts=self.starts, ends=self.ends, at=self.at)
+            lowest[open_] = level_of[listing.floor_rate]
+        return lowest
 
-    def levels(
-        self, *, starts: Seconds, ends: Seconds, listings: Sequence[Listing], at: dt.datetime
+    def offered(self, *, level: int) -> Masks:
+        """Return the GPUs that any listing offers in the first window, at floors up to a level."""
+        always, _ = self._offered(
+            listings=self.pool.listings, level=level, columns=np.zeros(1, dtype=np.int64)
+        )
+        return always
+
+    def listed(self, *, listings: Sequence[Listing]) -> Counts:
+        """Return per window how many GPUs some listings offer, taken or not."""
+        return np.concatenate(
+            [self._listed(listings=listings, columns=columns) for columns in self._parts()]
+        )
+
+    def rooms(self, *, listings: Sequence[Listing], spread: Spread) -> Counts:
+        """Return per window how many GPUs one request of this spread can have, whatever they cost."""
+        top = len(self.pool.floors) - 1
+        return np.concatenate(
+            [
+                self.room(listings=listings, level=top, spread=spread, columns=columns)
+                for columns in self._parts()
+            ]
+        )
+
+    def roomiest(self, *, spread: Spread) -> int:
+        """Return the largest number of GPUs that fit in one of the windows, whatever they cost."""
+        return int(self.rooms(listings=self.pool.listings, spread=spread).max())
+
+    def _parts(self) -> Iterator[Columns]:
+        """Yield the columns, some at a time."""
+        size = max(1, CELLS_MAX // len(self.pool.blocks))
+        for offset in range(0, len(self.starts), size):
+            yield np.arange(offset, min(offset + size, len(self.starts)))
+
+    def _listed(self, *, listings: Sequence[Listing], columns: Columns) -> Counts:
+        top = len(self.pool.floors) - 1
+        always, at_times = self._offered(listings=listings, level=top, columns=columns)
+        counts: Counts = np.full(
+            len(self.starts[columns]), np.bitwise_count(always).sum(dtype=np.int64)
+        )
+        if at_times:
+            rows = np.flatnonzero(np.bitwise_or.reduce([masks for masks, _ in at_times]))
+            some: Masks = np.repeat(always[rows, np.newaxis], len(counts), axis=1)
+            for masks, open_ in at_times:
+                some |= _where(open_, masks[rows])
+            counts += np.bitwise_count(some).sum(axis=0, dtype=np.int64)
+            counts -= np.bitwise_count(always[rows]).sum(dtype=np.int64)
+        return counts
+
+    def _offered(
+        self, *, listings: Sequence[Listing], level: int, columns: Columns
+    ) -> tuple[Masks, list[tuple[Masks, Flags]]]:
+        """Return what is offered in all of the windows, and what in some, with the word in which."""
+        starts, ends = self.starts[columns], self.ends[columns]
+        wanted = {listing.id for listing in listings}
+        always: Masks = np.zeros(len(self.pool.blocks), dtype=np.uint16)
+        at_times: list[tuple[Masks, Flags]] = []
+        for each in self.pool.sold:
+            if each.listing.id in wanted and each.listing.floor_rate <= self.pool.floors[level]:
+                open_ = is_open(each.listing, starts=starts, ends=ends, at=self.at)
+                if open_.all():
+                    always |= each.masks
+                elif open_.any():
+                    at_times.append((each.masks, open_))
+        return always, at_times
+
+    def levels(self, *, listings: Sequence[Listing], gpus: int, spread: Spread) -> Levels:
+        """Return per window the lowest index in `pool.floors` with room for a request, or their number."""
+        floors = len(self.pool.floors)
+        lowest: Levels = np.full(len(self.starts), floors, dtype=np.int64)
+        if not listings or self.pool.gpus_listed < gpus:
+            return lowest
+        for columns in self._parts():
+            lowest[columns] = self._lowest(
+                listings=listings, gpus=gpus, spread=spread, columns=columns
+            )
+        return lowest
+
+    def room(
+        self,
+        *,
+        listings: Sequence[Listing],
+        level: int,
+        spread: Spread,
+        columns: Columns,
+    ) -> Counts:
+        """Return per window how many GPUs one request of this spread can have, at floors up to a level."""
+        free = self.free(listings=listings, level=level, columns=columns)
+        counts = np.bitwise_count(free)
+        most: Counts
+        match spread:
+            case Spread.ANY:
+                most = counts.sum(axis=0, dtype=np.int64)
+            case Spread.SINGLE_NODE:
+                most = counts.max(axis=0).astype(np.int64)
+            case Spread.SAME_FABRIC:
+                islands = np.add.reduceat(counts, self.pool.island_starts, axis=0, dtype=np.int32)
+                most = islands.max(axis=0).astype(np.int64)
+        return most
+
+    def _lowest(
+        self,
+        *,
+        listings: Sequence[Listing],
+        gpus: int,
+        spread: Spread,
+        columns: Columns,
     ) -> Levels:
-        """Return per window and GPU the index in `pool.floors` at which it is offered, or `len(pool.floors)`.
+        """Bisect the floors, all windows at once: more listings never leave less room."""
+        floors = len(self.pool.floors)
+        top = self.room(listings=listings, level=floors - 1, spread=spread, columns=columns)
+        upper: Levels = np.where(top >= gpus, floors - 1, floors)
+        lower: Levels = np.where(top >= gpus, 0, floors)
+        while (unsure := lower < upper).any():
+            middle = (lower + upper) // 2
+            for level in np.unique(middle[unsure]).tolist():
+                some = np.flatnonzero(unsure & (middle == level))
+                fits = (
+                    self.room(listings=listings, level=level, spread=spread, columns=columns[some])
+                    >= gpus
+                )
+                upper[some[fits]] = level
+                lower[some[~fits]] = level + 1
+        return upper
 
-        A GPU that several of `listings` offer for a window counts once, at the cheapest of them.
-        """
-        floors = {floor: level for level, floor in enumerate(self.pool.floors)}
-        by_class = np.full((len(starts), len(self._classes)), len(floors), dtype=np.int16)
-        for listing in sorted(listings, key=lambda each: each.floor_rate, reverse=True):
-            open_ = is_open(listing, starts=starts, ends=ends, at=at)
-            for ids, number in self._classes.items():
-                if listing.id in ids:
-                    by_class[open_, number] = floors[listing.floor_rate]
-        levels: Levels = by_class[:, self._class_of]
-        return levels
 
-    def _booked_until(self, instants: Seconds) -> Seconds:
-        piece = np.clip(
-            np.searchsorted(self.points, instants, side="right") - 1, 0, len(self._booked_now) - 1
-        )
-        booked: Seconds = self._booked_before[piece] + self._booked_now[piece] * (
-            instants - self.points[piece]
-        )
-        return booked
+def over_grid(
+    *,
+    pool: Pool,
+    prices: PriceTable,
+    first: int,
+    last: int,
+    seconds: int,
+    step: int,
+    at: dt.datetime,
+) -> Board:
+    """Return the board of all windows of a length that start on the grid from `first` to `last`.
+
+    `seconds` is a multiple of `step`, and the starts lie on the grid.
+    """
+    span = Window(to_instant(first), to_instant(last + seconds))
+    busy = occupancy.on_grid(blocks=pool.blocks, span=span, step_seconds=step, at=at)
+    return Board(
+        pool=pool,
+        prices=prices,
+        starts=np.arange(first, last + 1, step, dtype=np.int64),
+        seconds=seconds,
+        taken=sliding_or(busy, length=seconds // step),
+        at=at,
+    )
+
+
+def of_window(*, pool: Pool, prices: PriceTable, window: Window, at: dt.datetime) -> Board:
+    """Return the board of one window, on the grid or not."""
+    return Board(
+        pool=pool,
+        prices=prices,
+        starts=np.array([to_seconds(window.starts_at)], dtype=np.int64),
+        seconds=window.seconds,
+        taken=occupancy.during(blocks=pool.blocks, window=window, at=at)[:, np.newaxis],
+        at=at,
+    )
+
+
+def _where(open_: Flags, masks: Masks) -> Masks:
+    """Return a row per mask and a column per flag: the mask where the flag is set."""
+    return np.multiply.outer(masks, open_.astype(np.uint16))
+
+
+def sliding_or(masks: Masks, *, length: int) -> Masks:
+    """Return per row and column the union of `length` neighbours; each pass doubles how many are joined."""
+    assert 1 <= length <= masks.shape[1], (length, masks.shape)
+    joined, width = masks, 1
+    while 2 * width <= length:
+        joined = joined[:, :-width] | joined[:, width:]
+        width *= 2
+    if width < length:
+        rest = length - width
+        joined = joined[:, :-rest] | joined[:, rest:]
+    return joined
 
 
 def is_open(listing: Listing, *, starts: Seconds, ends: Seconds, at: dt.datetime) -> Flags:
@@ -129,8 +275,3 @@ def is_open(listing: Listing, *, starts: Seconds, ends: Seconds, at: dt.datetime
     if listing.mode == ListingMode.WHEN_IDLE:
         open_ &= starts <= to_seconds(at) + listing.rolling_seconds
     return open_
-
-
-def _groups(keys: Sequence[object]) -> Groups:
-    starts = [i for i, key in enumerate(keys) if i == 0 or key != keys[i - 1]]
-    return Groups(np.array(starts, dtype=np.int64))

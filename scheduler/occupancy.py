@@ -12,23 +12,19 @@ begin or end within an hour are looked up in the allocations.
 import datetime as dt
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import psycopg
 from django.db import connection
 from psycopg.types.range import Int4Range, TimestamptzRange
 
 from agents.models import SLOTS_PER_NODE
+from agents.supply import Blocks, Masks, runs
 from marketplace.core.windows import EPOCH, Window, to_instant, to_seconds
 
 HOUR_SECONDS = 3600
 WEEK_HOURS = 168
 WEEK_SECONDS = WEEK_HOURS * HOUR_SECONDS
-
-Masks: TypeAlias = npt.NDArray[np.uint16]
-Blocks: TypeAlias = npt.NDArray[np.int32]
 
 _ROW = np.dtype([("week", ">i4"), ("block", ">i4"), ("busy", "<u2", (WEEK_HOURS,))])
 
@@ -61,12 +57,51 @@ class Taken:
 def read(*, blocks: Blocks, first_hour: int, hours: int, at: dt.datetime) -> Masks:
     """Return which slots are taken, per block (row) and hour (column) from `first_hour` on.
 
-    `blocks` are distinct and rise; hours count from the Unix epoch. Holds that have expired at `at` are
+    `blocks` are distinct, in any order; hours count from the Unix epoch. Holds that have expired at `at` are
     free, whether or not the sweep has seen them. Three queries, whatever is booked.
     """
     dirty = _dirty(first_hour=first_hour, hours=hours, at=at)
     masks = stored(blocks=blocks, first_hour=first_hour, hours=hours)
     correct(masks=masks, blocks=blocks, first_hour=first_hour, dirty=dirty, at=at)
+    return masks
+
+
+def on_grid(*, blocks: Blocks, span: Window, step_seconds: int, at: dt.datetime) -> Masks:
+    """Return which slots are taken, per block (row) and step of the grid (column); `span` lies on the grid.
+
+    A grid of hours reads the index. A finer one, for demonstrations, reads the allocations.
+    """
+    first, end = to_seconds(span.starts_at), to_seconds(span.ends_at)
+    if step_seconds == HOUR_SECONDS:
+        hours = (end - first) // HOUR_SECONDS
+        return read(blocks=blocks, first_hour=first // HOUR_SECONDS, hours=hours, at=at)
+    masks: Masks = np.zeros((len(blocks), (end - first) // step_seconds), dtype=np.uint16)
+    taken = taken_between(blocks=blocks, window=span, at=at)
+    paint(masks=masks, blocks=blocks, taken=taken, first=first, step=step_seconds)
+    return masks
+
+
+def during(*, blocks: Blocks, window: Window, at: dt.datetime) -> Masks:
+    """Return per block which slots are taken at any time of one window, on the grid or not.
+
+    Its whole hours are read from the index, what is left at its ends from the allocations.
+    """
+    starts, ends = to_seconds(window.starts_at), to_seconds(window.ends_at)
+    first_hour, end_hour = -(-starts // HOUR_SECONDS), ends // HOUR_SECONDS
+    masks: Masks = np.zeros(len(blocks), dtype=np.uint16)
+    if first_hour >= end_hour:
+        edges = [(starts, ends)]
+    else:
+        hours = end_hour - first_hour
+        whole = read(blocks=blocks, first_hour=first_hour, hours=hours, at=at)
+        masks |= np.bitwise_or.reduce(whole, axis=1)
+        edges = [(starts, first_hour * HOUR_SECONDS), (end_hour * HOUR_SECONDS, ends)]
+    for lower, upper in edges:
+        if lower < upper:
+            edge = Window(to_instant(lower), to_instant(upper))
+            column = masks[:, np.newaxis]
+            taken = taken_between(blocks=blocks, window=edge, at=at)
+            paint(masks=column, blocks=blocks, taken=taken, first=lower, step=upper - lower)
     return masks
 
 
@@ -91,19 +126,9 @@ def taken_between(*, blocks: Blocks, window: Window, at: dt.datetime) -> list[Ta
             starts=to_seconds(window.starts_at),
             ends=to_seconds(window.ends_at),
         )
-        for lower, upper in runs(blocks)
+        for lower, upper in runs(np.sort(blocks))
     ]
     return allocated(areas=areas, at=at)
-
-
-def runs(blocks: Blocks) -> list[tuple[int, int]]:
-    """Return the runs of neighbours among rising numbers, half-open."""
-    if not len(blocks):
-        return []
-    breaks = np.flatnonzero(np.diff(blocks) != 1) + 1
-    lowers = blocks[np.concatenate(([0], breaks))]
-    uppers = blocks[np.concatenate((breaks - 1, [len(blocks) - 1]))] + 1
-    return list(zip(lowers.tolist(), uppers.tolist(), strict=True))
 
 
 def _dirty(*, first_hour: int, hours: int, at: dt.datetime) -> list[Taken]:
@@ -143,7 +168,9 @@ def stored(*, blocks: Blocks, first_hour: int, hours: int) -> Masks:
     last_week = (first_hour + hours - 1) // WEEK_HOURS
     weeks = last_week + 1 - first_week
     masks: Masks = np.zeros((len(blocks), weeks, WEEK_HOURS), dtype=np.uint16)
-    parts = runs(blocks)
+    order = np.argsort(blocks)
+    rising = blocks[order]
+    parts = runs(rising)
     connection.ensure_connection()
     # Past Django's cursor, which cannot ask for PostgreSQL's binary form: as text a byte is two characters.
     with psycopg.Cursor(connection.connection) as cursor:
@@ -166,7 +193,8 @@ def stored(*, blocks: Blocks, first_hour: int, hours: int) -> Masks:
         row = cursor.fetchone()
     if row is not None and row[0] is not None:
         found = np.frombuffer(row[0], dtype=_ROW)
-        masks[np.searchsorted(blocks, found["block"]), found["week"] - first_week] = found["busy"]
+        rows = order[np.searchsorted(rising, found["block"])]
+        masks[rows, found["week"] - first_week] = found["busy"]
     skipped = first_hour - first_week * WEEK_HOURS
     flat: Masks = masks.reshape(len(blocks), -1)
     return np.ascontiguousarray(flat[:, skipped : skipped + hours])

@@ -28,7 +28,7 @@ from django.db.models import (
 from django.db.models.functions import Extract
 
 from agents import health, idleness, inventory
-from agents.models import Alarm, Gpu
+from agents.models import Alarm, Gpu, Outage
 from agents.protocol import Health, IdleState
 from agents.states import NodeStatus
 from marketplace.core.windows import format_instant
@@ -54,6 +54,7 @@ class Code(StrEnum):
     READER_HUNG = "reader_hung"
     ALARM = "alarm"
     UNHEALTHY = "unhealthy"
+    OUTAGE = "outage"
     QUARANTINED_BY_MARKET = "quarantined_by_market"
     NOT_LISTED = "not_listed"
     LISTING_PAUSED = "listing_paused"
@@ -92,6 +93,7 @@ class _Facts:
 
     listings: Mapping[tuple[str, str | None], Sequence[Listing]]
     alarms: dict[str, list[Alarm]] = field(default_factory=lambda: defaultdict(list))
+    outages: dict[str, Outage] = field(default_factory=dict)  # by GPU
     leased: set[str] = field(default_factory=set)  # UUIDs
     booked: dict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
 
@@ -135,7 +137,7 @@ def annotated(*, gpus: QuerySet[Gpu], at: dt.datetime) -> QuerySet[Gpu]:
 
 
 def read(*, gpus: Iterable[Gpu], at: dt.datetime) -> dict[str, Offer]:
-    """Return the offer of each GPU by its id; four queries however many there are, if nodes are at hand."""
+    """Return the offer of each GPU by its id; five queries however many there are, if nodes are at hand."""
     rows = list(gpus)
     facts = _facts(gpus=rows, at=at)
     return {gpu.pk: Offer(reasons=tuple(_reasons(gpu=gpu, facts=facts, at=at))) for gpu in rows}
@@ -170,6 +172,8 @@ def _facts(*, gpus: Sequence[Gpu], at: dt.datetime) -> _Facts:
     facts = _Facts(listings=listings)
     for alarm in Alarm.objects.filter(node__in=nodes, settled_at__isnull=True):
         facts.alarms[alarm.node_id].append(alarm)
+    for outage in Outage.objects.filter(gpu__node__in=nodes, ends_at__isnull=True):
+        facts.outages[outage.gpu_id] = outage
     for uuids in Lease.objects.filter(node__in=nodes, status__in=OPEN_LEASES).values_list(
         "gpu_uuids", flat=True
     ):
@@ -190,6 +194,9 @@ def _reasons(*, gpu: Gpu, facts: _Facts, at: dt.datetime) -> Iterator[Reason]:
     if gpu.health != Health.HEALTHY:
         words = f"{gpu.health}: {gpu.health_reason}" if gpu.health_reason else gpu.health
         yield Reason(code=Code.UNHEALTHY, detail=words)
+    if gpu.health == Health.HEALTHY and gpu.pk in facts.outages:
+        outage = facts.outages[gpu.pk]
+        yield Reason(code=Code.OUTAGE, detail=f"{outage.health}: {outage.reason}")
     if gpu.quarantined_by_market:
         yield Reason(code=Code.QUARANTINED_BY_MARKET, detail=gpu.quarantined_by_market)
     leased = gpu.uuid in facts.leased

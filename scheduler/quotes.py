@@ -13,11 +13,11 @@ from marketplace.core.money import SECONDS_PER_HOUR, format_rate
 from marketplace.core.windows import Window
 from marketplace.models import Organization
 from marketplace.states import Tier
-from scheduler import availability, calendar, holds, placement, quotas, repacking
+from scheduler import availability, calendar, demand, holds, placement, quotas, repacking
 from scheduler.models import Quote
 from scheduler.placement import Demand
 from scheduler.quotas import LimitExceeded
-from scheduler.states import QUOTE_ARROWS, QuoteStatus, Spread
+from scheduler.states import QUOTE_ARROWS, DemandKind, QuoteStatus, Spread
 
 # Long enough to decide, short enough that the price still means something.
 QUOTE_LIFETIME_SECONDS = 600
@@ -61,6 +61,10 @@ _REFUSALS: dict[str, type[DomainError]] = {
     refusal.code: refusal
     for refusal in (NotEnoughCapacity, WindowTooShort, WindowTooLong, TooFewGpus)
 }
+
+
+# A wish that could be met if there were more, or at another price.
+DEMAND_REFUSALS = (NotEnoughCapacity.code, PriceAboveMax.code, calendar.CapacityTaken.code)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,12 +162,23 @@ def create(*, organization: Organization, request: QuoteRequest, at: dt.datetime
         currency=offer.total.currency,
         fee_basis_points=offer.price.fee_basis_points,
         price_breakdown=offer.price_breakdown,
+        price_version_id=offer.price.price_table_id,
         hold=request.hold,
         simulated=offer.simulated,
         created_at=at,
         expires_at=expiry_of(window=window, at=at),
     )
     quote.save(force_insert=True)
+    demand.record(
+        organization=organization,
+        kind=DemandKind.QUOTE,
+        gpu_model_id=gpu_model.pk,
+        region=quote.region,
+        tier=tier,
+        window=window,
+        gpus=quote.gpus,
+        at=at,
+    )
     if request.hold:
         placement.assign(
             demand=demand_of(quote),
@@ -173,6 +188,27 @@ def create(*, organization: Organization, request: QuoteRequest, at: dt.datetime
             at=at,
         )
     return quote
+
+
+def note_refusal(
+    *, organization: Organization, request: QuoteRequest, refusal: DomainError, at: dt.datetime
+) -> None:
+    """Sample a wish that found no room, or that was too dear: it is demand as a quote is.
+
+    What makes no sense was no wish. To be called when the transaction of the refusal is over.
+    """
+    if refusal.code not in DEMAND_REFUSALS:
+        return
+    demand.record(
+        organization=organization,
+        kind=DemandKind.REFUSAL,
+        gpu_model_id=request.gpu_model,
+        region=request.region or "",
+        tier=Tier(request.tier),
+        window=calendar.check_window(starts_at=request.starts_at, ends_at=request.ends_at, at=at),
+        gpus=request.gpus,
+        at=at,
+    )
 
 
 def get(*, organization: Organization, quote_id: str) -> Quote:

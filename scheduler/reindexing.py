@@ -12,12 +12,14 @@ import numpy as np
 from django.db import connection, transaction
 from psycopg.types.range import Int4Range
 
+from agents import supply
 from agents.models import SLOTS_PER_NODE
+from agents.supply import Blocks, Masks
 from marketplace.core.windows import to_instant, to_seconds
 from scheduler import occupancy
 from scheduler.models import CalendarMark, CalendarWeek
 from scheduler.models.calendar import WEEK_BYTES
-from scheduler.occupancy import HOUR_SECONDS, WEEK_HOURS, WEEK_SECONDS, Blocks, Masks, Taken
+from scheduler.occupancy import HOUR_SECONDS, WEEK_HOURS, WEEK_SECONDS, Taken
 
 FOLD_BATCH = 1_000  # marks per transaction: some 100 ms for bookings of two days
 FOLD_BATCHES_MAX = 20  # per tick; the next tick goes on
@@ -223,10 +225,7 @@ def _derive(*, blocks: Blocks, first_week: int, weeks: int) -> Masks:
                 ON a.live AND a.slots && run.slots AND a.period && tstzrange(%s, %s)
             """,
             [
-                [
-                    Int4Range(a * SLOTS_PER_NODE, b * SLOTS_PER_NODE)
-                    for a, b in occupancy.runs(blocks)
-                ],
+                [Int4Range(a * SLOTS_PER_NODE, b * SLOTS_PER_NODE) for a, b in supply.runs(blocks)],
                 to_instant(first),
                 to_instant(first + weeks * WEEK_SECONDS),
             ],

@@ -16,7 +16,17 @@ from marketplace.core.errors import InvalidValue, NotFound, StateConflict
 from marketplace.core.windows import format_instant
 from marketplace.models import Organization
 from marketplace.states import EventKind, Tier
-from scheduler import calendar, holds, leases, openings, placement, quotas, quotes, ticks
+from scheduler import (
+    calendar,
+    demand,
+    holds,
+    leases,
+    openings,
+    placement,
+    quotas,
+    quotes,
+    ticks,
+)
 from scheduler.details import DetailChanges, ReservationDetails, check_details
 from scheduler.models import (
     Allocation,
@@ -29,6 +39,7 @@ from scheduler.models import (
 from scheduler.states import (
     LEASE_ARROWS,
     RESERVATION_ARROWS,
+    DemandKind,
     LeaseStatus,
     PaymentMethod,
     ReservationReason,
@@ -42,6 +53,7 @@ log = structlog.get_logger(__name__)
 PAYMENT_WINDOW_SECONDS = {
     PaymentMethod.WALLET: 15 * 60,
     PaymentMethod.CARD: 15 * 60,
+    PaymentMethod.BANK_TRANSFER: 12 * 3600,
     PaymentMethod.INVOICE: 12 * 3600,
 }
 SYSTEM = "scheduler"  # actor of what happens because its time has come
@@ -121,6 +133,17 @@ def reserve(
     if reservation.tier == Tier.RECLAIMABLE:
         reservation.reclaim_notice_seconds = _shortest_notice(reservation_id=reservation.pk)
     reservation.save(force_insert=True)
+    demand.record(
+        organization=organization,
+        kind=DemandKind.RESERVATION,
+        gpu_model_id=reservation.gpu_model_id,
+        region=reservation.region,
+        tier=Tier(reservation.tier),
+        window=reservation.window,
+        gpus=reservation.gpus,
+        at=at,
+        occasion=reservation.pk,
+    )
     ReservationTransition.objects.create(
         reservation=reservation,
         from_status="",
@@ -155,8 +178,45 @@ def confirm(*, reservation_id: str, at: dt.datetime, actor: str) -> Reservation:
 
 
 @transaction.atomic
+def confirm_late(*, reservation_id: str, at: dt.datetime, actor: str) -> Reservation:
+    """Take an arrow to scheduled whenever the money came, at the locked price.
+
+    A reservation that still has its GPUs keeps them. One that has expired gets others, or the same, if
+    they can be had and its window has not begun.
+
+    :raises NotFound: when there is no such reservation.
+    :raises StateConflict: when it waits for no payment, or its window has begun without it.
+    :raises CapacityTaken: when nobody has room for it any more.
+    """
+    reservation = _find(reservation_id)
+    if reservation.payment_due_at > at:
+        return confirm(reservation_id=reservation_id, at=at, actor=actor)
+    has_expired = reservation.status == ReservationStatus.EXPIRED
+    if (reservation.starts_at if has_expired else reservation.ends_at) <= at:
+        raise StateConflict(f"the window of {reservation_id} has begun or is over")
+    _move(
+        reservation,
+        to=ReservationStatus.SCHEDULED,
+        reason=ReservationReason.PAID_LATE,
+        at=at,
+        actor=actor,
+    )
+    if has_expired:
+        placement.assign(
+            demand=quotes.demand_of(reservation.quote),
+            take=lambda places: calendar.take_for_reservation(
+                places=places, window=reservation.window, reservation_id=reservation.pk, at=at
+            ),
+            at=at,
+        )
+    return reservation
+
+
+@transaction.atomic
 def fail_payment(*, reservation_id: str, at: dt.datetime, actor: str) -> Reservation:
-    """Take the arrow payment_pending → payment_failed, and put the GPUs back on sale.
+    """Take the arrow payment_pending or scheduled → payment_failed, and put the GPUs back on sale.
+
+    A scheduled one was confirmed by money that was held and could not be taken in the end.
 
     :raises NotFound: when there is no such reservation.
     :raises StateConflict: when it does not wait for a payment any more.

@@ -4,6 +4,7 @@ from celery import shared_task
 from django.utils import timezone
 
 from scheduler import (
+    demand,
     drains,
     leases,
     quotes,
@@ -15,7 +16,7 @@ from scheduler import (
     reservations,
     warnings,
 )
-from scheduler.prices import refresh
+from scheduler.prices import refresh, retention
 
 
 @shared_task(name="scheduler.end_due_leases")
@@ -74,6 +75,24 @@ def fold_calendar() -> None:
 
 @shared_task(name="scheduler.refresh_prices")
 def refresh_prices() -> None:
+    """Make the next version of the price tables that are due: every hour, and after large bookings."""
+    now = timezone.now()
+    refresh.refresh_due(at=now)
+    refresh.refresh_after_bookings(at=now)
+
+
+@shared_task(name="scheduler.count_demand")
+def count_demand() -> None:
+    """Decide which wishes count as demand."""
+    demand.count_due(at=timezone.now())
+
+
+@shared_task(name="scheduler.prune_prices")
+def prune_prices() -> None:
+    """Forget old samples of demand, and thin old versions of prices out."""
+    now = timezone.now()
+    demand.prune(at=now)
+    retention.thin_out(at=now)
     """Make the next version of the price tables that are due."""
     refresh.refresh_due(at=timezone.now())
 

@@ -9,6 +9,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from marketplace.api.authentication import Caller
 from marketplace.api.fields import (
     ChoiceField,
     DurationField,
@@ -28,10 +29,10 @@ from marketplace.catalog import NoSuchModel
 from marketplace.core.limits import GPUS_PER_REQUEST_MAX, HORIZON_DAYS, LIST_LIMIT_MAX
 from marketplace.core.windows import Window, grid_floor
 from marketplace.states import Tier
-from scheduler import availability
+from scheduler import availability, demand
 from scheduler.availability import OfferingQuery
 from scheduler.calendar import WindowUpsideDown
-from scheduler.states import Spread
+from scheduler.states import DemandKind, Spread
 
 CURVE_DEFAULT = dt.timedelta(days=1)
 
@@ -187,13 +188,31 @@ class OfferingsView(ApiView):
             self.now + dt.timedelta(days=HORIZON_DAYS), wish["earliest_start"] + wish["duration"]
         )
         wish["limit"] = min(wish["limit"], availability.OFFERS_MAX)
+        query = OfferingQuery(**wish)
         try:
-            found = availability.search(query=OfferingQuery(**wish), at=self.now)
+            found = availability.search(query=query, at=self.now)
+            self._sample(query)
         except (
             NoSuchModel
         ) as refusal:  # a search that finds nothing is an answer, whatever the reason
             found = availability.SearchResult(offers=[], no_offer_reason=refusal.code)
         return Response(OfferingPage(found).data)
+
+    def _sample(self, query: OfferingQuery) -> None:
+        """Sample the search of whoever is signed in; anybody else's moves nothing."""
+        user: object = self.request.user
+        if isinstance(user, Caller):
+            starts_at = max(query.earliest_start, self.now)
+            demand.record(
+                organization=user.organization,
+                kind=DemandKind.SEARCH,
+                gpu_model_id=query.gpu_model,
+                region=query.region or "",
+                tier=Tier(query.tier),
+                window=Window(starts_at, starts_at + query.duration),
+                gpus=query.gpus,
+                at=self.now,
+            )
 
 
 class PriceCurveView(ApiView):

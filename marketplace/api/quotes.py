@@ -24,10 +24,12 @@ from marketplace.api.fields import (
 )
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView, find
+from marketplace.core.errors import DomainError
 from marketplace.core.limits import GPUS_PER_REQUEST_MAX
 from marketplace.states import Scope, Tier
 from scheduler import quotes
 from scheduler.models import Quote
+from scheduler.prices import inputs
 from scheduler.states import QuoteStatus, Spread
 
 PRICING_REFUSALS = (
@@ -107,6 +109,58 @@ class QuoteSerializer(serializers.Serializer[Quote]):
         return quote.hold and status_at(quote, at=self.context["now"]) == QuoteStatus.OPEN
 
 
+class PriceInputHourSerializer(serializers.Serializer[Any]):
+    """One or more hours that are priced alike."""
+
+    starts_at = serializers.CharField(help_text="an instant; the first hour")
+    hours = serializers.IntegerField()
+    hours_ahead = serializers.IntegerField(help_text="of the hour in which the table was made")
+    gpus_on_offer_by_floor = serializers.ListField(
+        child=serializers.IntegerField(), help_text="in the order of `floors`"
+    )
+    gpus_sold = serializers.IntegerField(help_text="or held")
+    demand_milligpus = serializers.IntegerField(
+        allow_null=True, help_text="forecast, if free of charge; null without a forecast"
+    )
+    firm_rate = serializers.CharField(allow_null=True, help_text="for the reclaimable tier")
+    rate_when_the_hour_began = serializers.CharField(
+        allow_null=True, help_text="limits count from it; null for an hour that is new"
+    )
+    rate_before = serializers.CharField(allow_null=True)
+    target_rate = serializers.CharField(allow_null=True, help_text="without a limit on the pace")
+    rate = serializers.CharField(allow_null=True)
+
+
+class PriceInputsSerializer(serializers.Serializer[Any]):
+    """What the hours of a quote were priced from: enough to compute them again."""
+
+    price_table = serializers.CharField()
+    number = serializers.IntegerField(help_text="of the pool's tables")
+    made_at = serializers.CharField()
+    cause = serializers.CharField()
+    method = serializers.CharField()
+    method_version = serializers.IntegerField()
+    rule_version = serializers.IntegerField(help_text="0 is the built-in rule")
+    rule = serializers.DictField(child=serializers.CharField())
+    fee_basis_points = serializers.IntegerField()
+    base_rate = serializers.CharField()
+    floors = serializers.ListField(child=serializers.CharField())
+    facts = serializers.DictField(child=serializers.IntegerField())
+    hours = PriceInputHourSerializer(many=True)
+
+
+class QuoteDetailSerializer(QuoteSerializer):
+    """A quote, and what its price follows from."""
+
+    price_inputs = serializers.SerializerMethodField(
+        help_text="null where the price is the floor with the fee on top"
+    )
+
+    @extend_schema_field(PriceInputsSerializer(allow_null=True))
+    def get_price_inputs(self, quote: Quote) -> dict[str, Any] | None:
+        return inputs.of_quote(quote)
+
+
 def status_at(quote: Quote, *, at: dt.datetime) -> QuoteStatus:
     """Return a quote's status; one whose time is over is expired, whether or not a task has noted it."""
     status = QuoteStatus(quote.status)
@@ -137,14 +191,25 @@ class QuotesView(ApiView):
     )
     def post(self, request: Request) -> HttpResponse:
         body = self.body(QuoteWishSerializer)
+        wish = quotes.QuoteRequest(**body)
+        refusals: list[DomainError] = []
 
         def create() -> tuple[int, Any]:
-            quote = quotes.create(
-                organization=self.organization, request=quotes.QuoteRequest(**body), at=self.now
-            )
+            try:
+                quote = quotes.create(organization=self.organization, request=wish, at=self.now)
+            except DomainError as refusal:
+                refusals.append(refusal)
+                raise
             return HTTPStatus.CREATED, QuoteSerializer(quote, context={"now": self.now}).data
 
-        return self.once(key_required=body["hold"], action=create)
+        try:
+            return self.once(key_required=body["hold"], action=create)
+        finally:
+            # Past the transaction that the refusal undid.
+            for refusal in refusals:
+                quotes.note_refusal(
+                    organization=self.organization, request=wish, refusal=refusal, at=self.now
+                )
 
 
 class QuoteView(ApiView):
@@ -152,10 +217,11 @@ class QuoteView(ApiView):
 
     @operation(
         summary="A quote, with the inputs from which its price can be recomputed",
-        responses={200: QuoteSerializer},
+        responses={200: QuoteDetailSerializer},
         refusals=("not_found",),
         operation_id="get_quote",
     )
     def get(self, request: Request, quote_id: str) -> Response:
-        quote = find(Quote.objects.visible_to(self.organization), quote_id)
-        return Response(QuoteSerializer(quote, context={"now": self.now}).data)
+        known = Quote.objects.visible_to(self.organization).select_related("price_version")
+        quote = find(known, quote_id)
+        return Response(QuoteDetailSerializer(quote, context={"now": self.now}).data)

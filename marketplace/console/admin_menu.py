@@ -45,13 +45,29 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         ),
     ),
     (
+        "Prices",
+        (
+            ("Price rules", "scheduler.PriceRule", "rule_settings"),
+            ("Price tables", "scheduler.PriceVersion", "show_chart"),
+            ("Demand", "scheduler.DemandSample", "trending_up"),
+        ),
+    ),
+    (
         "Books",
         (
             ("Entries", "billing.Entry", "menu_book"),
             ("Postings", "billing.Posting", "swap_vert"),
             ("Accounts", "billing.Account", "account_balance"),
             ("Settlements", "billing.Settlement", "task_alt"),
+            ("Corrections", "billing.Correction", "published_with_changes"),
+            ("Earned hours", "billing.EarnedHour", "hourglass_bottom"),
             ("Payouts", "billing.Payout", "payments"),
+            ("Reserves", "billing.Reserve", "savings"),
+            ("Refunds", "billing.Refund", "undo"),
+            ("Disputes", "billing.Dispute", "gavel"),
+            ("Approvals", "billing.Approval", "how_to_reg"),
+            ("Parked", "billing.Parking", "local_parking"),
+            ("Nightly checks", "billing.BooksRun", "fact_check"),
         ),
     ),
     (

@@ -3,8 +3,10 @@
 from scheduler.models.allocations import Allocation
 from scheduler.models.calendar import CalendarMark, CalendarWeek
 from scheduler.models.changes import Change, ChangeQuote, ChangeRule
+from scheduler.models.demand import DemandSample
 from scheduler.models.leases import Lease, LeaseQuerySet, LeaseTransition
 from scheduler.models.limits import TenantLimit
+from scheduler.models.price_rules import PriceRule, PriceRuleTransition
 from scheduler.models.prices import PriceVersion
 from scheduler.models.quotes import Quote, QuoteQuerySet
 from scheduler.models.reclaims import Reclaim
@@ -24,10 +26,13 @@ __all__ = [
     "Change",
     "ChangeQuote",
     "ChangeRule",
+    "DemandSample",
     "EndWarning",
     "Lease",
     "LeaseQuerySet",
     "LeaseTransition",
+    "PriceRule",
+    "PriceRuleTransition",
     "PriceVersion",
     "Quote",
     "QuoteQuerySet",

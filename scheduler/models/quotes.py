@@ -12,6 +12,7 @@ from marketplace.core import ids
 from marketplace.core.windows import Window
 from marketplace.models import GpuModel, Organization
 from marketplace.states import Tier
+from scheduler.models.prices import PriceVersion
 from scheduler.states import (
     QuoteStatus,
     Spread,
@@ -61,6 +62,13 @@ class Quote(models.Model):
     )
     price_breakdown = models.JSONField(
         db_comment="inputs and steps from which the rate can be recomputed"
+    )
+    price_version = models.ForeignKey(
+        PriceVersion,
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="quotes",
+        db_comment="the table it was priced by; null: at the floor, before the pool had one",
     )
     hold = models.BooleanField(default=False)
     simulated = models.BooleanField(db_comment="priced on GPUs that do not exist")

@@ -6,8 +6,9 @@ refresh more, in the same hour, allows no step more.
 """
 
 import datetime as dt
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 import numpy as np
@@ -17,17 +18,17 @@ from django.db import connection, transaction
 from marketplace.core.money import RATE_DECIMAL_PLACES, SECONDS_PER_HOUR
 from marketplace.core.windows import grid_floor
 from marketplace.states import Tier
-from scheduler import price_rules
-from scheduler.models import PriceVersion
+from scheduler import demand, price_rules
+from scheduler.models import DemandSample, PriceVersion
 from scheduler.price_rules import RuleInForce
 from scheduler.prices import counts
 from scheduler.prices.counts import HOURS, PoolCounts
 from scheduler.prices.packed import Counts, Micros, pack, unpack
-from scheduler.prices.tables import PoolKey, with_fee
-from scheduler.pricing import clearing, reclaimable
+from scheduler.prices.tables import PoolKey, tables, with_fee
+from scheduler.pricing import Rule, clearing, forecast, reclaimable
 from scheduler.pricing.clearing import Demand, Supply, Vector
 from scheduler.pricing.limits import RATE_MICROS_MAX, UNKNOWN, aligned
-from scheduler.states import PriceCause
+from scheduler.states import DemandKind, PriceCause
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +36,8 @@ METHOD_CLEARING = "forward_clearing_price"
 METHOD_SMALL_POOL = "small_pool"
 METHOD_RECLAIMABLE = "reclaimable"
 METHOD_VERSION = 1  # grows with every change of a formula; old versions keep theirs
+BOOKINGS_SECONDS = 2 * SECONDS_PER_HOUR  # no version in force is older for long
+LARGE_BOOKING_PARTS = 50  # a fiftieth of a pool: less moves no price that anybody would see
 MILLI = 1_000  # demand is used in thousandths of a GPU, as it is stored
 MILLION = 1_000_000
 _LOCK_SPACE = 0x50726963  # namespace of the advisory locks: one per pool
@@ -96,9 +99,28 @@ def refresh(*, at: dt.datetime, cause: PriceCause, found: Iterable[PoolCounts]) 
     return made
 
 
-def refresh_after_bookings(*, at: dt.datetime, keys: Collection[PoolKey]) -> int:
-    """Refresh pools of which much was sold since their last version; return how many were made."""
-    return refresh(at=at, cause=PriceCause.BOOKING, found=counts.read(at=at, keys=keys))
+def refresh_after_bookings(*, at: dt.datetime) -> int:
+    """Refresh the pools of which much was sold since their last version; return how many were made."""
+    booked = DemandSample.objects.filter(
+        kind=DemandKind.RESERVATION,
+        asked_at__gt=at - dt.timedelta(seconds=BOOKINGS_SECONDS),
+        asked_at__lte=at,
+    ).values_list("gpu_model_id", "region", "tier", "asked_at", "gpus")
+    gpus_since: dict[PoolKey, list[tuple[dt.datetime, int]]] = defaultdict(list)
+    for model, region, tier, asked_at, gpus in booked:
+        key = PoolKey(gpu_model_id=model, region=region, tier=Tier(tier))
+        gpus_since[key].append((asked_at, gpus))
+    due: set[PoolKey] = set()
+    for key, table in tables(keys=gpus_since, at=at).items():
+        sold = sum(
+            gpus
+            for asked_at, gpus in gpus_since[key]
+            if table.made_at is not None and asked_at > table.made_at
+        )
+        if sold * LARGE_BOOKING_PARTS >= int(table.offered[0]) and sold:
+            # The tiers share their GPUs.
+            due |= {replace(key, tier=tier) for tier in Tier}
+    return refresh(at=at, cause=PriceCause.BOOKING, found=counts.read(at=at, keys=due))
 
 
 def vectors_of(inputs: Inputs) -> Vectors:
@@ -196,6 +218,7 @@ def _refresh_pool(
         latest=_aligned(latest, first_hour=pool.first_hour, base_micros=base),
         reclaim_likelihood_basis_points=counts.reclaim_likelihood_basis_points(key=pool.key, at=at),
         firm=_firm_rates(pool, known=firm, base_micros=base),
+        forecast=_forecast(pool, rule=in_force.rule, at=at),
     )
     vectors = vectors_of(inputs)
     if pool.key.tier is Tier.FIRM:
@@ -303,6 +326,28 @@ def refresh_due(*, at: dt.datetime) -> int:
         if (key.gpu_model_id, key.region, key.tier.value) not in known
     ]
     return refresh(at=at, cause=PriceCause.HOUR, found=counts.read(at=at, keys=missing))
+
+
+def _forecast(pool: PoolCounts, *, rule: Rule, at: dt.datetime) -> Forecast | None:
+    """Forecast a large firm pool's demand from the wishes of four weeks, where there are enough."""
+    if pool.key.tier is not Tier.FIRM or pool.gpus < rule.small_pool_gpus:
+        return None
+    now_hour = pool.first_hour
+    asked = demand.requests(key=pool.key, first_hour=now_hour - forecast.FIT_HOURS, at=at)
+    shape = forecast.fit(requests=asked, now_hour=now_hour, rule=rule)
+    if shape is None:
+        return None
+    gpus = forecast.remaining(
+        shape=shape,
+        learnt=forecast.learn(shape=shape, requests=asked, now_hour=now_hour, rule=rule),
+        first_hour=now_hour,
+        hours=HOURS,
+        rule=rule,
+    )
+    return Forecast(
+        milligpus=np.rint(gpus * MILLI).astype(np.int64),
+        size_ratio_millionths=round(shape.size_ratio * MILLION),
+    )
 
 
 def _base_micros(pool: PoolCounts, *, in_force: RuleInForce) -> int:

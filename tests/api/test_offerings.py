@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from marketplace.core.windows import format_instant
+from scheduler.models import DemandSample
 from tests.api.world import MODEL, a_fleet, a_quote, a_window
 from tests.conftest import ApiClient
 
@@ -64,6 +65,16 @@ class TestOfferings:
     def test_that_are_missing_name_the_nearest(self, anybody: ApiClient) -> None:
         a_fleet()
         assert self.search(anybody, max_rate="0.01").json["nearest"]["gpu_model"] == MODEL
+
+    def test_are_sampled_as_demand_once_an_hour_of_who_is_signed_in(
+        self, api: ApiClient, anybody: ApiClient
+    ) -> None:
+        a_fleet()
+        for _ in range(3):
+            self.search(api, earliest_start="2027-01-01T00:00:00Z")
+            self.search(anybody, earliest_start="2027-01-01T00:00:00Z")
+        sample = DemandSample.objects.get()
+        assert (sample.kind, sample.gpus, sample.end_hour - sample.start_hour) == ("search", 2, 2)
 
     @pytest.mark.parametrize("duration", ["PT2H", "2h", "120m", "7200s"])
     def test_take_every_form_of_a_duration(self, anybody: ApiClient, duration: str) -> None:

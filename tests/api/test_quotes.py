@@ -11,7 +11,8 @@ from marketplace.core.money import amount_for
 from marketplace.core.windows import format_instant
 from marketplace.models import IdempotencyRecord, Organization
 from marketplace.states import Scope
-from scheduler.models import Allocation, Quote
+from scheduler.models import Allocation, DemandSample, Quote
+from scheduler.prices import refresh
 from tests.api.world import a_fleet, a_new_key, a_quote, a_window, a_wish
 from tests.conftest import ApiClient
 from tests.factories import a_key, an_organization
@@ -30,7 +31,38 @@ class TestCreate:
         total = amount_for(rate=Decimal(quote["rate"]), gpu_seconds=4 * 3600, currency="usd")
         assert quote["total"] == {"amount_minor": total.amount_minor, "currency": "usd"}
         assert quote["price_breakdown"]["rate"] == quote["rate"]
-        assert api.get(f"/v1/quotes/{quote['id']}").json == quote
+        detail = api.get(f"/v1/quotes/{quote['id']}").json
+        assert detail == quote | {"price_inputs": None}  # the pool has no table yet
+
+    def test_names_every_input_of_its_hours(self, api: ApiClient) -> None:
+        a_fleet()
+        refresh.refresh_due(at=timezone.now())
+        quote = a_quote(api, gpus=4)
+
+        inputs = api.get(f"/v1/quotes/{quote['id']}").json["price_inputs"]
+
+        assert inputs["price_table"] == quote["price_breakdown"]["price_table"]
+        assert inputs["floors"] == ["2.000000"]
+        (hours,) = inputs["hours"]
+        assert (hours["hours"], hours["gpus_sold"]) == (1, 0)
+        assert hours["gpus_on_offer_by_floor"] == [8]
+        # By hand: the base is 2.00 / .85; an idle hour is .93 of it, but not under the floor with the fee.
+        assert inputs["base_rate"] == hours["rate"] == hours["target_rate"] == "2.352942"
+
+    @pytest.mark.parametrize(
+        ("changes", "kind"),
+        [({}, "quote"), ({"gpus": 500}, "refusal"), ({"max_rate": "1.000000"}, "refusal")],
+    )
+    def test_is_sampled_as_demand(self, api: ApiClient, changes: dict[str, Any], kind: str) -> None:
+        a_fleet()
+        api.post("/v1/quotes", a_wish(**changes))
+        api.post("/v1/quotes", a_wish(**changes, hold=True), key=a_new_key())
+        assert DemandSample.objects.get().kind == kind
+
+    def test_that_makes_no_sense_is_no_demand(self, api: ApiClient) -> None:
+        a_fleet()
+        api.post("/v1/quotes", a_wish(starts_at="2020-01-01T00:00:00Z"))
+        assert not DemandSample.objects.exists()
 
     def test_with_hold_keeps_the_gpus(self, api: ApiClient) -> None:
         a_fleet(gpus=2)

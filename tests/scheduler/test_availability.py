@@ -6,14 +6,11 @@ from typing import Any
 
 import pytest
 from django.test import override_settings
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.django import TestCase
 
 from marketplace.core.errors import DomainError
 from marketplace.core.windows import Window
 from marketplace.models import Listing
-from scheduler import availability, offerings, pools
+from scheduler import availability
 from scheduler.availability import OfferingQuery, SearchResult
 from scheduler.prices import refresh
 from tests.scheduler.factories import (
@@ -160,6 +157,7 @@ class TestSearch:
 
         assert nearest is not None
         assert nearest.rate == Decimal("2.352942")
+        assert search(max_rate=Decimal(1)).nearest_change == "higher_price"
 
     def test_names_a_later_start_as_nearest(self) -> None:
         make_pool()
@@ -169,6 +167,53 @@ class TestSearch:
 
         assert nearest is not None
         assert nearest.window == window_in(31)
+        assert search().nearest_change == "later_start"
+
+    def test_names_another_region_before_a_start_weeks_later(self) -> None:
+        make_pool()
+        make_reservation(gpus=8, window=window_in(0, length=24 * 10))
+        owner = make_organization()
+        make_node(owner=owner, region="us-east")
+        make_listing(owner=owner)
+
+        result = search(region="eu-north")
+
+        assert result.nearest is not None
+        assert (result.nearest.region, result.nearest_change) == ("us-east", "other_region")
+
+    def test_names_another_tier_before_fewer_gpus(self) -> None:
+        make_pool()
+        owner = make_organization()
+        make_node(owner=owner, gpus=16)
+        make_listing(owner=owner, tier="reclaimable", reclaim_notice_seconds=60)
+
+        result = search(gpus=12)
+
+        assert result.nearest is not None
+        assert (result.nearest.tier, result.nearest_change) == ("reclaimable", "other_tier")
+
+    def test_names_a_start_weeks_later_when_nothing_else_would_do(self) -> None:
+        make_pool()
+        make_reservation(gpus=8, window=window_in(0, length=24 * 30))
+
+        result = search()
+
+        assert result.nearest is not None
+        assert result.nearest.window.starts_at == NOW + hours(24 * 30)
+        assert result.nearest_change == "later_start"
+
+    def test_names_nothing_dearer_than_the_maximum(self) -> None:
+        make_pool()
+        make_reservation(gpus=8, window=window_in(0, length=30))
+        owner = make_organization()
+        make_node(owner=owner, region="us-east")
+        make_listing(owner=owner, floor_rate=Decimal(9))
+
+        result = search(region="eu-north", max_rate=Decimal(3), latest_end=NOW + hours(4))
+
+        assert result.nearest is not None
+        assert result.nearest_change == "later_start"
+        assert result.nearest.rate <= Decimal(3)
 
     def test_names_fewer_gpus_as_nearest(self) -> None:
         make_pool()
@@ -177,6 +222,7 @@ class TestSearch:
 
         assert nearest is not None
         assert (nearest.gpus, nearest.window.starts_at) == (8, NOW)
+        assert search(gpus=12).nearest_change == "fewer_gpus"
 
     @pytest.mark.parametrize(
         ("changes", "code"),
@@ -198,54 +244,6 @@ class TestSearch:
             search(**changes)
 
         assert refusal.value.code == code
-
-
-class TestStarts(TestCase):
-    """The starts beside instants of change give the same best offer as all starts."""
-
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(
-        bookings=st.lists(
-            st.tuples(
-                st.integers(min_value=1, max_value=40),
-                st.integers(min_value=1, max_value=12),
-                st.integers(min_value=1, max_value=8),
-            ),
-            max_size=6,
-        ),
-        gpus=st.integers(min_value=1, max_value=8),
-        length=st.integers(min_value=1, max_value=10),
-    )
-    def test_sparse_search_finds_the_cheapest_and_earliest(
-        self, bookings: list[tuple[int, int, int]], gpus: int, length: int
-    ) -> None:
-        make_pool()
-        for start, duration, size in bookings:
-            try:
-                make_reservation(gpus=size, window=window_in(start, length=duration))
-            except DomainError:
-                continue
-        (pool,) = pools.read(gpu_model_id=MODEL, region=None, tier=None, at=AT)
-        first, last = NOW, NOW + hours(48)
-        wish = offerings.Wish(
-            gpus=gpus, seconds=length * 3600, spread=availability.parse_spread(None), at=AT
-        )
-        (board,) = offerings.boards([pool], span=Window(first, last + hours(length)), at=AT)
-
-        def best(starts: Any) -> list[offerings.Priced]:
-            found = list(offerings.evaluate(board, wish=wish, starts=starts))
-            rates = {p.rate for p in found}
-            return [
-                min((p for p in found if p.rate == r), key=lambda p: p.merit)
-                for r in sorted(rates)[:1]
-            ]
-
-        dense = offerings.starts_between(board, wish=wish, first=first, last=last)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(offerings, "STARTS_DENSE_MAX", 0)
-            sparse = offerings.starts_between(board, wish=wish, first=first, last=last)
-        assert set(sparse.tolist()) <= set(dense.tolist())
-        assert [p.merit for p in best(sparse)] == [p.merit for p in best(dense)]
 
 
 class TestPriceCurve:

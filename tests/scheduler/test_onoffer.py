@@ -9,7 +9,8 @@ from django.db import connection
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
-from agents.models import Alarm, Gpu, Node
+from agents import inventory, supply
+from agents.models import SLOTS_PER_NODE, Alarm, Gpu, Node, Outage
 from agents.states import AlarmKind
 from marketplace.models import Listing, Organization
 from scheduler import onoffer, pools
@@ -43,7 +44,22 @@ def offers(at: dt.datetime = AT) -> list[onoffer.Offer]:
     found = onoffer.read(gpus=rows, at=at)
     for gpu in rows:
         assert vars(gpu)["on_offer"] == found[gpu.pk].on_offer, found[gpu.pk].reasons
+    assert supplied(at) == set(inventory.sellable_gpus(at=at).values_list("slot", flat=True))
     return [found[gpu.pk] for gpu in rows]
+
+
+def supplied(at: dt.datetime) -> set[int]:
+    """Return the slots that may be sold, by the reading in bulk."""
+    owners = list(Organization.objects.values_list("pk", flat=True))
+    has = supply.read(gpu_model_id=None, region=None, organization_ids=owners, at=at)
+    reported = {block for machines in has.machines for block in machines.blocks.tolist()}
+    return {
+        block * SLOTS_PER_NODE + bit
+        for model in has.blocks
+        for block, mask in zip(has.blocks[model].tolist(), has.masks[model].tolist(), strict=True)
+        for bit in range(SLOTS_PER_NODE)
+        if mask >> bit & 1 and block in reported
+    }
 
 
 def codes(at: dt.datetime = AT) -> list[Code]:
@@ -125,6 +141,21 @@ class TestReasons:
         Alarm.objects.filter(pk=alarm.pk).update(gpu_uuid="", kind=AlarmKind.NODE_CLONED)
         assert not any(offer.on_offer for offer in offers())
         Alarm.objects.filter(pk=alarm.pk).update(settled_at=NOW)
+        assert all(offer.on_offer for offer in offers())
+
+    def test_name_an_outage_that_no_reading_shows_yet(self, owner: Organization) -> None:
+        node = make_node(owner=owner, gpus=2)
+        make_listing(owner=owner)
+        first = node.gpus.order_by("slot")[0]
+        outage = Outage.objects.create(
+            gpu=first, health="lost", cause="host", reason="fell off the bus", starts_at=NOW
+        )
+        lost, other = offers()
+        assert [(r.code, r.detail) for r in lost.reasons] == [
+            (Code.OUTAGE, "lost: fell off the bus")
+        ]
+        assert other.on_offer
+        Outage.objects.filter(pk=outage.pk).update(ends_at=NOW)
         assert all(offer.on_offer for offer in offers())
 
     @pytest.mark.parametrize(
@@ -234,7 +265,7 @@ class TestRead:
             with CaptureQueriesContext(connection) as queries:
                 onoffer.read(gpus=Gpu.objects.select_related("node"), at=AT)
             counts.append(len(queries))
-        assert counts[0] == counts[1] == 5
+        assert counts[0] == counts[1] == 6
 
     def test_agrees_with_sql_and_with_what_search_sells(self, owner: Organization) -> None:
         """Every mixture of states, healths, listings and waits: three answers to one question."""
