@@ -4,13 +4,23 @@ import datetime as dt
 
 from django.db import transaction
 
-from billing import purchases
+from billing import payments, provider, purchases
+from billing.payments import Wishes
+from billing.provider_states import PaymentMeans
 from marketplace.core.errors import DomainError, InvalidValue
 from marketplace.models import Organization
 from scheduler import reservations
 from scheduler.details import ReservationDetails
 from scheduler.models import Reservation
 from scheduler.states import PaymentMethod
+
+# A bank transfer takes a day or two, and the GPUs are kept for half a day: closer to the start than this,
+# the money would come when nobody can have them any more.
+BANK_TRANSFER_AHEAD_SECONDS = 3 * 86_400
+_MEANS = {
+    PaymentMethod.CARD: PaymentMeans.CARD,
+    PaymentMethod.BANK_TRANSFER: PaymentMeans.BANK_TRANSFER,
+}
 
 
 class PaymentMethodUnavailable(DomainError):
@@ -29,13 +39,18 @@ def purchase(
     details: ReservationDetails,
     at: dt.datetime,
     actor: str,
+    with_saved_card: bool = False,
+    saves_card: bool = False,
 ) -> Reservation:
-    """Reserve the quoted capacity, take its price from the wallet, and confirm: one transaction.
+    """Reserve the quoted capacity; from the wallet it is paid and confirmed at once, in one transaction.
 
     A refusal of any step leaves no trace of the others: no reservation, no GPU taken, the quote still open.
+    By card and bank transfer the reservation waits for its payment, which `provider.drive_payment` asks
+    for when this transaction is over.
 
-    :raises InvalidValue: when nobody has ever heard of the payment method.
-    :raises PaymentMethodUnavailable: for `card` and `invoice`.
+    :raises InvalidValue: when nobody has ever heard of the payment method, or it takes too long here.
+    :raises PaymentMethodUnavailable: for `invoice`, and where no provider is connected.
+    :raises payments.NoSavedCard: when the saved card is to pay and there is none.
     :raises ledger.InsufficientFunds: with the missing amount, when the wallet does not cover the price.
     :raises DomainError: whatever refuses the reservation; see `scheduler.reservations.reserve`.
     """
@@ -44,10 +59,13 @@ def purchase(
             f"payment_method must be one of {', '.join(PaymentMethod.values)}",
             pointer="/payment_method",
         )
-    if payment_method != PaymentMethod.WALLET:
+    method = PaymentMethod(payment_method)
+    if method != PaymentMethod.WALLET and (method not in _MEANS or not provider.is_connected()):
         raise PaymentMethodUnavailable(
-            f"Payment by {payment_method} needs a payment provider, and none is connected here; "
-            "pay from the wallet.",
+            f"Payment by {payment_method} needs "
+            + ("a credit limit, and none is kept here yet; " if method not in _MEANS else "")
+            + ("a payment provider, and none is connected here; " if method in _MEANS else "")
+            + "pay from the wallet.",
             pointer="/payment_method",
         )
     reservation = reservations.reserve(
@@ -58,5 +76,18 @@ def purchase(
         at=at,
         actor=actor,
     )
-    purchases.post(reservation=reservation, at=at)
-    return reservations.confirm(reservation_id=reservation.id, at=at, actor=actor)
+    if method == PaymentMethod.WALLET:
+        purchases.post(reservation=reservation, at=at)
+        return reservations.confirm(reservation_id=reservation.id, at=at, actor=actor)
+    ahead = dt.timedelta(seconds=BANK_TRANSFER_AHEAD_SECONDS)
+    if method == PaymentMethod.BANK_TRANSFER and reservation.starts_at - at < ahead:
+        raise InvalidValue(
+            f"A bank transfer needs {ahead.days} days before the start; pay by card or wallet.",
+            pointer="/payment_method",
+        )
+    payments.open_for_reservation(
+        reservation=reservation,
+        wishes=Wishes(means=_MEANS[method], with_saved_card=with_saved_card, saves_card=saves_card),
+        at=at,
+    )
+    return reservation

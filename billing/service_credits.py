@@ -14,10 +14,8 @@ from billing.amounts import BASIS_POINTS, Amounts
 from billing.deliveries import Delivery, is_refunded
 from billing.states import AccountKind, EntryKind
 from marketplace.core.money import share_of
-from marketplace.core.windows import Window
-from scheduler.models import Lease, LeaseTransition, Reservation
-from scheduler.states import LeaseReason, LeaseStatus, ReservationStatus
-from scheduler.tariffs import Tariff
+from scheduler.models import Lease, Reclaim, Reservation
+from scheduler.states import LeaseStatus, ReservationStatus
 
 # Of these the tenant did not get what it bought; of a cancelled or reclaimed one other rules tell.
 CREDITED_STATUSES = (ReservationStatus.COMPLETED, ReservationStatus.FAILED)
@@ -35,9 +33,13 @@ def credit_for(*, refunded_minor: int) -> int:
 def post_for_lease(
     *, lease: Lease, delivery: Delivery, amounts: Amounts, at: dt.datetime
 ) -> tuple[int, int]:
-    """Post what a lease's tenant gets beyond its refund; return it, and the part that the owner bears."""
-    if _was_reclaimed(lease):
-        return _compensate(lease=lease, earned_by_owner=amounts.owner, at=at)
+    """Post what a lease's tenant gets beyond its refund; return it, and the part that the owner bears.
+
+    For a lease that was reclaimed it is what the notice said.
+    """
+    reclaim = Reclaim.objects.filter(lease=lease).first()
+    if reclaim is not None:
+        return _compensate(reclaim=reclaim, lease=lease, earned_by_owner=amounts.owner, at=at)
     credit = credit_for(refunded_minor=amounts.refunded)
     of_owner = min(credit, amounts.owner) if _is_owners_fault(lease, delivery) else 0
     _post(
@@ -77,25 +79,10 @@ def post_for_rest(*, reservation: Reservation, refunded_minor: int, at: dt.datet
     return credit
 
 
-def reclaimed_minor(*, lease: Lease) -> int:
-    """Return what the time was worth that the owner of a reclaimed lease took back."""
-    reservation = lease.reservation
-    since = lease.returned_at or lease.ends_at
-    if since >= reservation.ends_at:
-        return 0
-    taken = Window(since, reservation.ends_at)
-    tariff = Tariff.from_json(reservation.tariff)
-    return tariff.amount(
-        window=taken, gpus=len(lease.gpu_uuids), currency=reservation.currency
-    ).amount_minor
-
-
-def _compensate(*, lease: Lease, earned_by_owner: int, at: dt.datetime) -> tuple[int, int]:
-    amount = share_of(
-        total_minor=reclaimed_minor(lease=lease),
-        part=settings.RECLAIM_COMPENSATION_BASIS_POINTS,
-        whole=BASIS_POINTS,
-    )
+def _compensate(
+    *, reclaim: Reclaim, lease: Lease, earned_by_owner: int, at: dt.datetime
+) -> tuple[int, int]:
+    amount = reclaim.compensation_minor
     of_lease = min(amount, max(earned_by_owner, 0))
     owed = accounts.of_owner(
         kind=AccountKind.OWNER_CLAWBACK,
@@ -136,10 +123,6 @@ def _accrued(lease: Lease) -> ledger.AccountRef:
 
 def _cost(lease: Lease, kind: AccountKind) -> ledger.AccountRef:
     return accounts.shared(kind=kind, currency=lease.reservation.currency)
-
-
-def _was_reclaimed(lease: Lease) -> bool:
-    return LeaseTransition.objects.filter(lease=lease, reason=LeaseReason.OWNER_RECLAIMED).exists()
 
 
 def _is_owners_fault(lease: Lease, delivery: Delivery) -> bool:

@@ -54,6 +54,7 @@ class AccountKind(TextChoices):
 class EntryKind(TextChoices):
     DEPOSIT = "deposit"
     TOP_UP = "top_up"
+    WITHDRAWAL = "withdrawal"  # out of a wallet, to go back the way it came
     PROMOTION = "promotion"
     PROMOTION_SPENT = "promotion_spent"
     PROMOTION_EXPIRY = "promotion_expiry"
@@ -129,7 +130,8 @@ REFUND_ARROWS = Arrows(
     moves={
         RefundStatus.DUE: (RefundStatus.SENT,),
         RefundStatus.SENT: (RefundStatus.SETTLED, RefundStatus.FAILED),
-        RefundStatus.SETTLED: (),
+        # A closed card gives it back days later; then it is in the wallet.
+        RefundStatus.SETTLED: (RefundStatus.FAILED,),
         RefundStatus.FAILED: (),
     },
 )

@@ -3,7 +3,22 @@
 from celery import shared_task
 from django.utils import timezone
 
-from billing import books, changes, corrections, earnings, payouts, refunds, settlements
+from billing import (
+    books,
+    changes,
+    corrections,
+    earnings,
+    inbox,
+    payments,
+    payouts,
+    provider,
+    provider_books,
+    reconcile,
+    refunds,
+    reservation_refunds,
+    settlements,
+    transfers,
+)
 
 
 @shared_task(name="billing.settle_leases")
@@ -17,6 +32,31 @@ def release_earnings() -> None:
     payouts.release_due(at=now)
     changes.release_due(at=now)
     payouts.release_due(at=timezone.now())
+
+
+@shared_task(name="billing.drive_intents")
+def drive_intents() -> None:
+    """Ask the provider for what is due, and give up what nobody paid."""
+    now = timezone.now()
+    payments.give_up_due(at=now)
+    payments.capture_due(at=now)
+    if provider.is_connected():
+        reservation_refunds.ask_due(at=now)
+        transfers.send_due(at=now)
+    provider.drive_due(at=now)
+
+
+@shared_task(name="billing.read_inbox")
+def read_inbox() -> None:
+    inbox.process_due(at=timezone.now())
+
+
+@shared_task(name="billing.poll_provider")
+def poll_provider() -> None:
+    """Find what no webhook told of: missed events, and payments of which nothing was heard."""
+    now = timezone.now()
+    inbox.poll(at=now)
+    provider.read_due(at=now)
 
 
 @shared_task(name="billing.close_hours")
@@ -37,3 +77,15 @@ def open_refunds() -> None:
 @shared_task(name="billing.check_books")
 def check_books() -> None:
     books.run_if_due(at=timezone.now())
+
+
+@shared_task(name="billing.fetch_bookings")
+def fetch_bookings() -> None:
+    provider_books.fetch(at=timezone.now())
+
+
+@shared_task(name="billing.reconcile")
+def reconcile_provider() -> None:
+    """Compare the provider's books with ours; what is overdue goes to the log as an error."""
+    if provider.is_connected():
+        reconcile.run(at=timezone.now())

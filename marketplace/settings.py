@@ -106,11 +106,21 @@ PLATFORM_FEE_BASIS_POINTS = env.integer(
     "HEADROOM_PLATFORM_FEE_BASIS_POINTS", default=1500, minimum=0, maximum=9000
 )
 STRIPE_SECRET_KEY = env.text("STRIPE_SECRET_KEY", default="")
-STRIPE_WEBHOOK_SECRET = env.text("STRIPE_WEBHOOK_SECRET", default="")
+# Several while one replaces another, separated by commas.
+STRIPE_WEBHOOK_SECRETS = env.words("STRIPE_WEBHOOK_SECRET")
+# What a browser may know: with it the payment page shows the provider's own fields.
+STRIPE_PUBLISHABLE_KEY = env.text("STRIPE_PUBLISHABLE_KEY", default="")
+STRIPE_JS_URL = env.text("STRIPE_JS_URL", default="https://js.stripe.com/v3/")
+# Where a stand-in for the provider answers; empty: the provider itself.
+STRIPE_API_BASE = env.text("STRIPE_API_BASE", default="")
 if STRIPE_SECRET_KEY and not STRIPE_SECRET_KEY.startswith(("sk_", "rk_")):
     raise ImproperlyConfigured("STRIPE_SECRET_KEY should look like sk_live_… or rk_live_…")
-if STRIPE_WEBHOOK_SECRET and not STRIPE_WEBHOOK_SECRET.startswith("whsec_"):
+if not all(secret.startswith("whsec_") for secret in STRIPE_WEBHOOK_SECRETS):
     raise ImproperlyConfigured("STRIPE_WEBHOOK_SECRET should look like whsec_…")
+if STRIPE_API_BASE and IS_PRODUCTION:
+    raise ImproperlyConfigured(
+        "STRIPE_API_BASE must not be set in production: a stand-in moves no money"
+    )
 # Money is play money outside production, and with a test key of the payment provider.
 SIMULATED_PAYMENTS = not IS_PRODUCTION or STRIPE_SECRET_KEY.startswith(("sk_test_", "rk_test_"))
 

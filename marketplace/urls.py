@@ -4,7 +4,7 @@ from django.contrib import admin
 from django.urls import include, path
 
 from billing.admin import books_view
-from marketplace.api import agent, health
+from marketplace.api import agent, health, provider_webhook
 
 urlpatterns = [
     path("admin/books/", admin.site.admin_view(books_view), name="books"),
@@ -13,6 +13,7 @@ urlpatterns = [
     path("readyz", health.readyz),
     path("metrics", health.metrics_text),
     *agent.urlpatterns,
+    path("webhooks/stripe", provider_webhook.receive),
     path("v1/", include("marketplace.api.urls")),
     path("", include("marketplace.console.urls")),
 ]

@@ -17,7 +17,7 @@ from marketplace.core.errors import StateConflict
 from marketplace.core.windows import grid_ceiling
 from marketplace.states import EventKind, Tier
 from scheduler import calendar, releases, ticks
-from scheduler.models import Lease, LeaseTransition, Replacement, Reservation
+from scheduler.models import Lease, LeaseTransition, Reclaim, Replacement, Reservation
 from scheduler.states import LEASE_ARROWS, LeaseReason, LeaseStatus
 
 HANDOVER_DEADLINE_SECONDS = (
@@ -84,14 +84,18 @@ def lose_due(*, at: dt.datetime) -> int:
 
     A machine that was restarted says so: its tenant has nothing any more.
     """
-    running = _in(LeaseStatus.ACTIVE, LeaseStatus.RECLAIMING).filter(ends_at__gt=at)
+    running = _in(LeaseStatus.ACTIVE, LeaseStatus.RECLAIMING).filter(
+        ends_at__gt=at, reclaim__stopped_at__isnull=True
+    )
     due = _with_receipt(running, protocol.ReceiptKind.RETURN)
     return ticks.drain(due=due, advance=lambda row: lose(lease=row, at=at), name="lose")
 
 
 def take_back_due(*, at: dt.datetime) -> int:
     """Take back the GPUs whose return the node has confirmed; return how many leases that ends."""
-    asked = _in(LeaseStatus.RETURNING, LeaseStatus.RECLAIMING).filter(ends_at__lte=at)
+    asked = _in(LeaseStatus.RETURNING, LeaseStatus.RECLAIMING).exclude(
+        status=LeaseStatus.RECLAIMING, reclaim__stopped_at__isnull=True
+    )
     due = _with_receipt(asked, protocol.ReceiptKind.RETURN)
     return ticks.drain(due=due, advance=lambda row: take_back(lease=row, at=at), name="take_back")
 
@@ -243,6 +247,7 @@ def leave(*, lease: Lease, ends_at: dt.datetime, at: dt.datetime) -> None:
     if lease.status == LeaseStatus.PROVISIONING:
         fail(lease=lease, reason=LeaseReason.TENANT_RETURNED, at=at)
     else:
+        Reclaim.objects.filter(lease=lease, stopped_at__isnull=True).update(stopped_at=at)
         grants.stop(lease_id=lease.pk, lease_epoch=lease.epoch, at=at)
 
 

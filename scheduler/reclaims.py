@@ -7,6 +7,7 @@ Nothing that is reclaimed is extended.
 
 import datetime as dt
 
+from django.conf import settings
 from django.db import transaction
 
 from agents import grants
@@ -80,7 +81,9 @@ def reclaim(*, owner: Organization, lease_id: str, at: dt.datetime, actor: str) 
         due_at=due_at,
         promised_until=lease.ends_at,
         remaining_minor=remaining.amount_minor,
-        compensation_minor=compensation.compensation_for(remaining=remaining).amount_minor,
+        compensation_minor=compensation.compensation_for(
+            remaining=remaining, basis_points=settings.RECLAIM_COMPENSATION_BASIS_POINTS
+        ).amount_minor,
         currency=reservation.currency,
         actor=actor,
     )

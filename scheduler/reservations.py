@@ -53,6 +53,7 @@ log = structlog.get_logger(__name__)
 PAYMENT_WINDOW_SECONDS = {
     PaymentMethod.WALLET: 15 * 60,
     PaymentMethod.CARD: 15 * 60,
+    PaymentMethod.BANK_TRANSFER: 12 * 3600,
     PaymentMethod.INVOICE: 12 * 3600,
 }
 SYSTEM = "scheduler"  # actor of what happens because its time has come
@@ -177,8 +178,45 @@ def confirm(*, reservation_id: str, at: dt.datetime, actor: str) -> Reservation:
 
 
 @transaction.atomic
+def confirm_late(*, reservation_id: str, at: dt.datetime, actor: str) -> Reservation:
+    """Take an arrow to scheduled whenever the money came, at the locked price.
+
+    A reservation that still has its GPUs keeps them. One that has expired gets others, or the same, if
+    they can be had and its window has not begun.
+
+    :raises NotFound: when there is no such reservation.
+    :raises StateConflict: when it waits for no payment, or its window has begun without it.
+    :raises CapacityTaken: when nobody has room for it any more.
+    """
+    reservation = _find(reservation_id)
+    if reservation.payment_due_at > at:
+        return confirm(reservation_id=reservation_id, at=at, actor=actor)
+    has_expired = reservation.status == ReservationStatus.EXPIRED
+    if (reservation.starts_at if has_expired else reservation.ends_at) <= at:
+        raise StateConflict(f"the window of {reservation_id} has begun or is over")
+    _move(
+        reservation,
+        to=ReservationStatus.SCHEDULED,
+        reason=ReservationReason.PAID_LATE,
+        at=at,
+        actor=actor,
+    )
+    if has_expired:
+        placement.assign(
+            demand=quotes.demand_of(reservation.quote),
+            take=lambda places: calendar.take_for_reservation(
+                places=places, window=reservation.window, reservation_id=reservation.pk, at=at
+            ),
+            at=at,
+        )
+    return reservation
+
+
+@transaction.atomic
 def fail_payment(*, reservation_id: str, at: dt.datetime, actor: str) -> Reservation:
-    """Take the arrow payment_pending → payment_failed, and put the GPUs back on sale.
+    """Take the arrow payment_pending or scheduled → payment_failed, and put the GPUs back on sale.
+
+    A scheduled one was confirmed by money that was held and could not be taken in the end.
 
     :raises NotFound: when there is no such reservation.
     :raises StateConflict: when it does not wait for a payment any more.

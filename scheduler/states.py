@@ -16,6 +16,7 @@ class Spread(TextChoices):
 class PaymentMethod(TextChoices):
     WALLET = "wallet"
     CARD = "card"
+    BANK_TRANSFER = "bank_transfer"
     INVOICE = "invoice"
 
 
@@ -58,6 +59,7 @@ RESERVATION_ARROWS = Arrows(
         ),
         ReservationStatus.SCHEDULED: (
             ReservationStatus.ACTIVE,
+            ReservationStatus.PAYMENT_FAILED,  # what was held on the card could not be taken
             ReservationStatus.CANCELLED,
             ReservationStatus.FAILED,
         ),
@@ -68,7 +70,7 @@ RESERVATION_ARROWS = Arrows(
         ),
         ReservationStatus.COMPLETED: (),
         ReservationStatus.PAYMENT_FAILED: (),
-        ReservationStatus.EXPIRED: (),
+        ReservationStatus.EXPIRED: (ReservationStatus.SCHEDULED,),  # paid late, and still to be had
         ReservationStatus.CANCELLED: (),
         ReservationStatus.RECLAIMED: (),
         ReservationStatus.FAILED: (),
@@ -81,6 +83,7 @@ class ReservationReason(TextChoices):
 
     QUOTE_ACCEPTED = "quote_accepted"
     PAID = "paid"
+    PAID_LATE = "paid_late"
     PAYMENT_DECLINED = "payment_declined"
     PAYMENT_WINDOW_CLOSED = "payment_window_closed"
     WINDOW_STARTED = "window_started"
@@ -184,7 +187,6 @@ class RelocationReason(TextChoices):
     NODE_DRAINED = "node_drained"
     GPU_UNFIT = "gpu_unfit"
     OVERRUN = "overrun"
-    REPACKED = "repacked"
 
 
 class PriceCause(TextChoices):

@@ -4,11 +4,21 @@ Append-only, balance, sealing and guards are enforced by PostgreSQL (migration `
 """
 
 from billing.models.books import Account, Entry, Posting
+from billing.models.connect import PayoutAccount, Transfer
 from billing.models.controls import Approval, ApprovalTransition, BooksRun, Parking
 from billing.models.disputes import Dispute, DisputeTransition
 from billing.models.earnings import EarnedHour
 from billing.models.fee_shares import FeeShare
+from billing.models.payments import CardRefund, Payer, Payment, PaymentQuerySet, TopUpDispute
 from billing.models.payouts import Payout, PayoutQuerySet, PayoutTransition, Reserve
+from billing.models.provider import (
+    BalanceTransaction,
+    Difference,
+    InboxEvent,
+    Intent,
+    ProviderTransition,
+    Watermark,
+)
 from billing.models.refunds import Refund, RefundQuerySet, RefundTransition
 from billing.models.settlements import Correction, Settlement, SettlementQuerySet
 
@@ -16,22 +26,35 @@ __all__ = [
     "Account",
     "Approval",
     "ApprovalTransition",
+    "BalanceTransaction",
     "BooksRun",
+    "CardRefund",
     "Correction",
+    "Difference",
     "Dispute",
     "DisputeTransition",
     "EarnedHour",
     "Entry",
     "FeeShare",
+    "InboxEvent",
+    "Intent",
     "Parking",
+    "Payer",
+    "Payment",
+    "PaymentQuerySet",
     "Payout",
+    "PayoutAccount",
     "PayoutQuerySet",
     "PayoutTransition",
     "Posting",
+    "ProviderTransition",
     "Refund",
     "RefundQuerySet",
     "RefundTransition",
     "Reserve",
     "Settlement",
     "SettlementQuerySet",
+    "TopUpDispute",
+    "Transfer",
+    "Watermark",
 ]

@@ -101,11 +101,14 @@ def once(
     key: str | None,
     request_sha256: str,
     action: Callable[[], Answer],
+    then: Callable[[], Answer] | None = None,
 ) -> HttpResponse:
     """Run `action` once per key and return its answer, or the first answer again.
 
     `action` returns a status and plain values to render; what it writes is committed together with the
-    record of the answer. Without a key it simply runs.
+    record of the answer. Without a key it simply runs. `then` runs when all of that is committed, outside of
+    any transaction, and may call others; its answer takes the first one's place, also for later repetitions.
+    A process that dies in between has answered with the first one.
 
     :raises IdempotencyKeyReused: when the key was used for another call.
     :raises IdempotencyInFlight: when the first call is still running.
@@ -113,6 +116,8 @@ def once(
     if key is None:
         with transaction.atomic():
             status, body = action()
+        if then is not None:
+            status, body = then()
         return _rendered(status=status, text=_text(body))
     at = timezone.now()
     claimed_until = at + dt.timedelta(seconds=CLAIM_SECONDS)
@@ -128,12 +133,20 @@ def once(
         response[REPLAYED_HEADER] = "true"
         return response
     try:
-        return _run(record=record, claimed_until=claimed_until, request=request, action=action)
+        response = _run(record=record, claimed_until=claimed_until, request=request, action=action)
     except _ClaimLost:
         raise _in_flight() from None
     except Exception:
         _release(record=record, claimed_until=claimed_until)
         raise
+    if then is None or response.status_code >= HTTPStatus.BAD_REQUEST:
+        return response
+    status, body = then()
+    text = _text(body)
+    IdempotencyRecord.objects.filter(pk=record.pk).update(
+        response_status=status, response_body=text
+    )
+    return _rendered(status=status, text=text)
 
 
 def _run(

@@ -27,7 +27,6 @@ class _AnyQuery(StrictSerializer):
         return {}
 
 
-_PAYMENTS = "no payment provider is connected; an operator records deposits"
 _BUDGETS = "hard caps per organization and project are not kept yet"
 _EVENTS = "events are not sent or kept yet; poll the objects"
 _STATEMENTS = "there are bills of reservations, and none of months yet"
@@ -36,7 +35,6 @@ _OWNER_UTILIZATION = "hours per node and day are not added up yet; earnings are"
 _CALLS: tuple[tuple[str, Mapping[str, Scope], str], ...] = (
     ("bills/<str:month>", {"GET": Scope.BILLING_READ}, _STATEMENTS),
     ("exports/focus", {"GET": Scope.BILLING_READ}, _STATEMENTS),
-    ("wallet/top-ups", {"POST": Scope.BILLING_WRITE}, _PAYMENTS),
     ("budgets", {"GET": Scope.BILLING_READ, "PUT": Scope.BILLING_WRITE}, _BUDGETS),
     ("webhook-endpoints", {"GET": Scope.BILLING_READ, "POST": Scope.BILLING_WRITE}, _EVENTS),
     (

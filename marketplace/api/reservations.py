@@ -11,7 +11,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import checkout
+from billing import checkout, payments, provider
 from marketplace.api.changes import ChangeSerializer
 from marketplace.api.fields import (
     ChoiceField,
@@ -22,11 +22,19 @@ from marketplace.api.fields import (
     SecondsAsDurationField,
     StrictListField,
     StrictSerializer,
+    SwitchField,
     TagsField,
     TextField,
 )
 from marketplace.api.leases import LeaseMoveSerializer
 from marketplace.api.pagination import page_of, page_serializer
+from marketplace.api.payments import (
+    BankTransferSerializer,
+    FailureSerializer,
+    bank_transfer_of,
+    failure_of,
+    open_payment_of,
+)
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView, find
 from marketplace.core.limits import NAME_LENGTH_MAX, SSH_KEY_LENGTH_MAX, SSH_KEYS_MAX, TAGS_MAX
@@ -45,6 +53,7 @@ from scheduler.models import (
     Lease,
     LeaseTransition,
     Relocation,
+    Repacking,
     Reservation,
     ReservationTransition,
 )
@@ -53,6 +62,7 @@ from scheduler.states import (
     LeaseStatus,
     PaymentMethod,
     RelocationReason,
+    RepackingReason,
     ReservationReason,
     ReservationStatus,
     Spread,
@@ -91,6 +101,12 @@ class PurchaseSerializer(StrictSerializer):
 
     quote_id = TextField(max_length=32)
     payment_method = ChoiceField(choices=PaymentMethod.choices)
+    use_saved_card = SwitchField(
+        required=False, default=False, help_text="charge the card that was saved, without asking"
+    )
+    save_card = SwitchField(
+        required=False, default=False, help_text="save the card that is used for later"
+    )
     name = TextField(max_length=NAME_LENGTH_MAX, required=False, default="", allow_blank=True)
     project = TextField(max_length=NAME_LENGTH_MAX, required=False, default="", allow_blank=True)
     tags = TagsField(tags_max=TAGS_MAX, required=False, default=dict)
@@ -151,17 +167,31 @@ class PaymentSerializer(serializers.Serializer[Reservation]):
     status = serializers.SerializerMethodField()
     due_at = InstantField(source="payment_due_at", help_text="an unpaid reservation ends here")
     client_secret = serializers.SerializerMethodField(help_text="for card payments")
-    checkout_url = serializers.SerializerMethodField(help_text="for card payments")
+    checkout_url = serializers.SerializerMethodField(help_text="a page on which it can be paid")
+    bank_transfer = serializers.SerializerMethodField(help_text="where to send the money")
+    failure = serializers.SerializerMethodField(help_text="why the last attempt did not work")
 
     @extend_schema_field(ChoiceField(choices=[(s, s) for s in _PAYMENT_STATUSES]))
     def get_status(self, reservation: Reservation) -> str:
         return _UNPAID.get(ReservationStatus(reservation.status), "paid")
 
     def get_client_secret(self, reservation: Reservation) -> str | None:
-        return None
+        payment = open_payment_of(reservation)
+        return (payment.client_secret or None) if payment else None
 
     def get_checkout_url(self, reservation: Reservation) -> str | None:
-        return None
+        payment = open_payment_of(reservation)
+        return payments.page_url(payment=payment) if payment else None
+
+    @extend_schema_field(BankTransferSerializer(allow_null=True))
+    def get_bank_transfer(self, reservation: Reservation) -> object:
+        payment = open_payment_of(reservation)
+        return bank_transfer_of(payment) if payment else None
+
+    @extend_schema_field(FailureSerializer(allow_null=True))
+    def get_failure(self, reservation: Reservation) -> object:
+        payment = getattr(reservation, "provider_payment", None)
+        return failure_of(payment) if payment else None
 
 
 class PlacementSerializer(serializers.Serializer[Allocation]):
@@ -195,12 +225,12 @@ class LeaseSummarySerializer(serializers.Serializer[Lease]):
         return len(lease.gpu_uuids)
 
 
-class RelocationSerializer(serializers.Serializer[Relocation]):
+class RelocationSerializer(serializers.Serializer[Any]):
     """A move to other machines before the start, and why."""
 
-    from_node_id = serializers.CharField()
+    from_node_ids = serializers.ListField(child=serializers.CharField())
     gpus = serializers.IntegerField()
-    reason = ChoiceField(choices=RelocationReason.choices)
+    reason = ChoiceField(choices=[*RelocationReason.choices, *RepackingReason.choices])
     at = InstantField()
 
 
@@ -256,7 +286,7 @@ class ReservationSerializer(serializers.Serializer[Reservation]):
         help_text="every change of what is bought, in its order"
     )
     history = ReservationMoveSerializer(many=True, source="shown_transitions")
-    relocations = RelocationSerializer(many=True, source="shown_relocations")
+    relocations = serializers.SerializerMethodField()
     created_at = InstantField()
     simulated = serializers.BooleanField(help_text="on GPUs that do not exist")
 
@@ -269,6 +299,28 @@ class ReservationSerializer(serializers.Serializer[Reservation]):
     def get_changes(self, reservation: Reservation) -> Any:  # noqa: ANN401 - plain values
         return ChangeSerializer(_changes_of(reservation), many=True).data
 
+    @extend_schema_field(RelocationSerializer(many=True))
+    def get_relocations(self, reservation: Any) -> Any:  # noqa: ANN401 - prefetched rows in, JSON out
+        moves = [
+            {
+                "from_node_ids": [row.from_node_id],
+                "gpus": row.gpus,
+                "reason": row.reason,
+                "at": row.at,
+            }
+            for row in reservation.shown_relocations
+        ] + [
+            {
+                "from_node_ids": sorted({row["node_id"] for row in move.from_places}),
+                "gpus": sum(row["slot_upper"] - row["slot_lower"] for row in move.from_places),
+                "reason": move.reason,
+                "at": move.at,
+            }
+            for move in reservation.shown_repackings
+        ]
+        moves.sort(key=lambda move: move["at"])
+        return RelocationSerializer(moves, many=True).data
+
 
 ReservationPage = page_serializer(ReservationSerializer, name="ReservationPage")
 
@@ -280,7 +332,7 @@ def _changes_of(reservation: Reservation) -> list[Change]:
 
 def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
     """Fetch with each reservation what its answer shows."""
-    return queryset.prefetch_related(
+    return queryset.select_related("provider_payment").prefetch_related(
         Prefetch(
             "allocations",
             queryset=Allocation.objects.filter(live=True).select_related("node").order_by("slots"),
@@ -301,6 +353,11 @@ def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
             "relocations",
             queryset=Relocation.objects.order_by("id"),
             to_attr="shown_relocations",
+        ),
+        Prefetch(
+            "repackings",
+            queryset=Repacking.objects.order_by("id"),
+            to_attr="shown_repackings",
         ),
         Prefetch(
             "transitions",
@@ -337,6 +394,7 @@ class ReservationsView(ApiView):
             "capacity_taken",
             "payment_required",
             "payment_method_unavailable",
+            "no_saved_card",
             "limit_exceeded",
             "state_conflict",
             "invalid_value",
@@ -347,7 +405,12 @@ class ReservationsView(ApiView):
     def post(self, request: Request) -> HttpResponse:
         body = dict(self.body(PurchaseSerializer))
         quote_id, payment_method = body.pop("quote_id"), body.pop("payment_method")
+        cards = {
+            "with_saved_card": body.pop("use_saved_card"),
+            "saves_card": body.pop("save_card"),
+        }
         details = ReservationDetails(**body)
+        bought: list[Reservation] = []
 
         def buy() -> tuple[int, Any]:
             reservation = checkout.purchase(
@@ -357,10 +420,20 @@ class ReservationsView(ApiView):
                 details=details,
                 at=self.now,
                 actor=self.caller.actor,
+                **cards,
             )
+            bought.append(reservation)
             return HTTPStatus.CREATED, self._rendered(reservation)
 
-        return self.once(key_required=True, action=buy)
+        def ask_provider() -> tuple[int, Any]:
+            """Ask for the payment now that the reservation is kept; what fails here is tried again later."""
+            payment = getattr(bought[-1], "provider_payment", None)
+            if payment is not None:
+                provider.drive_payment(payment_id=payment.pk, at=self.now)
+            return HTTPStatus.CREATED, self._rendered(bought[-1])
+
+        waits = payment_method != PaymentMethod.WALLET
+        return self.once(key_required=True, action=buy, then=ask_provider if waits else None)
 
     def _rendered(self, reservation: Reservation) -> Any:  # noqa: ANN401 - plain values to render
         shown = _shown(Reservation.objects.visible_to(self.organization)).get(pk=reservation.pk)

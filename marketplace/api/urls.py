@@ -14,6 +14,7 @@ from marketplace.api import (
     prices,
     quotes,
     reservations,
+    top_ups,
     wallet,
 )
 
@@ -37,10 +38,14 @@ urlpatterns = [
     path("reservations/<str:reservation_id>/cancellation", changes.CancellationView.as_view()),
     path("reservations/<str:reservation_id>/extension-quote", changes.ExtensionQuoteView.as_view()),
     path("reservations/<str:reservation_id>/extensions", changes.ExtensionsView.as_view()),
+    path("reservations/<str:reservation_id>/change-quote", changes.ChangeQuoteView.as_view()),
+    path("reservations/<str:reservation_id>/changes", changes.ChangesView.as_view()),
     path("leases", leases.LeasesView.as_view()),
     path("leases/<str:lease_id>", leases.LeaseView.as_view()),
     path("leases/<str:lease_id>/utilization", leases.UtilizationView.as_view()),
     path("wallet", wallet.WalletView.as_view()),
+    path("wallet/top-ups", top_ups.TopUpsView.as_view()),
+    path("wallet/top-ups/<str:payment_id>", top_ups.TopUpView.as_view()),
     path("wallet/entries", wallet.WalletEntriesView.as_view()),
     *owner_urls.urlpatterns,
     *not_built.urlpatterns,

@@ -103,8 +103,14 @@ class ApiView(APIView):
         """
         return _validated(serializer_type, self.request.data)
 
-    def once(self, *, key_required: bool, action: Callable[[], idempotency.Answer]) -> HttpResponse:
-        """Run `action` once per Idempotency-Key of this organization; see `idempotency`."""
+    def once(
+        self,
+        *,
+        key_required: bool,
+        action: Callable[[], idempotency.Answer],
+        then: Callable[[], idempotency.Answer] | None = None,
+    ) -> HttpResponse:
+        """Run `action` once per Idempotency-Key of this organization, then `then`; see `idempotency`."""
         request = self.request
         return idempotency.once(
             request=request._request,  # noqa: SLF001 - the framework offers no other way to it
@@ -114,6 +120,7 @@ class ApiView(APIView):
                 method=str(request.method), path=request.path, body=request.data
             ),
             action=action,
+            then=then,
         )
 
     def _check_scope(self, scope: Scope | None) -> None:

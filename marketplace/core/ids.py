@@ -33,6 +33,10 @@ PREFIXES = frozenset(
         "acc",
         "apr",
         "rfd",
+        "int",
+        "pac",
+        "ref",
+        "trf",
         "prc",
     }
 )
@@ -96,6 +100,26 @@ def new_payout_id() -> str:
 
 def new_event_id() -> str:
     return new_id("evt")
+
+
+def new_payment_id() -> str:
+    return new_id("pay")
+
+
+def new_intent_id() -> str:
+    return new_id("int")
+
+
+def new_card_refund_id() -> str:
+    return new_id("ref")
+
+
+def new_transfer_id() -> str:
+    return new_id("trf")
+
+
+def new_payout_account_id() -> str:
+    return new_id("pac")
 
 
 def new_approval_id() -> str:

@@ -14,7 +14,7 @@ from marketplace.core.windows import Window
 from marketplace.listings import ListingFields, ReclaimNoticeRefused
 from marketplace.models import Event, Organization
 from marketplace.states import EventKind, Tier
-from scheduler import leases, reclaims, replacements, reservations
+from scheduler import cancellations, leases, reclaims, replacements, reservations
 from scheduler.compensation import compensation_for
 from scheduler.leases import RETURN_GRACE_SECONDS
 from scheduler.models import Allocation, Lease, Reclaim, Reservation
@@ -213,7 +213,10 @@ class TestReclaim:
         left = tariff.amount(window=rest, gpus=2, currency="usd")
         assert rest.seconds == 38 * 3600
         assert made.remaining_minor == left.amount_minor > 0
-        assert made.compensation_minor == compensation_for(remaining=left).amount_minor
+        assert (
+            made.compensation_minor
+            == compensation_for(remaining=left, basis_points=2_500).amount_minor
+        )
 
     def test_withdraws_gpus_that_do_not_come_back(self) -> None:
         make_reclaimable(notice=24)
@@ -252,6 +255,38 @@ class TestReclaim:
         assert Reservation.objects.get().status == ReservationStatus.RECLAIMED
 
 
+class TestTenant:
+    def test_may_leave_at_once_and_keeps_its_compensation(self) -> None:
+        make_reclaimable(notice=24)
+        lease = an_active_lease()
+        made = reclaim(lease, at=lease.starts_at + hours(10))
+        tenant, reservation_id = lease.reservation.organization, lease.reservation_id
+        at = made.notice_at + seconds(60)
+        quote = cancellations.quote(organization=tenant, reservation_id=reservation_id, at=at)
+        assert quote.fee_minor == 0
+
+        cancellations.cancel(
+            organization=tenant,
+            reservation_id=reservation_id,
+            quote_id=quote.pk,
+            at=at,
+            actor="tenant",
+        )
+
+        assert Grant.objects.get().desired_state == DesiredState.STOP
+        say_returned(lease, at=at + seconds(5))
+        tick(at + seconds(6))
+        lease.refresh_from_db()
+        assert lease.status == LeaseStatus.ENDED
+        assert lease.returned_at is not None
+        assert at <= lease.returned_at <= at + seconds(5)
+        assert lease.transitions.latest("pk").reason == LeaseReason.RETURNED
+        assert Reclaim.objects.get().compensation_minor == made.compensation_minor
+        assert Reservation.objects.get().status == ReservationStatus.RECLAIMED
+
+
 @pytest.mark.parametrize(("remaining", "owed"), [(0, 0), (1, 0), (2, 0), (3, 1), (10_000, 2_500)])
 def test_a_quarter_of_what_is_left_is_owed_to_the_minor_unit(remaining: int, owed: int) -> None:
-    assert compensation_for(remaining=Money(remaining, "usd")) == Money(owed, "usd")
+    assert compensation_for(remaining=Money(remaining, "usd"), basis_points=2_500) == Money(
+        owed, "usd"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from typing import TYPE_CHECKING
 
 from tests.fakes.stripe.world import ApiError
@@ -35,6 +36,45 @@ _BUTTONS = (
 )
 
 
+# The part of the provider's script for browsers that a payment page uses: a field, and a confirmation.
+_SCRIPT = """(() => {
+  const base = new URL(document.currentScript.src).origin;
+  const cards = {cards};
+  async function act(verb, values) {
+    const answer = await fetch(base + "/_control/" + verb,
+      {method: "POST", body: JSON.stringify(values)});
+    return answer.json();
+  }
+  window.Stripe = (key) => ({
+    elements: ({clientSecret}) => {
+      const field = document.createElement("select");
+      field.setAttribute("aria-label", "Card");
+      for (const [label, method] of cards) field.add(new Option(label, method));
+      return {
+        id: clientSecret.split("_secret_")[0],
+        method: () => field.value,
+        create: () => ({mount: (place) => document.querySelector(place).append(field)}),
+      };
+    },
+    confirmPayment: async ({elements, confirmParams}) => {
+      let result = await act("confirm",
+        {id: elements.id, payment_method: elements.method()});
+      if (result.status === "requires_action") {
+        const passed = window.confirm("Your bank asks: is this you?");
+        result = await act("authenticate", {id: elements.id, passed});
+      }
+      const error = result.error || result.last_payment_error;
+      if (error) return {error};
+      const target = new URL(confirmParams.return_url);
+      target.searchParams.set("redirect_status", result.status);
+      window.location.assign(target);
+      return {};
+    },
+  });
+})();
+""".replace("{cards}", json.dumps(_BUTTONS))
+
+
 def render(stand_in: StandIn, path: str, query: dict[str, str]) -> tuple[str, str]:
     """Return the text of a page and its media type."""
     kind, _, object_id = path.removeprefix("/_pages/").partition("/")
@@ -54,6 +94,8 @@ def render(stand_in: StandIn, path: str, query: dict[str, str]) -> tuple[str, st
             f"<p>{invoice['total']} {invoice['currency']} in minor units: {invoice['status']}</p>"
         )
         return _PAGE.format(title=f"Invoice {invoice['number']}", body=body), HTML
+    if path.startswith("/v3"):
+        return _SCRIPT, SCRIPT
     raise ApiError(404, "There is no such page.")
 
 

@@ -84,6 +84,7 @@ def confirm_intent(world: World, request: Request, intent_id: str) -> Object:
             code="payment_intent_unexpected_state",
         )
     method = method_named(world, name)
+    intent["_off_session"] = truth(params.get("off_session", "false"))
     if intent["_off_session"] and intent["customer"] and method["customer"] != intent["customer"]:
         raise ApiError(
             400,

@@ -1,0 +1,224 @@
+"""Ask tenants for money, take what they let us hold, and give up what nobody paid."""
+
+import datetime as dt
+from dataclasses import dataclass
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Q
+
+from billing import intents
+from billing.models import Intent, Payer, Payment
+from billing.payments import moves
+from billing.provider_states import (
+    IntentKind,
+    PaymentMeans,
+    PaymentPurpose,
+    PaymentStatus,
+)
+from marketplace.core.errors import DomainError, InvalidValue, NotFound
+from marketplace.core.money import Money
+from marketplace.models import Organization
+from marketplace.states import Tier
+from scheduler.models import Reservation
+from scheduler.states import ReservationStatus
+
+# The provider takes no less than about half a dollar or euro, and no more than this at once.
+AMOUNT_MINOR_MIN = 50
+AMOUNT_MINOR_MAX = 99_999_999
+# How long a top-up waits for its tenant: somebody who left a page open over night may still pay.
+TOP_UP_WINDOW_SECONDS = {
+    PaymentMeans.CARD: 24 * 3600,
+    PaymentMeans.BANK_TRANSFER: 14 * 86_400,  # banks take days, and nothing is kept for it
+}
+# A price that may still end in nothing is held and not taken: best-effort capacity that starts before the
+# shortest hold of any card scheme, four days and eighteen hours, is over.
+HELD_TIERS = (Tier.RECLAIMABLE,)
+HELD_START_WITHIN_SECONDS = 4 * 86_400
+CAPTURE_BEFORE_START_SECONDS = 15 * 60  # time to put the GPUs back on sale when the card says no
+READ_AGAIN_SECONDS = 60  # a payment of which nothing is heard is read from the provider this often
+
+
+class NoSavedCard(DomainError):
+    """A payment without the tenant present needs a card that it saved before."""
+
+    code = "no_saved_card"
+    title = "There is no saved card"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """How a tenant wants to pay: with the saved card, at once and unasked, or saving the one it uses."""
+
+    means: PaymentMeans
+    with_saved_card: bool = False
+    saves_card: bool = False
+
+
+@transaction.atomic
+def open_top_up(
+    *, organization: Organization, amount: Money, wishes: Wishes, at: dt.datetime
+) -> Payment:
+    """Ask a tenant for money for its wallet. Whoever drives its intents gets the answer.
+
+    :raises InvalidValue: when the amount is not one that the provider takes, or of another currency.
+    :raises NoSavedCard: when the payment is to be made with one and there is none.
+    """
+    if not organization.is_tenant:
+        raise InvalidValue("only an organization that buys has a wallet", pointer="/amount")
+    if amount.currency != settings.CURRENCY:
+        raise InvalidValue(
+            f"this market keeps its wallets in {settings.CURRENCY}", pointer="/amount/currency"
+        )
+    if not AMOUNT_MINOR_MIN <= amount.amount_minor <= AMOUNT_MINOR_MAX:
+        raise InvalidValue(
+            f"from {AMOUNT_MINOR_MIN} to {AMOUNT_MINOR_MAX} minor units",
+            pointer="/amount/amount_minor",
+        )
+    seconds = TOP_UP_WINDOW_SECONDS[wishes.means]
+    payment = Payment(
+        organization=organization,
+        purpose=PaymentPurpose.TOP_UP,
+        amount_minor=amount.amount_minor,
+        currency=amount.currency,
+        due_at=at + dt.timedelta(seconds=seconds),
+    )
+    return _open(payment, wishes=wishes, at=at)
+
+
+@transaction.atomic
+def open_for_reservation(*, reservation: Reservation, wishes: Wishes, at: dt.datetime) -> Payment:
+    """Ask a tenant to pay for a reservation that waits for it until `payment_due_at`.
+
+    :raises NoSavedCard: when the payment is to be made with one and there is none.
+    """
+    starts_soon = reservation.starts_at - at <= dt.timedelta(seconds=HELD_START_WITHIN_SECONDS)
+    has_time = reservation.starts_at - at > dt.timedelta(seconds=2 * CAPTURE_BEFORE_START_SECONDS)
+    payment = Payment(
+        organization=reservation.organization,
+        purpose=PaymentPurpose.RESERVATION,
+        reservation=reservation,
+        amount_minor=reservation.total_minor,
+        currency=reservation.currency,
+        is_held=wishes.means == PaymentMeans.CARD
+        and reservation.tier in HELD_TIERS
+        and starts_soon
+        and has_time,
+        due_at=reservation.payment_due_at,
+    )
+    return _open(payment, wishes=wishes, at=at)
+
+
+def customer_made(*, organization: Organization, customer_id: str, at: dt.datetime) -> None:
+    """Know a tenant at the provider, and ask for what waited for that."""
+    payer, _ = Payer.objects.get_or_create(
+        organization=organization, defaults={"customer_id": customer_id, "created_at": at}
+    )
+    waiting = Payment.objects.filter(
+        organization=organization, status=PaymentStatus.CREATED, provider_id=""
+    )
+    for payment in waiting.select_related("reservation", "organization").order_by("pk"):
+        _ask_provider(payment, payer=payer, at=at)
+
+
+def give_up_due(*, at: dt.datetime) -> int:
+    """Ask the provider to cancel what nobody paid in time, or wants any more; return how many.
+
+    The payment itself ends when the provider has answered: until then the tenant may have paid.
+    """
+    alive = (
+        ReservationStatus.PAYMENT_PENDING,
+        ReservationStatus.SCHEDULED,
+        ReservationStatus.ACTIVE,
+    )
+    unwanted = Q(reservation__isnull=False) & ~Q(reservation__status__in=alive)
+    due = Payment.objects.filter(
+        Q(due_at__lte=at, status__in=(PaymentStatus.CREATED, PaymentStatus.OPEN)) | unwanted,
+        status__in=moves.OPEN_STATUSES,
+    )
+    count = 0
+    for payment in due.select_related("organization", "reservation").order_by("due_at")[
+        : intents.INTENTS_PER_RUN_MAX
+    ]:
+        count += moves.give_up(payment, at=at)
+    return count
+
+
+def capture_due(*, at: dt.datetime) -> int:
+    """Take what is held for reservations that begin soon; return how many captures are asked for."""
+    due = Payment.objects.filter(
+        status=PaymentStatus.AUTHORIZED,
+        capture_due_at__lte=at,
+        reservation__status__in=(ReservationStatus.SCHEDULED, ReservationStatus.ACTIVE),
+    )
+    count = 0
+    for payment in due.select_related("organization")[: intents.INTENTS_PER_RUN_MAX]:
+        intents.write(
+            kind=IntentKind.CAPTURE,
+            subject_id=payment.pk,
+            organization=payment.organization,
+            params={"payment_id": payment.provider_id, "amount_minor": payment.amount_minor},
+            at=at,
+        )
+        count += 1
+    return count
+
+
+def get(*, organization: Organization, payment_id: str) -> Payment:
+    """Return a tenant's payment.
+
+    :raises NotFound: when there is none of this id, or it is somebody else's.
+    """
+    found = Payment.objects.visible_to(organization).filter(pk=payment_id).first()
+    if found is None:
+        raise NotFound(f"no payment {payment_id}")
+    return found
+
+
+def _open(payment: Payment, *, wishes: Wishes, at: dt.datetime) -> Payment:
+    payer = Payer.objects.filter(organization=payment.organization).first()
+    if wishes.with_saved_card and (payer is None or not payer.saved_card_id):
+        raise NoSavedCard("pay once with a card and save it", pointer="/use_saved_card")
+    payment.means = wishes.means
+    payment.is_off_session = wishes.with_saved_card
+    payment.saves_card = wishes.saves_card and not wishes.with_saved_card
+    payment.created_at = at
+    payment.read_due_at = at + dt.timedelta(seconds=READ_AGAIN_SECONDS)
+    payment.save(force_insert=True)
+    moves.note(payment, from_status="", reason="", at=at)
+    if payer is not None:
+        _ask_provider(payment, payer=payer, at=at)
+        return payment
+    intents.write(
+        kind=IntentKind.CUSTOMER,
+        subject_id=payment.organization_id,
+        organization=payment.organization,
+        params={
+            "name": payment.organization.name,
+            "metadata": {"tenant": payment.organization_id},
+        },
+        at=at,
+    )
+    return payment
+
+
+def _ask_provider(payment: Payment, *, payer: Payer, at: dt.datetime) -> Intent:
+    subject = payment.reservation_id or payment.pk
+    return intents.write(
+        kind=IntentKind.PAYMENT,
+        subject_id=payment.pk,
+        organization=payment.organization,
+        params={
+            "customer_id": payer.customer_id,
+            "amount_minor": payment.amount_minor,
+            "currency": payment.currency,
+            "means": payment.means,
+            "is_held": payment.is_held,
+            "saves_card": payment.saves_card,
+            "saved_card_id": payer.saved_card_id if payment.is_off_session else "",
+            "description": f"Headroom {subject}",
+            "transfer_group": subject,
+            "metadata": {"tenant": payment.organization_id, "payment": payment.pk},
+        },
+        at=at,
+    )

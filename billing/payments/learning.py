@@ -1,0 +1,185 @@
+"""Learn from the provider what became of a payment, and buy with what came."""
+
+import datetime as dt
+
+from django.db import transaction
+
+from billing import card_refunds, ledger, purchases, wallet
+from billing.models import Payer, Payment
+from billing.payments import moves
+from billing.payments.asking import CAPTURE_BEFORE_START_SECONDS, READ_AGAIN_SECONDS
+from billing.provider_states import (
+    PAYMENT_ARROWS,
+    PaymentStatus,
+)
+from billing.provider_values import ProviderPayment
+from billing.states import EntryKind
+from marketplace.core.errors import DomainError
+from marketplace.states import EventKind
+from scheduler import reservations
+from scheduler.models import Reservation
+from scheduler.states import ReservationStatus
+
+CAPTURE_BEFORE_HOLD_ENDS_SECONDS = 6 * 3600
+AUTHENTICATION_REQUIRED = "authentication_required"
+
+
+@transaction.atomic
+def apply(*, payment_id: str, made: ProviderPayment, at: dt.datetime) -> Payment:
+    """Take over what the provider says of a payment. Safe to call with the same, or with older news."""
+    payment = (
+        Payment.objects.select_for_update(no_key=True, of=("self",))
+        .select_related("organization", "reservation")
+        .get(pk=payment_id)
+    )
+    if PAYMENT_ARROWS.is_final(PaymentStatus(payment.status)):
+        return payment
+    _remember(payment, made, at=at)
+    match made.state:
+        case "succeeded":
+            _succeed(payment, made, at=at)
+        case "requires_capture":
+            _authorize(payment, made, at=at)
+        case "canceled":
+            moves.close(payment, at=at)
+        case _:
+            _wait(payment, made, at=at)
+    return payment
+
+
+@transaction.atomic
+def refused(*, payment_id: str, code: str, message: str, at: dt.datetime) -> None:
+    """Give up a payment that the provider would not even begin."""
+    payment = (
+        Payment.objects.select_for_update(no_key=True, of=("self",))
+        .select_related("organization", "reservation")
+        .get(pk=payment_id)
+    )
+    if payment.status not in moves.OPEN_STATUSES:
+        return
+    Payment.objects.filter(pk=payment.pk).update(
+        failure_code=code[:100], failure_message=message[:500]
+    )
+    payment.failure_code, payment.failure_message = code[:100], message[:500]
+    moves.close(payment, at=at)
+
+
+@transaction.atomic
+def declined_at_once(
+    *, payment_id: str, provider_id: str, code: str, message: str, at: dt.datetime
+) -> None:
+    """Note that a saved card was declined; the payment stays at the provider until it is read."""
+    Payment.objects.filter(pk=payment_id, status__in=moves.OPEN_STATUSES).update(
+        provider_id=provider_id,
+        failure_code=code[:100],
+        failure_message=message[:500],
+        read_due_at=at,
+    )
+
+
+def _remember(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> None:
+    payment.provider_id = made.id
+    payment.client_secret = made.client_secret
+    payment.charge_id = made.charge_id
+    payment.instructions = made.instructions
+    payment.failure_code = made.failure_code[:100]
+    payment.failure_message = made.failure_message[:500]
+    payment.received_minor = made.received_minor
+    payment.read_due_at = at + dt.timedelta(seconds=READ_AGAIN_SECONDS)
+    payment.save(
+        update_fields=[
+            "provider_id",
+            "client_secret",
+            "charge_id",
+            "instructions",
+            "failure_code",
+            "failure_message",
+            "received_minor",
+            "read_due_at",
+        ]
+    )
+
+
+def _wait(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> None:
+    """The provider waits for the tenant; after a decline another card may still do."""
+    if payment.status == PaymentStatus.CREATED:
+        moves.move(payment, to=PaymentStatus.OPEN, reason=made.state, at=at)
+    if not made.failure_code:
+        return
+    is_question = made.failure_code == AUTHENTICATION_REQUIRED
+    kind = EventKind.PAYMENT_ACTION_REQUIRED if is_question else EventKind.PAYMENT_DECLINED
+    moves.tell(payment, kind=kind, occasion=f"{kind}:{made.charge_id or made.failure_code}", at=at)
+    if payment.is_off_session and not is_question:
+        # Nobody is there who could take another card.
+        Payment.objects.filter(pk=payment.pk).update(due_at=at)
+        payment.due_at = at
+        if moves.reservation_waits(payment):
+            assert payment.reservation_id is not None
+            reservations.fail_payment(
+                reservation_id=payment.reservation_id, at=at, actor=moves.ACTOR
+            )
+
+
+def _authorize(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> None:
+    if payment.status == PaymentStatus.AUTHORIZED:
+        return
+    reservation = payment.reservation
+    assert reservation is not None, payment.pk
+    limits = [reservation.starts_at - dt.timedelta(seconds=CAPTURE_BEFORE_START_SECONDS)]
+    if made.capture_before is not None:
+        limits.append(made.capture_before - dt.timedelta(seconds=CAPTURE_BEFORE_HOLD_ENDS_SECONDS))
+    payment.capture_due_at = max(at, min(limits))
+    payment.save(update_fields=["capture_due_at"])
+    moves.move(payment, to=PaymentStatus.AUTHORIZED, reason="", at=at)
+    try:
+        with transaction.atomic():
+            reservations.confirm(reservation_id=reservation.pk, at=at, actor=moves.ACTOR)
+    except DomainError:
+        # Too late: nothing was taken yet, so nothing needs to go back but the hold.
+        moves.give_up(payment, at=at)
+        return
+    moves.tell(payment, kind=EventKind.PAYMENT_AUTHORIZED, occasion="authorized", at=at)
+
+
+def _succeed(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> None:
+    moves.move(payment, to=PaymentStatus.SUCCEEDED, reason="", at=at)
+    ledger.post(
+        idempotency_key=f"topup:{payment.pk}",
+        kind=EntryKind.TOP_UP,
+        subject_id=payment.pk,
+        effective_at=at,
+        legs=ledger.transfer(
+            debited=moves.clearing(payment=payment),
+            credited=wallet.account(organization=payment.organization, currency=payment.currency),
+            amount=payment.received_minor,
+        ),
+    )
+    if payment.saves_card and made.method_id:
+        Payer.objects.filter(organization=payment.organization).update(saved_card_id=made.method_id)
+    moves.tell(payment, kind=EventKind.PAYMENT_SUCCEEDED, occasion="succeeded", at=at)
+    if payment.reservation is not None:
+        _buy(payment, reservation=payment.reservation, at=at)
+
+
+def _buy(payment: Payment, *, reservation: Reservation, at: dt.datetime) -> None:
+    """Buy the reservation with what came; when it is too late for that, send everything back."""
+    try:
+        with transaction.atomic():
+            purchases.post(reservation=reservation, at=at)
+            if reservation.status in {ReservationStatus.SCHEDULED, ReservationStatus.ACTIVE}:
+                return  # it was confirmed when the money was held
+            reservations.confirm_late(reservation_id=reservation.pk, at=at, actor=moves.ACTOR)
+    except DomainError as refusal:
+        card_refunds.write(
+            payment=payment,
+            amount_minor=payment.received_minor,
+            reason="paid_too_late",
+            at=at,
+        )
+        moves.tell(
+            payment,
+            kind=EventKind.PAYMENT_RETURNED,
+            occasion="returned",
+            at=at,
+            why=refusal.detail,
+        )

@@ -1,0 +1,113 @@
+"""What reservations owe their tenants, sent back the way it came: the provider's side of `refunds`."""
+
+import datetime as dt
+
+from django.db import transaction
+from django.db.models import F
+
+from billing import intents, refunds
+from billing.models import Payment, Refund
+from billing.provider_states import IntentKind, PaymentStatus
+from billing.provider_values import ProviderRefund
+from billing.states import RefundStatus
+from marketplace import events
+from marketplace.states import EventKind
+
+ACTOR = "billing.reservation_refunds"
+
+
+def ask_due(*, at: dt.datetime) -> int:
+    """Ask the provider for the refunds that are due of what it once took; return how many."""
+    due = Refund.objects.filter(
+        status=RefundStatus.DUE, reservation__provider_payment__status=PaymentStatus.SUCCEEDED
+    )
+    ids = due.order_by("pk").values_list("pk", flat=True)[: intents.INTENTS_PER_RUN_MAX]
+    return sum(ask(refund_id=refund_id, at=at) for refund_id in ids)
+
+
+@transaction.atomic
+def ask(*, refund_id: str, at: dt.datetime) -> bool:
+    """Send one refund; say whether it was this call that did it.
+
+    Of what a reservation owes, more may have come otherwise than through the provider: a later extension
+    from the wallet. What exceeds the payment cannot go back that way and goes to the wallet.
+    """
+    refund = (
+        Refund.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
+        .filter(pk=refund_id, status=RefundStatus.DUE)
+        .select_related("reservation__organization")
+        .first()
+    )
+    if refund is None:
+        return False
+    payment = Payment.objects.get(reservation=refund.reservation)
+    refunds.send(refund_id=refund.pk, at=at, actor=ACTOR)
+    fits = Payment.objects.filter(
+        pk=payment.pk, received_minor__gte=F("refunded_minor") + refund.amount_minor
+    ).update(refunded_minor=F("refunded_minor") + refund.amount_minor)
+    if not fits:
+        refunds.fail(refund_id=refund.pk, at=at, actor=ACTOR)
+        _tell(refund, kind=EventKind.REFUND_FAILED, at=at)
+        return True
+    intents.write(
+        kind=IntentKind.REFUND,
+        subject_id=refund.pk,
+        organization=payment.organization,
+        params={
+            "payment_id": payment.provider_id,
+            "amount_minor": refund.amount_minor,
+            "metadata": {"tenant": payment.organization_id, "refund": refund.pk},
+        },
+        at=at,
+    )
+    return True
+
+
+@transaction.atomic
+def apply(*, refund_id: str, made: ProviderRefund, at: dt.datetime) -> None:
+    """Take over what the provider says of a refund. Safe to call with the same, or with older news."""
+    refund = _locked(refund_id)
+    if made.state == "succeeded" and refund.status == RefundStatus.SENT:
+        refunds.settle(refund_id=refund.pk, at=at, actor=ACTOR)
+        _tell(refund, kind=EventKind.REFUND_SENT, at=at)
+    elif made.state in {"failed", "canceled"}:
+        _fail(refund, at=at)
+
+
+@transaction.atomic
+def refused(*, refund_id: str, at: dt.datetime) -> None:
+    """Give to the wallet what the provider would not even try to return."""
+    _fail(_locked(refund_id), at=at)
+
+
+def _fail(refund: Refund, *, at: dt.datetime) -> None:
+    if refund.status not in {RefundStatus.SENT, RefundStatus.SETTLED}:
+        return
+    refunds.fail(refund_id=refund.pk, at=at, actor=ACTOR)
+    Payment.objects.filter(reservation=refund.reservation).update(
+        refunded_minor=F("refunded_minor") - refund.amount_minor
+    )
+    _tell(refund, kind=EventKind.REFUND_FAILED, at=at)
+
+
+def _locked(refund_id: str) -> Refund:
+    return (
+        Refund.objects.select_for_update(no_key=True, of=("self",))
+        .select_related("reservation__organization")
+        .get(pk=refund_id)
+    )
+
+
+def _tell(refund: Refund, *, kind: EventKind, at: dt.datetime) -> None:
+    events.record(
+        organization=refund.reservation.organization,
+        kind=kind,
+        object_id=refund.pk,
+        data={
+            "amount_minor": refund.amount_minor,
+            "currency": refund.currency,
+            "reservation_id": refund.reservation_id,
+        },
+        at=at,
+        key=f"{refund.pk}:{kind.value}",
+    )

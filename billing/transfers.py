@@ -1,0 +1,207 @@
+"""Send to owners what is due: one transfer per payout, another only when the first has surely failed."""
+
+import datetime as dt
+
+from django.db import transaction
+from django.db.models import F
+
+from billing import intents, onboarding, parking, payouts
+from billing.models import Payout, PayoutAccount, ProviderTransition, Transfer
+from billing.provider_states import TRANSFER_ARROWS, IntentKind, Machine, TransferStatus
+from billing.provider_values import ProviderTransfer
+from billing.states import PayoutStatus
+from marketplace import events
+from marketplace.core.errors import StateConflict
+from marketplace.models import Organization
+from marketplace.states import EventKind
+
+ACTOR = "billing.transfers"
+PAYOUTS_PER_RUN_MAX = 50
+# A balance that does not suffice, or an account that lacks a paper, is not mended within the hour.
+RETRY_SECONDS = 3600
+# The provider's word for an account that may not receive any more.
+DISABLED = "insufficient_capabilities_for_transfer"
+
+
+def send_due(*, at: dt.datetime) -> int:
+    """Ask for the transfers of the payouts that are due; return how many.
+
+    An owner without an account that may receive keeps its payouts due. Safe to run side by side.
+    """
+    due = Payout.objects.filter(status__in=(PayoutStatus.DUE, PayoutStatus.FAILED), due_at__lte=at)
+    able = PayoutAccount.objects.filter(
+        receives=True, usable_at__lte=at, retired_at__isnull=True
+    ).values("owner")
+    recent = Transfer.objects.filter(created_at__gt=at - dt.timedelta(seconds=RETRY_SECONDS))
+    ids = (
+        due.filter(owner__in=able)
+        .exclude(pk__in=recent.values("payout"))
+        .order_by("due_at", "pk")
+        .values_list("pk", flat=True)[:PAYOUTS_PER_RUN_MAX]
+    )
+    return sum(send(payout_id=payout_id, at=at) for payout_id in ids)
+
+
+@transaction.atomic
+def send(*, payout_id: str, at: dt.datetime) -> bool:
+    """Send one payout; say whether it was this call that did it."""
+    payout = (
+        Payout.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
+        .filter(pk=payout_id, status__in=(PayoutStatus.DUE, PayoutStatus.FAILED))
+        .select_related("owner")
+        .first()
+    )
+    if payout is None or parking.is_parked(organizations=[payout.owner]):
+        return False
+    account = onboarding.current(owner=payout.owner, at=at)
+    if account is None or not account.receives:
+        return False
+    if payout.status == PayoutStatus.FAILED:
+        payouts.retry(payout_id=payout.pk, at=at, actor=ACTOR)
+    payouts.send(payout_id=payout.pk, at=at, actor=ACTOR)
+    transfer = Transfer.objects.create(
+        owner=payout.owner,
+        account=account,
+        payout=payout,
+        status=TransferStatus.SENDING,
+        amount_minor=payout.amount_minor,
+        currency=payout.currency,
+        created_at=at,
+    )
+    _note(transfer, from_status="", reason="", at=at)
+    intents.write(
+        kind=IntentKind.TRANSFER,
+        subject_id=transfer.pk,
+        organization=payout.owner,
+        params={
+            "account_id": account.provider_id,
+            "amount_minor": payout.amount_minor,
+            "currency": payout.currency,
+            "transfer_group": payout.pk,
+            "metadata": {"owner": payout.owner_id, "payout": payout.pk, "transfer": transfer.pk},
+        },
+        at=at,
+    )
+    return True
+
+
+@transaction.atomic
+def apply(*, transfer_id: str, made: ProviderTransfer, at: dt.datetime) -> Transfer:
+    """Take over what the provider says of a transfer. Safe to call with the same, or with older news."""
+    transfer = _locked(transfer_id)
+    if transfer.status == TransferStatus.SENDING:
+        Transfer.objects.filter(pk=transfer.pk).update(provider_id=made.id)
+        _move(transfer, to=TransferStatus.PAID, reason="", at=at)
+        payouts.confirm(payout_id=transfer.payout_id, at=at, actor=ACTOR)
+        _tell(transfer, kind=EventKind.PAYOUT_SENT, at=at)
+    return transfer
+
+
+@transaction.atomic
+def refused(*, transfer_id: str, code: str, at: dt.datetime) -> None:
+    """Give the money back to what is payable: the provider would not send it."""
+    transfer = _locked(transfer_id)
+    if transfer.status != TransferStatus.SENDING:
+        return
+    Transfer.objects.filter(pk=transfer.pk).update(failure_code=code[:100])
+    transfer.failure_code = code[:100]
+    _move(transfer, to=TransferStatus.FAILED, reason=code, at=at)
+    payouts.fail(payout_id=transfer.payout_id, at=at, actor=ACTOR)
+    if code == DISABLED:
+        PayoutAccount.objects.filter(pk=transfer.account_id).update(receives=False)
+    _tell(transfer, kind=EventKind.PAYOUT_FAILED, at=at)
+
+
+@transaction.atomic
+def take_back(*, owner: Organization, amount_minor: int, at: dt.datetime) -> list[str]:
+    """Ask the provider to take back what an owner owes, from the newest transfers; return their ids.
+
+    What is no longer there is refused by the provider and stays owed: it is netted with what comes next.
+    """
+    asked = []
+    paid = Transfer.objects.select_for_update(no_key=True, of=("self",)).filter(
+        owner=owner, status=TransferStatus.PAID, reversed_minor=0
+    )
+    for transfer in paid.order_by("-pk"):
+        if amount_minor <= 0:
+            break
+        part = min(amount_minor, transfer.amount_minor)
+        amount_minor -= part
+        intents.write(
+            kind=IntentKind.REVERSAL,
+            subject_id=transfer.pk,
+            organization=owner,
+            params={
+                "transfer_id": transfer.provider_id,
+                "amount_minor": part,
+                "metadata": {"owner": owner.pk, "transfer": transfer.pk},
+            },
+            at=at,
+        )
+        asked.append(transfer.pk)
+    return asked
+
+
+@transaction.atomic
+def taken_back(*, transfer_id: str, made: ProviderTransfer, at: dt.datetime) -> None:
+    """Record what came back of a transfer: the owner owes that much less. Once per reversal."""
+    transfer = _locked(transfer_id)
+    payouts.record_reversal(
+        owner=transfer.owner,
+        reversal_id=made.id,
+        amount_minor=made.amount_minor,
+        currency=made.currency,
+        at=at,
+    )
+    if not transfer.reversed_minor:
+        Transfer.objects.filter(pk=transfer.pk).update(
+            reversed_minor=F("reversed_minor") + made.amount_minor
+        )
+        if made.amount_minor == transfer.amount_minor:
+            _move(transfer, to=TransferStatus.REVERSED, reason="", at=at)
+
+
+def _locked(transfer_id: str) -> Transfer:
+    return (
+        Transfer.objects.select_for_update(no_key=True, of=("self",))
+        .select_related("owner")
+        .get(pk=transfer_id)
+    )
+
+
+def _tell(transfer: Transfer, *, kind: EventKind, at: dt.datetime) -> None:
+    events.record(
+        organization=transfer.owner,
+        kind=kind,
+        object_id=transfer.payout_id,
+        data={
+            "amount_minor": transfer.amount_minor,
+            "currency": transfer.currency,
+            "code": transfer.failure_code or None,
+        },
+        at=at,
+        key=f"{transfer.pk}:{kind.value}",
+    )
+
+
+def _move(transfer: Transfer, *, to: TransferStatus, reason: str, at: dt.datetime) -> None:
+    """Compare and set; the row is locked by the caller."""
+    came_from = TransferStatus(transfer.status)
+    changed = TRANSFER_ARROWS.allows(came_from, to) and Transfer.objects.filter(
+        pk=transfer.pk, status=came_from
+    ).update(status=to, closed_at=at)
+    if not changed:
+        raise StateConflict(f"{transfer.pk} is {came_from}; it cannot become {to}")
+    transfer.status = to
+    _note(transfer, from_status=came_from, reason=reason, at=at)
+
+
+def _note(transfer: Transfer, *, from_status: str, reason: str, at: dt.datetime) -> None:
+    ProviderTransition.objects.create(
+        machine=Machine.TRANSFER,
+        subject_id=transfer.pk,
+        from_status=from_status,
+        to_status=transfer.status,
+        reason=reason[:100],
+        at=at,
+    )

@@ -1,0 +1,396 @@
+"""Money that comes in: for the wallet and for reservations, in time, late, declined and given up."""
+
+import pytest
+
+from agents.models import Node
+from billing import books, ledger, payments, provider, wallet
+from billing.models import CardRefund, Intent, Payer, Payment
+from billing.payments import Wishes
+from billing.provider_states import IntentKind, PaymentMeans
+from billing.states import AccountKind
+from marketplace.core.errors import InvalidValue
+from marketplace.core.money import Money
+from marketplace.models import Event
+from marketplace.states import Tier
+from scheduler import reservations
+from scheduler.details import ReservationDetails
+from scheduler.models import Allocation
+from tests.fakes.stripe import balance as standin_balance
+from tests.scheduler import factories
+
+pytestmark = pytest.mark.django_db
+
+CARD = Wishes(means=PaymentMeans.CARD)
+BANK = Wishes(means=PaymentMeans.BANK_TRANSFER)
+
+
+@pytest.fixture
+def world(provider, clock):
+    return World(provider, clock)
+
+
+class World:
+    """A market, its provider, and a tenant that pays; every turn is what the beat would do."""
+
+    def __init__(self, stand_in, clock):
+        self.stand_in = stand_in
+        self.clock = clock
+        self.nodes_report = True
+        self.tenant = factories.make_organization()
+        # The provider takes its fees out of this, so that refunds need not wait.
+        standin_balance.move(
+            stand_in.world,
+            source={"id": "tu_1"},
+            kind="topup",
+            category="topup",
+            amount=1_000_000,
+            currency="usd",
+        )
+
+    def top_up(self, amount=5000, wishes=CARD):
+        payment = payments.open_top_up(
+            organization=self.tenant, amount=Money(amount, "usd"), wishes=wishes, at=self.clock()
+        )
+        provider.drive_payment(payment_id=payment.pk, at=self.clock())
+        payment.refresh_from_db()
+        return payment
+
+    def reserve(self, wishes=CARD, *, starts_in=24, tier=Tier.FIRM):
+        owner = factories.make_pool()
+        if tier == Tier.RECLAIMABLE:
+            factories.make_listing(owner=owner, tier=tier, reclaim_notice_seconds=3600)
+        quote = factories.make_quote(
+            tenant=self.tenant, gpus=2, tier=tier, window=factories.window_in(starts_in)
+        )
+        reservation = reservations.reserve(
+            organization=self.tenant,
+            quote_id=quote.pk,
+            payment_method=wishes.means,
+            details=ReservationDetails(),
+            at=self.clock(),
+            actor="test",
+        )
+        payment = payments.open_for_reservation(
+            reservation=reservation, wishes=wishes, at=self.clock()
+        )
+        provider.drive_payment(payment_id=payment.pk, at=self.clock())
+        payment.refresh_from_db()
+        return reservation, payment
+
+    def pays(self, payment, method="pm_card_bypassPending"):
+        return self.stand_in.control(
+            "/_control/confirm", {"id": payment.provider_id, "payment_method": method}
+        )
+
+    def turn(self, **passed):
+        at = self.clock(**passed)
+        if self.nodes_report:
+            Node.objects.update(last_report_at=at)
+        reservations.expire_unpaid(at=at)
+        payments.give_up_due(at=at)
+        payments.capture_due(at=at)
+        Payment.objects.update(read_due_at=at)
+        CardRefund.objects.update(read_due_at=at)
+        provider.drive_due(at=at)
+        provider.read_due(at=at)
+        provider.drive_due(at=at)
+
+    def balance(self):
+        return wallet.balance(organization=self.tenant).amount_minor
+
+    def told(self):
+        return list(
+            Event.objects.filter(organization=self.tenant)
+            .exclude(kind__startswith="reservation.")
+            .order_by("at", "id")
+            .values_list("kind", flat=True)
+        )
+
+    def sound(self):
+        report = books.check(at=self.clock())
+        assert report.ok, [c for c in report.checks if not c.ok]
+
+
+class TestTopUps:
+    def test_wait_for_the_tenant_and_then_fill_the_wallet(self, world):
+        payment = world.top_up()
+        assert payment.status == "open"
+        assert payment.client_secret.startswith(payment.provider_id)
+        assert world.balance() == 0
+        world.pays(payment)
+        world.turn()
+        payment.refresh_from_db()
+        assert (payment.status, payment.received_minor) == ("succeeded", 5000)
+        assert world.balance() == 5000
+        assert ledger.balance(account=payments.clearing(payment=payment)) == 5000
+        assert world.told() == ["payment.succeeded"]
+        world.sound()
+
+    def test_make_the_tenant_a_customer_once(self, world):
+        world.top_up()
+        world.top_up()
+        assert Payer.objects.get().customer_id
+        assert len(world.stand_in.world.all("customer")) == 1
+
+    def test_survive_a_decline_and_take_the_next_card(self, world):
+        payment = world.top_up()
+        with pytest.raises(Exception, match="declined"):
+            world.pays(payment, "pm_card_visa_chargeDeclined")
+        world.turn()
+        payment.refresh_from_db()
+        assert (payment.status, payment.failure_code) == ("open", "generic_decline")
+        world.pays(payment)
+        world.turn()
+        assert world.balance() == 5000
+        assert world.told() == ["payment.declined", "payment.succeeded"]
+
+    def test_wait_for_three_d_secure(self, world):
+        payment = world.top_up()
+        world.pays(payment, "pm_card_threeDSecure2Required")
+        world.turn()
+        assert world.balance() == 0
+        world.stand_in.control("/_control/authenticate", {"id": payment.provider_id})
+        world.turn()
+        assert world.balance() == 5000
+
+    def test_end_when_nobody_pays(self, world):
+        payment = world.top_up()
+        world.turn(hours=25)
+        payment.refresh_from_db()
+        assert payment.status == "cancelled"
+        assert world.told() == ["payment.closed"]
+
+    def test_come_by_bank_transfer_in_parts(self, world):
+        payment = world.top_up(amount=10_000, wishes=BANK)
+        assert payment.instructions["amount_remaining"] == 10_000
+        fund = {"amount": "4000", "currency": "usd"}
+        customer = Payer.objects.get().customer_id
+        for _ in range(3):
+            fund_cash(world.stand_in, customer, fund)
+            world.turn()
+        payment.refresh_from_db()
+        assert payment.status == "succeeded"
+        assert world.balance() == 10_000
+
+    @pytest.mark.parametrize("amount", [0, -1, 49, 100_000_000])
+    def test_are_of_an_amount_that_the_provider_takes(self, world, amount):
+        with pytest.raises(InvalidValue):
+            world.top_up(amount=amount)
+        assert not Payment.objects.exists()
+
+    def test_need_a_saved_card_to_be_made_unasked(self, world):
+        with pytest.raises(payments.NoSavedCard):
+            world.top_up(wishes=Wishes(means=PaymentMeans.CARD, with_saved_card=True))
+
+    def test_use_the_card_that_was_saved(self, world):
+        first = world.top_up(wishes=Wishes(means=PaymentMeans.CARD, saves_card=True))
+        world.pays(first)
+        world.turn()
+        saved = Wishes(means=PaymentMeans.CARD, with_saved_card=True)
+        assert world.top_up(wishes=saved).status == "succeeded"
+        assert world.balance() == 10_000
+
+
+def fund_cash(stand_in, customer_id, values):
+    from tests.fakes.stripe import bank
+    from tests.fakes.stripe.world import Request
+
+    bank.fund_cash(stand_in.world, Request("POST", "", values), customer_id)
+
+
+class TestReservations:
+    def test_are_scheduled_once_they_are_paid(self, world):
+        reservation, payment = world.reserve()
+        assert reservation.status == "payment_pending"
+        world.pays(payment)
+        world.turn()
+        reservation.refresh_from_db()
+        assert reservation.status == "scheduled"
+        deferred = ledger.AccountRef(AccountKind.DEFERRED, "usd", reservation.pk)
+        assert ledger.balance(account=deferred) == reservation.total_minor
+        assert world.balance() == 0
+        world.sound()
+
+    def test_go_back_on_sale_when_nobody_pays(self, world):
+        reservation, payment = world.reserve()
+        world.turn(minutes=16)
+        reservation.refresh_from_db()
+        payment.refresh_from_db()
+        assert (reservation.status, payment.status) == ("expired", "cancelled")
+        assert not Allocation.objects.filter(live=True).exists()
+        assert world.told() == ["payment.closed"]
+
+    def test_go_back_on_sale_when_three_d_secure_is_abandoned(self, world):
+        reservation, payment = world.reserve()
+        world.pays(payment, "pm_card_threeDSecure2Required")
+        world.turn(minutes=16)
+        reservation.refresh_from_db()
+        payment.refresh_from_db()
+        assert (reservation.status, payment.status) == ("expired", "cancelled")
+
+    def test_are_booked_again_at_the_locked_price_when_the_money_comes_late(self, world):
+        reservation, payment = world.reserve()
+        reservations.expire_unpaid(at=world.clock(minutes=16))
+        world.pays(payment)
+        world.turn()
+        reservation.refresh_from_db()
+        assert reservation.status == "scheduled"
+        assert reservation.transitions.last().reason == "paid_late"
+        assert Allocation.objects.filter(live=True, reservation=reservation).exists()
+        assert (world.balance(), CardRefund.objects.count()) == (0, 0)
+        world.sound()
+
+    def test_are_refunded_in_full_when_the_money_comes_late_and_the_gpus_are_gone(self, world):
+        reservation, payment = world.reserve()
+        reservations.expire_unpaid(at=world.clock(minutes=16))
+        world.nodes_report = False
+        world.pays(payment)
+        world.turn()
+        reservation.refresh_from_db()
+        payment.refresh_from_db()
+        assert reservation.status == "expired"
+        refund = CardRefund.objects.get()
+        assert (refund.status, refund.amount_minor) == ("succeeded", payment.amount_minor)
+        assert (world.balance(), payment.refunded_minor) == (0, payment.amount_minor)
+        assert world.told() == ["payment.succeeded", "payment.returned", "refund.sent"]
+        world.sound()
+
+    def test_are_refunded_when_the_money_comes_after_the_window_began(self, world):
+        _, payment = world.reserve(starts_in=1)
+        reservations.expire_unpaid(at=world.clock(minutes=90))
+        world.pays(payment)
+        world.turn()
+        assert CardRefund.objects.get().status == "succeeded"
+
+    def test_fail_at_once_when_the_saved_card_is_declined(self, world):
+        first = world.top_up(wishes=Wishes(means=PaymentMeans.CARD, saves_card=True))
+        world.pays(first)
+        world.turn()
+        card = world.stand_in.world.get(Payer.objects.get().saved_card_id, "payment_method")
+        card["_behaves"] = "insufficient_funds"
+        reservation, payment = world.reserve(Wishes(means=PaymentMeans.CARD, with_saved_card=True))
+        reservation.refresh_from_db()
+        assert reservation.status == "payment_failed"
+        assert not Allocation.objects.filter(live=True).exists()
+        world.turn()
+        payment.refresh_from_db()
+        assert (payment.status, payment.failure_code) == ("failed", "insufficient_funds")
+
+    def test_wait_for_the_tenant_when_the_saved_card_asks_a_question(self, world):
+        first = world.top_up(wishes=Wishes(means=PaymentMeans.CARD, saves_card=True))
+        world.pays(first)
+        world.turn()
+        card = world.stand_in.world.get(Payer.objects.get().saved_card_id, "payment_method")
+        card["_behaves"] = "asks"
+        reservation, payment = world.reserve(Wishes(means=PaymentMeans.CARD, with_saved_card=True))
+        assert payment.status == "open"
+        assert world.told()[-1] == "payment.action_required"
+        world.pays(payment)
+        world.turn()
+        reservation.refresh_from_db()
+        assert reservation.status == "scheduled"
+
+    def test_that_are_best_effort_are_held_and_taken_before_the_start(self, world):
+        reservation, payment = world.reserve(tier=Tier.RECLAIMABLE)
+        assert payment.is_held
+        world.pays(payment)
+        world.turn()
+        reservation.refresh_from_db()
+        payment.refresh_from_db()
+        assert (reservation.status, payment.status) == ("scheduled", "authorized")
+        assert world.balance() == 0
+        world.turn(hours=23, minutes=50)
+        payment.refresh_from_db()
+        assert payment.status == "succeeded"
+        deferred = ledger.AccountRef(AccountKind.DEFERRED, "usd", reservation.pk)
+        assert ledger.balance(account=deferred) == reservation.total_minor
+
+    def test_that_were_held_fail_when_the_hold_is_gone(self, world):
+        reservation, payment = world.reserve(tier=Tier.RECLAIMABLE)
+        world.pays(payment)
+        world.turn()
+        from tests.fakes.stripe import payments as theirs
+        from tests.fakes.stripe.world import Request
+
+        theirs.cancel_intent(world.stand_in.world, Request("POST", ""), payment.provider_id)
+        world.turn(hours=23, minutes=50)
+        reservation.refresh_from_db()
+        assert reservation.status == "payment_failed"
+        assert not Allocation.objects.filter(live=True).exists()
+
+    def test_by_bank_transfer_wait_half_a_day(self, world):
+        reservation, payment = world.reserve(BANK, starts_in=96)
+        assert payment.due_at == world.clock() + factories.hours(12)
+        world.turn(hours=11)
+        customer = Payer.objects.get().customer_id
+        fund_cash(
+            world.stand_in, customer, {"amount": str(payment.amount_minor), "currency": "usd"}
+        )
+        world.turn()
+        reservation.refresh_from_db()
+        assert reservation.status == "scheduled"
+
+
+class TestRefunds:
+    def paid(self, world, method):
+        payment = world.top_up()
+        world.pays(payment, method)
+        world.turn()
+        payment.refresh_from_db()
+        return payment
+
+    def give_back(self, world, payment, amount):
+        from billing import card_refunds
+
+        refund = card_refunds.write(
+            payment=payment, amount_minor=amount, reason="asked", at=world.clock()
+        )
+        world.turn()
+        refund.refresh_from_db()
+        return refund
+
+    def test_wait_while_the_provider_works(self, world):
+        self.paid(world, "pm_card_bypassPending")
+        refund = self.give_back(world, self.paid(world, "pm_card_pendingRefund"), 5000)
+        assert (refund.status, world.balance()) == ("pending", 5000)
+        world.turn(days=3)
+        refund.refresh_from_db()
+        assert refund.status == "succeeded"
+
+    def test_that_fail_days_later_fill_the_wallet_again(self, world):
+        self.paid(world, "pm_card_bypassPending")
+        payment = self.paid(world, "pm_card_refundFail")
+        refund = self.give_back(world, payment, 2000)
+        assert (refund.status, world.balance()) == ("succeeded", 8000)
+        world.clock(days=3)
+        made = provider.gateway.read_refund(refund_id=refund.provider_id)
+        from billing import card_refunds
+
+        card_refunds.apply(refund_id=refund.pk, made=made, at=world.clock())
+        payment.refresh_from_db()
+        assert (world.balance(), payment.refunded_minor) == (10_000, 0)
+        assert world.told()[-1] == "refund.failed"
+        world.sound()
+
+    def test_never_return_more_than_came(self, world):
+        from billing import card_refunds
+        from marketplace.core.errors import StateConflict
+
+        payment = self.paid(world, "pm_card_bypassPending")
+        card_refunds.write(payment=payment, amount_minor=3000, reason="a", at=world.clock())
+        with pytest.raises(StateConflict):
+            card_refunds.write(payment=payment, amount_minor=2001, reason="b", at=world.clock())
+
+    def test_never_return_what_the_wallet_has_spent(self, world):
+        from billing import card_refunds
+
+        payment = self.paid(world, "pm_card_bypassPending")
+        other = self.paid(world, "pm_card_bypassPending")
+        card_refunds.write(payment=other, amount_minor=5000, reason="a", at=world.clock())
+        Payment.objects.filter(pk=payment.pk).update(amount_minor=9000, received_minor=9000)
+        payment.refresh_from_db()
+        with pytest.raises(ledger.InsufficientFunds):
+            card_refunds.write(payment=payment, amount_minor=5001, reason="b", at=world.clock())
+        payment.refresh_from_db()
+        assert payment.refunded_minor == 0
+        assert Intent.objects.filter(kind=IntentKind.REFUND).count() == 1

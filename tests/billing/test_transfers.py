@@ -1,0 +1,277 @@
+"""Money that goes out: onboarding of owners, transfers, what fails of them, and what is taken back."""
+
+import datetime as dt
+
+import pytest
+import stripe
+
+from billing import ledger, onboarding, parking, payouts, transfers
+from billing import provider as doors
+from billing.models import Intent, Payout, PayoutAccount, Transfer
+from billing.onboarding import NotAnotherPerson
+from billing.states import AccountKind, EntryKind
+from marketplace.core.errors import InvalidValue, StateConflict
+from marketplace.models import Event
+from tests.billing import factories as books
+from tests.billing.test_payouts import released_settlement
+from tests.fakes.stripe import balance as standin_balance
+from tests.scheduler import factories
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def world(provider, clock):
+    clock(days=60)  # the settlement of the payouts lies back that far
+    return World(provider, clock)
+
+
+class World:
+    """An owner with a payout that is due, and a provider that has money."""
+
+    def __init__(self, stand_in, clock):
+        self.stand_in = stand_in
+        self.clock = clock
+        self.payout = None
+        self.fund(100_000)
+
+    def fund(self, amount):
+        standin_balance.move(
+            self.stand_in.world,
+            source={"id": "tu_1"},
+            kind="topup",
+            category="topup",
+            amount=amount,
+            currency="usd",
+        )
+
+    def earn(self):
+        released_settlement()
+        self.payout = Payout.objects.order_by("pk").last()
+        return self.payout
+
+    def onboard(self, owner=None, *, finished=True):
+        account = onboarding.ask(
+            owner=owner or books.owner(),
+            email="owner@example.com",
+            country="DE",
+            at=self.clock(),
+            actor="key_1",
+        )
+        doors.drive_due(at=self.clock())
+        account.refresh_from_db()
+        if finished:
+            self.stand_in.control("/_control/capability", {"id": account.provider_id})
+            onboarding.read(account=account, at=self.clock())
+            account.refresh_from_db()
+        return account
+
+    def turn(self, **passed):
+        at = self.clock(**passed)
+        transfers.send_due(at=at)
+        doors.drive_due(at=at)
+        if self.payout is not None:
+            self.payout.refresh_from_db()
+
+    def sent(self):
+        return [row["amount"] for row in self.stand_in.world.all("transfer")]
+
+
+class TestOnboarding:
+    def test_begins_at_the_provider_and_ends_when_it_may_receive(self, world):
+        account = world.onboard(finished=False)
+        assert account.provider_id.startswith("acct_")
+        assert (account.receives, bool(account.missing)) == (False, True)
+        assert onboarding.link(account=account).startswith(world.stand_in.base_url)
+        world.stand_in.control("/_control/capability", {"id": account.provider_id})
+        assert onboarding.read_due(at=world.clock(hours=1)) == 1
+        account.refresh_from_db()
+        assert (account.receives, account.missing) == (True, [])
+
+    def test_is_for_those_who_sell(self, world):
+        with pytest.raises(InvalidValue):
+            world.onboard(books.tenant())
+
+    @pytest.mark.parametrize(("email", "country"), [("x", "DE"), ("a@b.c", "de"), ("a@b.c", "")])
+    def test_takes_no_nonsense(self, world, email, country):
+        with pytest.raises(InvalidValue):
+            onboarding.ask(
+                owner=books.owner(), email=email, country=country, at=world.clock(), actor="k"
+            )
+
+    def test_of_another_account_takes_a_second_person_and_three_days(self, world):
+        first = world.onboard()
+        second = world.onboard()
+        assert onboarding.current(owner=first.owner, at=world.clock()) == first
+        with pytest.raises(NotAnotherPerson):
+            onboarding.approve(account_id=second.pk, at=world.clock(), actor="key_1")
+        onboarding.approve(account_id=second.pk, at=world.clock(), actor="staff")
+        with pytest.raises(StateConflict):
+            onboarding.approve(account_id=second.pk, at=world.clock(), actor="other")
+        assert onboarding.current(owner=first.owner, at=world.clock(hours=71)) == first
+        assert onboarding.current(owner=first.owner, at=world.clock(hours=2)) == second
+        told = Event.objects.filter(kind="payout_account.changed").order_by("at", "id")
+        assert [row.data["step"] for row in told] == ["requested", "approved"]
+
+    def test_of_another_account_can_be_withdrawn_while_it_cools_off(self, world):
+        first, second = world.onboard(), world.onboard()
+        onboarding.approve(account_id=second.pk, at=world.clock(), actor="staff")
+        onboarding.withdraw(account_id=second.pk, at=world.clock(hours=1), actor="key_1")
+        assert onboarding.current(owner=first.owner, at=world.clock(days=9)) == first
+        with pytest.raises(StateConflict):
+            onboarding.withdraw(account_id=first.pk, at=world.clock(), actor="key_1")
+
+    def test_asks_for_one_change_at_a_time(self, world):
+        world.onboard()
+        world.onboard()
+        with pytest.raises(StateConflict):
+            world.onboard()
+        assert PayoutAccount.objects.count() == 2
+
+
+class TestTransfers:
+    def test_send_what_is_due(self, world):
+        world.onboard()
+        payout = world.earn()
+        world.turn()
+        assert (payout.status, world.sent()) == ("paid", [400])
+        transfer = Transfer.objects.get()
+        assert transfer.provider_id.startswith("tr_")
+        payable = ledger.AccountRef(AccountKind.OWNER_PAYABLE, "usd", payout.owner_id)
+        transit = ledger.AccountRef(AccountKind.PAYOUT_IN_TRANSIT, "usd", payout.pk)
+        assert (ledger.balance(account=payable), ledger.balance(account=transit)) == (0, 0)
+        assert Event.objects.filter(kind="payout.sent", object_id=payout.pk).exists()
+
+    def test_send_nothing_twice(self, world):
+        world.onboard()
+        world.earn()
+        for _ in range(3):
+            world.turn(hours=2)
+        assert world.sent() == [400]
+
+    def test_wait_for_an_owner_who_may_receive(self, world):
+        payout = world.earn()
+        world.turn()
+        account = world.onboard(finished=False)
+        world.turn()
+        assert (payout.status, world.sent()) == ("due", [])
+        world.stand_in.control("/_control/capability", {"id": account.provider_id})
+        onboarding.read(account=account, at=world.clock())
+        world.turn()
+        assert (payout.status, world.sent()) == ("paid", [400])
+
+    def test_fail_for_lack_of_balance_and_go_once_it_is_there(self, world):
+        world.fund(-99_900)
+        world.onboard()
+        payout = world.earn()
+        world.turn()
+        assert payout.status == "failed"
+        assert Transfer.objects.get().failure_code == "balance_insufficient"
+        payable = ledger.AccountRef(AccountKind.OWNER_PAYABLE, "usd", payout.owner_id)
+        assert ledger.balance(account=payable) == 400
+        world.fund(5000)
+        world.turn(minutes=5)
+        assert payout.status == "failed"
+        world.turn(hours=1)
+        assert (payout.status, world.sent()) == ("paid", [400])
+        assert [t.status for t in Transfer.objects.order_by("pk")] == ["failed", "paid"]
+
+    def test_stop_for_an_account_that_was_disabled(self, world):
+        account = world.onboard()
+        world.stand_in.control(
+            "/_control/capability", {"id": account.provider_id, "status": "restricted"}
+        )
+        payout = world.earn()
+        world.turn()
+        account.refresh_from_db()
+        assert (payout.status, account.receives) == ("failed", False)
+        world.turn(hours=2)
+        assert Transfer.objects.count() == 1
+        assert Event.objects.filter(kind="payout.failed").count() == 1
+        world.stand_in.control("/_control/capability", {"id": account.provider_id})
+        onboarding.read(account=account, at=world.clock())
+        world.turn()
+        assert (payout.status, world.sent()) == ("paid", [400])
+
+    def test_stop_while_the_owners_money_is_parked(self, world):
+        world.onboard()
+        payout = world.earn()
+        parking.park(breaches={payout.owner_id: "looked into"}, at=world.clock())
+        world.turn()
+        assert (payout.status, world.sent()) == ("due", [])
+
+    def test_that_lost_their_answer_are_found_and_not_sent_again(self, world):
+        world.onboard()
+        payout = world.earn()
+        world.stand_in.fail("timeout_after", "POST /v1/transfers")
+        world.turn()
+        assert (payout.status, world.sent()) == ("in_transit", [400])
+        world.turn(days=2)  # the provider has forgotten the key meanwhile
+        assert (payout.status, world.sent()) == ("paid", [400])
+
+    def test_go_by_the_account_that_is_in_use_and_not_by_the_one_that_cools_off(self, world):
+        first = world.onboard()
+        second = world.onboard()
+        onboarding.approve(account_id=second.pk, at=world.clock(), actor="staff")
+        world.earn()
+        world.turn()
+        (row,) = world.stand_in.world.all("transfer")
+        assert row["destination"] == first.provider_id
+
+
+class TestTakingBack:
+    def owing(self, world, amount):
+        """Let the owner owe us, as a lost dispute would."""
+        world.onboard()
+        payout = world.earn()
+        world.turn()
+        ledger.post(
+            idempotency_key="owed",
+            kind=EntryKind.DISPUTE_LOST,
+            subject_id=payout.owner_id,
+            effective_at=world.clock(),
+            legs=ledger.transfer(
+                debited=self.owed(payout),
+                credited=ledger.AccountRef(AccountKind.DISPUTE_LOSSES, "usd"),
+                amount=amount,
+            ),
+        )
+        return payout
+
+    def owed(self, payout):
+        return ledger.AccountRef(AccountKind.OWNER_CLAWBACK, "usd", payout.owner_id, payout.owner)
+
+    def test_reverses_a_transfer_in_part(self, world):
+        payout = self.owing(world, 150)
+        transfers.take_back(owner=payout.owner, amount_minor=150, at=world.clock())
+        doors.drive_due(at=world.clock())
+        assert ledger.balance(account=self.owed(payout)) == 0
+        assert Transfer.objects.get().reversed_minor == 150
+        assert payout.status == "paid"
+
+    def test_leaves_owed_what_is_no_longer_there(self, world):
+        payout = self.owing(world, 150)
+        client = stripe.StripeClient("sk_test_x", base_addresses={"api": world.stand_in.base_url})
+        account = PayoutAccount.objects.get().provider_id
+        client.v1.payouts.create({"amount": 400, "currency": "usd"}, {"stripe_account": account})
+        transfers.take_back(owner=payout.owner, amount_minor=150, at=world.clock())
+        doors.drive_due(at=world.clock())
+        assert ledger.balance(account=self.owed(payout)) == 150
+        assert Intent.objects.get(kind="reversal").refusal_code == "balance_insufficient"
+
+    def test_is_netted_with_what_comes_next(self, world):
+        payout = self.owing(world, 150)
+        released_settlement()
+        latest = Payout.objects.order_by("pk").last()
+        assert (latest.pk != payout.pk, latest.amount_minor) == (True, 400 - 150)
+        assert ledger.balance(account=self.owed(payout)) == 0
+
+
+def test_a_payout_is_sent_by_one_of_two_tasks_alone(world):
+    world.onboard()
+    payout = world.earn()
+    assert transfers.send(payout_id=payout.pk, at=world.clock())
+    assert not transfers.send(payout_id=payout.pk, at=world.clock() + dt.timedelta(hours=2))
+    with pytest.raises(StateConflict):
+        payouts.send(payout_id=payout.pk, at=world.clock(), actor="test")
+    assert world.clock() > factories.NOW

@@ -1,0 +1,365 @@
+"""Webhooks: verified as they came, stored once, answered before anything is done, and then worked off."""
+
+import contextlib
+import json
+import random
+from dataclasses import replace
+
+import pytest
+import stripe
+from django.db import transaction
+from django.test import Client
+
+from billing import books, card_refunds, inbox, payments, top_up_disputes, wallet
+from billing import provider as doors
+from billing.models import CardRefund, InboxEvent, Intent, Payment, TopUpDispute
+from billing.payments import Wishes
+from billing.provider_states import PaymentMeans
+from marketplace.core.money import Money
+from tests.fakes.stripe import StandIn
+from tests.fakes.stripe.webhooks import Delivery, delivery_of, sign
+from tests.fakes.stripe.world import ApiError
+from tests.scheduler import factories
+
+pytestmark = pytest.mark.django_db
+CARD = Wishes(means=PaymentMeans.CARD)
+
+
+@pytest.fixture
+def tenant(db):
+    return factories.make_organization()
+
+
+def top_up(tenant, at, amount=5000):
+    payment = payments.open_top_up(
+        organization=tenant, amount=Money(amount, "usd"), wishes=CARD, at=at
+    )
+    doors.drive_payment(payment_id=payment.pk, at=at)
+    payment.refresh_from_db()
+    return payment
+
+
+def pay(stand_in, payment, method="pm_card_bypassPending"):
+    stand_in.control("/_control/confirm", {"id": payment.provider_id, "payment_method": method})
+
+
+def post(delivery, *, client=None, **headers):
+    return (client or Client()).post(
+        "/webhooks/stripe",
+        data=delivery.body,
+        content_type="application/json",
+        headers={"Stripe-Signature": delivery.signature, **headers},
+    )
+
+
+@pytest.fixture
+def real_time(settings):
+    """Return a stand-in with the real clock, for the view that reads it."""
+    with StandIn() as stand_in:
+        settings.STRIPE_SECRET_KEY = "sk_test_standin"
+        settings.STRIPE_API_BASE = stand_in.base_url
+        settings.STRIPE_WEBHOOK_SECRETS = [stand_in.secret]
+        yield stand_in
+
+
+def an_event(stand_in):
+    return stand_in.world.emit(
+        "payment_intent.succeeded", {"id": "pi_1", "object": "payment_intent"}
+    )
+
+
+def signed(stand_in, event, *secrets, at=None):
+    return delivery_of(event, secrets=list(secrets), at=at or stand_in.world.now())
+
+
+class TestReceiving:
+    def test_stores_what_the_provider_signed_once(self, real_time):
+        delivery = signed(real_time, an_event(real_time), real_time.secret)
+        first, second = post(delivery), post(delivery)
+        assert (first.status_code, first.json()) == (200, {"stored": True})
+        assert (second.status_code, second.json()) == (200, {"stored": False})
+        row = InboxEvent.objects.get()
+        assert (row.payload.encode(), row.processed_at) == (delivery.body, None)
+
+    def test_takes_every_secret_of_a_rotation(self, real_time, settings):
+        settings.STRIPE_WEBHOOK_SECRETS = ["whsec_new", "whsec_old"]
+        for secret in ("whsec_old", "whsec_new"):
+            assert post(signed(real_time, an_event(real_time), secret)).status_code == 200
+        assert InboxEvent.objects.count() == 2
+
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            lambda s, e: signed(s, e, "whsec_of_somebody_else"),
+            lambda s, e: signed(s, e, s.secret, at=s.world.now() - 301),
+            lambda s, e: signed(s, e, s.secret, at=s.world.now() + 301),
+            lambda s, e: _changed(signed(s, e, s.secret), body=b'{"id": "evt_2"}'),
+            lambda s, e: _changed(signed(s, e, s.secret), signature=""),
+            lambda s, e: _changed(signed(s, e, s.secret), signature="t=x,v1=y"),
+            lambda s, e: _changed(signed(s, e, s.secret), signature="v1=abc"),
+            lambda s, e: _changed(signed(s, e, s.secret), signature="t=99999999999999999,v1=a"),
+            lambda s, e: _changed(signed(s, e, s.secret), body=b"\xff\xfe"),
+        ],
+    )
+    def test_stores_nothing_that_is_forged_changed_or_old(self, real_time, spoil):
+        answer = post(spoil(real_time, an_event(real_time)))
+        assert (answer.status_code, answer.json()["code"]) == (400, "webhook_refused")
+        assert not InboxEvent.objects.exists()
+
+    def test_refuses_what_is_signed_but_no_event(self, real_time):
+        for body in (b'{"hello": 1}', b"[]", b'{"id": "evt_1", "type": "x"}', b"not json"):
+            at = real_time.world.now()
+            signature = sign(body, secret=real_time.secret, at=at)
+            assert post(Delivery("", body, signature)).status_code == 400
+        assert not InboxEvent.objects.exists()
+
+    def test_does_not_read_what_is_huge(self, real_time):
+        event = an_event(real_time) | {"padding": "x" * 300_000}
+        answer = post(signed(real_time, event, real_time.secret))
+        assert answer.status_code == 413
+        assert not InboxEvent.objects.exists()
+
+    def test_takes_no_other_method(self, real_time):
+        assert Client().get("/webhooks/stripe").status_code == 405
+
+
+def _changed(delivery, **changes):
+    return replace(delivery, **changes)
+
+
+def receive(delivery, at):
+    event = doors.gateway.verified_event(body=delivery.body, signature=delivery.signature, at=at)
+    return inbox.store(event=event, source="webhook", at=at)
+
+
+class TestWorkingOff:
+    def test_reads_the_object_and_not_the_event(self, provider, clock, tenant):
+        payment = top_up(tenant, clock())
+        pay(provider, payment)
+        lie = provider.world.events[-1] | {"id": "evt_lie", "type": "payment_intent.canceled"}
+        receive(signed(provider, lie, provider.secret), clock())
+        assert inbox.process_due(at=clock()) == 1
+        assert wallet.balance(organization=tenant) == Money(5000, "usd")
+
+    def test_reads_an_object_once_for_all_its_events(self, provider, clock, tenant):
+        payment = top_up(tenant, clock())
+        pay(provider, payment)
+        for delivery in provider.deliveries():
+            receive(delivery, clock())
+        provider.world.journal.clear()
+        inbox.process_due(at=clock())
+        reads = [row for row in provider.world.journal if row[0] == "GET"]
+        assert [path for _, path, _, _ in reads].count(
+            f"/v1/payment_intents/{payment.provider_id}"
+        ) == 1
+
+    def test_ignores_what_it_does_not_know(self, provider, clock):
+        event = provider.world.emit("price.created", {"id": "price_1", "object": "price"})
+        receive(signed(provider, event, provider.secret), clock())
+        inbox.process_due(at=clock())
+        assert InboxEvent.objects.get().outcome == "ignored"
+
+    def test_waits_for_a_row_of_ours_and_gives_up_at_last(self, provider, clock):
+        client = stripe.StripeClient("sk_test_x", base_addresses={"api": provider.base_url})
+        client.v1.payment_intents.create({"amount": 100, "currency": "usd"})
+        receive(provider.deliveries()[0], clock())
+        assert inbox.process_due(at=clock()) == 0
+        assert InboxEvent.objects.get().error == "no row of ours"
+        InboxEvent.objects.update(attempts=inbox.ATTEMPTS_MAX)
+        inbox.process_due(at=clock(hours=2))
+        assert InboxEvent.objects.get().outcome == "given_up"
+
+    def test_comes_again_after_the_provider_was_away(self, provider, clock, tenant):
+        payment = top_up(tenant, clock())
+        pay(provider, payment)
+        receive(provider.deliveries()[-1], clock())
+        provider.fail("server_error", "GET /v1/payment_intents")
+        assert inbox.process_due(at=clock()) == 0
+        assert inbox.process_due(at=clock(seconds=10)) == 1
+        assert wallet.balance(organization=tenant).amount_minor == 5000
+
+    def test_adopts_a_payment_whose_answer_was_lost(self, provider, clock, tenant):
+        top_up(tenant, clock())
+        provider.fail("timeout_after", "POST /v1/payment_intents")
+        payment = top_up(tenant, clock())
+        assert payment.provider_id == ""
+        for delivery in provider.deliveries():
+            receive(delivery, clock())
+        inbox.process_due(at=clock())
+        payment.refresh_from_db()
+        assert payment.status == "open"
+        assert set(Intent.objects.values_list("status", flat=True)) == {"done"}
+
+    def test_polls_what_no_webhook_brought(self, provider, clock, tenant):
+        payment = top_up(tenant, clock())
+        pay(provider, payment)
+        assert inbox.poll(at=clock(minutes=5)) > 0
+        assert inbox.poll(at=clock()) == 0
+        inbox.process_due(at=clock())
+        assert wallet.balance(organization=tenant).amount_minor == 5000
+        assert set(InboxEvent.objects.values_list("source", flat=True)) == {"poll"}
+
+    def test_leaves_an_object_that_another_worker_reads(self, provider, clock, tenant, monkeypatch):
+        payment = top_up(tenant, clock())
+        pay(provider, payment)
+        receive(provider.deliveries()[-1], clock())
+        monkeypatch.setattr(inbox, "object_lock", _taken)
+        assert inbox.process_due(at=clock()) == 0
+        assert InboxEvent.objects.get().error == "another worker reads it"
+
+
+class TestDisputes:
+    def test_that_are_lost_are_borne_by_the_wallet_first(self, provider, clock, tenant):
+        payment = top_up(tenant, clock())
+        pay(provider, payment)
+        self.work_off(provider, clock)
+        made = provider.control("/_control/dispute", {"id": self.charge(payment)})
+        self.work_off(provider, clock)
+        assert TopUpDispute.objects.get().status == "open"
+        provider.control("/_control/close-dispute", {"id": made["id"], "won": False})
+        self.work_off(provider, clock)
+        assert TopUpDispute.objects.get().status == "lost"
+        assert wallet.balance(organization=tenant).amount_minor == 0
+        assert books.check(at=clock()).ok
+
+    def test_that_are_closed_before_they_were_opened_end_the_same(self, provider, clock, tenant):
+        payment = top_up(tenant, clock())
+        pay(provider, payment)
+        self.work_off(provider, clock)
+        made = provider.control("/_control/dispute", {"id": self.charge(payment)})
+        provider.control("/_control/close-dispute", {"id": made["id"], "won": True})
+        for delivery in reversed(provider.deliveries()):
+            receive(delivery, clock())
+            inbox.process_due(at=clock())
+        assert TopUpDispute.objects.get().status == "won"
+        assert wallet.balance(organization=tenant).amount_minor == 5000
+        top_up_disputes.apply(
+            payment=payment,
+            made=provider_dispute(made["id"]),
+            at=clock(),
+        )
+        assert TopUpDispute.objects.get().status == "won"
+
+    def charge(self, payment):
+        payment.refresh_from_db()
+        return payment.charge_id
+
+    def work_off(self, stand_in, clock):
+        for delivery in stand_in.deliveries():
+            receive(delivery, clock())
+        while inbox.process_due(at=clock()):
+            pass
+
+
+@contextlib.contextmanager
+def _taken(_object_id):
+    yield False
+
+
+def provider_dispute(dispute_id):
+    return doors.gateway.read_dispute(dispute_id=dispute_id)
+
+
+def final_state():
+    """Return what is true in the end, without the instants and the order of learning it."""
+    return {
+        "payments": sorted(
+            Payment.objects.values_list("pk", "status", "received_minor", "refunded_minor")
+        ),
+        "refunds": sorted(CardRefund.objects.values_list("pk", "status", "amount_minor")),
+        "disputes": sorted(TopUpDispute.objects.values_list("pk", "status")),
+        "wallets": sorted(
+            (p.organization_id, wallet.balance(organization=p.organization).amount_minor)
+            for p in Payment.objects.select_related("organization")
+        ),
+    }
+
+
+def a_history(stand_in, clock, *, payments_made):
+    """Let tenants pay in every way, be declined, dispute and be refunded, while nobody here listens."""
+    chance = random.Random(7)
+    tenants = [factories.make_organization() for _ in range(10)]
+    methods = ["pm_card_bypassPending"] * 5 + [
+        "pm_card_visa_chargeDeclined",
+        "pm_card_threeDSecure2Required",
+        "pm_card_createDispute",
+    ]
+    for number in range(payments_made):
+        payment = top_up(tenants[number % 10], clock(), amount=1000 + number)
+        method = chance.choice(methods)
+        if method == "pm_card_visa_chargeDeclined":
+            with pytest.raises(ApiError, match="declined"):
+                pay(stand_in, payment, method)
+            continue
+        pay(stand_in, payment, method)
+        if method == "pm_card_threeDSecure2Required":
+            passed = chance.random() < 0.7
+            stand_in.control(
+                "/_control/authenticate", {"id": payment.provider_id, "passed": passed}
+            )
+        if method == "pm_card_bypassPending" and chance.random() < 0.4:
+            made = doors.gateway.read_payment(payment_id=payment.provider_id)
+            paid = payments.apply(payment_id=payment.pk, made=made, at=clock())
+            card_refunds.write(payment=paid, amount_minor=500, reason="asked", at=clock())
+    for dispute in stand_in.world.all("dispute"):
+        stand_in.control(
+            "/_control/close-dispute", {"id": dispute["id"], "won": chance.random() < 0.5}
+        )
+    doors.drive_due(at=clock())
+
+
+def in_any_order(stand_in, clock, *, seeds):
+    class Undo(Exception):
+        pass
+
+    def outcome(deliveries):
+        result = {}
+        try:
+            with transaction.atomic():
+                for delivery in deliveries:
+                    receive(delivery, clock())
+                at = clock()
+                while inbox.process_due(at=at):
+                    pass
+                inbox.poll(at=at)
+                while inbox.process_due(at=at):
+                    pass
+                result.update(final_state())
+                result["waiting"] = InboxEvent.objects.filter(processed_at__isnull=True).count()
+                result["sound"] = books.check(at=at).ok
+                raise Undo
+        except Undo:
+            return result
+
+    expected = outcome(stand_in.deliveries())
+    assert (expected["waiting"], expected["sound"]) == (0, True)
+    assert {status for _, status, *_ in expected["payments"]} >= {"open", "succeeded"}
+    for seed in seeds:
+        assert outcome(stand_in.deliveries(duplicate=3, shuffle_seed=seed, drop=0.2)) == expected
+
+
+def test_a_hundred_events_in_any_order_end_the_same(provider, clock):
+    a_history(provider, clock, payments_made=25)
+    assert len(provider.world.events) >= 100
+    in_any_order(provider, clock, seeds=range(3))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_five_hundred_events_in_any_order_end_the_same(provider, clock):
+    a_history(provider, clock, payments_made=130)
+    assert len(provider.world.events) >= 500
+    in_any_order(provider, clock, seeds=range(20))
+
+
+def test_the_gateway_pins_the_version_of_its_library():
+    from stripe._api_version import _ApiVersion
+
+    assert doors.gateway.API_VERSION == _ApiVersion.CURRENT
+
+
+def test_the_stored_payload_is_what_came(provider, clock):
+    event = provider.world.emit("price.created", {"id": "price_1", "object": "price", "ä": "€"})
+    delivery = signed(provider, event, provider.secret)
+    receive(delivery, clock())
+    assert json.loads(InboxEvent.objects.get().payload) == event
