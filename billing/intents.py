@@ -18,6 +18,7 @@ from typing import Any
 import structlog
 from django.db import transaction
 
+from billing import steps
 from billing import stripe_gateway as gateway
 from billing.models import Intent, ProviderTransition
 from billing.provider_states import INTENT_ARROWS, IntentKind, IntentStatus, Machine
@@ -116,7 +117,7 @@ def drive(*, intent_id: str, handlers: Handlers, at: dt.datetime) -> bool:
 
 def reached(*, step: str, intent: Intent) -> None:
     """Mark a place between two steps at which a process may die without harm."""
-    log.debug("intent step", step=step, intent=intent.pk, kind=intent.kind)
+    steps.reached(f"{intent.kind}.{step}")
 
 
 @transaction.atomic

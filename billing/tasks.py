@@ -12,6 +12,8 @@ from billing import (
     payments,
     payouts,
     provider,
+    provider_books,
+    reconcile,
     refunds,
     reservation_refunds,
     settlements,
@@ -75,3 +77,15 @@ def open_refunds() -> None:
 @shared_task(name="billing.check_books")
 def check_books() -> None:
     books.run_if_due(at=timezone.now())
+
+
+@shared_task(name="billing.fetch_bookings")
+def fetch_bookings() -> None:
+    provider_books.fetch(at=timezone.now())
+
+
+@shared_task(name="billing.reconcile")
+def reconcile_provider() -> None:
+    """Compare the provider's books with ours; what is overdue goes to the log as an error."""
+    if provider.is_connected():
+        reconcile.run(at=timezone.now())

@@ -44,6 +44,8 @@ _CADENCES_SECONDS: dict[str, float] = {
     "billing.drive_intents": 2,
     "billing.read_inbox": 2,
     "billing.poll_provider": 60,
+    "billing.fetch_bookings": 60,
+    "billing.reconcile": 900,
     "billing.close_hours": 30,
     "billing.review_settlements": 60,
     "billing.open_refunds": 5,

@@ -133,6 +133,7 @@ class BalanceTransaction(models.Model):
     fee_minor = models.BigIntegerField()
     currency = models.CharField(max_length=3)
     available_at = models.DateTimeField()
+    matched_at = models.DateTimeField(null=True, db_comment="known what of ours it is about")
     made_available_at = models.DateTimeField(null=True, db_comment="posted as available")
     subject_id = models.CharField(
         max_length=PROVIDER_ID_LENGTH_MAX, blank=True, db_comment="ours; empty: in suspense"
@@ -148,7 +149,12 @@ class BalanceTransaction(models.Model):
                 fields=["available_at"],
                 condition=Q(made_available_at__isnull=True),
                 name="balance_transaction_pending",
-            )
+            ),
+            models.Index(
+                fields=["created_at"],
+                condition=Q(matched_at__isnull=True),
+                name="balance_transaction_unmatched",
+            ),
         ]
 
     def __str__(self) -> str:

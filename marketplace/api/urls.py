@@ -38,6 +38,8 @@ urlpatterns = [
     path("reservations/<str:reservation_id>/cancellation", changes.CancellationView.as_view()),
     path("reservations/<str:reservation_id>/extension-quote", changes.ExtensionQuoteView.as_view()),
     path("reservations/<str:reservation_id>/extensions", changes.ExtensionsView.as_view()),
+    path("reservations/<str:reservation_id>/change-quote", changes.ChangeQuoteView.as_view()),
+    path("reservations/<str:reservation_id>/changes", changes.ChangesView.as_view()),
     path("leases", leases.LeasesView.as_view()),
     path("leases/<str:lease_id>", leases.LeaseView.as_view()),
     path("leases/<str:lease_id>/utilization", leases.UtilizationView.as_view()),

@@ -68,6 +68,7 @@ class RunRecord:
     database_url: str
     broker_url: str
     is_ready: bool = False
+    provider_url: str = ""
     socket_directory: str = ""
     pids: Mapping[str, int] = field(default_factory=dict)
     start_ticks: Mapping[str, int] = field(default_factory=dict)

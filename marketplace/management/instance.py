@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from marketplace.management import broker
+from marketplace.management import broker, standin
 from marketplace.management.bootstrap import PROJECT
 from marketplace.management.cluster import Cluster
 from marketplace.management.datadir import (
@@ -46,6 +46,7 @@ STORE_LIMIT_SECONDS = 60
 PREPARE_LIMIT_SECONDS = 900
 SEED_LIMIT_SECONDS = 300
 WEB_LIMIT_SECONDS = 90
+PROVIDER_LIMIT_SECONDS = 60
 READINESS_CALL_LIMIT_SECONDS = 2.0
 
 # The settings' soft shutdown gives a running task 20 s.
@@ -141,6 +142,7 @@ class Instance:
         self.base_url = base_url
         self.profile = profile or choose_profile(environ=environ)
         self.is_fresh = False
+        self.provider_url = ""
         self._supervisor = supervisor
         self._log = log
         self._ready = False
@@ -166,6 +168,7 @@ class Instance:
             profile=self.profile,
             database_url=self.environment.get("DATABASE_URL", ""),
             broker_url=self.environment.get("CELERY_BROKER_URL", ""),
+            provider_url=self.provider_url,
             socket_directory="" if self._sockets is None else str(self._sockets),
             pids=dict(pids),
             start_ticks={
@@ -271,6 +274,24 @@ class Instance:
         self._log.say("first run: making a demo owner, a tenant, an admin and a fleet")
         program = self.django("seed_demo", "--write", str(path), "--base-url", self.base_url)
         self._supervisor.run(program=program, limit_seconds=SEED_LIMIT_SECONDS)
+
+    # --- the payment provider ---------------------------------------------------------------
+
+    def start_provider(self) -> None:
+        """Start a stand-in for the payment provider, where no key of a real one is given.
+
+        :raises PlainError: when it does not answer in time.
+        """
+        if not standin.is_wanted(environ=self.environment, profile=self.profile):
+            return
+        port = standin.free_port()
+        self.provider_url = f"http://{standin.HOST}:{port}"
+        program = standin.program(
+            port=port, data=self.data.path, base_url=self.base_url, environ=self.environment
+        )
+        self._supervisor.start(program=program)
+        self._supervisor.wait_until_ready(name=program.name, limit_seconds=PROVIDER_LIMIT_SECONDS)
+        self.environment |= standin.environment(url=self.provider_url)
 
     # --- the market -------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from marketplace.management import standin
 from marketplace.management.bootstrap import PROJECT
 from marketplace.management.datadir import DataDirectory, RunRecord
 from marketplace.management.errors import PlainError, StopRequested
@@ -140,6 +141,7 @@ def running_market(
         log.say(f"starting in the {instance.profile} profile, data in {data.path}")
         try:
             instance.start_stores()
+            instance.start_provider()
             instance.prepare()
             if demo:
                 instance.seed()
@@ -149,7 +151,7 @@ def running_market(
             instance.mark_ready()
             yield instance, supervisor
         finally:
-            log.say("stopping: beat, worker and agents, web, broker, PostgreSQL")
+            log.say("stopping: beat, worker and agents, web, provider, broker, PostgreSQL")
             supervisor.stop_all()
             instance.forget()
 
@@ -172,6 +174,8 @@ def closing_block(*, instance: Instance) -> list[str]:
         key = known.get("tenant", {}).get("api_key")
         tries.append(f"curl -s {url}/v1/market -H 'Authorization: Bearer {key}'")
     tries.append(f"curl -s {url}/v1/gpu-models")
+    if instance.provider_url:
+        rows.append(("Payments", "simulated: no key of a provider is given, no money moves"))
     notes = (
         "windows last from one minute; hardware and money are simulated"
         if instance.profile == "demo"
@@ -228,6 +232,7 @@ def environment_of(*, record: RunRecord, data: DataDirectory) -> dict[str, str]:
         ),
         "DATABASE_URL": record.database_url,
         "CELERY_BROKER_URL": record.broker_url,
+        **(standin.environment(url=record.provider_url) if record.provider_url else {}),
     }
 
 

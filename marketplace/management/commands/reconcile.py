@@ -1,0 +1,52 @@
+"""`manage.py reconcile`: the payment provider against the ledger. Exit code 1 when something is overdue."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.utils import timezone
+
+from billing import reconcile
+from billing.models import Difference
+from marketplace.core.errors import DomainError
+
+
+class Command(BaseCommand):
+    help = "Compare the payment provider with the ledger, object by object and booking by booking."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--adopt", type=int, metavar="NUMBER", help="take over what the provider says of one"
+        )
+        parser.add_argument("--as", dest="actor", default="", help="who adopts; for the trail")
+
+    def handle(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - Django's signature
+        at = timezone.now()
+        try:
+            if options["adopt"] is not None:
+                self._adopt(number=options["adopt"], actor=options["actor"])
+            opened = reconcile.run(at=at)
+        except DomainError as refusal:
+            raise CommandError(refusal.detail) from refusal
+        overdue = 0
+        for difference in opened:
+            is_overdue = reconcile.is_overdue(difference=difference, at=at)
+            overdue += is_overdue
+            age_minutes = int((at - difference.first_seen_at).total_seconds()) // 60
+            self.stdout.write(
+                f"{'OVERDUE' if is_overdue else 'open   '}  {difference.pk:>6}  {difference.kind:<24}"
+                f"  {difference.object_id}  {difference.detail}  ({age_minutes} min)"
+            )
+        if not opened:
+            self.stdout.write("the provider and the ledger agree")
+        if overdue:
+            raise SystemExit(1)
+
+    def _adopt(self, *, number: int, actor: str) -> None:
+        if not actor:
+            raise CommandError("say who adopts it: --as NAME")
+        difference = Difference.objects.filter(pk=number).first()
+        if difference is None:
+            raise CommandError(f"there is no difference {number}")
+        done = reconcile.adopt(difference=difference, at=timezone.now(), actor=actor)
+        self.stdout.write(f"{number}: {done}")
