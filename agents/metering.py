@@ -18,6 +18,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TypeAlias
 
 from agents.models import MeterReading
 from marketplace.core.errors import InvalidValue
@@ -28,6 +29,9 @@ POINTS_PER_GPU_MAX = 20_160
 ROWS_PER_FETCH = 5_000  # rows held per round trip to the database
 _MICROSECOND = dt.timedelta(microseconds=1)
 _SECOND_MICROSECONDS = 1_000_000
+# Exact numbers of seconds. Integers wherever they do: they are many times faster than fractions.
+Exact: TypeAlias = int | Fraction
+_NOTHING: Exact = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +124,7 @@ class _Piece:
 def total(*, samples: Iterable[Sample], window: Window, faults: Faults = NO_FAULTS) -> GpuMeter:
     """Add up the readings of ONE GPU within `[window.starts_at, window.ends_at)`, in any order."""
     pieces = list(_disjoint(samples=samples, window=window))
-    inside = sum((_overlap(piece.window, faults.refunded) for piece in pieces), Fraction(0))
+    inside = sum((_overlap(piece.window, faults.refunded) for piece in pieces), _NOTHING)
     unread = _overlap(window, faults.refunded) - inside
     return _sum(pieces, faults=faults, refunded_unread=unread)
 
@@ -306,21 +310,21 @@ def _sum(
     pieces: Iterable[_Piece],
     *,
     faults: Faults = NO_FAULTS,
-    refunded_unread: Fraction = Fraction(0),
+    refunded_unread: Exact = 0,
 ) -> GpuMeter:
     """Add up pieces exactly and round once, at the end, down.
 
     `refunded_unread` is the time, in seconds, of refunded outages of which no reading tells.
     """
-    covered = up = measured = busy = delivered = known = attached = Fraction(0)
-    energy: Fraction | None = None
+    covered = up = measured = busy = delivered = known = attached = _NOTHING
+    energy: Exact | None = None
     memories, temperatures = [], []
     for piece in pieces:
         sample = piece.sample
-        share = Fraction(
+        share = _ratio(
             piece.window.duration // _MICROSECOND, sample.window.duration // _MICROSECOND
         )
-        length = Fraction(sample.window.duration // _MICROSECOND, _SECOND_MICROSECONDS)
+        length = _ratio(sample.window.duration // _MICROSECOND, _SECOND_MICROSECONDS)
         up_exact = _exact(seconds=sample.up_seconds, length=length)
         covered += length * share
         up += up_exact * share
@@ -333,7 +337,7 @@ def _sum(
             known += up_exact * share
             attached += _part_of_up(sample.attached_seconds, sample, up_exact) * share
         if sample.energy_millijoules is not None:
-            energy = (energy or Fraction(0)) + sample.energy_millijoules * share
+            energy = (energy or 0) + sample.energy_millijoules * share
         if sample.memory_used_bytes_max is not None:
             memories.append(sample.memory_used_bytes_max)
         if sample.temperature_celsius_max is not None:
@@ -355,25 +359,30 @@ def _sum(
     )
 
 
-def _part_of_up(seconds: int, sample: Sample, up_exact: Fraction) -> Fraction:
+def _part_of_up(seconds: int, sample: Sample, up_exact: Exact) -> Exact:
     """Return exactly for how long something held that held for whole `seconds` of the up seconds."""
-    return up_exact if seconds >= sample.up_seconds else min(Fraction(seconds), up_exact)
+    return up_exact if seconds >= sample.up_seconds else min(seconds, up_exact)
 
 
-def _exact(*, seconds: int, length: Fraction) -> Fraction:
+def _exact(*, seconds: int, length: Exact) -> Exact:
     """Return a count of whole seconds within an interval of exact length.
 
     Agents count whole seconds of intervals that are not whole: a positive count less than a second from
     the length means all of it. Otherwise sixty readings of 59.9 s would lose a minute of an hour.
     """
-    return length if seconds > 0 and abs(seconds - length) < 1 else min(Fraction(seconds), length)
+    return length if seconds > 0 and abs(seconds - length) < 1 else min(seconds, length)
 
 
-def _overlap(window: Window, others: Sequence[Window]) -> Fraction:
+def _ratio(part: int, whole: int) -> Exact:
+    """Return a quotient exactly, as an integer where it is one: most readings are whole minutes."""
+    return part // whole if part % whole == 0 else Fraction(part, whole)
+
+
+def _overlap(window: Window, others: Sequence[Window]) -> Exact:
     """Return for how many seconds a window lies in others, no two of which overlap; exact."""
     parts = (window.intersection(other) for other in others)
     microseconds = sum(part.duration // _MICROSECOND for part in parts if part is not None)
-    return Fraction(microseconds, _SECOND_MICROSECONDS)
+    return _ratio(microseconds, _SECOND_MICROSECONDS)
 
 
 def _steps(*, window: Window, resolution_seconds: int) -> Iterator[Window]:

@@ -7,18 +7,42 @@ from django import forms
 from django.conf import settings
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
-from django.db.models import Case, F, OuterRef, QuerySet, Subquery, Sum, When
+from django.db.models import Case, F, Model, OuterRef, QuerySet, Subquery, Sum, When
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from unfold.admin import ModelAdmin, TabularInline
-from unfold.widgets import UnfoldAdminIntegerFieldWidget, UnfoldAdminSelectWidget
+from unfold.widgets import (
+    UnfoldAdminIntegerFieldWidget,
+    UnfoldAdminSelectWidget,
+    UnfoldAdminTextareaWidget,
+    UnfoldAdminTextInputWidget,
+)
 
-from billing import books, wallet
-from billing.models import Account, Entry, Payout, PayoutTransition, Posting, Settlement
-from billing.states import GPU_SECONDS
+from billing import approvals, books, wallet
+from billing.models import (
+    Account,
+    Approval,
+    ApprovalTransition,
+    BooksRun,
+    Correction,
+    Dispute,
+    DisputeTransition,
+    EarnedHour,
+    Entry,
+    Parking,
+    Payout,
+    PayoutTransition,
+    Posting,
+    Refund,
+    RefundTransition,
+    Reserve,
+    Settlement,
+)
+from billing.states import GPU_SECONDS, ApprovalKind
 from marketplace.core.errors import DomainError
 from marketplace.core.money import Money
 from marketplace.core.read_only import ReadOnly
@@ -26,6 +50,8 @@ from marketplace.models import Organization
 
 DEPOSIT_PERMISSION = "billing.add_entry"
 BOOKS_PERMISSION = "billing.view_entry"
+REQUEST_PERMISSION = "billing.add_approval"
+DECIDE_PERMISSION = "billing.change_approval"
 
 
 def amount_text(*, minor: int, currency: str) -> str:
@@ -63,6 +89,29 @@ class DepositForm(forms.Form):
         widget=UnfoldAdminIntegerFieldWidget,
     )
     idempotency_key = forms.UUIDField(widget=forms.HiddenInput)
+
+
+class RequestForm(forms.Form):
+    """A movement of money that takes two people; a small refund takes one."""
+
+    kind = forms.ChoiceField(choices=ApprovalKind.choices, widget=UnfoldAdminSelectWidget)
+    organization = forms.ModelChoiceField(
+        queryset=Organization.objects.order_by("name"), widget=UnfoldAdminSelectWidget
+    )
+    subject_id = forms.CharField(
+        max_length=32,
+        label="About",
+        help_text="the reservation, the invoice, or the organization itself",
+        widget=UnfoldAdminTextInputWidget,
+    )
+    amount_minor = forms.IntegerField(
+        min_value=0,
+        max_value=wallet.DEPOSIT_MINOR_MAX,
+        label="Amount in minor units",
+        help_text="0 to let parked money move again",
+        widget=UnfoldAdminIntegerFieldWidget,
+    )
+    reason = forms.CharField(max_length=2000, widget=UnfoldAdminTextareaWidget)
 
 
 @admin.register(Account)
@@ -156,6 +205,101 @@ class PayoutAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no t
         return amount_text(minor=payout.amount_minor, currency=payout.currency)
 
 
+class _Shown(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
+    """A table that verbs write and people read."""
+
+
+def _transitions_of(model: type[Model]) -> type[TabularInline]:
+    """Return the inline that shows every move of a state machine."""
+    return type(
+        f"{model.__name__}Inline",
+        (ReadOnly, TabularInline),
+        {"model": model, "fields": ["from_status", "to_status", "actor", "at"], "extra": 0},
+    )
+
+
+@admin.register(EarnedHour)
+class EarnedHourAdmin(_Shown):
+    list_display = ["lease", "starts_at", "earned_minor", "owner_minor", "fee_minor", "closed_at"]
+    list_filter = ["starts_at"]
+    search_fields = ["lease__id", "lease__node__organization__name"]
+    list_select_related = ["lease"]
+
+
+@admin.register(Correction)
+class CorrectionAdmin(_Shown):
+    list_display = ["settlement", "number", "earned_minor", "refunded_minor", "corrected_at"]
+    list_filter = ["corrected_at"]
+    search_fields = ["settlement__id", "settlement__lease__id", "settlement__owner__name"]
+    list_select_related = ["settlement"]
+
+
+@admin.register(Reserve)
+class ReserveAdmin(_Shown):
+    list_display = ["settlement", "amount_minor", "currency", "release_due_at", "released_at"]
+    list_filter = [("released_at", admin.EmptyFieldListFilter)]
+    search_fields = ["settlement__id", "settlement__owner__name"]
+    list_select_related = ["settlement"]
+
+
+@admin.register(Refund)
+class RefundAdmin(_Shown):
+    list_display = ["id", "reservation", "status", "amount_minor", "currency", "created_at"]
+    list_filter = ["status", "created_at"]
+    search_fields = ["id", "reservation__id", "reservation__organization__name"]
+    list_select_related = ["reservation"]
+    inlines = [_transitions_of(RefundTransition)]
+
+
+@admin.register(Dispute)
+class DisputeAdmin(_Shown):
+    list_display = ["id", "reservation", "status", "amount_minor", "currency", "opened_at"]
+    list_filter = ["status", "opened_at"]
+    search_fields = ["id", "reservation__id", "reservation__organization__name"]
+    list_select_related = ["reservation"]
+    inlines = [_transitions_of(DisputeTransition)]
+
+
+@admin.register(BooksRun)
+class BooksRunAdmin(_Shown):
+    list_display = ["at", "ok"]
+    list_filter = ["ok", "at"]
+    search_fields = ["checks"]
+
+
+@admin.register(Parking)
+class ParkingAdmin(_Shown):
+    list_display = ["organization", "reason", "parked_at", "ended_at"]
+    list_filter = [("ended_at", admin.EmptyFieldListFilter)]
+    search_fields = ["organization__name", "organization__id", "reason"]
+    list_select_related = ["organization"]
+
+
+@admin.register(Approval)
+class ApprovalAdmin(_Shown):
+    list_display = [
+        "id",
+        "kind",
+        "organization",
+        "amount_minor",
+        "status",
+        "requested_by",
+        "decided_by",
+    ]
+    list_filter = ["status", "kind"]
+    search_fields = ["id", "subject_id", "organization__name"]
+    list_select_related = ["organization"]
+    inlines = [_transitions_of(ApprovalTransition)]
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view
+        return [
+            path("request/", view(request_view), name="billing_request"),
+            path("<str:approval_id>/decide/", view(decide_view), name="billing_decide"),
+            *super().get_urls(),
+        ]
+
+
 def books_view(request: HttpRequest) -> HttpResponse:
     """Check the books and show each invariant; as JSON for `?format=json` or a client that asks for it."""
     if not request.user.has_perm(BOOKS_PERMISSION):
@@ -172,7 +316,14 @@ def books_view(request: HttpRequest) -> HttpResponse:
                 ],
             }
         )
-    return _page(request, "admin/billing/books.html", title="Books", report=report)
+    return _page(
+        request,
+        "admin/billing/books.html",
+        title="Books",
+        report=report,
+        last_night=BooksRun.objects.first(),
+        parked=Parking.objects.filter(ended_at__isnull=True).select_related("organization"),
+    )
 
 
 def deposit_view(request: HttpRequest) -> HttpResponse:
@@ -181,7 +332,13 @@ def deposit_view(request: HttpRequest) -> HttpResponse:
         raise PermissionDenied
     if request.method != "POST":
         form = DepositForm(initial={"idempotency_key": uuid.uuid4()})
-        return _page(request, "admin/billing/deposit.html", title="Record a deposit", form=form)
+        return _page(
+            request,
+            "admin/billing/form.html",
+            title="Record a deposit",
+            form=form,
+            buttons=[("record", "Record the deposit")],
+        )
     form = DepositForm(request.POST)
     if form.is_valid():
         organization = form.cleaned_data["organization"]
@@ -199,7 +356,80 @@ def deposit_view(request: HttpRequest) -> HttpResponse:
             held = wallet.balance(organization=organization)
             messages.success(request, f"{entry.id}: the wallet of {organization} holds {held}.")
             return HttpResponseRedirect(reverse("admin:billing_entry_change", args=[entry.pk]))
-    return _page(request, "admin/billing/deposit.html", title="Record a deposit", form=form)
+    return _page(
+        request,
+        "admin/billing/form.html",
+        title="Record a deposit",
+        form=form,
+        buttons=[("record", "Record the deposit")],
+    )
+
+
+def request_view(request: HttpRequest) -> HttpResponse:
+    """Ask for a movement of money."""
+    if not request.user.has_perm(REQUEST_PERMISSION):
+        raise PermissionDenied
+    form = RequestForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        wish = form.cleaned_data
+        try:
+            approval = approvals.request(
+                kind=ApprovalKind(wish["kind"]),
+                organization=wish["organization"],
+                subject_id=wish["subject_id"],
+                amount=Money(wish["amount_minor"], settings.CURRENCY),
+                reason=wish["reason"],
+                at=timezone.now(),
+                actor=request.user.get_username(),
+            )
+        except DomainError as refusal:
+            form.add_error(None, refusal.detail)
+        else:
+            messages.success(request, f"{approval.id} is {approval.status}.")
+            return HttpResponseRedirect(
+                reverse("admin:billing_approval_change", args=[approval.pk])
+            )
+    return _page(
+        request,
+        "admin/billing/form.html",
+        title="Ask for a movement of money",
+        form=form,
+        intro="A refund up to the market's limit happens at once; everything else waits for somebody else.",
+        buttons=[("ask", "Ask")],
+    )
+
+
+def decide_view(request: HttpRequest, approval_id: str) -> HttpResponse:
+    """Let what somebody else asked for happen, or refuse it."""
+    if not request.user.has_perm(DECIDE_PERMISSION):
+        raise PermissionDenied
+    approval = get_object_or_404(Approval, pk=approval_id)
+    form = forms.Form(request.POST or None)
+    verb = {"approve": approvals.approve, "refuse": approvals.refuse}.get(
+        request.POST.get("decision", "")
+    )
+    if request.method == "POST" and form.is_valid() and verb is not None:
+        try:
+            decided = verb(
+                approval_id=approval.pk, at=timezone.now(), actor=request.user.get_username()
+            )
+        except DomainError as refusal:
+            form.add_error(None, refusal.detail)
+        else:
+            messages.success(request, f"{decided.id} is {decided.status}.")
+            return HttpResponseRedirect(reverse("admin:billing_approval_change", args=[decided.pk]))
+    amount = amount_text(minor=approval.amount_minor, currency=approval.currency)
+    return _page(
+        request,
+        "admin/billing/form.html",
+        title=f"Decide {approval.id}",
+        form=form,
+        intro=(
+            f"{approval.requested_by} asks for: {approval.get_kind_display().lower()} of {amount} for "
+            f"{approval.organization}, about {approval.subject_id}. Reason: {approval.reason}"
+        ),
+        buttons=[("approve", "Let it happen"), ("refuse", "Refuse")],
+    )
 
 
 def _wants_json(request: HttpRequest) -> bool:

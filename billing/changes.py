@@ -17,7 +17,7 @@ from billing.states import AccountKind, EntryKind
 from marketplace.core.errors import InvalidValue
 from marketplace.core.money import share_of, split_by_weights
 from marketplace.models import Organization
-from scheduler import cancellations, extensions
+from scheduler import cancellations, extensions, rebookings
 from scheduler.models import Change
 from scheduler.states import PaymentMethod
 
@@ -68,6 +68,36 @@ def extend(
     """
     _check_payment_method(payment_method)
     change = extensions.extend(
+        organization=organization,
+        reservation_id=reservation_id,
+        quote_id=quote_id,
+        at=at,
+        actor=actor,
+    )
+    post(change=change)
+    return change
+
+
+@transaction.atomic
+def rebook(
+    *,
+    organization: Organization,
+    reservation_id: str,
+    quote_id: str,
+    payment_method: str,
+    at: dt.datetime,
+    actor: str,
+) -> Change:
+    """Give a reservation the window of a quote; the difference is paid or goes back: one transaction.
+
+    The old window stands if the payment fails.
+
+    :raises PaymentMethodUnavailable: for `card` and `invoice`.
+    :raises ledger.InsufficientFunds: with the missing amount, when the wallet does not cover it.
+    :raises DomainError: whatever refuses the change; see `scheduler.rebookings.rebook`.
+    """
+    _check_payment_method(payment_method)
+    change = rebookings.rebook(
         organization=organization,
         reservation_id=reservation_id,
         quote_id=quote_id,

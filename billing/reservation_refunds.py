@@ -35,12 +35,12 @@ def ask(*, refund_id: str, at: dt.datetime) -> bool:
     refund = (
         Refund.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
         .filter(pk=refund_id, status=RefundStatus.DUE)
-        .select_related("reservation__organization", "reservation__provider_payment")
+        .select_related("reservation__organization")
         .first()
     )
     if refund is None:
         return False
-    payment: Payment = refund.reservation.provider_payment
+    payment = Payment.objects.get(reservation=refund.reservation)
     refunds.send(refund_id=refund.pk, at=at, actor=ACTOR)
     fits = Payment.objects.filter(
         pk=payment.pk, received_minor__gte=F("refunded_minor") + refund.amount_minor

@@ -207,6 +207,7 @@ SPECTACULAR_SETTINGS = {
                 "gpu-models",
                 "offerings",
                 "price-curve",
+                "price-history",
                 "quotes",
                 "reservations",
                 "leases",

@@ -16,9 +16,15 @@ from marketplace.core.read_only import ReadOnly
 from scheduler import onoffer
 from scheduler.models import (
     Allocation,
+    DemandSample,
     Lease,
     LeaseTransition,
+    PriceRule,
+    PriceVersion,
     Quote,
+    Reclaim,
+    Relocation,
+    Replacement,
     Reservation,
     ReservationTransition,
 )
@@ -52,6 +58,32 @@ class LeaseInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold has 
     extra = 0
 
 
+class RelocationInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold has no types
+    model = Relocation
+    fields: ClassVar = ["at", "from_node", "gpus", "reason", "actor"]
+    extra = 0
+
+
+class ReplacementInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold has no types
+    model = Replacement
+    fields: ClassVar = ["opened_at", "due_at", "attempts", "closed_at", "outcome"]
+    extra = 0
+
+
+class ReclaimInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold has no types
+    model = Reclaim
+    fields: ClassVar = [
+        "notice_at",
+        "due_at",
+        "promised_until",
+        "remaining_minor",
+        "compensation_minor",
+        "stopped_at",
+        "actor",
+    ]
+    extra = 0
+
+
 class AllocationInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold has no types
     model = Allocation
     fields: ClassVar = ["node", "listing", "slots", "period", "live"]
@@ -81,7 +113,12 @@ class ReservationAdmin(Priced, ReadOnly, ModelAdmin):  # type: ignore[misc]  # u
     list_select_related: ClassVar = ["organization", "gpu_model"]
     search_fields: ClassVar = ["id", "quote__id", "organization__id", "organization__name", "name"]
     date_hierarchy = "starts_at"
-    inlines: ClassVar = [ReservationTransitionInline, LeaseInline, AllocationInline]
+    inlines: ClassVar = [
+        ReservationTransitionInline,
+        LeaseInline,
+        RelocationInline,
+        AllocationInline,
+    ]
 
 
 @admin.register(Lease)
@@ -94,7 +131,12 @@ class LeaseAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]  # unfold has no t
     list_select_related: ClassVar = ["reservation", "node"]
     search_fields: ClassVar = ["id", "reservation__id", "node__id", "node__hostname"]
     date_hierarchy = "starts_at"
-    inlines: ClassVar = [LeaseTransitionInline, AllocationInline]
+    inlines: ClassVar = [
+        LeaseTransitionInline,
+        ReplacementInline,
+        ReclaimInline,
+        AllocationInline,
+    ]
 
 
 @admin.register(Allocation)
@@ -161,5 +203,6 @@ class OfferedGpuAdmin(GpuAdmin):
 
 admin.site.unregister(Gpu)
 admin.site.register(Gpu, OfferedGpuAdmin)
-for price_model, price_page in price_pages.PAGES.items():
-    admin.site.register(price_model, price_page)  # type: ignore[arg-type]  # unfold has no types
+admin.site.register(PriceRule, price_pages.PriceRuleAdmin)
+admin.site.register(PriceVersion, price_pages.PriceVersionAdmin)
+admin.site.register(DemandSample, price_pages.DemandSampleAdmin)

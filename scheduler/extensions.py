@@ -147,7 +147,13 @@ def extend(
     _check_reach(reservation, reach=reach, ends_at=window.ends_at)
     added = Window(reservation.ends_at, window.ends_at)
     _end_lapsed_holds(places=places, window=added, at=at)
-    calendar.change_period(allocations=places, window=window)
+    for starts_at in {
+        place.period.lower for place in places
+    }:  # a lease that was replaced began later
+        calendar.change_period(
+            allocations=[place for place in places if place.period.lower == starts_at],
+            window=Window(starts_at, window.ends_at),
+        )
     change = changes.record(
         reservation=reservation,
         quote=used,

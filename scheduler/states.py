@@ -187,7 +187,6 @@ class RelocationReason(TextChoices):
     NODE_DRAINED = "node_drained"
     GPU_UNFIT = "gpu_unfit"
     OVERRUN = "overrun"
-    REPACKED = "repacked"
 
 
 class PriceCause(TextChoices):

@@ -24,7 +24,7 @@ from marketplace.api.owner_listings import NoFields
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView
 from marketplace.states import Scope
-from scheduler import cancellations, extensions
+from scheduler import cancellations, extensions, rebookings
 from scheduler.models import Change, ChangeQuote
 from scheduler.states import ChangeKind, ExtensionLimit, PaymentMethod
 
@@ -126,6 +126,19 @@ class ExtensionWishSerializer(StrictSerializer):
     """Until when, and at which rate at most."""
 
     ends_at = InstantField(help_text="on the market's grid, later than the end so far")
+    max_rate = RateField(
+        required=False,
+        allow_null=True,
+        default=None,
+        help_text="refuse a higher rate per GPU-hour of what is added",
+    )
+
+
+class WindowWishSerializer(StrictSerializer):
+    """The window to have instead; an end that is not named stays."""
+
+    starts_at = InstantField(required=False, default=None, help_text="on the market's grid")
+    ends_at = InstantField(required=False, default=None, help_text="on the market's grid")
     max_rate = RateField(
         required=False,
         allow_null=True,
@@ -259,6 +272,71 @@ class ExtensionsView(_ChangeView):
         body = self.body(PaidByQuoteSerializer)
         return self.changed(
             lambda: money.extend(
+                organization=self.organization,
+                reservation_id=reservation_id,
+                at=self.now,
+                actor=self.caller.actor,
+                **body,
+            )
+        )
+
+
+class ChangeQuoteView(_ChangeView):
+    @operation(
+        summary="Ask what another window costs, before the reservation begins",
+        description="Hours that are kept keep their price; hours that are added cost what they cost today, "
+        "locked for ten minutes. The difference is charged, or goes back less the ladder's fee. The GPUs are "
+        "not held.",
+        request=WindowWishSerializer,
+        responses={201: ChangeQuoteSerializer},
+        refusals=(
+            *QUOTE_REFUSALS,
+            "invalid_value",
+            "off_grid",
+            "window_upside_down",
+            "window_in_past",
+            "beyond_horizon",
+            "move_too_late",
+            "window_too_short",
+            "not_enough_capacity",
+            "price_above_max",
+        ),
+        idempotency_key="optional",
+        operation_id="create_change_quote",
+    )
+    def post(self, request: Request, reservation_id: str) -> HttpResponse:
+        wish = rebookings.WindowWish(**self.body(WindowWishSerializer))
+        return self.quoted(
+            lambda: rebookings.quote(
+                organization=self.organization,
+                reservation_id=reservation_id,
+                wish=wish,
+                at=self.now,
+            )
+        )
+
+
+class ChangesView(_ChangeView):
+    @operation(
+        summary="Take the window of a quote",
+        description="All GPUs of the reservation in the new window, or the old one stands.",
+        request=PaidByQuoteSerializer,
+        responses={201: ChangeSerializer},
+        refusals=(
+            *CHANGE_REFUSALS,
+            "capacity_taken",
+            "limit_exceeded",
+            "payment_required",
+            "payment_method_unavailable",
+            "invalid_value",
+        ),
+        idempotency_key="required",
+        operation_id="change_reservation_window",
+    )
+    def post(self, request: Request, reservation_id: str) -> HttpResponse:
+        body = self.body(PaidByQuoteSerializer)
+        return self.changed(
+            lambda: money.rebook(
                 organization=self.organization,
                 reservation_id=reservation_id,
                 at=self.now,

@@ -53,6 +53,7 @@ from scheduler.models import (
     Lease,
     LeaseTransition,
     Relocation,
+    Repacking,
     Reservation,
     ReservationTransition,
 )
@@ -61,6 +62,7 @@ from scheduler.states import (
     LeaseStatus,
     PaymentMethod,
     RelocationReason,
+    RepackingReason,
     ReservationReason,
     ReservationStatus,
     Spread,
@@ -223,12 +225,12 @@ class LeaseSummarySerializer(serializers.Serializer[Lease]):
         return len(lease.gpu_uuids)
 
 
-class RelocationSerializer(serializers.Serializer[Relocation]):
+class RelocationSerializer(serializers.Serializer[Any]):
     """A move to other machines before the start, and why."""
 
-    from_node_id = serializers.CharField()
+    from_node_ids = serializers.ListField(child=serializers.CharField())
     gpus = serializers.IntegerField()
-    reason = ChoiceField(choices=RelocationReason.choices)
+    reason = ChoiceField(choices=[*RelocationReason.choices, *RepackingReason.choices])
     at = InstantField()
 
 
@@ -284,7 +286,7 @@ class ReservationSerializer(serializers.Serializer[Reservation]):
         help_text="every change of what is bought, in its order"
     )
     history = ReservationMoveSerializer(many=True, source="shown_transitions")
-    relocations = RelocationSerializer(many=True, source="shown_relocations")
+    relocations = serializers.SerializerMethodField()
     created_at = InstantField()
     simulated = serializers.BooleanField(help_text="on GPUs that do not exist")
 
@@ -296,6 +298,28 @@ class ReservationSerializer(serializers.Serializer[Reservation]):
     @extend_schema_field(ChangeSerializer(many=True))
     def get_changes(self, reservation: Reservation) -> Any:  # noqa: ANN401 - plain values
         return ChangeSerializer(_changes_of(reservation), many=True).data
+
+    @extend_schema_field(RelocationSerializer(many=True))
+    def get_relocations(self, reservation: Any) -> Any:  # noqa: ANN401 - prefetched rows in, JSON out
+        moves = [
+            {
+                "from_node_ids": [row.from_node_id],
+                "gpus": row.gpus,
+                "reason": row.reason,
+                "at": row.at,
+            }
+            for row in reservation.shown_relocations
+        ] + [
+            {
+                "from_node_ids": sorted({row["node_id"] for row in move.from_places}),
+                "gpus": sum(row["slot_upper"] - row["slot_lower"] for row in move.from_places),
+                "reason": move.reason,
+                "at": move.at,
+            }
+            for move in reservation.shown_repackings
+        ]
+        moves.sort(key=lambda move: move["at"])
+        return RelocationSerializer(moves, many=True).data
 
 
 ReservationPage = page_serializer(ReservationSerializer, name="ReservationPage")
@@ -329,6 +353,11 @@ def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
             "relocations",
             queryset=Relocation.objects.order_by("id"),
             to_attr="shown_relocations",
+        ),
+        Prefetch(
+            "repackings",
+            queryset=Repacking.objects.order_by("id"),
+            to_attr="shown_repackings",
         ),
         Prefetch(
             "transitions",

@@ -8,7 +8,7 @@ from django.db.models import F, Q
 from agents.models import Node
 from scheduler.models.leases import Lease
 from scheduler.models.reservations import Reservation
-from scheduler.states import RelocationReason, ReplacementOutcome
+from scheduler.states import ReplacementOutcome
 
 
 class Replacement(models.Model):
@@ -52,7 +52,7 @@ class Relocation(models.Model):
     )
     from_node = models.ForeignKey(Node, on_delete=models.PROTECT, related_name="+")
     gpus = models.PositiveIntegerField(verbose_name="GPUs")
-    reason = models.CharField(max_length=40, choices=RelocationReason)
+    reason = models.CharField(max_length=40, db_comment="RelocationReason")
     actor = models.CharField(max_length=100)
     at = models.DateTimeField()
 

@@ -25,7 +25,7 @@ from marketplace.core.read_only import ReadOnly
 from marketplace.core.windows import to_instant
 from marketplace.models import GpuModel, User
 from scheduler import price_rules
-from scheduler.models import DemandSample, PriceRule, PriceRuleTransition, PriceVersion
+from scheduler.models import PriceRule, PriceRuleTransition, PriceVersion
 from scheduler.price_rules import RuleInForce, RuleWish
 from scheduler.prices import chart, preview
 from scheduler.prices.tables import as_rate, table_of
@@ -231,13 +231,6 @@ class DemandSampleAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]  # unfold h
     list_select_related: ClassVar = ["organization", "gpu_model"]
     search_fields: ClassVar = ["organization__id", "organization__name", "occasion"]
     date_hierarchy = "asked_at"
-
-
-PAGES = {
-    PriceRule: PriceRuleAdmin,
-    PriceVersion: PriceVersionAdmin,
-    DemandSample: DemandSampleAdmin,
-}
 
 
 def _hour(version: PriceVersion, hour: int) -> dt.datetime:

@@ -12,8 +12,8 @@ from django.utils.safestring import SafeString
 from marketplace.core.money import format_rate
 from scheduler.prices.tables import as_rate
 
-WIDTH, HEIGHT = 760, 260  # units of the drawing
-LEFT, RIGHT, TOP, BOTTOM = 78, 12, 30, 34  # margins, for the words
+WIDTH, HEIGHT = 760, 280  # units of the drawing
+LEFT, RIGHT, TOP, BOTTOM = 78, 12, 50, 34  # margins, for the words
 LINES_MAX = 4  # horizontal ones, with a rate each
 COLOURS = ("#0f766e", "#b45309", "#1d4ed8", "#a21caf")  # each 4.5:1 and more on white
 DASHES = ("", "7 4", "2 3", "9 3 2 3")  # told apart without colour, too
@@ -54,10 +54,11 @@ def draw(*, title: str, series: Sequence[Series], marks: Sequence[Mark]) -> Safe
     return format_html(
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}" width="100%" role="img" '
         'aria-label="{}" font-family="system-ui, sans-serif" font-size="12">'
-        "<title>{}</title>{}{}{}{}</svg>",
+        '<text x="{}" y="14" fill="currentColor">{}</text>{}{}{}{}</svg>',
         WIDTH,
         HEIGHT,
         _words(title, series),
+        LEFT,
         title,
         _grid(low=low, high=high),
         _axis(marks, points=points),
@@ -110,8 +111,8 @@ def _axis(marks: Sequence[Mark], *, points: int) -> SafeString:
 def _legend(series: Sequence[Series]) -> SafeString:
     return format_html_join(
         "\n",
-        '<line x1="{}" x2="{}" y1="12" y2="12" stroke="{}" stroke-width="3" stroke-dasharray="{}"/>'
-        '<text x="{}" y="16" fill="currentColor">{}</text>',
+        '<line x1="{}" x2="{}" y1="32" y2="32" stroke="{}" stroke-width="3" stroke-dasharray="{}"/>'
+        '<text x="{}" y="36" fill="currentColor">{}</text>',
         (
             (x, x + 24, COLOURS[number], DASHES[number], x + 30, line.name)
             for number, line in enumerate(series[: len(COLOURS)])

@@ -43,14 +43,13 @@ def of_rule(rule: RuleInForce, *, gpu_model_id: str | None, at: dt.datetime) -> 
 def _example(rule: RuleInForce, *, current: RuleInForce) -> SafeString:
     """Draw an hour's rate by the share of it that is sold, a day ahead."""
     lines = [
-        (f"small pool, rule {_name(rule)}", _by_use(rule, small=True)),
-        (f"the same, rule {current.number}", _by_use(current, small=True)),
-        ("large pool", _by_use(rule, small=False)),
+        (f"small, {_name(rule)}", _by_use(rule, small=True)),
+        (f"small, rule {current.number}", _by_use(current, small=True)),
+        ("with a forecast", _by_use(rule, small=False)),
         ("reclaimable", _by_use(rule, small=True, reclaimable=True)),
     ]
     return draw(
-        title="An hour's rate by the share of it that is sold: an example with a base of "
-        f"{as_rate(_base(rule))} and as much demand still to come as the whole pool holds",
+        title=f"By share sold: base {as_rate(_base(rule))}, demand to come as large as the pool",
         series=[Series(name=name, micros=rates.tolist()) for name, rates in lines],
         marks=[Mark(place=share, text=f"{share} %") for share in range(0, STEPS, 20)],
     )
@@ -110,7 +109,7 @@ def _pool(version: PriceVersion, *, rule: RuleInForce) -> SafeString:
         series=[
             Series(name="in force", micros=now.rates[:WEEK_HOURS].tolist()),
             Series(name="where it is heading", micros=now.targets[:WEEK_HOURS].tolist()),
-            Series(name=f"by rule {_name(rule)}", micros=then.targets[:WEEK_HOURS].tolist()),
+            Series(name=_name(rule), micros=then.targets[:WEEK_HOURS].tolist()),
         ],
         marks=[
             Mark(place=hour, text=f"{to_instant(first + hour * SECONDS_PER_HOUR):%a %H:00}")
@@ -124,4 +123,4 @@ def _base(rule: RuleInForce) -> int:
 
 
 def _name(rule: RuleInForce) -> str:
-    return str(rule.number) if rule.number else "proposed"
+    return f"rule {rule.number}" if rule.number else "as proposed"

@@ -1,7 +1,7 @@
 """The forward clearing price of a firm pool: what makes the demand still to come fit the room that is left.
 
-Per hour, with `D` the demand still to come if it were free, `C` the GPUs on offer at a price, `B` those sold,
-`z` the rule's caution and `k = E[n²] ÷ E[n]` of the request sizes:
+Per hour, with `D` the demand still to come if it were free, `C` the sellable share of the GPUs on offer at a
+price, `B` those sold, `z` the rule's caution and `k = E[n²] ÷ E[n]` of the request sizes:
 
     x  = (−z√k + √(z²k + 4 (C − B))) ÷ 2        from  Dq + z√(kDq) = C − B,  x² = Dq
     q  = min(1, x² ÷ D)                          the share of the demand there is room for
@@ -25,7 +25,6 @@ from scheduler.pricing.limits import (
     Micros,
     cap_micros,
     gross_floors,
-    lowest_micros,
     paced,
 )
 from scheduler.pricing.rule import BASIS_POINTS, Rule
@@ -98,12 +97,8 @@ def refresh(
     `opening` is the vector in force when this clock hour began, so that two refreshes within one hour move a
     rate no further than one; `latest` the one in force now, where that is another (see `limits.paced`).
     """
-    lowest = lowest_micros(base_micros=supply.base_micros, rule=rule)
     cap = cap_micros(base_micros=supply.base_micros, rule=rule)
-    floors = np.maximum(
-        gross_floors(floor_micros=supply.floor_micros, fee_basis_points=rule.fee_basis_points),
-        lowest,
-    )
+    floors = gross_floors(floor_micros=supply.floor_micros, fee_basis_points=rule.fee_basis_points)
     on_offer = supply.on_offer
     if demand is None or int(on_offer.max(initial=0)) < rule.small_pool_gpus:
         target = np.maximum(
@@ -115,7 +110,7 @@ def refresh(
         fitting = np.full(supply.hours, -1, dtype=np.int64)
     else:
         target, fitting = _clearing(supply=supply, demand=demand, floors=floors, rule=rule)
-    target = np.clip(target, lowest, cap)
+    target = np.clip(target, supply.base_micros, cap)
     rates = paced(
         target=target,
         opening=opening,
@@ -125,7 +120,7 @@ def refresh(
         no_fall_hours=rule.no_fall_hours,
     )
     # A base that an administrator moved takes its bounds with it at once.
-    rates = np.clip(rates, lowest, cap)
+    rates = np.clip(rates, supply.base_micros, cap)
     return Vector(rate_micros=rates, target_micros=target, fitting_basis_points=fitting)
 
 
@@ -139,12 +134,13 @@ def _clearing(
     sigma = float(rule.value_sigma)
     base = _sloped_base(supply=supply, rule=rule)
     cap = cap_micros(base_micros=supply.base_micros, rule=rule)
+    sellable = int(rule.sellable_share * BASIS_POINTS)
     offered = np.zeros(supply.hours, dtype=np.int64)
     share = np.zeros(supply.hours)
     target = np.full(supply.hours, cap, dtype=np.int64)
     for floor, capacity in zip(floors, supply.capacity, strict=True):
         offered = offered + capacity
-        room = np.maximum(offered - supply.sold, 0)
+        room = np.maximum(offered * sellable // BASIS_POINTS - supply.sold, 0)
         root = (np.sqrt(spread * spread + 4 * room) - spread) / 2
         share = np.minimum(root * root / gpus, 1.0)
         price = np.where(share >= 1, 0, median * np.exp(sigma * _probit(1 - share)))

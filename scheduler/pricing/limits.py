@@ -15,6 +15,7 @@ Counts: TypeAlias = npt.NDArray[np.int64]
 UNKNOWN = 0  # the rate of an hour that no earlier vector reached
 RATE_MICROS_MAX = int(RATE_MAX.scaleb(RATE_DECIMAL_PLACES))
 PER_STEP = 10_000  # shares of a rate are used in steps of one basis point: int64 holds the products
+MICROS_PER_UNIT: int = 10**RATE_DECIMAL_PLACES
 
 
 def gross_floors(*, floor_micros: Micros, fee_basis_points: int) -> Micros:

@@ -32,7 +32,7 @@ class Rule:
     fee_basis_points: int = 1_500
     # No hour costs more than this multiple of the pool's base rate. 2 turns price into rationing.
     cap_multiple: Decimal = Decimal(4)
-    # No hour costs less than this share of the base rate, however little an owner asks.
+    # No reclaimable hour costs less than this share of the base rate, however little an owner asks.
     floor_share: Decimal = Decimal("0.25")
     # The most by which an hour's rate rises or falls from one clock hour to the next.
     up_per_hour: Decimal = Decimal("0.05")
@@ -41,6 +41,8 @@ class Rule:
     no_fall_hours: int = 12
     # How many standard deviations of the remaining demand are reckoned with.
     caution: Decimal = Decimal(2)
+    # Of the GPUs on offer so many are reckoned with: small windows leave holes that nothing fits.
+    sellable_share: Decimal = Decimal("0.96")
     # The base rises by this share of itself as the hour sells out; 0 leaves that to the forecast.
     sold_slope: Decimal = Decimal(0)
     # What tenants are willing to pay: lognormal, its median as a multiple of the base rate. With a sigma of
@@ -78,6 +80,7 @@ class Rule:
         "down_per_hour": (Decimal("0.001"), Decimal("0.5")),
         "no_fall_hours": (0, HOURS_PER_WEEK),
         "caution": (0, 5),
+        "sellable_share": (Decimal("0.5"), 1),
         "sold_slope": (0, 3),
         "value_median": (Decimal("0.5"), 5),
         "value_sigma": (Decimal("0.1"), 2),

@@ -1,4 +1,7 @@
-"""Price a pool that is too small or too new for a forecast: by the share of each hour that is sold."""
+"""Price a pool that is too small or too new for a forecast: by the share of each hour that is sold.
+
+Like every firm price it is not below the base in the end: see `clearing.refresh`.
+"""
 
 import numpy as np
 

@@ -201,6 +201,63 @@ class TestExtension:
         assert extend(api, reservation_id, quote_id="qte_nobody").code == "not_found"
 
 
+def change_quote(api: ApiClient, reservation_id: str, **wishes: str) -> Answer:
+    return api.post(f"/v1/reservations/{reservation_id}/change-quote", wishes)
+
+
+def change(api: ApiClient, reservation_id: str, *, key: str | None = None, **body: str) -> Answer:
+    path = f"/v1/reservations/{reservation_id}/changes"
+    return api.post(path, body, key=key or a_new_key())
+
+
+class TestChange:
+    def test_of_the_window_is_quoted_made_and_shown(
+        self, api: ApiClient, reservation_id: str
+    ) -> None:
+        before = api.get(f"/v1/reservations/{reservation_id}").json
+        end = later(before["ends_at"], hours=-1)
+        quote = change_quote(api, reservation_id, ends_at=end)
+        assert (quote.status, quote.json["kind"]) == (201, "shortening")
+        assert (quote.json["added_rate"], quote.json["price_breakdown"]) == (None, [])
+        key = a_new_key()
+        made = change(api, reservation_id, quote_id=quote.json["id"], key=key)
+        assert (made.status, made.json["refunded"]) == (201, quote.json["refund"])
+        assert made.json["id"].startswith("chg_")
+        assert change(api, reservation_id, quote_id=quote.json["id"], key=key).content == (
+            made.content
+        )
+        after = api.get(f"/v1/reservations/{reservation_id}").json
+        assert (after["ends_at"], after["changes"]) == (end, [made.json])
+        assert after["extensions"] == []
+
+    def test_moves_a_window(self, api: ApiClient, reservation_id: str) -> None:
+        before = api.get(f"/v1/reservations/{reservation_id}").json
+        starts, ends = (later(before[name], hours=30) for name in ("starts_at", "ends_at"))
+        quote = change_quote(api, reservation_id, starts_at=starts, ends_at=ends).json
+        assert (quote["kind"], quote["added_rate"]) == ("move", before["rate"])
+        made = change(api, reservation_id, quote_id=quote["id"])
+        assert (made.json["starts_at"], made.json["ends_at"]) == (starts, ends)
+
+    def test_refuses_what_makes_no_sense(self, api: ApiClient, reservation_id: str) -> None:
+        before = api.get(f"/v1/reservations/{reservation_id}").json
+        assert change_quote(api, reservation_id).code == "invalid_value"
+        assert change_quote(api, reservation_id, gpus="4").code == "invalid_request"
+        same = change_quote(api, reservation_id, ends_at=before["starts_at"])
+        assert (same.status, same.code) == (422, "window_upside_down")
+        assert change(api, reservation_id, quote_id="qte_1").code == "not_found"
+        path = f"/v1/reservations/{reservation_id}/changes"
+        assert api.post(path, {"quote_id": "qte_1"}).code == "idempotency_key_required"
+
+    def test_is_hidden_from_other_organizations(self, reservation_id: str) -> None:
+        _, secret = a_key(organization=an_organization())
+        stranger = ApiClient(secret=secret)
+        end = "2030-01-01T00:00:00Z"
+        assert change_quote(stranger, reservation_id, ends_at=end).status == 404
+        assert change(stranger, reservation_id, quote_id="qte_1").status == 404
+        assert extension_quote(stranger, reservation_id, ends_at=end).status == 404
+        assert extend(stranger, reservation_id, quote_id="qte_1").status == 404
+
+
 def later(text: str, *, hours: int) -> str:
     """Return the instant of a text some hours later, as a text."""
     return format_instant(dt.datetime.fromisoformat(text) + dt.timedelta(hours=hours))

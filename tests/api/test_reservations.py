@@ -427,8 +427,8 @@ class TestLife:
         shown = api.get(f"/v1/reservations/{bought['id']}").json
 
         (move,) = shown["relocations"]
-        assert (move["from_node_id"], move["reason"], move["gpus"]) == (
-            market.pk,
+        assert (move["from_node_ids"], move["reason"], move["gpus"]) == (
+            [market.pk],
             "node_drained",
             2,
         )

@@ -3,8 +3,8 @@ import uuid
 import pytest
 from django.urls import reverse
 
-from billing import wallet
-from billing.models import Entry, Payout, Settlement
+from billing import books, wallet
+from billing.models import Approval, Entry, Payout, Settlement
 from marketplace.core.money import Money
 from marketplace.models import User
 from tests.billing import factories
@@ -25,7 +25,13 @@ def plain_static_files(settings):
 
 
 class TestLists:
-    @pytest.mark.parametrize("model", ["account", "entry", "posting", "settlement", "payout"])
+    @pytest.mark.parametrize(
+        "model",
+        [
+            *("account", "entry", "posting", "settlement", "payout", "earnedhour", "correction"),
+            *("reserve", "refund", "dispute", "booksrun", "parking", "approval"),
+        ],
+    )
     def test_show_search_and_refuse_to_add(self, admin_client, model):
         released_settlement()
         listing = reverse(f"admin:billing_{model}_changelist")
@@ -101,3 +107,65 @@ class TestDeposit:
         answer = admin_client.post(reverse(DEPOSIT), {**form, "amount_minor": 501})
         assert b"other content" in answer.content
         assert wallet.balance(organization=buyer) == Money(500, "usd")
+
+
+class TestFourEyes:
+    def asked(self, client, **changes: object):
+        tenant = factories.tenant()
+        form = {
+            "kind": "refund",
+            "organization": tenant.pk,
+            "subject_id": tenant.pk,
+            "amount_minor": "50000",
+            "reason": "a week of trouble",
+            **changes,
+        }
+        return client.post(reverse("admin:billing_request"), form)
+
+    def second_person(self, client) -> None:
+        client.force_login(User.objects.create_superuser("bert", "bert@example.test", "x" * 20))
+
+    def decide(self, client, decision: str):
+        address = reverse("admin:billing_decide", args=[Approval.objects.get().pk])
+        assert client.get(address).status_code == 200
+        return client.post(address, {"decision": decision})
+
+    def test_let_a_large_refund_happen(self, admin_client):
+        assert self.asked(admin_client).status_code == 302
+        assert wallet.balance(organization=factories.tenant()) == Money(0, "usd")
+        self.second_person(admin_client)
+        assert self.decide(admin_client, "approve").status_code == 302
+        assert wallet.balance(organization=factories.tenant()) == Money(50_000, "usd")
+
+    def test_are_not_two_of_one_person(self, admin_client):
+        self.asked(admin_client)
+        answer = self.decide(admin_client, "approve")
+        assert "somebody else decides it" in answer.content.decode()
+        assert wallet.balance(organization=factories.tenant()) == Money(0, "usd")
+
+    def test_may_refuse(self, admin_client):
+        self.asked(admin_client)
+        self.second_person(admin_client)
+        self.decide(admin_client, "refuse")
+        assert Approval.objects.get().status == "refused"
+
+    def test_say_what_is_wrong_with_a_wish(self, admin_client):
+        assert "This field is required" in self.asked(admin_client, reason="").content.decode()
+        assert "Refused" not in self.asked(admin_client).content.decode()
+        assert "already" in self.asked(admin_client).content.decode()
+
+    def test_need_permissions_of_their_own(self, client):
+        client.force_login(
+            User.objects.create_user("carl", "carl@example.test", "x" * 20, is_staff=True)
+        )
+        assert client.get(reverse("admin:billing_request")).status_code == 403
+        assert client.get(reverse("admin:billing_decide", args=["apr_x"])).status_code == 403
+
+
+def test_the_page_of_the_books_says_whose_money_is_parked(admin_client):
+    row = factories.reservation(buyer=factories.tenant(funds_minor=471))
+    type(row.quote).objects.update(total_minor=1)
+    books.run(at=factories.START)
+    page = admin_client.get(reverse(BOOKS)).content.decode()
+    assert "Perceptron AG is parked" in page
+    assert "found a breach" in page

@@ -6,7 +6,7 @@ import pytest
 from django.db import transaction
 
 from agents.models import Node
-from billing import books, changes, checkout, ledger, payouts, settlements, wallet
+from billing import books, changes, checkout, ledger, parking, payouts, settlements, wallet
 from billing.checkout import PaymentMethodUnavailable
 from billing.ledger import InsufficientFunds
 from billing.models import Entry, FeeShare, Payout
@@ -14,10 +14,19 @@ from billing.states import GPU_SECONDS, AccountKind, EntryKind
 from marketplace.core.errors import InvalidValue
 from marketplace.core.money import Money
 from marketplace.models import Organization
-from scheduler import cancellations, change_rules, extensions, leases, replacements, reservations
+from scheduler import (
+    cancellations,
+    change_rules,
+    extensions,
+    leases,
+    rebookings,
+    replacements,
+    reservations,
+)
 from scheduler.change_rules import RuleWish
 from scheduler.details import ReservationDetails
 from scheduler.models import Allocation, Change, Lease, Reservation
+from scheduler.rebookings import WindowWish
 from tests.scheduler import factories
 from tests.scheduler.factories import NOW, hours, make_pool, seconds, window_in
 
@@ -70,6 +79,26 @@ def extend(reservation: Reservation, *, by: float = 2, at: dt.datetime = NOW) ->
         at=at,
     )
     return changes.extend(
+        organization=reservation.organization,
+        reservation_id=reservation.pk,
+        quote_id=quote.pk,
+        payment_method="wallet",
+        at=at,
+        actor="test",
+    )
+
+
+def rebook(
+    reservation: Reservation, *, starts: float, ends: float, at: dt.datetime = NOW
+) -> Change:
+    """Give a reservation a window by hours from NOW."""
+    quote = rebookings.quote(
+        organization=reservation.organization,
+        reservation_id=reservation.pk,
+        wish=WindowWish(starts_at=NOW + hours(starts), ends_at=NOW + hours(ends)),
+        at=at,
+    )
+    return changes.rebook(
         organization=reservation.organization,
         reservation_id=reservation.pk,
         quote_id=quote.pk,
@@ -298,6 +327,66 @@ class TestExtension:
         assert balance(AccountKind.DEFERRED, of=now) == 0
         assert gpu_seconds(AccountKind.U_OPEN, of=now) == 0
         assert breaches(at=NOW + LONG_AFTER) == []
+
+
+class TestRebooking:
+    def test_to_a_shorter_window_refunds_less_the_fee(self) -> None:
+        owner = make_pool()
+        reservation = buy(gpus=2, window=window_in(48, length=4))
+        change = rebook(reservation, starts=48, ends=51)
+        now = Reservation.objects.get(pk=reservation.pk)
+        assert change.fee_minor > 0
+        assert FeeShare.objects.get().owner == owner
+        assert balance(AccountKind.DEFERRED, of=now) == now.total_minor
+        assert purse(now.organization) == FUNDS_MINOR - now.total_minor - change.fee_minor
+        assert gpu_seconds(AccountKind.U_OPEN, of=now) == 2 * 3 * 3600
+        assert gpu_seconds(AccountKind.U_RELEASED, of=now) == 2 * 3600
+        assert breaches(at=NOW) == []
+
+    def test_to_a_longer_window_charges_the_difference(self) -> None:
+        make_pool()
+        reservation = buy(gpus=2, window=window_in(48, length=4))
+        change = rebook(reservation, starts=47, ends=54)
+        now = Reservation.objects.get(pk=reservation.pk)
+        assert change.charged_minor == now.total_minor - reservation.total_minor > 0
+        assert purse(now.organization) == FUNDS_MINOR - now.total_minor
+        assert gpu_seconds(AccountKind.U_OPEN, of=now) == 2 * 7 * 3600
+        assert breaches(at=NOW) == []
+
+    def test_moves_no_money_where_the_price_is_the_same(self) -> None:
+        make_pool()
+        reservation = buy(gpus=2, window=window_in(48, length=4))
+        rebook(reservation, starts=80, ends=84)
+        entry = Entry.objects.get(kind=EntryKind.CHANGE)
+        assert {p.account.kind for p in entry.postings.select_related("account")} == {
+            AccountKind.U_BOUGHT,
+            AccountKind.U_RELEASED,
+        }
+        assert breaches(at=NOW) == []
+
+    def test_that_cannot_be_paid_leaves_the_old_window(self) -> None:
+        make_pool()
+        reservation = buy(gpus=8, window=window_in(48, length=4))
+        with pytest.raises(InsufficientFunds), transaction.atomic():
+            rebook(reservation, starts=48, ends=48 + 24 * 150)
+        now = Reservation.objects.get(pk=reservation.pk)
+        assert (now.window, now.total_minor) == (reservation.window, reservation.total_minor)
+        place = Allocation.objects.get(reservation=reservation, live=True)
+        assert place.period.upper == reservation.ends_at
+        assert breaches(at=NOW) == []
+
+    def test_is_stopped_while_the_tenants_money_is_parked(self) -> None:
+        make_pool()
+        reservation = buy(window=window_in(48, length=4))
+        parking.park(breaches={reservation.organization.pk: "a check"}, at=NOW)
+        for change in (
+            lambda: rebook(reservation, starts=48, ends=51),
+            lambda: extend(reservation),
+            lambda: leave(reservation),
+        ):
+            with pytest.raises(parking.MoneyParked), transaction.atomic():
+                change()
+        assert not Change.objects.exists()
 
 
 class TestEarlyReturn:

@@ -13,7 +13,13 @@ from django.db import connection, transaction
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.extra.django import TestCase
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from agents import inventory, protocol
 from agents.models import Gpu, Grant, Node, Outage, Receipt
@@ -24,7 +30,9 @@ from marketplace.core.windows import Window
 from marketplace.models import Event, Organization
 from marketplace.states import EventKind, Tier
 from scheduler import (
+    cancellations,
     drains,
+    extensions,
     leases,
     quotes,
     reclaims,
@@ -33,7 +41,8 @@ from scheduler import (
     reservations,
     warnings,
 )
-from scheduler.calendar import CapacityTaken
+from scheduler.calendar import CapacityTaken, WindowOffGrid
+from scheduler.extensions import ExtensionRefused, ExtensionTooLate
 from scheduler.models import Allocation, Lease, Reclaim, Reservation
 from scheduler.reclaims import NotReclaimable, ReclaimTooLate
 from scheduler.states import (
@@ -73,9 +82,13 @@ class Promise:
     is_paid: bool = False
     was_usable: bool = False
     owner_took_it: bool = False
+    was_cancelled: bool = False
+    tenant_left: bool = False
 
     def may_be(self, *, now: dt.datetime) -> set[ReservationStatus]:
         """Return what the reservation may be once the market has done all that is due."""
+        if self.was_cancelled:
+            return {ReservationStatus.CANCELLED}
         if not self.is_paid:
             return {
                 ReservationStatus.PAYMENT_PENDING
@@ -85,7 +98,7 @@ class Promise:
         if now < self.window.starts_at:
             return {ReservationStatus.SCHEDULED}
         found = {ReservationStatus.ACTIVE, ReservationStatus.FAILED}
-        if self.was_usable and now >= self.window.ends_at:
+        if self.was_usable and (self.tenant_left or now >= self.window.ends_at):
             found.add(ReservationStatus.COMPLETED)
         if self.owner_took_it:
             found.add(ReservationStatus.RECLAIMED)
@@ -113,6 +126,16 @@ class Life(RuleBasedStateMachine):
         notice = NOTICE // seconds(1) if tier is Tier.RECLAIMABLE else 0
         make_listing(owner=owner, tier=tier, reclaim_notice_seconds=notice)
         return owner
+
+    @initialize(
+        sizes=st.lists(st.integers(min_value=1, max_value=GPUS_PER_NODE), min_size=2, max_size=4)
+    )
+    def begin(self, sizes: list[int]) -> None:
+        """Let some leases run already, so that there is a life to look at."""
+        for number, gpus in enumerate(sizes):
+            tier = Tier.RECLAIMABLE if number % 2 else Tier.FIRM
+            self.buy(gpus=gpus, start=0, length=3 + number, hold=False, pays=True, tier=tier)
+        self.go_on_well(60)
 
     # --- tenants ---------------------------------------------------------------------------------
 
@@ -162,6 +185,65 @@ class Life(RuleBasedStateMachine):
         else:
             came_too_late, promise.is_paid = False, True
         assert came_too_late == (self.now >= promise.pay_by)
+
+    @rule(choice=st.integers(min_value=0))
+    def leave(self, choice: int) -> None:
+        """Cancel before the start, or go home early."""
+        if (pk := self._choose(choice)) is None:
+            return
+        before = Reservation.objects.get(pk=pk)
+        try:
+            quote = cancellations.quote(organization=self.tenant, reservation_id=pk, at=self.now)
+            cancellations.cancel(
+                organization=self.tenant,
+                reservation_id=pk,
+                quote_id=quote.pk,
+                at=self.now,
+                actor="tenant",
+            )
+        except StateConflict:
+            after = Reservation.objects.get(pk=pk)
+            assert (after.status, after.ends_at) == (before.status, before.ends_at)
+            return
+        if before.status == ReservationStatus.ACTIVE:
+            self.promises[pk].tenant_left = True
+        else:
+            self.promises[pk].was_cancelled = True
+
+    @rule(choice=st.integers(min_value=0), more=st.integers(min_value=1, max_value=3))
+    def extend(self, choice: int, more: int) -> None:
+        """Stay longer on the same GPUs, or hear why not and lose nothing."""
+        if (pk := self._choose(choice)) is None:
+            return
+        promise = self.promises[pk]
+        before = Reservation.objects.get(pk=pk)
+        ends_at = before.ends_at + hours(more)
+        try:
+            quote = extensions.quote(
+                organization=self.tenant,
+                reservation_id=pk,
+                ends_at=ends_at,
+                max_rate=None,
+                at=self.now,
+            )
+            extensions.extend(
+                organization=self.tenant,
+                reservation_id=pk,
+                quote_id=quote.pk,
+                at=self.now,
+                actor="tenant",
+            )
+        except (StateConflict, ExtensionRefused, ExtensionTooLate, WindowOffGrid):
+            ends_at = before.ends_at
+        else:
+            promise.window = Window(promise.window.starts_at, ends_at)
+            reclaiming = Lease.objects.filter(reservation=before, status=LeaseStatus.RECLAIMING)
+            assert not reclaiming.exists(), "nothing that is reclaimed is extended"
+        assert Reservation.objects.get(pk=pk).ends_at == ends_at
+
+    def _choose(self, choice: int) -> str | None:
+        known = sorted(self.promises)
+        return known[choice % len(known)] if known else None
 
     # --- machines --------------------------------------------------------------------------------
 
@@ -264,10 +346,29 @@ class Life(RuleBasedStateMachine):
 
     # --- the market's clock ----------------------------------------------------------------------
 
-    @rule(minutes=st.sampled_from([1, 5, 11, 30, 60, 150]))
+    @rule(minutes=st.sampled_from([1, 11, 30, 60, 150]))
     def wait(self, minutes: int) -> None:
+        """Let time go by while the market is away."""
         self.now += dt.timedelta(minutes=minutes)
         Node.objects.exclude(pk__in=self.silent).update(last_report_at=self.now)
+
+    @rule(minutes=st.sampled_from([1, 5, 11, 30, 60]))
+    def go_on(self, minutes: int) -> None:
+        self.wait(minutes)
+        self.tick()
+
+    @rule(minutes=st.sampled_from([1, 5, 30, 60]))
+    def go_on_well(self, minutes: int) -> None:
+        """Let time go by, and every machine do what it is asked."""
+        self.go_on(minutes)
+        self.hand_over_all()
+        for lease in Lease.objects.filter(
+            status__in=[LeaseStatus.RETURNING, LeaseStatus.RECLAIMING],
+            ends_at__lte=self.now,
+        ):
+            if self._receipt(lease, protocol.ReceiptKind.RETURN) is None:
+                say_returned(lease, at=self.now)
+        self.tick()
 
     @rule()
     def tick(self) -> None:
@@ -364,7 +465,7 @@ class TestLife(TestCase):
             Life,
             settings=settings(
                 max_examples=12,
-                stateful_step_count=40,
+                stateful_step_count=25,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
             ),

@@ -4,6 +4,7 @@ Each test runs under several seeds, which decide who is sent off first; whoever 
 that the tables of arrows and the calendar tell of afterwards.
 """
 
+import datetime as dt
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,12 +13,13 @@ import pytest
 from django.db import connection
 
 from agents.models import Gpu, Grant, Node, Outage
-from agents.protocol import Cause, Health
+from agents.protocol import Cause, DesiredState, Health
 from agents.states import NodeStatus
 from marketplace.core.errors import DomainError
 from marketplace.models import Event
 from marketplace.states import EventKind, Tier
 from scheduler import (
+    cancellations,
     drains,
     leases,
     reclaims,
@@ -54,7 +56,7 @@ from tests.scheduler.factories import (
     window_in,
 )
 
-SEEDS = range(5)
+SEEDS = range(3)
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -295,3 +297,78 @@ def test_a_warning_is_told_once(seed: int) -> None:
 
     assert outcomes["1"] == 1
     assert Event.objects.filter(kind=EventKind.RESERVATION_END_ANNOUNCED).count() == 1
+
+
+def leaving(reservation: Reservation, *, at: dt.datetime) -> Callable[[], str]:
+    """Return an action that leaves a reservation on the terms of a quote made beforehand."""
+    quote = cancellations.quote(
+        organization=reservation.organization, reservation_id=reservation.pk, at=at
+    )
+
+    def leave() -> object:
+        cancellations.cancel(
+            organization=reservation.organization,
+            reservation_id=reservation.pk,
+            quote_id=quote.pk,
+            at=at,
+            actor="tenant",
+        )
+        return "left"
+
+    return outcome(leave)
+
+
+def test_a_cancellation_and_a_start_never_both_win(seed: int) -> None:
+    make_pool()
+    reservation = make_reservation(gpus=2)
+    at = reservation.starts_at
+
+    outcomes = at_once(
+        shuffled(
+            [leaving(reservation, at=at - seconds(1))] * 2
+            + [outcome(lambda: reservations.start_due(at=at))] * 2,
+            seed=seed,
+        )
+    )
+    reservations.start_due(at=at)
+
+    reservation.refresh_from_db()
+    if outcomes["left"]:
+        assert outcomes["left"] == 1
+        assert reservation.status in (ReservationStatus.CANCELLED, ReservationStatus.ACTIVE)
+    else:
+        assert reservation.status == ReservationStatus.ACTIVE
+    is_cancelled = reservation.status == ReservationStatus.CANCELLED
+    assert Grant.objects.exists() == (not is_cancelled)
+    assert Allocation.objects.filter(live=True).exists() == (not is_cancelled)
+    assert_sound()
+
+
+def test_a_tenant_that_leaves_and_an_owner_that_reclaims_end_the_lease_once(seed: int) -> None:
+    owner = make_organization()
+    make_node(owner=owner)
+    make_listing(owner=owner, tier=Tier.RECLAIMABLE, reclaim_notice_seconds=3600)
+    lease = an_active_lease(tier=Tier.RECLAIMABLE, length=10)
+    at = lease.starts_at + hours(1)
+
+    def reclaim() -> object:
+        reclaims.reclaim(owner=owner, lease_id=lease.pk, at=at, actor="owner")
+        return "reclaimed"
+
+    outcomes = at_once(
+        shuffled([leaving(lease.reservation, at=at)] * 2 + [outcome(reclaim)] * 2, seed=seed)
+    )
+
+    assert outcomes["left"] <= 1
+    assert Reclaim.objects.count() == outcomes["reclaimed"] <= 1
+    assert outcomes["left"] + outcomes["reclaimed"] >= 1
+    if outcomes["left"]:
+        assert Grant.objects.get().desired_state == DesiredState.STOP
+    say_returned(lease, at=at + seconds(9))
+    for later in (seconds(10), hours(2)):
+        reclaims.enforce_due(at=at + later)
+        leases.advance(at=at + later)
+        reservations.finish_due(at=at + later)
+    lease.refresh_from_db()
+    assert LEASE_ARROWS.is_final(LeaseStatus(lease.status))
+    assert_sound()

@@ -200,7 +200,7 @@ class TestAdmin:
 
         text = answer.content.decode()
         assert answer.status_code == 200
-        assert "rule proposed" in text
+        assert "as proposed" in text
         assert text.count("<polyline") >= 4
         assert not PriceRule.objects.exists()
 

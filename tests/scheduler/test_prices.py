@@ -2,10 +2,13 @@
 
 import datetime as dt
 import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
 import numpy as np
 import pytest
+from django.db import connection
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -244,6 +247,20 @@ class TestRefresh:
         assert refreshed(NOW + seconds(600)).number == 1
         assert refreshed(NOW + hours(1)).number == 2
 
+    def test_waits_for_the_hour_unless_much_was_booked(self) -> None:
+        make_pool(nodes=13)
+        refreshed()
+        Node.objects.update(last_report_at=NOW + seconds(200))
+        make_reservation(gpus=2, window=window_in(24), at=NOW + seconds(60))
+        assert refresh.refresh_after_bookings(at=NOW + seconds(120)) == 0
+
+        make_reservation(gpus=40, window=window_in(24), at=NOW + seconds(150))
+        assert refresh.refresh_after_bookings(at=NOW + seconds(180)) == 1
+
+        version = PriceVersion.objects.latest("number")
+        assert (version.cause, version.number) == (PriceCause.BOOKING, 2)
+        assert refresh.refresh_after_bookings(at=NOW + seconds(200)) == 0
+
     def test_counts_no_missed_hour_twice(self) -> None:
         make_pool()
         make_reservation(gpus=8, window=window_in(24))
@@ -350,3 +367,23 @@ class TestRefresh:
         assert tables(keys=[KEY], at=NOW)[KEY].number == 1
         assert tables(keys=[KEY], at=NOW - seconds(1))[KEY].id == ""
         assert PriceVersion.objects.filter(cause=PriceCause.HOUR).count() == 2
+
+
+@pytest.mark.django_db(transaction=True)
+class TestRace:
+    def test_of_two_workers_makes_one_version(self) -> None:
+        make_pool()
+        barrier = threading.Barrier(4)
+
+        def work() -> int:
+            barrier.wait()
+            try:
+                return refresh.refresh_due(at=NOW)
+            finally:
+                connection.close()
+
+        with ThreadPoolExecutor(4) as pool:
+            made = [each.result() for each in [pool.submit(work) for _ in range(4)]]
+
+        assert sum(made) == 1
+        assert PriceVersion.objects.get().number == 1

@@ -1,6 +1,7 @@
 """Replay: a quote's price comes out again from what is stored, and a changed figure is found."""
 
-from decimal import Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ from django.core.management import CommandError, call_command
 
 from agents.models import Node
 from marketplace.models import Listing
+from scheduler import prices
 from scheduler.models import PriceVersion, Quote
-from scheduler.prices import refresh, replay
+from scheduler.prices import inputs, refresh, replay
 from scheduler.prices.packed import pack, unpack
 from tests.scheduler.factories import (
     NOW,
@@ -99,6 +101,55 @@ class TestReplay:
 
         with pytest.raises(replay.NotReplayable):
             replay.replay(quote=reread(quote))
+
+
+class TestWorkedExample:
+    def test_is_the_one_that_is_published(self) -> None:
+        make_pool()
+        make_reservation(gpus=4, window=window_in(24, length=1))
+        refresh.refresh_due(at=NOW)
+
+        quote = make_quote(gpus=3, window=window_in(23))
+
+        told = quote.price_breakdown
+        expected = {
+            "base_rate": "2.352942",
+            "scarcity_rate": "0.464708",
+            "smoothing_rate": "-0.405884",
+            "floor_uplift_rate": "0.000000",
+            "rate": "2.411766",
+            "platform_fee_rate": "0.361765",
+            "owner_rate": "2.050001",
+            "certainty_premium_rate": "0.058824",
+        }
+        assert {name: told[name] for name in expected} == expected
+        assert (quote.total_minor, [row[2] for row in quote.tariff]) == (1_447, [2352942, 2470589])
+        published = prices.__doc__ or ""
+        for number in [*expected.values(), "3.282356", "2.188237", "14.470593", "14.47"]:
+            assert number.replace("-", "−") in published or number == "0.000000"
+
+    def test_can_be_followed_from_what_the_api_publishes(self) -> None:
+        make_pool()
+        make_reservation(gpus=4, window=window_in(24, length=1))
+        refresh.refresh_due(at=NOW)
+        quote = make_quote(gpus=3, window=window_in(23))
+
+        found = inputs.of_quote(quote)
+
+        assert found is not None
+        idle, sold = found["hours"]
+        share = Decimal(found["rule"]["small_pool_share"])
+        base = Decimal(found["base_rate"])
+        use = Fraction(sold["gpus_sold"], sum(sold["gpus_on_offer_by_floor"]))
+        up = Decimal(found["rule"]["up_per_hour"])
+        quiet = (share * base).quantize(Decimal("0.000001"), rounding=ROUND_CEILING)
+        target = Fraction(quiet) * (1 + use)
+        assert 0 <= Fraction(sold["target_rate"]) - target < Fraction(1, 10**6)
+        began = Decimal(sold["rate_when_the_hour_began"])
+        limit = began + (began * up).quantize(Decimal("0.000001"), rounding=ROUND_FLOOR)
+        assert Decimal(sold["rate"]) == min(limit, Decimal(sold["target_rate"]))
+        total = quote.gpus * (Decimal(idle["rate"]) + Decimal(sold["rate"]))
+        assert round(total * 100) == quote.total_minor
 
 
 class TestCommand:
