@@ -370,7 +370,8 @@ def _exact(*, seconds: int, length: Exact) -> Exact:
     Agents count whole seconds of intervals that are not whole: a positive count less than a second from
     the length means all of it. Otherwise sixty readings of 59.9 s would lose a minute of an hour.
     """
-    return length if seconds > 0 and abs(seconds - length) < 1 else min(seconds, length)
+    is_all = seconds > 0 and -1 < seconds - length < 1
+    return length if is_all else min(seconds, length)
 
 
 def _ratio(part: int, whole: int) -> Exact:

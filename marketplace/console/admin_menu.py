@@ -42,6 +42,9 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Leases", "scheduler.Lease", "handshake"),
             ("Quotes", "scheduler.Quote", "request_quote"),
             ("Allocations", "scheduler.Allocation", "calendar_view_week"),
+            ("Changes", "scheduler.Change", "edit_calendar"),
+            ("Change rules", "scheduler.ChangeRule", "stairs"),
+            ("Tenant limits", "scheduler.TenantLimit", "speed"),
         ),
     ),
     (

@@ -143,7 +143,9 @@ def _written(rows: Sequence[Row], *, demand: Demand, job: Job, out: Path) -> lis
             name,
             replay(
                 demand,
-                policy=runs.policy(name, mix=mix, load=job.load, base_rate=demand.base_rate),
+                policy=runs.policy(
+                    name, mix=mix, load=job.load, room="counted", base_rate=demand.base_rate
+                ),
                 room=CountedRoom(capacity=demand.capacity, horizon_hours=demand.horizon_hours),
             ),
         )
