@@ -20,8 +20,8 @@ from marketplace.core.windows import Window
 from scheduler.models import Lease, Reservation
 
 MILLIJOULES_PER_KWH = 3_600_000_000
-_KWH_QUANTUM = Decimal("0.000001")
-_COVERAGE_QUANTUM = Decimal("0.0001")
+KWH_QUANTUM = Decimal("0.000001")
+COVERAGE_QUANTUM = Decimal("0.0001")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,10 +159,10 @@ def reservation_bill(*, reservation: Reservation, at: dt.datetime) -> Bill:
         fees=fees,
         open=opened,
         net=net,
-        cost_per_delivered_gpu_hour=_cost_per_hour(net, delivered) if final else None,
-        cost_per_busy_gpu_hour=_cost_per_hour(net, busy) if final else None,
-        meter_coverage=_ratio(metered, delivered, _COVERAGE_QUANTUM) if delivered else None,
-        energy_kwh=_ratio(sum(energies), MILLIJOULES_PER_KWH, _KWH_QUANTUM) if energies else None,
+        cost_per_delivered_gpu_hour=cost_per_hour(net, delivered) if final else None,
+        cost_per_busy_gpu_hour=cost_per_hour(net, busy) if final else None,
+        meter_coverage=ratio(metered, delivered, COVERAGE_QUANTUM) if delivered else None,
+        energy_kwh=ratio(sum(energies), MILLIJOULES_PER_KWH, KWH_QUANTUM) if energies else None,
         lines=lines,
     )
 
@@ -245,7 +245,7 @@ def _balance(kind: AccountKind, *, reservation: Reservation, currency: str = GPU
     )
 
 
-def _cost_per_hour(net: Money, gpu_seconds: int) -> str | None:
+def cost_per_hour(net: Money, gpu_seconds: int) -> str | None:
     """Return what a GPU-hour came to, as a rate; None when there was none."""
     if not gpu_seconds:
         return None
@@ -255,7 +255,8 @@ def _cost_per_hour(net: Money, gpu_seconds: int) -> str | None:
         return format_rate(major * SECONDS_PER_HOUR / gpu_seconds)
 
 
-def _ratio(part: int, whole: int, quantum: Decimal) -> str:
+def ratio(part: int, whole: int, quantum: Decimal) -> str:
+    """Return a part of a whole as a decimal string."""
     with localcontext() as context:
         context.prec = 40
         return str((Decimal(part) / whole).quantize(quantum, rounding=ROUND_HALF_EVEN))

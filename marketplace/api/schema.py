@@ -61,13 +61,15 @@ def operation(
     query: type[StrictSerializer] | None = None,
     public: bool = False,
     idempotency_key: str = "",
+    files: Mapping[tuple[int, str], Any] | None = None,
     description: str = "",
     operation_id: str | None = None,
 ) -> Callable[[FunctionT], FunctionT]:
     """Describe one operation.
 
     `refusals` are the codes of the verb; those of every call are added. `idempotency_key` is `required`,
-    `optional` or empty. Each problem response names the codes that it may carry.
+    `optional` or empty. `files` are answers in another form than JSON, by status and media type. Each
+    problem response names the codes that it may carry.
     """
     codes = [*refusals, *_EVERY_CALL, *(() if public else _WITH_KEY)]
     parameters: list[Any] = [query] if query else []
@@ -103,6 +105,7 @@ def operation(
         request=request,
         responses={
             **{(status, "application/json"): body for status, body in responses.items()},
+            **(files or {}),
             **problems,
         },
         parameters=parameters,

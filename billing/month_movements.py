@@ -1,0 +1,219 @@
+"""What the books moved in a month of UTC, for each reservation of a tenant.
+
+When something happened is decided in one place, `_MOMENT`: an hour of a lease belongs to the month in which
+the hour begins, and what a settlement adds to its hours (refund and credit too) to the month in which the
+lease's time ended. Everything else, late corrections too, belongs to the instant of its entry. So every
+posting is in exactly one month, and months add up to the books.
+"""
+
+import datetime as dt
+from dataclasses import dataclass
+
+from django.db import connection
+from django.db.models import Sum
+
+from billing.models import Correction
+from billing.states import GPU_SECONDS, AccountKind, EntryKind
+from marketplace.core.windows import Window
+from marketplace.models import Organization
+
+_SECONDS_KINDS = (
+    AccountKind.U_BOUGHT,
+    AccountKind.U_BUSY,
+    AccountKind.U_IDLE,
+    AccountKind.U_UNDELIVERED,
+    AccountKind.U_RELEASED,
+)
+_ACCOUNT_KINDS = (
+    AccountKind.DEFERRED,
+    AccountKind.WALLET,
+    AccountKind.REFUND_PAYABLE,
+    AccountKind.U_OPEN,
+    *_SECONDS_KINDS,
+)
+# Entries that move a wallet or a refund for another reason are not of a reservation's price.
+_PRICE_ENTRIES = (
+    EntryKind.CHANGE,
+    EntryKind.SETTLEMENT,
+    EntryKind.CORRECTION,
+    EntryKind.REFUND,
+    EntryKind.CREDIT,
+    EntryKind.COMPENSATION,
+    EntryKind.GOODWILL,
+)
+_MOMENT = """
+    CASE
+        WHEN h.id IS NOT NULL THEN h.starts_at
+        WHEN e.kind IN ('settlement', 'credit', 'compensation') AND l.id IS NOT NULL
+            THEN least(e.effective_at, l.ends_at) - interval '1 microsecond'
+        ELSE e.effective_at
+    END
+"""
+_MOVEMENTS = f"""
+    SELECT CASE WHEN m.account_kind = 'wallet' THEN coalesce(m.lease_of, m.change_of, m.subject_id)
+            ELSE m.account_of END AS reservation_id,
+        m.entry_kind, m.account_kind, m.moment < %(starts_at)s AS is_before,
+        coalesce(sum(m.amount) FILTER (WHERE m.side = 'debit'), 0) AS debits,
+        coalesce(sum(m.amount) FILTER (WHERE m.side = 'credit'), 0) AS credits
+    FROM (
+        SELECT a.subject_id AS account_of, a.kind AS account_kind, e.kind AS entry_kind, e.subject_id,
+            l.reservation_id AS lease_of, c.reservation_id AS change_of, p.side, p.amount,
+            {_MOMENT} AS moment
+        FROM billing_account a
+        JOIN billing_posting p ON p.account_id = a.id JOIN billing_entry e ON e.id = p.entry_id
+        LEFT JOIN billing_earnedhour h ON h.entry_id = e.id
+        LEFT JOIN scheduler_lease l ON l.id = e.subject_id
+        LEFT JOIN scheduler_change c ON c.id = e.subject_id
+        WHERE a.organization_id = %(organization)s AND a.kind = ANY(%(accounts)s)
+            AND a.currency = ANY(%(currencies)s)
+            AND (a.kind NOT IN ('wallet', 'refund_payable') OR e.kind = ANY(%(entries)s))
+    ) m
+    WHERE m.moment < %(ends_at)s
+        AND (m.moment >= %(starts_at)s OR m.account_kind IN ('deferred', 'u_open'))
+    GROUP BY 1, 2, 3, 4
+"""  # noqa: S608 - constants of this file
+
+
+@dataclass(slots=True, kw_only=True)
+class Movements:
+    """One reservation in one month, in minor units and GPU-seconds.
+
+    `opening + charged = earned + refunded + fees + closing`; credits are beyond the price. For GPU-seconds
+    `opening_seconds + bought = busy + idle + undelivered + released + closing_seconds`.
+    """
+
+    opening: int = 0
+    charged: int = 0
+    earned: int = 0
+    refunded: int = 0
+    fees: int = 0
+    credits: int = 0
+    closing: int = 0
+    opening_seconds: int = 0
+    bought: int = 0
+    busy: int = 0
+    idle: int = 0
+    undelivered: int = 0
+    released: int = 0
+    closing_seconds: int = 0
+
+
+def in_month(*, organization: Organization, window: Window, currency: str) -> dict[str, Movements]:
+    """Return what moved for each reservation that had anything in the books; two queries."""
+    found: dict[str, Movements] = {}
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _MOVEMENTS,
+            {
+                "organization": organization.pk,
+                "accounts": [kind.value for kind in _ACCOUNT_KINDS],
+                "entries": [kind.value for kind in _PRICE_ENTRIES],
+                "currencies": [currency, GPU_SECONDS],
+                "starts_at": window.starts_at,
+                "ends_at": window.ends_at,
+            },
+        )
+        for reservation_id, entry, account, is_before, debited, credited in cursor.fetchall():
+            row = found.setdefault(reservation_id, Movements())
+            _add(
+                row,
+                entry=entry,
+                account=account,
+                is_before=is_before,
+                debited=int(debited),
+                credited=int(credited),
+            )
+    for reservation_id, refunded in _corrected(organization=organization, window=window):
+        # What a correction gives back was earned before; what it takes again had been given back. What it
+        # moved in the wallet beyond that, a credit or what the market bears, stands among the credits.
+        row = found[reservation_id]
+        row.earned -= refunded
+        row.refunded += refunded
+        row.credits -= refunded
+    return found
+
+
+def _add(
+    row: Movements, *, entry: str, account: str, is_before: bool, debited: int, credited: int
+) -> None:
+    gained = credited - debited
+    match account:
+        case AccountKind.DEFERRED:
+            row.closing += gained
+            if is_before:
+                row.opening += gained
+            else:
+                _price(row, entry=entry, gained=gained)
+        case AccountKind.WALLET | AccountKind.REFUND_PAYABLE:
+            _give_back(row, entry=entry, debited=debited, credited=credited)
+        case AccountKind.U_OPEN:
+            row.closing_seconds -= gained
+            row.opening_seconds -= gained if is_before else 0
+        case AccountKind.U_BOUGHT:
+            row.bought += gained
+        case AccountKind.U_BUSY:
+            row.busy -= gained
+        case AccountKind.U_IDLE:
+            row.idle -= gained
+        case AccountKind.U_UNDELIVERED:
+            row.undelivered -= gained
+        case _:
+            assert account == AccountKind.U_RELEASED, account
+            row.released -= gained
+
+
+def _price(row: Movements, *, entry: str, gained: int) -> None:
+    """Take what a movement of the deferred price means, before what the tenant got of it is known."""
+    match entry:
+        case EntryKind.PURCHASE:
+            row.charged += gained
+        case EntryKind.EARNING | EntryKind.SETTLEMENT:
+            row.earned -= gained
+        case EntryKind.CHANGE | EntryKind.FEE_SHARE:
+            row.fees -= gained
+        case EntryKind.REFUND:
+            pass  # the other leg says the same
+        case _:
+            row.refunded -= gained
+
+
+def _give_back(row: Movements, *, entry: str, debited: int, credited: int) -> None:
+    """Take what came out of the wallet and went back, and leave to the others what is theirs."""
+    match entry:
+        case EntryKind.CHANGE:
+            row.charged += debited
+            row.refunded += credited
+            row.fees -= credited - debited
+        case EntryKind.SETTLEMENT:
+            row.refunded += credited - debited
+            row.earned -= credited - debited
+        case EntryKind.REFUND:
+            row.refunded += credited - debited
+        case _:
+            row.credits += credited - debited
+
+
+def _corrected(*, organization: Organization, window: Window) -> list[tuple[str, int]]:
+    return list(
+        Correction.objects.filter(
+            settlement__lease__reservation__organization=organization,
+            entry__effective_at__gte=window.starts_at,
+            entry__effective_at__lt=window.ends_at,
+        )
+        .values_list("settlement__lease__reservation")
+        .annotate(refunded=Sum("refunded_minor"))
+        .order_by()
+    )
+
+
+def month_window(*, month: str) -> Window:
+    """Return the month of UTC that `YYYY-MM` names.
+
+    :raises ValueError: when it names none.
+    """
+    starts_at = dt.datetime.strptime(month, "%Y-%m").replace(tzinfo=dt.UTC)
+    if f"{starts_at:%Y-%m}" != month:
+        raise ValueError(month)
+    if starts_at.year == dt.MAXYEAR:
+        raise ValueError(month)
+    return Window(starts_at, (starts_at + dt.timedelta(days=32)).replace(day=1))
