@@ -30,7 +30,6 @@ class _AnyQuery(StrictSerializer):
 _BUDGETS = "hard caps per organization and project are not kept yet"
 _EVENTS = "events are kept and not sent yet; list them at /v1/events"
 _FOCUS = "the rows of a month are at /v1/bills as CSV, and not in the FOCUS columns yet"
-_OWNER_UTILIZATION = "hours per node and day are not added up yet; earnings are"
 
 _CALLS: tuple[tuple[str, Mapping[str, Scope], str], ...] = (
     ("exports/focus", {"GET": Scope.BILLING_READ}, _FOCUS),
@@ -41,7 +40,6 @@ _CALLS: tuple[tuple[str, Mapping[str, Scope], str], ...] = (
         {"GET": Scope.BILLING_READ, "DELETE": Scope.BILLING_WRITE},
         _EVENTS,
     ),
-    ("owner/utilization", {"GET": Scope.OWNER_READ}, _OWNER_UTILIZATION),
 )
 
 
