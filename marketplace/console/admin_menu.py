@@ -74,6 +74,16 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         ),
     ),
     (
+        "Provider",
+        (
+            ("Payments", "billing.Payment", "credit_card"),
+            ("Payout accounts", "billing.PayoutAccount", "account_balance_wallet"),
+            ("Calls", "billing.Intent", "outbox"),
+            ("Inbox", "billing.InboxEvent", "inbox"),
+            ("Differences", "billing.Difference", "difference"),
+        ),
+    ),
+    (
         "People",
         (
             ("Organizations", "marketplace.Organization", "apartment"),
