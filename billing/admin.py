@@ -1,6 +1,7 @@
 """The books as operators see them: everything searchable, nothing editable; deposits through their verb."""
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from django import forms
@@ -22,19 +23,24 @@ from unfold.widgets import (
     UnfoldAdminTextInputWidget,
 )
 
-from billing import approvals, books, wallet
+from billing import approvals, books, onboarding, wallet
 from billing.models import (
     Account,
     Approval,
     ApprovalTransition,
     BooksRun,
     Correction,
+    Difference,
     Dispute,
     DisputeTransition,
     EarnedHour,
     Entry,
+    InboxEvent,
+    Intent,
     Parking,
+    Payment,
     Payout,
+    PayoutAccount,
     PayoutTransition,
     Posting,
     Refund,
@@ -438,3 +444,71 @@ def _wants_json(request: HttpRequest) -> bool:
 
 def _page(request: HttpRequest, template: str, **context: Any) -> TemplateResponse:  # noqa: ANN401
     return TemplateResponse(request, template, {**admin.site.each_context(request), **context})
+
+
+@admin.register(PayoutAccount)
+class PayoutAccountAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
+    """Where owners are paid. A change is approved by somebody else than who asked for it."""
+
+    list_display = ["id", "owner", "receives", "requested_by", "approved_by", "usable_at"]
+    list_filter = ["receives", "usable_at"]
+    search_fields = ["id", "owner__name", "provider_id"]
+    list_select_related = ["owner"]
+    actions = ["approve", "withdraw"]
+
+    @admin.action(description="Approve: in use after three days", permissions=["decide"])
+    def approve(self, request: HttpRequest, chosen: QuerySet[PayoutAccount]) -> None:
+        self._each(request, chosen, verb=onboarding.approve)
+
+    @admin.action(description="Withdraw: never to be used", permissions=["decide"])
+    def withdraw(self, request: HttpRequest, chosen: QuerySet[PayoutAccount]) -> None:
+        self._each(request, chosen, verb=onboarding.withdraw)
+
+    def has_decide_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("billing.change_payoutaccount")
+
+    def _each(
+        self, request: HttpRequest, chosen: QuerySet[PayoutAccount], *, verb: Callable[..., object]
+    ) -> None:
+        for account in chosen:
+            try:
+                verb(account_id=account.pk, at=timezone.now(), actor=request.user.get_username())
+            except DomainError as refusal:
+                self.message_user(request, f"{account.pk}: {refusal.detail}", messages.ERROR)
+            else:
+                self.message_user(request, f"{account.pk} is done.")
+
+
+@admin.register(Payment)
+class PaymentAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
+    list_display = ["id", "organization", "purpose", "means", "amount_written", "status", "due_at"]
+    list_filter = ["status", "purpose", "means", "created_at"]
+    search_fields = ["id", "organization__name", "provider_id", "charge_id", "reservation__id"]
+    list_select_related = ["organization"]
+    # Whoever has the secret can pay, and see the page: nobody here needs it.
+    exclude = ["client_secret"]
+
+    @admin.display(description="amount", ordering="amount_minor")
+    def amount_written(self, payment: Payment) -> str:
+        return amount_text(minor=payment.amount_minor, currency=payment.currency)
+
+
+@admin.register(Intent)
+class IntentAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
+    list_display = ["id", "kind", "subject_id", "status", "attempts", "refusal_code", "due_at"]
+    list_filter = ["status", "kind", "created_at"]
+    search_fields = ["id", "subject_id", "object_id"]
+
+
+@admin.register(Difference)
+class DifferenceAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
+    list_display = ["id", "kind", "object_id", "detail", "first_seen_at", "resolved_at"]
+    list_filter = ["kind", ("resolved_at", admin.EmptyFieldListFilter)]
+    search_fields = ["object_id"]
+
+
+@admin.register(InboxEvent)
+class InboxEventAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
+    list_display = ["id", "type", "object_id", "source", "received_at", "outcome", "attempts"]
+    list_filter = ["outcome", "source", "type"]
+    search_fields = ["id", "object_id"]

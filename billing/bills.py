@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 
 from django.db.models import Sum
+from django.db.models.functions import Coalesce
 
 from billing import ledger
 from billing.amounts import part_of_price
@@ -26,7 +27,9 @@ _COVERAGE_QUANTUM = Decimal("0.0001")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSeconds:
-    """`bought = delivered + undelivered + open` and `delivered = busy + idle`; `open` is 0 in a final bill.
+    """`bought = delivered + undelivered + released + open`, `delivered = busy + idle`.
+
+    `open` is 0 in a final bill; `released` is what the tenant gave back before it was delivered.
 
     Before a lease is settled its `delivered` is what the evidence shows so far, and the rest is `open`.
     """
@@ -37,6 +40,7 @@ class GpuSeconds:
     idle: int
     undelivered: int
     open: int
+    released: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +61,9 @@ class BillLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bill:
-    """The bill of one reservation. `bought = earned + refunded + open`, `net = bought - refunded`.
+    """The bill of one reservation. `bought = earned + refunded + fees + open`, `net = bought - refunded`.
 
+    Bought is all that ever was, extensions too; `fees` were kept of what was given back.
     The money is the tenant's view, fee included. Ratios are decimal strings, None where nothing was
     measured or the bill is not final. `meter_coverage` is the share of delivered GPU-seconds with
     readings. `final`: the reservation is over, and every GPU-second and minor unit has found its place.
@@ -72,6 +77,7 @@ class Bill:
     bought: Money
     earned: Money
     refunded: Money
+    fees: Money
     open: Money
     net: Money
     cost_per_delivered_gpu_hour: str | None
@@ -105,8 +111,17 @@ def reservation_bill(*, reservation: Reservation, at: dt.datetime) -> Bill:
     is_paid = bool(_balance(AccountKind.U_BOUGHT, reservation=reservation))
     # What was never paid for and no longer can be has bought nothing.
     is_void = is_over and not is_paid
-    bought = 0 if is_void else gpu_seconds_bought(reservation=reservation)
-    total = Money(0 if is_void else reservation.total_minor, currency)
+    made = reservation.changes.aggregate(
+        charged=Coalesce(Sum("charged_minor"), 0), fees=Coalesce(Sum("fee_minor"), 0)
+    )
+    if is_paid:
+        bought = _balance(AccountKind.U_BOUGHT, reservation=reservation)
+        total = Money(reservation.quote.total_minor + made["charged"], currency)
+    else:
+        bought = 0 if is_void else gpu_seconds_bought(reservation=reservation)
+        total = Money(0 if is_void else reservation.total_minor, currency)
+    fees = Money(made["fees"], currency)
+    released = _balance(AccountKind.U_RELEASED, reservation=reservation)
     delivered = sum(line.gpu_seconds.delivered for line in lines)
     busy = sum(line.gpu_seconds.busy for line in lines)
     undelivered = _balance(AccountKind.U_UNDELIVERED, reservation=reservation)
@@ -114,15 +129,16 @@ def reservation_bill(*, reservation: Reservation, at: dt.datetime) -> Bill:
     still_deferred = Money(
         _balance(AccountKind.DEFERRED, reservation=reservation, currency=currency), currency
     )
-    refunded = total - earned - still_deferred if is_paid else Money(0, currency)
-    opened = total - earned - refunded
+    refunded = total - earned - fees - still_deferred if is_paid else Money(0, currency)
+    opened = total - earned - fees - refunded
     seconds = GpuSeconds(
         bought=bought,
         delivered=delivered,
         busy=busy,
         idle=delivered - busy,
         undelivered=undelivered,
-        open=bought - delivered - undelivered,
+        open=bought - delivered - undelivered - released,
+        released=released,
     )
     final = (
         is_over
@@ -142,6 +158,7 @@ def reservation_bill(*, reservation: Reservation, at: dt.datetime) -> Bill:
         bought=total,
         earned=earned,
         refunded=refunded,
+        fees=fees,
         open=opened,
         net=net,
         cost_per_delivered_gpu_hour=_cost_per_hour(net, delivered) if final else None,

@@ -65,6 +65,12 @@ def drive_payment(*, payment_id: str, at: dt.datetime) -> None:
         read_payment(payment_id=payment.pk, object_id=payment.provider_id, at=at)
 
 
+def drive_subject(*, subject_id: str, at: dt.datetime) -> None:
+    """Make the calls that are due for one thing of ours, while somebody waits for them."""
+    for intent_id in intents.due(at=at, subject_ids=(subject_id,)):
+        drive(intent_id=intent_id, at=at)
+
+
 def read_due(*, at: dt.datetime) -> int:
     """Ask the provider after what nobody has heard of for a while; return how many were read."""
     if not is_connected():

@@ -35,6 +35,7 @@ _CADENCES_SECONDS: dict[str, float] = {
     "scheduler.warn_of_ends": 10,
     "scheduler.sweep_drained_nodes": 120,
     "scheduler.fold_calendar": 2,
+    "scheduler.check_capacity": 86_400,
     "scheduler.count_demand": 60,
     "scheduler.heal_fragmentation": 86_400,
     "scheduler.refresh_prices": 60,

@@ -8,10 +8,39 @@ import json
 from collections.abc import Mapping
 
 from django.db import connection
+from django.db.models import QuerySet
 
 from marketplace.core import ids
-from marketplace.models import Organization
+from marketplace.core.errors import NotFound
+from marketplace.models import Event, Organization
 from marketplace.states import EventKind
+
+# Long enough for a month's end, short enough to be read. The rows stay: they are why nobody is told twice.
+SHOWN_DAYS = 30
+
+
+def shown(
+    *, organization: Organization, kind: str | None, object_id: str | None, at: dt.datetime
+) -> QuerySet[Event]:
+    """Return what an organization was told in the last `SHOWN_DAYS`, of one kind or one object if named."""
+    found = Event.objects.visible_to(organization).filter(at__gt=at - dt.timedelta(days=SHOWN_DAYS))
+    if kind is not None:
+        found = found.filter(kind=kind)
+    if object_id is not None:
+        found = found.filter(object_id=object_id)
+    return found
+
+
+def get(*, organization: Organization, event_id: str, at: dt.datetime) -> Event:
+    """Return one event of the last `SHOWN_DAYS`.
+
+    :raises NotFound: when there is none of this id, or it is somebody else's.
+    """
+    known = shown(organization=organization, kind=None, object_id=None, at=at)
+    event = known.filter(pk=event_id).first() if "\x00" not in event_id else None
+    if event is None:
+        raise NotFound(f"no event {event_id}")
+    return event
 
 
 def record(

@@ -13,7 +13,10 @@ from agents.admin import GpuAdmin
 from agents.models import Gpu
 from marketplace.core.money import Money
 from marketplace.core.read_only import ReadOnly
-from scheduler import onoffer
+from scheduler import (
+    onoffer,
+    rule_admin,  # noqa: F401 - registers its own classes
+)
 from scheduler.models import (
     Allocation,
     DemandSample,

@@ -94,7 +94,7 @@ def publish(*, wish: RuleWish, based_on: int, at: dt.datetime, actor: str) -> Ch
     :raises InvalidValue: when a step or a length makes no sense.
     :raises StateConflict: when somebody else published a version meanwhile.
     """
-    _check(wish)
+    check(wish)
     newest = current(at=at).version
     if newest != based_on:
         raise StateConflict(f"version {newest} was published meanwhile")
@@ -125,7 +125,11 @@ def _columns(wish: RuleWish) -> dict[str, Any]:
     }
 
 
-def _check(wish: RuleWish) -> None:
+def check(wish: RuleWish) -> None:
+    """Refuse a rule that makes no sense.
+
+    :raises InvalidValue: with the pointer to what is wrong.
+    """
     steps = list(wish.ladder)
     if not 1 <= len(steps) <= LADDER_STEPS_MAX:
         raise InvalidValue(f"a ladder has 1 to {LADDER_STEPS_MAX} steps", pointer="/ladder")

@@ -8,7 +8,7 @@ own doing is no fault of the GPUs: whoever breaks them gets no others.
 import datetime as dt
 from collections import Counter
 
-from django.db.models import Count, Exists, OuterRef, Q, QuerySet
+from django.db.models import Count, Q, QuerySet
 
 from agents import outages
 from agents.models import Gpu, Outage
@@ -25,18 +25,22 @@ FLAP_SECONDS = 3_600
 
 def suspects(*, at: dt.datetime) -> QuerySet[Lease]:
     """Return the active firm leases of which something speaks of a fault; `has_fault` looks closer."""
-    flaps = (
-        Outage.objects.filter(
-            lease_id=OuterRef("pk"), starts_at__gt=at - dt.timedelta(seconds=FLAP_SECONDS)
-        )
-        .values("gpu")
+    # Lists that do not depend on the lease: each is made once, not for each of all leases that run.
+    flapping = (
+        Outage.objects.filter(starts_at__gt=at - dt.timedelta(seconds=FLAP_SECONDS))
+        .exclude(lease_id="")
+        .values("lease_id", "gpu")
         .annotate(count=Count("pk"))
         .filter(count__gte=FLAPS_MAX)
+        .values("lease_id")
     )
-    lasting = Outage.objects.filter(gpu__node=OuterRef("node"), ends_at__isnull=True)
-    gone = Gpu.objects.filter(node=OuterRef("node"), present=False)
+    lasting = Outage.objects.filter(ends_at__isnull=True).values("gpu__node")
+    gone = Gpu.objects.filter(present=False).values("node")
     return Lease.objects.filter(
-        Exists(lasting) | Exists(gone) | Exists(flaps) | Q(node__status=NodeStatus.REVOKED),
+        Q(node__in=lasting)
+        | Q(node__in=gone)
+        | Q(pk__in=flapping)
+        | Q(node__status=NodeStatus.REVOKED),
         status=LeaseStatus.ACTIVE,
         reservation__tier=Tier.FIRM,
         ends_at__gt=at,

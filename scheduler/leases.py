@@ -36,7 +36,6 @@ def advance(*, at: dt.datetime) -> int:
         end_due(at=at)
         + take_back_due(at=at)
         + give_up_due(at=at)
-        + lose_due(at=at)
         + hand_over_due(at=at)
         + fail_due(at=at)
         + releases.release_due(at=at)
@@ -82,7 +81,8 @@ def end_due(*, at: dt.datetime) -> int:
 def lose_due(*, at: dt.datetime) -> int:
     """Interrupt the running leases whose node gave the GPUs back unasked; return how many.
 
-    A machine that was restarted says so: its tenant has nothing any more.
+    A machine that was restarted says so: its tenant has nothing any more. This looks at every lease that
+    runs, so it is no part of `advance`, which runs each second.
     """
     running = _in(LeaseStatus.ACTIVE, LeaseStatus.RECLAIMING).filter(
         ends_at__gt=at, reclaim__stopped_at__isnull=True

@@ -176,7 +176,7 @@ def stored(*, blocks: Blocks, first_hour: int, hours: int) -> Masks:
     with psycopg.Cursor(connection.connection) as cursor:
         cursor.execute(
             """
-            SELECT string_agg(int4send(w.week) || int4send(w.block) || w.busy, ''::bytea)
+            SELECT int4send(w.week) || int4send(w.block) || w.busy
               FROM unnest(%(lower)s::int[], %(upper)s::int[]) AS part (lower, upper)
               JOIN scheduler_calendarweek w
                 ON w.block >= part.lower AND w.block < part.upper
@@ -190,11 +190,10 @@ def stored(*, blocks: Blocks, first_hour: int, hours: int) -> Masks:
             },
             binary=True,
         )
-        row = cursor.fetchone()
-    if row is not None and row[0] is not None:
-        found = np.frombuffer(row[0], dtype=_ROW)
-        rows = order[np.searchsorted(rising, found["block"])]
-        masks[rows, found["week"] - first_week] = found["busy"]
+        packed = b"".join([row for (row,) in cursor.fetchall()])
+    found = np.frombuffer(packed, dtype=_ROW)
+    rows = order[np.searchsorted(rising, found["block"])]
+    masks[rows, found["week"] - first_week] = found["busy"]
     skipped = first_hour - first_week * WEEK_HOURS
     flat: Masks = masks.reshape(len(blocks), -1)
     return np.ascontiguousarray(flat[:, skipped : skipped + hours])

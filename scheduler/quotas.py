@@ -7,9 +7,10 @@ The quota looks forward: what counts is what is booked and not yet over, so that
 import datetime as dt
 from dataclasses import dataclass
 
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import Q
 
+from marketplace import audit
 from marketplace.core.errors import DomainError
 from marketplace.core.limits import HORIZON_DAYS
 from marketplace.core.money import SECONDS_PER_HOUR
@@ -123,14 +124,28 @@ def check(
     before = _ahead(gpus=instead_of.gpus, window=instead_of.window, at=at) if instead_of else 0
     if wanted > left and wanted > before:
         raise LimitExceeded(
-            f"{_hours(wanted)} GPU-hours are asked for, and {_hours(max(0, left))} of "
-            f"{_hours(limits.gpu_seconds)} may still be booked",
+            f"{hours_text(wanted)} GPU-hours are asked for, and {hours_text(max(0, left))} of "
+            f"{hours_text(limits.gpu_seconds)} may still be booked",
             extra={
                 "limit": "gpu_hours",
                 "limit_gpu_seconds": limits.gpu_seconds,
                 "left_gpu_seconds": max(0, left),
             },
         )
+
+
+@transaction.atomic
+def put(*, limit: TenantLimit, at: dt.datetime, actor: str) -> None:
+    """Store the limits of a tenant, or of all others, and say in the trail who did."""
+    limit.save()
+    _note(limit, action="tenant_limit.set", at=at, actor=actor)
+
+
+@transaction.atomic
+def drop(*, limit: TenantLimit, at: dt.datetime, actor: str) -> None:
+    """Take a row of limits away: what holds for everybody holds for its tenant again."""
+    _note(limit, action="tenant_limit.dropped", at=at, actor=actor)
+    limit.delete()
 
 
 def latest_end(*, reservation: Reservation, at: dt.datetime) -> dt.datetime:
@@ -147,11 +162,28 @@ def latest_end(*, reservation: Reservation, at: dt.datetime) -> dt.datetime:
     return latest
 
 
+def _note(limit: TenantLimit, *, action: str, at: dt.datetime, actor: str) -> None:
+    columns = (
+        "gpu_hours_max",
+        "duration_seconds_max",
+        "is_duration_exempt",
+        "horizon_days_max",
+    )
+    audit.record(
+        at=at,
+        actor=actor,
+        action=action,
+        object_id=limit.organization_id or "everybody",
+        organization=limit.organization,
+        detail={name: getattr(limit, name) for name in columns},
+    )
+
+
 def _check_length(*, limits: Limits, window: Window) -> None:
     longest = limits.duration_seconds
     if longest is not None and window.seconds > longest:
         raise LimitExceeded(
-            f"a reservation may last {_hours(longest)} hours, and this one would {_hours(window.seconds)}",
+            f"a reservation may last {hours_text(longest)} hours, not {hours_text(window.seconds)}",
             extra={
                 "limit": "duration",
                 "limit_seconds": longest,
@@ -195,7 +227,7 @@ def _ahead(*, gpus: int, window: Window, at: dt.datetime) -> int:
     return gpus * max(0, left // dt.timedelta(seconds=1))
 
 
-def _hours(seconds: int) -> str:
+def hours_text(seconds: int) -> str:
     """Return seconds as hours, with the minutes where there are some."""
     hours, minutes = divmod(seconds // 60, 60)
     return f"{hours}:{minutes:02}" if minutes else str(hours)

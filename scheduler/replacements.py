@@ -41,8 +41,8 @@ USEFUL_SECONDS_MIN = 600  # what is left must outlast the time that a handover m
 
 
 def advance(*, at: dt.datetime) -> int:
-    """Find the leases that need other GPUs and replace those that are due; return the number of moves."""
-    return seek_due(at=at) + replace_due(at=at)
+    """Find the leases that lost their GPUs, and put others in their place; return the number of moves."""
+    return leases.lose_due(at=at) + seek_due(at=at) + replace_due(at=at)
 
 
 def seek_due(*, at: dt.datetime) -> int:

@@ -1,9 +1,11 @@
 """The market's clock: thin tasks without input that work off what is due. Cadences: marketplace/celery.py."""
 
+import structlog
 from celery import shared_task
 from django.utils import timezone
 
 from scheduler import (
+    checks,
     demand,
     drains,
     leases,
@@ -17,6 +19,8 @@ from scheduler import (
     warnings,
 )
 from scheduler.prices import refresh, retention
+
+log = structlog.get_logger(__name__)
 
 
 @shared_task(name="scheduler.end_due_leases")
@@ -71,6 +75,16 @@ def expire_quotes() -> None:
 def fold_calendar() -> None:
     """Bring the calendar's index up to date where allocations have changed."""
     reindexing.fold()
+
+
+@shared_task(name="scheduler.check_capacity")
+def check_capacity() -> None:
+    """Say which invariants of what is sold are broken, and forget the weeks of the index that are over."""
+    now = timezone.now()
+    for check in checks.check(at=now).checks:
+        if not check.ok:
+            log.error("capacity_invariant_broken", check=check.name, detail=check.detail)
+    reindexing.prune(at=now)
 
 
 @shared_task(name="scheduler.refresh_prices")

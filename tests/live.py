@@ -29,14 +29,18 @@ def database_url() -> str:
 
 @contextmanager
 def web_server(
-    *, application: str = "marketplace.wsgi:application", threads: int = 16, **variables: str
+    *,
+    application: str = "marketplace.wsgi:application",
+    threads: int = 16,
+    workers: int = 1,
+    **variables: str,
 ) -> Iterator[str]:
     """Serve an application with gunicorn on a free port of the loopback; yield its base URL."""
     with socket.create_server(("127.0.0.1", 0), backlog=BACKLOG) as listener:
         port = listener.getsockname()[1]
         command = [sys.executable, "-m", "gunicorn", application]
         command += ["--bind", f"fd://{listener.fileno()}", "--worker-class", WORKER_CLASS]
-        command += ["--workers", "1", "--threads", str(threads), "--log-level", "warning"]
+        command += ["--workers", str(workers), "--threads", str(threads), "--log-level", "warning"]
         command += ["--keep-alive", "75"]  # as `up` runs it: clients wait at barriers
         server = subprocess.Popen(
             command,

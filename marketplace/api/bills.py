@@ -16,13 +16,14 @@ from scheduler.states import LeaseStatus
 
 
 class GpuSecondsSerializer(serializers.Serializer[Any]):
-    """`bought = delivered + undelivered + open` and `delivered = busy + idle`."""
+    """`bought = delivered + undelivered + released + open` and `delivered = busy + idle`."""
 
     bought = serializers.IntegerField()
     delivered = serializers.IntegerField(help_text="between handover and return")
     busy = serializers.IntegerField(help_text="a kernel ran")
     idle = serializers.IntegerField(help_text="none ran, or none was seen")
     undelivered = serializers.IntegerField(help_text="refunded")
+    released = serializers.IntegerField(help_text="given back by the tenant")
     open = serializers.IntegerField(help_text="not yet known; 0 in a final bill")
 
 
@@ -43,7 +44,7 @@ class BillLineSerializer(serializers.Serializer[Any]):
 
 
 class BillSerializer(serializers.Serializer[Any]):
-    """What a reservation cost: `bought = earned + refunded + open` and `net = bought - refunded`."""
+    """What a reservation cost: `bought = earned + refunded + fees + open`, `net = bought - refunded`."""
 
     reservation_id = serializers.CharField()
     final = serializers.BooleanField(help_text="nothing in it will change")
@@ -52,6 +53,7 @@ class BillSerializer(serializers.Serializer[Any]):
     bought = MoneyField()
     earned = MoneyField()
     refunded = MoneyField()
+    fees = MoneyField(help_text="kept of what was given back")
     open = MoneyField()
     net = MoneyField()
     cost_per_delivered_gpu_hour = serializers.CharField(allow_null=True)

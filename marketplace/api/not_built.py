@@ -28,7 +28,7 @@ class _AnyQuery(StrictSerializer):
 
 
 _BUDGETS = "hard caps per organization and project are not kept yet"
-_EVENTS = "events are not sent or kept yet; poll the objects"
+_EVENTS = "events are kept and not sent yet; list them at /v1/events"
 _STATEMENTS = "there are bills of reservations, and none of months yet"
 _OWNER_UTILIZATION = "hours per node and day are not added up yet; earnings are"
 
@@ -42,7 +42,6 @@ _CALLS: tuple[tuple[str, Mapping[str, Scope], str], ...] = (
         {"GET": Scope.BILLING_READ, "DELETE": Scope.BILLING_WRITE},
         _EVENTS,
     ),
-    ("events", {"GET": Scope.BILLING_READ}, _EVENTS),
     ("owner/utilization", {"GET": Scope.OWNER_READ}, _OWNER_UTILIZATION),
 )
 

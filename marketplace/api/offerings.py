@@ -85,7 +85,12 @@ class OfferingPage(serializers.Serializer[Any]):
     data = OfferingSerializer(many=True, source="offers")  # type: ignore[assignment] # every list of the contract calls it so
     next_cursor = serializers.CharField(allow_null=True, default=None)
     no_offer_reason = serializers.CharField(allow_null=True, help_text="a code; null with offers")
-    nearest = OfferingSerializer(allow_null=True)
+    nearest = OfferingSerializer(allow_null=True, help_text="the nearest thing that would work")
+    nearest_change = ChoiceField(
+        choices=[(change.value, change.value) for change in availability.Change],
+        allow_null=True,
+        help_text="in what it differs from what was asked for",
+    )
 
 
 class OfferingsQuery(StrictSerializer):
@@ -125,6 +130,7 @@ class CurvePointSerializer(serializers.Serializer[Any]):
     multiplier = serializers.SerializerMethodField(allow_null=True)
     gpus_listed = serializers.IntegerField()
     gpus_free = serializers.IntegerField()
+    gpus_sold = serializers.IntegerField(help_text="sold or held")
 
     def get_multiplier(self, point: availability.CurvePoint) -> str | None:
         return None if point.multiplier is None else _plain(point.multiplier)

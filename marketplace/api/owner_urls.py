@@ -2,7 +2,14 @@
 
 from django.urls import path
 
-from marketplace.api import owner_fleet, owner_gpus, owner_leases, owner_listings, owner_money
+from marketplace.api import (
+    owner_fleet,
+    owner_gpus,
+    owner_leases,
+    owner_listings,
+    owner_money,
+    payout_account,
+)
 
 urlpatterns = [
     path("enrolment-tokens", owner_fleet.EnrolmentTokensView.as_view()),
@@ -18,5 +25,6 @@ urlpatterns = [
     path("listings/<str:listing_id>/pause", owner_listings.PauseView.as_view()),
     path("listings/<str:listing_id>/retire", owner_listings.RetireView.as_view()),
     path("owner/earnings", owner_money.EarningsView.as_view()),
+    path("owner/payout-account", payout_account.PayoutAccountView.as_view()),
     path("payouts", owner_money.PayoutsView.as_view()),
 ]

@@ -42,6 +42,9 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Leases", "scheduler.Lease", "handshake"),
             ("Quotes", "scheduler.Quote", "request_quote"),
             ("Allocations", "scheduler.Allocation", "calendar_view_week"),
+            ("Changes", "scheduler.Change", "edit_calendar"),
+            ("Change rules", "scheduler.ChangeRule", "stairs"),
+            ("Tenant limits", "scheduler.TenantLimit", "speed"),
         ),
     ),
     (
@@ -68,6 +71,16 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Approvals", "billing.Approval", "how_to_reg"),
             ("Parked", "billing.Parking", "local_parking"),
             ("Nightly checks", "billing.BooksRun", "fact_check"),
+        ),
+    ),
+    (
+        "Provider",
+        (
+            ("Payments", "billing.Payment", "credit_card"),
+            ("Payout accounts", "billing.PayoutAccount", "account_balance_wallet"),
+            ("Calls", "billing.Intent", "outbox"),
+            ("Inbox", "billing.InboxEvent", "inbox"),
+            ("Differences", "billing.Difference", "difference"),
         ),
     ),
     (

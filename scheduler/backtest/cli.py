@@ -17,7 +17,7 @@ from scheduler.backtest.traces import TraceUnreadable, read_counts, read_request
 
 T = TypeVar("T")
 STATIC_PRICES = (1.93, 2.1, 2.3, 2.5, 2.7, 2.9, 3.1)
-LINEAR_STARTS = (1.6, 1.7, 1.8, 1.9, 2.0)
+LINEAR_STARTS = (1.7, 1.8, 1.9, 2.0, 2.1, 2.2)
 TUNING_SETS = {"long": "ali", "short": "synthetic"}
 
 
@@ -143,7 +143,9 @@ def _written(rows: Sequence[Row], *, demand: Demand, job: Job, out: Path) -> lis
             name,
             replay(
                 demand,
-                policy=runs.policy(name, mix=mix, load=job.load, base_rate=demand.base_rate),
+                policy=runs.policy(
+                    name, mix=mix, load=job.load, room="counted", base_rate=demand.base_rate
+                ),
                 room=CountedRoom(capacity=demand.capacity, horizon_hours=demand.horizon_hours),
             ),
         )

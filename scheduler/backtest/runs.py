@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields
+from decimal import Decimal
 from multiprocessing import get_context
 
 from scheduler.backtest.bounds import Bounds, bounds
@@ -17,10 +18,10 @@ ROOMS = {"packed": PackedRoom, "counted": CountedRoom}
 # Tuned in hindsight for revenue on the tuning seeds: `--tune` prints what they follow from.
 STATIC_BEST_SINGLE = 2.5
 STATIC_BY_LOAD = {
-    "long": {0.6: 2.3, 1.2: 2.5, 2.0: 2.9},
+    "long": {0.6: 2.1, 1.2: 2.7, 2.0: 2.9},
     "short": {0.6: 2.3, 1.2: 2.5, 2.0: 2.9},
 }
-LINEAR_START = 1.8
+LINEAR_START = 2.0
 TIME_OF_WEEK_PRICE = 2.5
 OURS = "clearing"
 SPOILED = {"clearing_half": 0.5, "clearing_double": 2.0, "clearing_flat": 1.0}
@@ -80,15 +81,21 @@ POLICIES = (
 )
 
 
-def policy(name: str, *, mix: str, load: float, base_rate: float = BASE_RATE) -> Policy:
+def rule_for(room: str) -> Rule:
+    """Return the market's rule; an ideal divisible pool has no holes, so that all of it is sellable."""
+    return Rule(sellable_share=Decimal(1)) if room == "counted" else Rule()
+
+
+def policy(name: str, *, mix: str, load: float, room: str, base_rate: float = BASE_RATE) -> Policy:
     """Return a policy by name; tuned ones at the price that was best for the load, scaled to the base."""
     scale = base_rate / BASE_RATE
+    rule = rule_for(room)
     by_load = STATIC_BY_LOAD[mix]
     made: dict[str, Callable[[], Policy]] = {
-        OURS: lambda: Clearing(rule=Rule()),
-        "clearing_flat": lambda: Clearing(name="clearing_flat", is_flat=True),
-        "clearing_half": lambda: Clearing(name="clearing_half", forecast_factor=0.5),
-        "clearing_double": lambda: Clearing(name="clearing_double", forecast_factor=2.0),
+        OURS: lambda: Clearing(rule=rule),
+        "clearing_flat": lambda: Clearing(name="clearing_flat", rule=rule, is_flat=True),
+        "clearing_half": lambda: Clearing(name="clearing_half", rule=rule, forecast_factor=0.5),
+        "clearing_double": lambda: Clearing(name="clearing_double", rule=rule, forecast_factor=2.0),
         "static_monopoly": lambda: Static(base_rate, name="static_monopoly"),
         "static_single": lambda: Static(STATIC_BEST_SINGLE * scale, name="static_single"),
         "static_by_load": lambda: Static(
@@ -159,12 +166,12 @@ def run_demand(
     bound = bounds(demand)
     rows = []
     for name in policies:
-        chosen = policy(name, mix=mix, load=load, base_rate=demand.base_rate)
+        chosen = policy(name, mix=mix, load=load, room=room, base_rate=demand.base_rate)
         outcome = replay(
             demand,
             policy=chosen,
             room=ROOMS[room](capacity=demand.capacity, horizon_hours=demand.horizon_hours),
-            spot=Spot(seed=seed, rule=Rule()) if with_spot and name == OURS else None,
+            spot=Spot(seed=seed, rule=rule_for(room)) if with_spot and name == OURS else None,
         )
         rows.append(
             _row(

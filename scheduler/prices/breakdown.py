@@ -26,6 +26,7 @@ from scheduler.prices.packed import Counts, Micros
 from scheduler.pricing import explain as hours_in_words
 from scheduler.pricing.rule import BASIS_POINTS
 
+_HALF = 1 << 20
 NO_TABLE_YET = "the pool has no price table yet: it costs its owner's floor with the fee on top"
 
 
@@ -142,10 +143,15 @@ def _words(*, table: TableFacts, hours: HourFacts, gross_micros: int) -> str:
     return words
 
 
+def weighted_sum(micros: Micros, lengths: npt.NDArray[np.int64]) -> int:
+    """Return the sum of rate × seconds, exactly: in two halves, since the whole may pass 63 bits."""
+    high, low = np.divmod(micros, _HALF)
+    return int(high @ lengths) * _HALF + int(low @ lengths)
+
+
 def _mean(micros: Micros, lengths: npt.NDArray[np.int64]) -> int:
     """Return the mean over the window, rounded half to even."""
-    pairs = zip(micros.tolist(), lengths.tolist(), strict=True)
-    return round_half_even(Fraction(sum(m * s for m, s in pairs), int(lengths.sum())))
+    return round_half_even(Fraction(weighted_sum(micros, lengths), int(lengths.sum())))
 
 
 def _rate(micros: int) -> str:

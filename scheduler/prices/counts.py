@@ -30,7 +30,8 @@ from scheduler.states import ReservationStatus
 HOURS = (HORIZON_DAYS + 1) * 24
 BLOCKS_PER_STEP = 2_000  # nodes read in one go: 17 MB of bits
 RECLAIMS_DAYS = 28
-RECLAIM_PRIOR = 20  # a place where nothing was reclaimable yet: one in twenty
+RECLAIM_PRIOR = 20
+RECLAIM_LIKELIHOOD_UNKNOWN = BASIS_POINTS // RECLAIM_PRIOR  # where nothing was reclaimable yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,21 +139,28 @@ def _sold(pool: Pool, *, first_hour: int, at: dt.datetime) -> Counts:
     return sold
 
 
-def reclaim_likelihood_basis_points(*, key: PoolKey, at: dt.datetime) -> int:
-    """Return the share of reclaimable reservations of a model and region that their owners called back.
+def reclaim_likelihoods_basis_points(*, at: dt.datetime) -> dict[tuple[str, str], int]:
+    """Return by model and region the share of reclaimable reservations that were called back; one query.
 
-    Counted over `RECLAIMS_DAYS`; a place without a history counts as one in `RECLAIM_PRIOR`.
+    Counted over `RECLAIMS_DAYS`, as if there had been `RECLAIM_PRIOR` more, one of them called back.
     """
-    ended = Reservation.objects.filter(
-        gpu_model_id=key.gpu_model_id,
-        region=key.region,
-        tier=Tier.RECLAIMABLE,
-        status__in=[ReservationStatus.COMPLETED, ReservationStatus.RECLAIMED],
-        ends_at__gt=at - dt.timedelta(days=RECLAIMS_DAYS),
-    ).aggregate(
-        every=Count("pk"), reclaimed=Count("pk", filter=Q(status=ReservationStatus.RECLAIMED))
+    ended = (
+        Reservation.objects.filter(
+            tier=Tier.RECLAIMABLE,
+            status__in=[ReservationStatus.COMPLETED, ReservationStatus.RECLAIMED],
+            ends_at__gt=at - dt.timedelta(days=RECLAIMS_DAYS),
+        )
+        .order_by()
+        .values_list("gpu_model_id", "region")
+        .annotate(
+            every=Count("pk"),
+            reclaimed=Count("pk", filter=Q(status=ReservationStatus.RECLAIMED)),
+        )
     )
-    return BASIS_POINTS * (int(ended["reclaimed"]) + 1) // (int(ended["every"]) + RECLAIM_PRIOR)
+    return {
+        (model, region): BASIS_POINTS * (reclaimed + 1) // (every + RECLAIM_PRIOR)
+        for model, region, every, reclaimed in ended
+    }
 
 
 def _middle(floors: Sequence[Decimal]) -> Decimal:

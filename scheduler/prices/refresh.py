@@ -7,8 +7,8 @@ refresh more, in the same hour, allows no step more.
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 import numpy as np
@@ -82,16 +82,30 @@ class Vectors:
     fitting_basis_points: Counts
 
 
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """What the pools of one refresh have in common, read once."""
+
+    likelihoods: Mapping[tuple[str, str], int]
+    firm: dict[tuple[str, str], Micros] = field(default_factory=dict)
+    rules: dict[str, RuleInForce] = field(default_factory=dict)
+
+    def rule(self, *, gpu_model_id: str, at: dt.datetime) -> RuleInForce:
+        if gpu_model_id not in self.rules:
+            self.rules[gpu_model_id] = price_rules.in_force(gpu_model_id=gpu_model_id, at=at)
+        return self.rules[gpu_model_id]
+
+
 def refresh(*, at: dt.datetime, cause: PriceCause, found: Iterable[PoolCounts]) -> int:
     """Make a version of each pool where one is due; return how many were made.
 
     With the cause `hour` that is one per clock hour; with `booking`, one whose rates are not those in force.
     """
     made = 0
-    firm: dict[tuple[str, str], Micros] = {}
+    run = _Run(likelihoods=counts.reclaim_likelihoods_basis_points(at=at))
     for pool in sorted(found, key=lambda each: (each.key.tier is not Tier.FIRM, each.key)):
         try:
-            version = _refresh_pool(pool, at=at, cause=cause, firm=firm)
+            version = _refresh_pool(pool, at=at, cause=cause, run=run)
         except Exception:
             log.exception("prices_left_a_pool", pool=str(pool.key))
             continue
@@ -185,7 +199,7 @@ def _refresh_pool(
     *,
     at: dt.datetime,
     cause: PriceCause,
-    firm: dict[tuple[str, str], Micros],
+    run: _Run,
 ) -> PriceVersion | None:
     """Make the pool's next version, or return `None` where none is due or another process makes it."""
     with connection.cursor() as cursor:
@@ -205,7 +219,7 @@ def _refresh_pool(
     opening = latest
     if latest is not None and latest.clock_hour == clock_hour:
         opening = versions.filter(clock_hour__lt=clock_hour).first()
-    in_force = price_rules.in_force(gpu_model_id=pool.key.gpu_model_id, at=at)
+    in_force = run.rule(gpu_model_id=pool.key.gpu_model_id, at=at)
     base = _base_micros(pool, in_force=in_force)
     inputs = Inputs(
         key=pool.key,
@@ -216,13 +230,15 @@ def _refresh_pool(
         sold=pool.sold,
         opening=_aligned(opening, first_hour=pool.first_hour, base_micros=base),
         latest=_aligned(latest, first_hour=pool.first_hour, base_micros=base),
-        reclaim_likelihood_basis_points=counts.reclaim_likelihood_basis_points(key=pool.key, at=at),
-        firm=_firm_rates(pool, known=firm, base_micros=base),
+        reclaim_likelihood_basis_points=run.likelihoods.get(
+            (pool.key.gpu_model_id, pool.key.region), counts.RECLAIM_LIKELIHOOD_UNKNOWN
+        ),
+        firm=_firm_rates(pool, known=run.firm, base_micros=base),
         forecast=_forecast(pool, rule=in_force.rule, at=at),
     )
     vectors = vectors_of(inputs)
     if pool.key.tier is Tier.FIRM:
-        firm[pool.key.gpu_model_id, pool.key.region] = vectors.rates
+        run.firm[pool.key.gpu_model_id, pool.key.region] = vectors.rates
     unchanged = latest is not None and np.array_equal(vectors.rates, inputs.latest)
     if cause is PriceCause.BOOKING and unchanged:
         return None

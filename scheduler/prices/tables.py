@@ -125,9 +125,7 @@ class PriceTable:
         hours = self._hours(window)
         rates = np.maximum(self.rate_micros[hours.index], gross)
         tariff = _tariff(bounds=hours.bounds, rates=rates)
-        weighted = sum(
-            int(rate) * int(length) for rate, length in zip(rates, hours.lengths, strict=True)
-        )
+        weighted = breakdown.weighted_sum(rates, hours.lengths)
         micros = -(-weighted // window.seconds)
         exact = Fraction(
             weighted * gpus * 10 ** currency_exponent(currency), MICROS * SECONDS_PER_HOUR

@@ -8,23 +8,6 @@ Hour 0 of every vector is the grid hour that is running; all rates are the tenan
 where a name says floor: that is what an owner receives.
 """
 
-from scheduler.pricing.floor_times_use import (
-    MULTIPLIER_CAP,
-    PricedWindow,
-    PriceInputs,
-    booked_share,
-    multiplier_for,
-    quote_rate,
-)
 from scheduler.pricing.rule import Rule, RuleInvalid
 
-__all__ = [
-    "MULTIPLIER_CAP",
-    "PriceInputs",
-    "PricedWindow",
-    "Rule",
-    "RuleInvalid",
-    "booked_share",
-    "multiplier_for",
-    "quote_rate",
-]
+__all__ = ["Rule", "RuleInvalid"]

@@ -64,7 +64,9 @@ class TestOfferings:
 
     def test_that_are_missing_name_the_nearest(self, anybody: ApiClient) -> None:
         a_fleet()
-        assert self.search(anybody, max_rate="0.01").json["nearest"]["gpu_model"] == MODEL
+        found = self.search(anybody, max_rate="0.01").json
+        assert (found["nearest"]["gpu_model"], found["nearest_change"]) == (MODEL, "higher_price")
+        assert self.search(anybody).json["nearest_change"] is None
 
     def test_are_sampled_as_demand_once_an_hour_of_who_is_signed_in(
         self, api: ApiClient, anybody: ApiClient
@@ -93,6 +95,8 @@ class TestOfferings:
             ({"tier": "gold"}, "/tier", "invalid_choice"),
             ({"spread": "wide"}, "/spread", "invalid_choice"),
             ({"earliest_start": "9999-12-31T23:59:59Z"}, "/earliest_start", "out_of_range"),
+            ({"earliest_start": "2026-12-31T23:59:60Z"}, "/earliest_start", "wrong_form"),
+            ({"latest_end": "2027-02-29T00:00:00Z"}, "/latest_end", "wrong_form"),
             ({"limit": "201"}, "/limit", "out_of_range"),
             ({"sort": "price"}, "/sort", "unknown_field"),
         ],
@@ -119,6 +123,7 @@ class TestPriceCurve:
         points = anybody.get("/v1/price-curve", gpu_model=MODEL).json["data"]
         assert len(points) == 24
         assert (points[0]["gpus_listed"], points[-1]["gpus_free"]) == (8, 8)
+        assert {point["gpus_sold"] for point in points} == {0}
         assert points[-1]["multiplier"].startswith("1")
 
     def test_knows_no_price_where_nothing_is_listed(self, anybody: ApiClient) -> None:

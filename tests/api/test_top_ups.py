@@ -1,9 +1,11 @@
 """`/v1/wallet/top-ups`, card reservations over HTTP, and the page on which they are paid."""
 
+import datetime as dt
+
 import pytest
 from django.utils import timezone
 
-from billing import inbox, payments, provider
+from billing import inbox, onboarding, payments, provider
 from billing.models import Payment
 from scheduler.models import Reservation
 from tests.api.test_reservations import buy
@@ -163,3 +165,38 @@ def test_nothing_is_asked_of_a_provider_that_is_not_there(db) -> None:
     at = timezone.now()
     assert (provider.drive_due(at=at), provider.read_due(at=at)) == (0, 0)
     assert (inbox.poll(at=at), inbox.process_due(at=at), payments.give_up_due(at=at)) == (0, 0, 0)
+
+
+class TestPayoutAccount:
+    BODY = {"email": "finance@example.com", "country": "DE"}
+
+    def test_is_made_at_the_provider_and_says_where_to_go_on(self, api, stand_in) -> None:
+        answer = api.post("/v1/owner/payout-account", self.BODY, key="k")
+        assert answer.status == 201
+        assert answer.json["receives"] is False
+        assert answer.json["onboarding_url"].startswith(stand_in.base_url)
+        account = stand_in.world.all("v2.core.account")[0]["id"]
+        stand_in.control("/_control/capability", {"id": account})
+        onboarding.read_due(at=timezone.now() + dt.timedelta(hours=1))
+        shown = api.get("/v1/owner/payout-account").json
+        assert (shown["receives"], shown["onboarding_url"]) == (True, None)
+
+    def test_is_changed_by_two_people(self, api, stand_in) -> None:
+        api.post("/v1/owner/payout-account", self.BODY, key="a")
+        changed = api.post("/v1/owner/payout-account", self.BODY, key="b")
+        assert (changed.status, changed.json["usable_at"]) == (201, None)
+        again = api.post("/v1/owner/payout-account", self.BODY, key="c")
+        assert (again.status, again.code) == (409, "state_conflict")
+
+    def test_is_not_there_before_anybody_asked(self, api, stand_in) -> None:
+        assert api.get("/v1/owner/payout-account").status == 404
+
+    def test_needs_a_provider(self, api) -> None:
+        answer = api.post("/v1/owner/payout-account", self.BODY, key="k")
+        assert (answer.status, answer.code) == (501, "payment_method_unavailable")
+
+    def test_says_when_the_provider_is_away(self, api, stand_in) -> None:
+        api.post("/v1/owner/payout-account", self.BODY, key="k")
+        stand_in.fail("server_error", "POST /v2/core/account_links", times=3)
+        answer = api.get("/v1/owner/payout-account")
+        assert (answer.status, answer.code) == (503, "onboarding_unavailable")

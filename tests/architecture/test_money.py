@@ -10,7 +10,6 @@ from tests.architecture.sources import violations, violations_of_project
 EXACT_FILES = {
     "marketplace/core/money.py",
     "scheduler/pricing/explain.py",
-    "scheduler/pricing/floor_times_use.py",
     "scheduler/pricing/limits.py",
     "scheduler/pricing/reclaimable.py",
     "scheduler/pricing/rule.py",

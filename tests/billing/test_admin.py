@@ -2,9 +2,10 @@ import uuid
 
 import pytest
 from django.urls import reverse
+from django.utils import timezone
 
-from billing import books, wallet
-from billing.models import Approval, Entry, Payout, Settlement
+from billing import books, onboarding, wallet
+from billing.models import Approval, Entry, Payout, PayoutAccount, Settlement
 from marketplace.core.money import Money
 from marketplace.models import User
 from tests.billing import factories
@@ -30,6 +31,7 @@ class TestLists:
         [
             *("account", "entry", "posting", "settlement", "payout", "earnedhour", "correction"),
             *("reserve", "refund", "dispute", "booksrun", "parking", "approval"),
+            *("payment", "payoutaccount", "intent", "inboxevent", "difference"),
         ],
     )
     def test_show_search_and_refuse_to_add(self, admin_client, model):
@@ -169,3 +171,39 @@ def test_the_page_of_the_books_says_whose_money_is_parked(admin_client):
     page = admin_client.get(reverse(BOOKS)).content.decode()
     assert "Perceptron AG is parked" in page
     assert "found a breach" in page
+
+
+class TestPayoutAccounts:
+    @pytest.fixture
+    def changed(self):
+        owner = factories.owner()
+        for actor in ("key_1", "admin"):
+            onboarding.ask(
+                owner=owner,
+                email="owner@example.com",
+                country="DE",
+                at=timezone.now(),
+                actor=actor,
+            )
+        return PayoutAccount.objects.get(usable_at__isnull=True)
+
+    def act(self, client, account, action):
+        return client.post(
+            reverse("admin:billing_payoutaccount_changelist"),
+            {"action": action, "_selected_action": [account.pk]},
+            follow=True,
+        ).content.decode()
+
+    def test_are_not_approved_by_who_asked_for_them(self, admin_client, changed):
+        assert "admin asked for this account" in self.act(admin_client, changed, "approve")
+        changed.refresh_from_db()
+        assert (changed.approved_by, changed.usable_at) == ("", None)
+
+    def test_are_approved_by_somebody_else(self, client, changed):
+        client.force_login(User.objects.create_superuser(username="cfo", password="x" * 20))
+        self.act(client, changed, "approve")
+        changed.refresh_from_db()
+        assert changed.approved_by == "cfo"
+        self.act(client, changed, "withdraw")
+        changed.refresh_from_db()
+        assert changed.retired_at is not None

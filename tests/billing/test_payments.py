@@ -3,8 +3,17 @@
 import pytest
 
 from agents.models import Node
-from billing import books, ledger, payments, provider, wallet
-from billing.models import CardRefund, Intent, Payer, Payment
+from billing import (
+    books,
+    ledger,
+    payments,
+    provider,
+    refunds,
+    reservation_refunds,
+    settlements,
+    wallet,
+)
+from billing.models import CardRefund, Intent, Payer, Payment, Refund
 from billing.payments import Wishes
 from billing.provider_states import IntentKind, PaymentMeans
 from billing.states import AccountKind
@@ -394,3 +403,69 @@ class TestRefunds:
         payment.refresh_from_db()
         assert payment.refunded_minor == 0
         assert Intent.objects.filter(kind=IntentKind.REFUND).count() == 1
+
+
+class TestRefundsOfReservations:
+    def owing(self, world):
+        """Return a reservation that was paid by card, was not delivered, and owes its price."""
+        reservation, payment = world.reserve()
+        world.pays(payment)
+        world.turn()
+        reservations.start_due(at=world.clock(days=3))
+        settlements.settle_ended(at=world.clock())
+        refunds.open_due(at=world.clock())
+        self.credit = world.balance()  # what the market gives for the breach, beside the price
+        return reservation, payment
+
+    def sent(self, world):
+        reservation_refunds.ask_due(at=world.clock())
+        provider.drive_due(at=world.clock())
+        return Refund.objects.get()
+
+    def back(self, world):
+        return world.balance() - self.credit
+
+    def test_go_back_to_the_card(self, world):
+        reservation, payment = self.owing(world)
+        refund = self.sent(world)
+        payment.refresh_from_db()
+        assert (refund.status, refund.amount_minor) == ("settled", reservation.total_minor)
+        assert (payment.refunded_minor, self.back(world)) == (reservation.total_minor, 0)
+        assert [r["amount"] for r in world.stand_in.world.all("refund")] == [
+            reservation.total_minor
+        ]
+        assert world.told()[-1] == "refund.sent"
+
+    def test_are_asked_for_once(self, world):
+        self.owing(world)
+        for _ in range(3):
+            self.sent(world)
+        assert len(world.stand_in.world.all("refund")) == 1
+
+    def test_fill_the_wallet_when_the_provider_refuses(self, world):
+        reservation, payment = self.owing(world)
+        payment.refresh_from_db()
+        world.stand_in.control("/_control/dispute", {"id": payment.charge_id})
+        assert self.sent(world).status == "failed"
+        assert self.back(world) == reservation.total_minor
+        payment.refresh_from_db()
+        assert payment.refunded_minor == 0
+        assert world.told()[-1] == "refund.failed"
+
+    def test_fill_the_wallet_when_they_come_back_days_later(self, world):
+        reservation, _ = self.owing(world)
+        refund = self.sent(world)
+        theirs = world.stand_in.world.all("refund")[0]
+        world.stand_in.control("/_control/fail-refund", {"id": theirs["id"]})
+        assert provider.READERS["refund"](theirs["id"], world.clock())
+        refund.refresh_from_db()
+        assert (refund.status, self.back(world)) == ("failed", reservation.total_minor)
+
+    def test_fill_the_wallet_with_what_the_card_never_paid(self, world):
+        reservation, payment = self.owing(world)
+        Payment.objects.filter(pk=payment.pk).update(
+            amount_minor=reservation.total_minor - 1, received_minor=reservation.total_minor - 1
+        )
+        assert self.sent(world).status == "failed"
+        assert self.back(world) == reservation.total_minor
+        assert not world.stand_in.world.all("refund")

@@ -17,6 +17,7 @@ from marketplace import catalog
 from marketplace.core.money import Money
 from marketplace.core.windows import format_instant
 from marketplace.models import Organization
+from scheduler import checks
 from scheduler import tasks as scheduler_tasks
 from tests.agents import factories as make
 from tests.conftest import ApiClient
@@ -264,3 +265,5 @@ class Market:
     def assert_books_are_sound(self) -> None:
         report = books.check(at=self.at + dt.timedelta(days=1))
         assert report.ok, [check for check in report.checks if not check.ok]
+        capacity = checks.check(at=self.at)
+        assert capacity.ok, [check for check in capacity.checks if not check.ok]

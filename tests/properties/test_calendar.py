@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from agents.models import Node
 from marketplace.core.errors import DomainError
-from scheduler import leases, quotes, reservations
+from scheduler import leases, quotes, reindexing, reservations
 from scheduler.models import Allocation, Quote, Reservation
 from scheduler.states import RESERVATION_ARROWS, QuoteStatus, ReservationStatus
 from tests.scheduler.factories import NOW, hours, make_organization, make_pool, make_quote, reserve
@@ -109,6 +109,14 @@ class Market(RuleBasedStateMachine):
                 assert slots == reservation.gpus
             if RESERVATION_ARROWS.is_final(status):
                 assert slots == 0
+
+    @invariant()
+    def the_index_equals_its_source(self) -> None:
+        assert reindexing.compare(at=NOW, limit=1) == []
+
+    @rule()
+    def fold(self) -> None:
+        reindexing.fold()
 
     @invariant()
     def only_open_quotes_hold(self) -> None:

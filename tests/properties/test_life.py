@@ -9,6 +9,7 @@ restart and are drained as Hypothesis pleases.
 import datetime as dt
 from dataclasses import dataclass
 
+import pytest
 from django.db import connection, transaction
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -459,12 +460,13 @@ class Life(RuleBasedStateMachine):
             assert row.lease.returned_at <= row.due_at
 
 
+@pytest.mark.timeout(600)  # a machine that does other things takes minutes
 class TestLife(TestCase):
     def test_keeps_every_promise_or_releases_the_tenant(self) -> None:
         run_state_machine_as_test(
             Life,
             settings=settings(
-                max_examples=12,
+                max_examples=8,
                 stateful_step_count=25,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),

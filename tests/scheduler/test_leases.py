@@ -194,7 +194,7 @@ class TestEnd:
         early = active.starts_at + hours(1)
         say_returned(active, at=early)
 
-        leases.advance(at=early + seconds(1))
+        leases.lose_due(at=early + seconds(1))
 
         active.refresh_from_db()
         assert history(active)[-1] == (LeaseStatus.INTERRUPTED, LeaseReason.RETURNED_UNASKED)

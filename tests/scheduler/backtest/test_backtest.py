@@ -150,6 +150,20 @@ class TestReplay:
         assert worse.revenue > 0.9 * plain.revenue
 
 
+class TestRivals:
+    def test_are_scaled_to_the_base_of_a_trace(self) -> None:
+        single = runs.policy("static_single", mix="long", load=1.0, room="packed", base_rate=3.86)
+
+        assert isinstance(single, Static)
+        assert single.price == pytest.approx(2 * runs.STATIC_BEST_SINGLE)
+
+    def test_reckon_with_holes_only_where_windows_are_placed(self) -> None:
+        shares = [runs.rule_for(room).sellable_share for room in ("packed", "counted")]
+
+        assert shares == [Rule().sellable_share, 1]
+        assert shares[0] < 1
+
+
 class TestReport:
     def rows(self, policies: Sequence[str]) -> list[runs.Row]:
         return runs.run(
