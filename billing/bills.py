@@ -18,6 +18,7 @@ from billing.states import GPU_SECONDS, AccountKind
 from marketplace.core.money import SECONDS_PER_HOUR, Money, currency_exponent, format_rate
 from marketplace.core.windows import Window
 from scheduler.models import Lease, Reservation
+from scheduler.states import ReservationStatus
 
 MILLIJOULES_PER_KWH = 3_600_000_000
 KWH_QUANTUM = Decimal("0.000001")
@@ -105,7 +106,8 @@ def reservation_bill(*, reservation: Reservation, at: dt.datetime) -> Bill:
     leases = reservation.leases.select_related("settlement", "reservation").order_by("pk")
     measured = [_measured(lease=lease, at=at) for lease in leases]
     lines = [each.line for each in measured]
-    is_over = reservation.status in FINAL_RESERVATION_STATUSES
+    # What was not paid in time has bought nothing, though a late payment may still bring it back.
+    is_over = reservation.status in (*FINAL_RESERVATION_STATUSES, ReservationStatus.EXPIRED)
     is_paid = bool(_balance(AccountKind.U_BOUGHT, reservation=reservation))
     # What was never paid for and no longer can be has bought nothing.
     is_void = is_over and not is_paid

@@ -99,16 +99,20 @@ def settle(*, refund_id: str, at: dt.datetime, actor: str) -> Refund:
 
 @transaction.atomic
 def fail(*, refund_id: str, at: dt.datetime, actor: str) -> Refund:
-    """Take the arrow sent → failed: the way back is closed, so the money goes to the wallet.
+    """Take an arrow to failed: the way back is closed, so the money goes to the wallet.
 
-    :raises StateConflict: when the refund was not sent, or is over.
+    One that had been settled comes back to what we have at the provider first.
+
+    :raises StateConflict: when the refund was not sent, or has failed.
     """
     refund = _of(refund_id)
+    was_settled = refund.status == RefundStatus.SETTLED
+    available = accounts.shared(kind=AccountKind.STRIPE_AVAILABLE, currency=refund.currency)
     return _advance(
         refund,
         to=RefundStatus.FAILED,
         kind=EntryKind.REFUND_FAILED,
-        debited=_clearing(refund),
+        debited=available if was_settled else _clearing(refund),
         credited=accounts.wallet(
             organization=refund.reservation.organization, currency=refund.currency
         ),

@@ -332,7 +332,9 @@ def change_details(
     names = ("name", "project", "tags", "ssh_public_keys", "warn_before_seconds")
     given = {n: getattr(changes, n) for n in names if getattr(changes, n) is not None}
     current = _find(reservation.pk)
-    if RESERVATION_ARROWS.is_final(ReservationStatus(current.status)):
+    is_over = RESERVATION_ARROWS.is_final(ReservationStatus(current.status))
+    # A late payment may bring an expired one back, but nobody prepares for that.
+    if is_over or current.status == ReservationStatus.EXPIRED:
         raise StateConflict(f"{current.pk} is {current.status} since before {format_instant(at)}")
     check_details(ReservationDetails(**{n: getattr(current, n) for n in names} | given))
     if given:

@@ -67,7 +67,12 @@ class EventsView(ApiView):
 class EventView(ApiView):
     scopes: ClassVar = {"GET": Scope.BILLING_READ}
 
-    @operation(summary="One event", responses={200: EventSerializer}, operation_id="get_event")
+    @operation(
+        summary="One event",
+        responses={200: EventSerializer},
+        refusals=("not_found",),
+        operation_id="get_event",
+    )
     def get(self, request: Request, event_id: str) -> Response:
         return Response(
             EventSerializer(

@@ -4,7 +4,7 @@ The formula of a small firm pool, by hand. Eight GPUs at a floor of 2.00, fee 15
 hour a day ahead; the rule is the built-in one, and an hour has passed since the pool stood at its base:
 
     base     2.00 ÷ (1 − 0.15)                         = 2.352942   the smallest that leaves the owner 2.00
-    idle     0.93 × 2.352942 = 2.188237, but the floor with the fee on top is higher:   2.352942
+    idle     0.93 × 2.352942 = 2.188237, but no hour is under the base:   2.352942
     sold     2.188237 × (1 + 4 ÷ 8)                    = 3.282356   where the price is heading
     limit    2.352942 + 5 % of it                      = 2.470589   what an hour of the clock allows
 

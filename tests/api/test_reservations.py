@@ -338,6 +338,7 @@ class TestBill:
             "busy": 0,
             "idle": 0,
             "undelivered": 0,
+            "released": 0,
             "open": 7200,
         }
 

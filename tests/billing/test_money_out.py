@@ -20,13 +20,8 @@ from billing.models import Dispute, Payout, Refund, Reserve
 from billing.states import AccountKind, PayoutStatus, RefundStatus
 from marketplace.core.errors import StateConflict
 from marketplace.core.money import Money
-from scheduler.models import LeaseTransition, Reservation
-from scheduler.states import (
-    LeaseReason,
-    LeaseStatus,
-    PaymentMethod,
-    ReservationStatus,
-)
+from scheduler.models import Lease, Reclaim, Reservation
+from scheduler.states import PaymentMethod, ReservationStatus
 from tests.billing import factories
 
 pytestmark = pytest.mark.django_db
@@ -87,6 +82,15 @@ class TestRefund:
         assert wallet.balance(organization=tenant) == Money(471 + 47, "usd")
         assert books.check(at=AT).ok
 
+    def test_that_fails_after_it_was_settled_comes_back_and_goes_to_the_wallet(self):
+        refund = due_refund()
+        for verb in (refunds.send, refunds.settle, refunds.fail):
+            verb(refund_id=refund.id, at=AT, actor="test")
+        assert balance(AccountKind.STRIPE_AVAILABLE) == 0
+        tenant = refund.reservation.organization
+        assert wallet.balance(organization=tenant) == Money(471 + 47, "usd")
+        assert books.check(at=AT).ok
+
     def test_takes_each_arrow_once(self):
         refund = due_refund()
         with pytest.raises(StateConflict):
@@ -96,7 +100,7 @@ class TestRefund:
             refunds.send(refund_id=refund.id, at=AT, actor="test")
         refunds.settle(refund_id=refund.id, at=AT, actor="test")
         with pytest.raises(StateConflict):
-            refunds.fail(refund_id=refund.id, at=AT, actor="test")
+            refunds.settle(refund_id=refund.id, at=AT, actor="test")
 
     def test_is_not_sent_while_the_tenants_money_is_parked(self):
         refund = due_refund()
@@ -233,45 +237,39 @@ class TestDispute:
 
 
 class TestReclaim:
-    def test_compensates_the_tenant_out_of_what_the_lease_earned(self):
+    def reclaimed(self, *, returned_after_seconds: int, compensation: int) -> Any:
+        """Return the settlement of a lease that its owner took back, with what the notice promised."""
         row = factories.reservation(
             buyer=factories.tenant(funds_minor=471), status=ReservationStatus.RECLAIMED
         )
-        lease = factories.lease(of=row, returned_after_seconds=1800)
-        type(lease).objects.filter(pk=lease.pk).update(
-            ends_at=lease.starts_at + dt.timedelta(seconds=1800)
-        )
-        LeaseTransition.objects.create(
+        lease = factories.lease(of=row, returned_after_seconds=returned_after_seconds)
+        ended_at = lease.starts_at + dt.timedelta(seconds=returned_after_seconds)
+        Reclaim.objects.create(
             lease=lease,
-            from_status=LeaseStatus.ACTIVE,
-            to_status=LeaseStatus.RECLAIMING,
-            reason=LeaseReason.OWNER_RECLAIMED,
+            notice_at=lease.starts_at,
+            due_at=ended_at,
+            promised_until=lease.ends_at,
+            remaining_minor=4 * compensation,
+            compensation_minor=compensation,
+            currency="usd",
             actor="test",
-            at=AT,
         )
-        result = settlements.settle(lease_id=lease.id, at=AT)
-        # The half hour that was taken back was worth 235; a quarter of that is 58.75.
+        Lease.objects.filter(pk=lease.pk).update(ends_at=ended_at)
+        return settlements.settle(lease_id=lease.id, at=AT)
+
+    def test_compensates_the_tenant_out_of_what_the_lease_earned(self):
+        result = self.reclaimed(returned_after_seconds=1800, compensation=59)
         assert (result.credit_minor, result.credit_of_owner_minor) == (59, 59)
+        row = result.lease.reservation
         assert settlements.refund_rest(reservation_id=row.id, at=AT)
         back = wallet.balance(organization=row.organization).amount_minor
         assert back == 471 - result.earned_minor + 59
         assert books.check(at=AT).ok
 
     def test_is_owed_by_the_owner_where_the_lease_earned_less(self):
-        row = factories.reservation(
-            buyer=factories.tenant(funds_minor=471), status=ReservationStatus.RECLAIMED
-        )
-        lease = factories.lease(of=row, returned_after_seconds=60)
-        LeaseTransition.objects.create(
-            lease=lease,
-            from_status=LeaseStatus.ACTIVE,
-            to_status=LeaseStatus.RECLAIMING,
-            reason=LeaseReason.OWNER_RECLAIMED,
-            actor="test",
-            at=AT,
-        )
-        result = settlements.settle(lease_id=lease.id, at=AT)
+        result = self.reclaimed(returned_after_seconds=60, compensation=115)
         owed = result.credit_minor - result.owner_minor
         assert owed > 0
         assert balance(AccountKind.OWNER_CLAWBACK, result.owner_id) == owed
+        assert settlements.refund_rest(reservation_id=result.lease.reservation_id, at=AT)
         assert books.check(at=AT).ok

@@ -2,6 +2,7 @@
 
 import datetime as dt
 
+import pytest
 from django.db import connection, transaction
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -249,12 +250,13 @@ class Market(RuleBasedStateMachine):
         assert [check for check in books.check(at=self.now).checks if not check.ok] == []
 
 
+@pytest.mark.timeout(300)  # the books are checked after every step
 class TestChanges(TestCase):
     def test_keep_capacity_and_money_consistent(self) -> None:
         run_state_machine_as_test(
             Market,
             settings=settings(
-                max_examples=10,
+                max_examples=6,
                 stateful_step_count=20,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),

@@ -46,8 +46,8 @@ from billing.states import (
     RefundStatus,
 )
 from marketplace.core.money import Money
-from scheduler.models import Lease, LeaseTransition, Reservation
-from scheduler.states import LeaseReason, LeaseStatus, PaymentMethod, ReservationStatus
+from scheduler.models import Lease, Reclaim, Reservation
+from scheduler.states import LeaseStatus, PaymentMethod, ReservationStatus
 from tests.billing import factories
 
 pytestmark = pytest.mark.django_db
@@ -317,14 +317,16 @@ class Market(RuleBasedStateMachine):
             returned_at=None if handed_over_at is None else ended_at,
             closed_at=lease.ends_at,
         )
-        if reclaimed and handed_over_at is not None:
-            LeaseTransition.objects.create(
+        if reclaimed and handed_over_at is not None and lease.starts_at < ended_at < lease.ends_at:
+            Reclaim.objects.create(
                 lease=lease,
-                from_status=LeaseStatus.ACTIVE,
-                to_status=LeaseStatus.RECLAIMING,
-                reason=LeaseReason.OWNER_RECLAIMED,
+                notice_at=lease.starts_at,
+                due_at=ended_at,
+                promised_until=lease.ends_at,
+                remaining_minor=400,
+                compensation_minor=data.draw(st.integers(0, 100)),
+                currency="usd",
                 actor="test",
-                at=ended_at,
             )
         row = lease.reservation
         if not any(other.reservation_id == row.pk for other in self.running):

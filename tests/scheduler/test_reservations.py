@@ -197,7 +197,7 @@ class TestReserve:
             make_reservation()
         quote = make_quote()
 
-        with django_assert_max_num_queries(21):
+        with django_assert_max_num_queries(22):
             reserve(quote)
 
 
