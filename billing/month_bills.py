@@ -16,6 +16,13 @@ from django.db.models.functions import Coalesce, Least
 
 from agents import meter_sums
 from billing import month_movements
+from billing.bills import (
+    COVERAGE_QUANTUM,
+    KWH_QUANTUM,
+    MILLIJOULES_PER_KWH,
+    cost_per_hour,
+    ratio,
+)
 from billing.month_movements import Movements
 from marketplace.core.money import Money, round_half_even
 from marketplace.core.windows import Window
@@ -166,6 +173,20 @@ def rows_of(*, organization: Organization, window: Window) -> list[Row]:
     _meter(figures, window=window)
     rest = _total(Figures(books=books) for books in moved.values())
     return [*rows, Row(reservation=None, figures=rest)] if moved else rows
+
+
+def ratios(figures: Figures) -> dict[str, str | None]:
+    """Return what the figures come to per hour and per measured second; None where nothing was."""
+    effective = Money(figures.effective, settings.CURRENCY)
+    delivered, energy = figures.delivered_seconds, figures.energy_millijoules
+    # Readings of an hour that the books have not closed are ahead of them; a share is at most all.
+    covered = min(figures.metered_seconds, delivered)
+    return {
+        "cost_per_delivered_gpu_hour": cost_per_hour(effective, delivered),
+        "cost_per_busy_gpu_hour": cost_per_hour(effective, figures.busy_seconds or 0),
+        "meter_coverage": ratio(covered, delivered, COVERAGE_QUANTUM) if delivered else None,
+        "energy_kwh": None if energy is None else ratio(energy, MILLIJOULES_PER_KWH, KWH_QUANTUM),
+    }
 
 
 def _contracted(reservation: Reservation, *, window: Window) -> tuple[int, int]:

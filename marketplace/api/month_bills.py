@@ -7,21 +7,15 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from django.conf import settings
-from django.http import HttpResponseBase, StreamingHttpResponse
+from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from billing import month_bills, month_movements
-from billing.bills import (
-    COVERAGE_QUANTUM,
-    KWH_QUANTUM,
-    MILLIJOULES_PER_KWH,
-    cost_per_hour,
-    ratio,
-)
 from billing.month_bills import Figures, MonthBill, Row
+from marketplace.api import month_page
 from marketplace.api.fields import ChoiceField, InstantField, MoneySerializer, StrictSerializer
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView
@@ -31,12 +25,16 @@ from marketplace.core.windows import Window
 from marketplace.states import Scope
 from scheduler.states import ReservationStatus
 
+_PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'"  # it has its style in it, and no more
+)
+
 
 class MonthBillQuery(StrictSerializer):
     """The form of the answer."""
 
     vars()["format"] = ChoiceField(
-        choices=[("json", "json"), ("csv", "csv")], required=False, default="json"
+        choices=[(form, form) for form in ("json", "csv", "html")], required=False, default="json"
     )
 
 
@@ -144,9 +142,9 @@ class MonthBillView(ApiView):
     @operation(
         summary="The bill of a month, as it stands now",
         description="The bill of a month of UTC, as it stands now: `YYYY-MM`. With `format=csv` the rows of "
-        "the reservations as CSV; money in minor units.",
+        "the reservations as CSV, money in minor units; with `format=html` a page to print.",
         responses={200: MonthBillSerializer},
-        files={(200, "text/csv"): OpenApiTypes.STR},
+        files={(200, form): OpenApiTypes.STR for form in ("text/csv", "text/html")},
         query=MonthBillQuery,
         refusals=("invalid_value",),
         operation_id="get_month_bill",
@@ -161,6 +159,9 @@ class MonthBillView(ApiView):
                 headers={"Content-Disposition": f'attachment; filename="bill-{month}.csv"'},
             )
         bill = month_bills.month_bill(organization=self.organization, month=month, at=self.now)
+        if self.query["format"] == "html":
+            text = month_page.page(bill=bill, organization=self.organization, at=self.now)
+            return HttpResponse(text, headers={"Content-Security-Policy": _PAGE_POLICY})
         return Response(MonthBillSerializer(_bill(bill)).data)
 
 
@@ -222,7 +223,7 @@ def _figures(figures: Figures) -> dict[str, Any]:
     return {
         "gpu_seconds": _seconds(figures),
         **{name: Money(amount, settings.CURRENCY) for name, amount in _amounts(figures).items()},
-        **_ratios(figures),
+        **month_bills.ratios(figures),
     }
 
 
@@ -254,19 +255,6 @@ def _amounts(figures: Figures) -> dict[str, int]:
         "credits": books.credits,
         "billed": figures.billed,
         "effective": figures.effective,
-    }
-
-
-def _ratios(figures: Figures) -> dict[str, str | None]:
-    effective = Money(figures.effective, settings.CURRENCY)
-    delivered, energy = figures.delivered_seconds, figures.energy_millijoules
-    # Readings of an hour that the books have not closed are ahead of them; a share is at most all.
-    covered = min(figures.metered_seconds, delivered)
-    return {
-        "cost_per_delivered_gpu_hour": cost_per_hour(effective, delivered),
-        "cost_per_busy_gpu_hour": cost_per_hour(effective, figures.busy_seconds or 0),
-        "meter_coverage": ratio(covered, delivered, COVERAGE_QUANTUM) if delivered else None,
-        "energy_kwh": None if energy is None else ratio(energy, MILLIJOULES_PER_KWH, KWH_QUANTUM),
     }
 
 
@@ -302,7 +290,7 @@ def _cells(row: Row) -> dict[str, object]:
         "currency": settings.CURRENCY,
         **{f"{name}_minor": amount for name, amount in _amounts(row.figures).items()},
         **{f"gpu_seconds_{name}": seconds for name, seconds in _seconds(row.figures).items()},
-        **_ratios(row.figures),
+        **month_bills.ratios(row.figures),
     }
 
 

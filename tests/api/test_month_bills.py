@@ -15,6 +15,7 @@ from billing import earnings, ledger, month_bills, refunds, settlements, wallet
 from billing.models import Settlement
 from billing.purchases import reservation_account
 from billing.states import AccountKind
+from marketplace.api import month_page
 from marketplace.core.money import Money
 from marketplace.core.windows import Window
 from marketplace.models import Organization
@@ -253,6 +254,25 @@ class TestCsv:
         assert row["gpu_seconds_attached"] == ""
         assert row["name"] == "'=1+1"
         assert row["starts_at"] == "2026-11-02T08:00:00Z"
+
+
+class TestPage:
+    def test_shows_the_figures_and_runs_nothing_that_a_tenant_wrote(
+        self, half_delivered: Settlement
+    ) -> None:
+        Reservation.objects.update(name="<script>alert(1)</script>")
+        _, secret = a_key(organization=half_delivered.lease.reservation.organization)
+        answer = Client().get(
+            f"/v1/bills/{NOVEMBER}?format=html", headers={"Authorization": f"Bearer {secret}"}
+        )
+        text = answer.content.decode()
+        assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+        assert "&lt;script&gt;" in text
+        assert "<script" not in text
+        assert str(Money(half_delivered.earned_minor, "usd")) in text
+        assert half_delivered.lease.reservation_id in text
+        assert month_page.NOT_MEASURED in text
 
 
 class TestRefusals:
