@@ -142,7 +142,7 @@ def _check(reservation: Reservation, *, at: dt.datetime) -> None:
     )
     if status not in leavable:
         raise StateConflict(f"{reservation.pk} is {status}")
-    if reservation.ends_at <= _leaving_at(at):
+    if reservation.ends_at <= _leaving_at(reservation, at=at):
         raise StateConflict(f"{reservation.pk} ends at {format_instant(reservation.ends_at)}")
     if status is ReservationStatus.ACTIVE and not _held_leases(reservation):
         raise StateConflict(f"{reservation.pk} has no GPUs that could be given back")
@@ -176,15 +176,20 @@ def _held_leases(reservation: Reservation) -> list[Lease]:
     )
 
 
-def _leaving_at(at: dt.datetime) -> dt.datetime:
-    """Return the second at which a tenant that leaves at `at` is gone: the next whole one."""
-    return at.replace(microsecond=0) + dt.timedelta(seconds=1)
+def _leaving_at(reservation: Reservation, *, at: dt.datetime) -> dt.datetime:
+    """Return when a promise ends that its tenant leaves at `at`: at the next second.
+
+    A lease that has just taken another's place begins a second after that one, and ends after it begins.
+    """
+    next_second = (at + dt.timedelta(seconds=1)).replace(microsecond=0)
+    begun = max((lease.starts_at for lease in _held_leases(reservation)), default=at)
+    return max(next_second, begun + dt.timedelta(seconds=1)).replace(microsecond=0)
 
 
 def _kept(reservation: Reservation, *, at: dt.datetime) -> Tariff:
     """Return the tariff of what stays bought when a tenant leaves at `at`."""
     return Tariff.from_json(reservation.tariff).clipped(
-        window=Window(reservation.starts_at, _leaving_at(at))
+        window=Window(reservation.starts_at, _leaving_at(reservation, at=at))
     )
 
 

@@ -163,7 +163,8 @@ def confirm(*, reservation_id: str, at: dt.datetime, actor: str) -> Reservation:
     :raises StateConflict: when it does not wait for a payment any more, or its time to pay is over.
     """
     reservation = _find(reservation_id)
-    if reservation.payment_due_at <= at and reservation.status == ReservationStatus.PAYMENT_PENDING:
+    waited = (ReservationStatus.PAYMENT_PENDING, ReservationStatus.EXPIRED)
+    if reservation.payment_due_at <= at and reservation.status in waited:
         raise StateConflict(
             f"{reservation_id} had to be paid by {format_instant(reservation.payment_due_at)}"
         )

@@ -4,7 +4,7 @@ import datetime as dt
 
 import pytest
 from django.db import connection, transaction
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.extra.django import TestCase
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
@@ -258,6 +258,7 @@ class TestChanges(TestCase):
             settings=settings(
                 max_examples=6,
                 stateful_step_count=20,
+                phases=[Phase.explicit, Phase.generate],  # shrinking would outlast the limit
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
             ),

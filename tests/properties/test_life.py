@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 from django.db import connection, transaction
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.extra.django import TestCase
 from hypothesis.stateful import (
@@ -468,6 +468,7 @@ class TestLife(TestCase):
             settings=settings(
                 max_examples=5,
                 stateful_step_count=20,
+                phases=[Phase.explicit, Phase.generate],  # shrinking would outlast the limit
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
             ),

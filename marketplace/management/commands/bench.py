@@ -6,9 +6,9 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
-from marketplace.core.errors import DomainError
 from marketplace.core.limits import HORIZON_DAYS
 from marketplace.management import loading
+from marketplace.management.errors import PlainError
 from marketplace.management.loading.drawing import FleetSize
 
 
@@ -59,8 +59,8 @@ class Command(BaseCommand):
         )
         try:
             loaded = loading.load(size=size, at=timezone.now(), say=self.stdout.write)
-        except DomainError as refusal:
-            raise CommandError(f"{refusal.code}: {refusal.detail}") from refusal
+        except PlainError as refusal:
+            raise CommandError(str(refusal)) from refusal
         self.stdout.write(
             f"{bookings} bookings on {nodes} nodes in {len(loaded.regions)} pools"
             f" ({loaded.regions[0]} …), tenant {loaded.tenant_id}, its key {loaded.api_key}"

@@ -14,8 +14,8 @@ from django.db import connection, transaction
 from agents.models import Node
 from billing import wallet
 from marketplace import catalog, organizations
-from marketplace.core.errors import DomainError
 from marketplace.core.money import Money
+from marketplace.management.errors import PlainError
 from marketplace.management.loading.bookings import ACTOR, book
 from marketplace.management.loading.drawing import FleetSize
 from marketplace.management.loading.machines import (
@@ -38,11 +38,8 @@ TENANT_SCOPES = (
 )
 
 
-class NotEmpty(DomainError):
+class NotEmpty(PlainError):
     """The database has data of its own: a benchmark's fleet would drown it."""
-
-    code = "not_empty"
-    title = "The database is not empty"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agents.models import SLOTS_PER_NODE
-from marketplace.core.errors import DomainError
+from marketplace.management.errors import PlainError
 
 # How a node's GPUs are cut among its bookings, by number of lanes, with the share of nodes cut so.
 LANES = ((1, 0.50), (2, 0.25), (4, 0.15), (8, 0.10))
@@ -16,9 +16,8 @@ LANES_AT_ONCE = 1_000  # a number for each of their 4,320 hours: 35 MB
 Numbers: TypeAlias = npt.NDArray[np.int64]
 
 
-class TooManyBookings(DomainError):
-    code = "too_many_bookings"
-    title = "So many bookings do not fit"
+class TooManyBookings(PlainError):
+    """So many bookings do not fit into the days."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
