@@ -201,6 +201,7 @@ class Market(RuleBasedStateMachine):
         leases.advance(at=self.now)
         replacements.advance(at=self.now)
         reservations.finish_due(at=self.now)
+        settlements.settle_ended(at=self.now)
 
     def teardown(self) -> None:
         later = self.now + dt.timedelta(days=60)
