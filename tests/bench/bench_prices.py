@@ -54,7 +54,7 @@ def _bench(sizes: list[int]) -> None:
     for pools in sizes:
         lines += _read_and_refresh(pools)
         lines.append(_with_forecast(pools))
-    lines += _quotes()
+    lines += _quotes(sizes[0])
     sys.stdout.write("\n".join(lines) + "\n")
 
 
@@ -121,7 +121,9 @@ def _with_forecast(pools: int) -> str:
     tenants = [factories.make_organization() for _ in range(20)]
     counts = []
     for number in range(pools):
-        key = PoolKey(gpu_model_id=factories.MODEL, region=f"large-{number}", tier=Tier.FIRM)
+        key = PoolKey(
+            gpu_model_id=factories.MODEL, region=f"large-{pools}-{number}", tier=Tier.FIRM
+        )
         asked = first - 1 - random.integers(0, 4 * 168, 1_000)
         starts = asked + 1 + random.integers(0, 600, 1_000)
         DemandSample.objects.bulk_create(
@@ -162,7 +164,7 @@ def _with_forecast(pools: int) -> str:
         sum(
             len(bytes(part or b"")) for part in (row.rates, row.inputs, row.reference, row.forecast)
         )
-        for row in PriceVersion.objects.filter(region__startswith="large-")
+        for row in PriceVersion.objects.filter(region__startswith=f"large-{pools}-")
     )
     return (
         f"refresh of {pools} large pools, forecast to stored {seconds:7.3f} s, a version "
@@ -170,13 +172,13 @@ def _with_forecast(pools: int) -> str:
     )
 
 
-def _quotes() -> list[str]:
+def _quotes(pools: int) -> list[str]:
     """Price windows of a large pool whose every hour has a price of its own: the dearest case."""
     from marketplace.states import Tier
     from scheduler.prices import PoolKey, tables
     from tests.scheduler import factories
 
-    key = PoolKey(gpu_model_id=factories.MODEL, region="large-0", tier=Tier.FIRM)
+    key = PoolKey(gpu_model_id=factories.MODEL, region=f"large-{pools}-0", tier=Tier.FIRM)
     table = tables(keys=[key], at=factories.NOW)[key]
     # As the pool will be when its prices have got where they are heading.
     table = replace(table, rate_micros=table.target_micros)
