@@ -4,7 +4,7 @@ import datetime as dt
 
 import pytest
 
-from agents.models import Grant
+from agents.models import Grant, Node
 from agents.protocol import DesiredState
 from marketplace.core.errors import NotFound, StateConflict
 from marketplace.models import Event
@@ -311,6 +311,23 @@ class TestEarlyReturn:
         lease.refresh_from_db()
         assert (lease.status, lease.closed_at) == (LeaseStatus.FAILED, at)
         assert live(lease.reservation) == 0
+
+    def test_ends_after_a_lease_that_took_anothers_place_in_this_second(self) -> None:
+        make_pool(nodes=2)
+        first = make_lease(gpus=2)
+        say_failed(first)
+        at = first.starts_at
+        Node.objects.update(last_report_at=at)
+        leases.advance(at=at)
+        replacements.advance(at=at)
+        second = Lease.objects.get(replaces=first)
+        assert second.starts_at == at + seconds(1)
+        leave(first.reservation, at=at)
+
+        second.refresh_from_db()
+        assert (second.status, second.ends_at) == (LeaseStatus.FAILED, at + seconds(2))
+        assert Reservation.objects.get(pk=first.reservation_id).ends_at == at + seconds(2)
+        assert live(first.reservation) == 0
 
     def test_is_free_where_a_node_failed(self) -> None:
         make_pool(nodes=2)

@@ -280,6 +280,20 @@ class TestPayment:
         assert reservation.status == ReservationStatus.PAYMENT_FAILED
         assert make_quote(gpus=8)
 
+    def test_of_what_has_expired_confirms_nothing(self) -> None:
+        make_pool()
+        reservation = reserve(make_quote(gpus=8))
+        reservations.expire_unpaid(at=reservation.payment_due_at)
+
+        with pytest.raises(StateConflict, match="had to be paid by"):
+            reservations.confirm(
+                reservation_id=reservation.pk, at=reservation.payment_due_at, actor="test"
+            )
+
+        reservation.refresh_from_db()
+        assert reservation.status == ReservationStatus.EXPIRED
+        assert make_quote(gpus=8), "its GPUs are somebody else's to buy"
+
     def test_frees_the_gpus_when_it_never_comes(self) -> None:
         make_pool()
         reservation = reserve(make_quote(gpus=8))
