@@ -66,12 +66,20 @@ GUARDS = (
     "billing_refund.row_guard",
     "billing_refundtransition.books_keep_rows",
     "billing_refundtransition.books_keep_table",
+    "billing_reservationtax.books_keep_rows",
+    "billing_reservationtax.books_keep_table",
     "billing_reserve.books_keep_rows",
     "billing_reserve.books_keep_table",
     "billing_reserve.row_guard",
     "billing_settlement.books_keep_rows",
     "billing_settlement.books_keep_table",
     "billing_settlement.settlement_guard",
+    "billing_taxline.books_keep_rows",
+    "billing_taxline.books_keep_table",
+    "billing_taxrule.books_keep_rows",
+    "billing_taxrule.books_keep_table",
+    "billing_taxstatus.books_keep_rows",
+    "billing_taxstatus.books_keep_table",
 )
 
 

@@ -176,4 +176,11 @@ APPROVAL_ARROWS = Arrows(
     },
 )
 
+
+class TaxTreatment(TextChoices):
+    STANDARD = "standard"  # at the rate of the jurisdiction
+    REVERSE_CHARGE = "reverse_charge"  # the tenant accounts for the tax itself
+    EXEMPT = "exempt"
+
+
 GPU_SECONDS = "gpu_second"  # the "currency" of the second set of books

@@ -21,6 +21,7 @@ from billing.models.provider import (
 )
 from billing.models.refunds import Refund, RefundQuerySet, RefundTransition
 from billing.models.settlements import Correction, Settlement, SettlementQuerySet
+from billing.models.tax import ReservationTax, TaxLine, TaxRule, TaxStatus
 
 __all__ = [
     "Account",
@@ -51,9 +52,13 @@ __all__ = [
     "Refund",
     "RefundQuerySet",
     "RefundTransition",
+    "ReservationTax",
     "Reserve",
     "Settlement",
     "SettlementQuerySet",
+    "TaxLine",
+    "TaxRule",
+    "TaxStatus",
     "TopUpDispute",
     "Transfer",
     "Watermark",
