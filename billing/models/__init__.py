@@ -9,6 +9,14 @@ from billing.models.controls import Approval, ApprovalTransition, BooksRun, Park
 from billing.models.disputes import Dispute, DisputeTransition
 from billing.models.earnings import EarnedHour
 from billing.models.fee_shares import FeeShare
+from billing.models.invoices import (
+    BillingProfile,
+    Invoice,
+    InvoiceLine,
+    InvoiceQuerySet,
+    InvoiceSeries,
+    MonthClose,
+)
 from billing.models.payments import CardRefund, Payer, Payment, PaymentQuerySet, TopUpDispute
 from billing.models.payouts import Payout, PayoutQuerySet, PayoutTransition, Reserve
 from billing.models.provider import (
@@ -28,6 +36,7 @@ __all__ = [
     "Approval",
     "ApprovalTransition",
     "BalanceTransaction",
+    "BillingProfile",
     "BooksRun",
     "CardRefund",
     "Correction",
@@ -39,6 +48,11 @@ __all__ = [
     "FeeShare",
     "InboxEvent",
     "Intent",
+    "Invoice",
+    "InvoiceLine",
+    "InvoiceQuerySet",
+    "InvoiceSeries",
+    "MonthClose",
     "Parking",
     "Payer",
     "Payment",
