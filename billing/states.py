@@ -181,6 +181,8 @@ class TaxTreatment(TextChoices):
     STANDARD = "standard"  # at the rate of the jurisdiction
     REVERSE_CHARGE = "reverse_charge"  # the tenant accounts for the tax itself
     EXEMPT = "exempt"
+
+
 class InvoiceKind(TextChoices):
     INVOICE = "invoice"
     CREDIT_NOTE = "credit_note"

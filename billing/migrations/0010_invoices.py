@@ -8,7 +8,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0008_provider"),
+        ("billing", "0009_taxes"),
         ("marketplace", "0004_events"),
         ("scheduler", "0015_relocation_reason"),
     ]

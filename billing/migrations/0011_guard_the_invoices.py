@@ -142,7 +142,7 @@ def _keep(table: str) -> tuple[str, str]:
 
 
 class Migration(migrations.Migration):
-    dependencies = [("billing", "0009_invoices")]
+    dependencies = [("billing", "0010_invoices")]
 
     operations = [
         migrations.RunSQL(FUNCTIONS, DROP_FUNCTIONS),
