@@ -11,8 +11,22 @@ from billing import purchases, tax, tax_rules, wallet
 from marketplace.core.money import Money, amount_for
 from marketplace.core.windows import Window
 from marketplace.models import GpuModel, Organization
-from scheduler.models import Lease, Quote, Reservation, ReservationTransition
-from scheduler.states import LeaseStatus, QuoteStatus, ReservationReason, ReservationStatus
+from scheduler import change_rules
+from scheduler.models import (
+    Change,
+    ChangeQuote,
+    Lease,
+    Quote,
+    Reservation,
+    ReservationTransition,
+)
+from scheduler.states import (
+    ChangeKind,
+    LeaseStatus,
+    QuoteStatus,
+    ReservationReason,
+    ReservationStatus,
+)
 from scheduler.tariffs import Tariff
 
 START = dt.datetime(2026, 11, 2, 8, tzinfo=dt.UTC)
@@ -145,6 +159,67 @@ def reservation(
     if paid:
         purchases.post(reservation=row, at=bought_at)
     return row
+
+
+def change(
+    *,
+    of: Reservation,
+    kind: ChangeKind,
+    charged: int = 0,
+    refunded: int = 0,
+    fee: int = 0,
+    added: int = 0,
+    released: int = 0,
+) -> Change:
+    """Return a change that was made of a reservation, GPU-seconds added at its end; nothing is posted.
+
+    The reservation is what the change makes of it, but for its status. Of what is given back all GPUs are of
+    one owner.
+    """
+    rule = change_rules.current(at=START)
+    before, total = of.window, of.total_minor
+    of.ends_at += dt.timedelta(seconds=added // of.gpus)
+    of.total_minor += charged - refunded - fee
+    of.tariff = Tariff.flat(window=of.window, rate=of.rate).as_json()
+    of.save(update_fields=["ends_at", "total_minor", "tariff"])
+    left = None if kind == ChangeKind.CANCELLATION else of.window
+    shared = {
+        "reservation": of,
+        "kind": kind,
+        "from_starts_at": before.starts_at,
+        "from_ends_at": before.ends_at,
+        "starts_at": left and left.starts_at,
+        "ends_at": left and left.ends_at,
+        "currency": of.currency,
+    }
+    quote = ChangeQuote.objects.create(
+        **shared,
+        organization=of.organization,
+        rule=rule,
+        from_status=of.status,
+        from_total_minor=total,
+        notice_seconds=0,
+        fee_basis_points=0,
+        total_minor=of.total_minor,
+        charge_minor=charged,
+        refund_minor=refunded,
+        fee_minor=fee,
+        created_at=START,
+        expires_at=START,
+        used_at=START,
+    )
+    return Change.objects.create(
+        **shared,
+        quote=quote,
+        charged_minor=charged,
+        refunded_minor=refunded,
+        fee_minor=fee,
+        gpu_seconds_added=added,
+        gpu_seconds_released=released,
+        given_back_by_owner={owner().pk: of.gpus} if released else {},
+        actor="test",
+        at=START,
+    )
 
 
 def lease(
