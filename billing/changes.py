@@ -1,6 +1,7 @@
 """What a change of a reservation does to the books: in one transaction with the change itself.
 
-The difference of the totals is charged to the wallet, or goes back to it less the fee. Of the fee the owners
+The difference of the totals is charged to the wallet, or goes back to it less the fee; its tax goes with it,
+and the tax of the fee stays where it was paid. Of the fee the owners
 of the GPUs get what they get of any price: all but the market's share of it, divided by GPUs.
 """
 
@@ -10,7 +11,7 @@ import logging
 from django.conf import settings
 from django.db import transaction
 
-from billing import accounts, ledger, parking
+from billing import accounts, ledger, parking, tax
 from billing.checkout import PaymentMethodUnavailable
 from billing.models import FeeShare, Payout, PayoutTransition
 from billing.states import AccountKind, EntryKind
@@ -114,18 +115,27 @@ def post(*, change: Change) -> None:
     :raises ledger.InsufficientFunds: when the wallet does not cover what is added.
     :raises parking.MoneyParked: while the tenant's money is parked.
     """
-    parking.require_moving(organization=change.reservation.organization)
+    reservation = change.reservation
+    parking.require_moving(organization=reservation.organization)
     fee_for_owners = _fee_for_owners(change)
-    money = _money(change, fee_for_market=change.fee_minor - fee_for_owners)
+    key = f"change:{change.id}"
+    part = tax.part_of(
+        reservation=reservation,
+        key=key,
+        charged=change.charged_minor,
+        refunded=change.refunded_minor,
+    )
+    money = _money(change, fee_for_market=change.fee_minor - fee_for_owners, part=part)
     legs = ledger.differences([*money, *_seconds(change)])
     if legs:
-        ledger.post(
-            idempotency_key=f"change:{change.id}",
+        entry = ledger.post(
+            idempotency_key=key,
             kind=EntryKind.CHANGE,
             subject_id=change.id,
             effective_at=change.at,
             legs=legs,
         )
+        tax.note(part, reservation=reservation, entry=entry, at=change.at)
     if fee_for_owners:
         _share_out(change, amount=fee_for_owners)
 
@@ -208,7 +218,7 @@ def _check_payment_method(payment_method: str) -> None:
         )
 
 
-def _money(change: Change, *, fee_for_market: int) -> list[Row]:
+def _money(change: Change, *, fee_for_market: int, part: tax.TaxPart) -> list[Row]:
     """Return what moves between the tenant, what is deferred and the market's part of the fee.
 
     The owners' parts stay deferred here and leave by entries of their own: a large reservation may have
@@ -220,10 +230,12 @@ def _money(change: Change, *, fee_for_market: int) -> list[Row]:
     )
     purse = accounts.wallet(organization=reservation.organization, currency=currency)
     fees = accounts.shared(kind=AccountKind.CANCELLATION_FEE, currency=currency)
+    back = accounts.refunds_of(reservation=reservation)
     return [
         (purse, deferred, change.charged_minor),
-        (deferred, accounts.refunds_of(reservation=reservation), change.refunded_minor),
+        (deferred, back, change.refunded_minor),
         (deferred, fees, fee_for_market),
+        *tax.rows(part, reservation=reservation, payer=purse, payee=back),
     ]
 
 

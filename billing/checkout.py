@@ -4,7 +4,7 @@ import datetime as dt
 
 from django.db import transaction
 
-from billing import payments, provider, purchases
+from billing import payments, provider, purchases, tax
 from billing.payments import Wishes
 from billing.provider_states import PaymentMeans
 from marketplace.core.errors import DomainError, InvalidValue
@@ -76,6 +76,7 @@ def purchase(
         at=at,
         actor=actor,
     )
+    tax.freeze(reservation=reservation, at=at)
     if method == PaymentMethod.WALLET:
         purchases.post(reservation=reservation, at=at)
         return reservations.confirm(reservation_id=reservation.id, at=at, actor=actor)

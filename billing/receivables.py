@@ -2,7 +2,7 @@
 
 import datetime as dt
 
-from billing import accounts, ledger
+from billing import accounts, ledger, tax
 from billing.states import AccountKind, EntryKind
 from marketplace.core.errors import InvalidValue
 from marketplace.models import Organization
@@ -72,18 +72,23 @@ def void(*, reservation: Reservation, invoice_id: str, at: dt.datetime) -> None:
     still_open = accounts.of_reservation(kind=AccountKind.U_OPEN, reservation=reservation)
     released = accounts.of_reservation(kind=AccountKind.U_RELEASED, reservation=reservation)
     owed = account(organization=reservation.organization, invoice_id=invoice_id, currency=currency)
-    ledger.post(
-        idempotency_key=f"void:{invoice_id}",
+    key = f"void:{invoice_id}"
+    rest = ledger.kept_balance(account=deferred)
+    part = tax.part_of(reservation=reservation, key=key, refunded=rest)
+    entry = ledger.post(
+        idempotency_key=key,
         kind=EntryKind.INVOICE_VOID,
         subject_id=invoice_id,
         effective_at=at,
         legs=ledger.differences(
             [
-                (deferred, owed, ledger.kept_balance(account=deferred)),
+                (deferred, owed, rest),
+                *tax.rows(part, reservation=reservation, payer=owed, payee=owed),
                 (released, still_open, ledger.kept_balance(account=still_open)),
             ]
         ),
     )
+    tax.note(part, reservation=reservation, entry=entry, at=at)
 
 
 def write_off(

@@ -9,6 +9,14 @@ from billing.models.controls import Approval, ApprovalTransition, BooksRun, Park
 from billing.models.disputes import Dispute, DisputeTransition
 from billing.models.earnings import EarnedHour
 from billing.models.fee_shares import FeeShare
+from billing.models.invoices import (
+    BillingProfile,
+    Invoice,
+    InvoiceLine,
+    InvoiceQuerySet,
+    InvoiceSeries,
+    MonthClose,
+)
 from billing.models.payments import CardRefund, Payer, Payment, PaymentQuerySet, TopUpDispute
 from billing.models.payouts import Payout, PayoutQuerySet, PayoutTransition, Reserve
 from billing.models.provider import (
@@ -21,12 +29,14 @@ from billing.models.provider import (
 )
 from billing.models.refunds import Refund, RefundQuerySet, RefundTransition
 from billing.models.settlements import Correction, Settlement, SettlementQuerySet
+from billing.models.tax import ReservationTax, TaxLine, TaxRule, TaxStatus
 
 __all__ = [
     "Account",
     "Approval",
     "ApprovalTransition",
     "BalanceTransaction",
+    "BillingProfile",
     "BooksRun",
     "CardRefund",
     "Correction",
@@ -38,6 +48,11 @@ __all__ = [
     "FeeShare",
     "InboxEvent",
     "Intent",
+    "Invoice",
+    "InvoiceLine",
+    "InvoiceQuerySet",
+    "InvoiceSeries",
+    "MonthClose",
     "Parking",
     "Payer",
     "Payment",
@@ -51,9 +66,13 @@ __all__ = [
     "Refund",
     "RefundQuerySet",
     "RefundTransition",
+    "ReservationTax",
     "Reserve",
     "Settlement",
     "SettlementQuerySet",
+    "TaxLine",
+    "TaxRule",
+    "TaxStatus",
     "TopUpDispute",
     "Transfer",
     "Watermark",

@@ -14,7 +14,7 @@ ALTER TABLE billing_earnedhour ENABLE TRIGGER USER;
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0008_provider"),
+        ("billing", "0011_guard_the_invoices"),
         ("scheduler", "0016_lots"),
     ]
 

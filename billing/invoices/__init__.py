@@ -1,0 +1,6 @@
+"""Invoices and credit notes: numbered without gaps, unchanged once issued, paid as the ledger says."""
+
+from billing.invoices.issuing import InvoiceRefused, LineDraft, issue
+from billing.invoices.on_account import issue_for_purchase
+
+__all__ = ["InvoiceRefused", "LineDraft", "issue", "issue_for_purchase"]
