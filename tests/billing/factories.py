@@ -11,6 +11,7 @@ from billing import purchases, tax, tax_rules, wallet
 from marketplace.core.money import Money, amount_for
 from marketplace.core.windows import Window
 from marketplace.models import GpuModel, Organization
+from scheduler.lots import Lot, Lots
 from scheduler.models import Lease, Quote, Reservation, ReservationTransition
 from scheduler.states import LeaseStatus, QuoteStatus, ReservationReason, ReservationStatus
 from scheduler.tariffs import Tariff
@@ -99,6 +100,15 @@ def reservation(
     if total_minor is None:
         seconds = gpus * hours * 3600
         total_minor = amount_for(rate=rate, gpu_seconds=seconds, currency=currency).amount_minor
+    floor = (rate * (10_000 - fee_basis_points) / 10_000).quantize(
+        Decimal("0.000001"), rounding=ROUND_DOWN
+    )
+    window = Window(START, ends_at)
+    lot = Lot(
+        gpus=gpus,
+        floors=Tariff.flat(window=window, rate=floor),
+        tariff=Tariff.flat(window=window, rate=rate),
+    )
     shared = {
         "organization": buyer,
         "gpu_model": model,
@@ -110,7 +120,7 @@ def reservation(
         "ends_at": ends_at,
         "rate": rate,
         "total_minor": total_minor,
-        "tariff": Tariff.flat(window=Window(START, ends_at), rate=rate).as_json(),
+        "lots": Lots((lot,)).as_json(),
         "currency": currency,
         "fee_basis_points": fee_basis_points,
         "simulated": True,
@@ -119,9 +129,6 @@ def reservation(
     quote = Quote.objects.create(
         **shared,
         status=QuoteStatus.USED,
-        floor_rate=(rate * (10_000 - fee_basis_points) / 10_000).quantize(
-            Decimal("0.000001"), rounding=ROUND_DOWN
-        ),
         price_breakdown={},
         expires_at=START,
         used_at=START - dt.timedelta(minutes=30),
