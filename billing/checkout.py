@@ -4,15 +4,15 @@ import datetime as dt
 
 from django.db import transaction
 
-from billing import payments, provider, purchases
+from billing import accounts, ledger, payments, provider, purchases
 from billing.payments import Wishes
 from billing.provider_states import PaymentMeans
 from marketplace.core.errors import DomainError, InvalidValue
 from marketplace.models import Organization
-from scheduler import reservations
+from scheduler import quotes, reservations
 from scheduler.details import ReservationDetails
 from scheduler.models import Reservation
-from scheduler.states import PaymentMethod
+from scheduler.states import PaymentMethod, QuoteStatus
 
 # A bank transfer takes a day or two, and the GPUs are kept for half a day: closer to the start than this,
 # the money would come when nobody can have them any more.
@@ -68,6 +68,8 @@ def purchase(
             + "pay from the wallet.",
             pointer="/payment_method",
         )
+    if method == PaymentMethod.WALLET:
+        _require_funds(organization=organization, quote_id=quote_id)
     reservation = reservations.reserve(
         organization=organization,
         quote_id=quote_id,
@@ -91,3 +93,20 @@ def purchase(
         at=at,
     )
     return reservation
+
+
+def _require_funds(*, organization: Organization, quote_id: str) -> None:
+    """Keep the wallet for this purchase before it takes GPUs: who cannot pay takes none from who can.
+
+    A quote that is not open is refused by the scheduler, with its own words.
+
+    :raises NotFound: when the tenant has no such quote.
+    :raises ledger.InsufficientFunds: when the wallet does not cover it.
+    """
+    quote = quotes.get(organization=organization, quote_id=quote_id)
+    if quote.status != QuoteStatus.OPEN:
+        return
+    ledger.require_funds(
+        account=accounts.wallet(organization=organization, currency=quote.currency),
+        amount=quote.total_minor,
+    )
