@@ -25,11 +25,14 @@ from unfold.widgets import (
 
 from billing import approvals, books, onboarding, wallet
 from billing.models import (
+    NET_DAYS,
     Account,
     Approval,
     ApprovalTransition,
     BooksRun,
     Correction,
+    CreditSale,
+    CreditTerms,
     Difference,
     Dispute,
     DisputeTransition,
@@ -114,8 +117,17 @@ class RequestForm(forms.Form):
         min_value=0,
         max_value=wallet.DEPOSIT_MINOR_MAX,
         label="Amount in minor units",
-        help_text="0 to let parked money move again",
+        help_text="the limit of a credit; 0 ends it, and lets parked money move again",
         widget=UnfoldAdminIntegerFieldWidget,
+    )
+    net_days = forms.TypedChoiceField(
+        choices=[("", "—"), *NET_DAYS],
+        coerce=int,
+        empty_value=None,
+        required=False,
+        label="Time to pay an invoice",
+        help_text="of a credit alone",
+        widget=UnfoldAdminSelectWidget,
     )
     reason = forms.CharField(max_length=2000, widget=UnfoldAdminTextareaWidget)
 
@@ -385,6 +397,7 @@ def request_view(request: HttpRequest) -> HttpResponse:
                 subject_id=wish["subject_id"],
                 amount=Money(wish["amount_minor"], settings.CURRENCY),
                 reason=wish["reason"],
+                net_days=wish["net_days"],
                 at=timezone.now(),
                 actor=request.user.get_username(),
             )
@@ -477,6 +490,32 @@ class PayoutAccountAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold h
                 self.message_user(request, f"{account.pk}: {refusal.detail}", messages.ERROR)
             else:
                 self.message_user(request, f"{account.pk} is done.")
+
+
+@admin.register(CreditTerms)
+class CreditTermsAdmin(_Shown):
+    """How much tenants may owe. What changes it is asked for among the approvals."""
+
+    list_display = ["organization", "version", "limit_written", "net_days", "granted_at"]
+    list_filter = ["net_days", "currency", "granted_at"]
+    search_fields = ["id", "organization__name", "organization__id", "approval__id"]
+    list_select_related = ["organization"]
+
+    @admin.display(description="limit", ordering="limit_minor")
+    def limit_written(self, terms: CreditTerms) -> str:
+        return amount_text(minor=terms.limit_minor, currency=terms.currency)
+
+
+@admin.register(CreditSale)
+class CreditSaleAdmin(_Shown):
+    list_display = ["invoice_id", "organization", "reservation", "amount_written", "due_at"]
+    list_filter = ["currency", "due_at"]
+    search_fields = ["id", "invoice_id", "organization__name", "reservation__id"]
+    list_select_related = ["organization"]
+
+    @admin.display(description="amount", ordering="amount_minor")
+    def amount_written(self, sale: CreditSale) -> str:
+        return amount_text(minor=sale.amount_minor, currency=sale.currency)
 
 
 @admin.register(Payment)

@@ -44,6 +44,7 @@ class _Nature:
 # Only what authorises spending is guarded: a guard on an account that all share costs most of the speed.
 _GUARDED = frozenset(
     {
+        AccountKind.RECEIVABLE,
         AccountKind.WALLET,
         AccountKind.PROMO,
         AccountKind.HOLD,

@@ -50,6 +50,7 @@ class Scope(TextChoices):
 class EventKind(TextChoices):
     """What an organization is told of: a noun and a past participle."""
 
+    CREDIT_CHANGED = "credit.changed"
     DISPUTE_CLOSED = "dispute.closed"
     DISPUTE_OPENED = "dispute.opened"
     PAYMENT_ACTION_REQUIRED = "payment.action_required"

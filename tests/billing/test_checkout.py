@@ -114,7 +114,7 @@ class TestPurchase:
         )
         assert buy(quote).status == "scheduled"
 
-    @pytest.mark.parametrize("payment_method", ["card", "invoice"])
+    @pytest.mark.parametrize("payment_method", ["card", "bank_transfer"])
     def test_says_that_a_payment_method_is_not_available_yet(self, payment_method):
         factories.make_pool()
         quote = factories.make_quote(tenant=buyer(funds_minor=100_000))
