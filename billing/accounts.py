@@ -26,6 +26,11 @@ def of_object(
     return AccountRef(kind, currency, object_id, organization)
 
 
+def tax_payable(*, jurisdiction: str, currency: str) -> AccountRef:
+    """Return the name of what was collected for the tax office of a jurisdiction."""
+    return AccountRef(AccountKind.TAX_PAYABLE, currency, jurisdiction)
+
+
 def wallet(*, organization: Organization, currency: str) -> AccountRef:
     """Return the name of an organization's prepaid money."""
     return AccountRef(AccountKind.WALLET, currency, organization.id, organization)

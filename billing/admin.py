@@ -23,7 +23,13 @@ from unfold.widgets import (
     UnfoldAdminTextInputWidget,
 )
 
-from billing import approvals, books, onboarding, wallet
+from billing import (
+    approvals,
+    books,
+    onboarding,
+    tax_admin,  # noqa: F401 - registers its own classes
+    wallet,
+)
 from billing.models import (
     NET_DAYS,
     Account,

@@ -13,6 +13,7 @@ from django.db import connection, transaction
 from billing import parking, settlements
 from billing.invariants import MORE_INVARIANTS, SIGNED, Invariant, sum_of
 from billing.models import BooksRun
+from billing.tax_invariants import TAX_INVARIANTS
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,19 @@ GUARDS = (
     "billing_entry.books_keep_table",
     "billing_entry.entry_balance",
     "billing_entry.entry_seal",
+    "billing_invoice.books_keep_rows",
+    "billing_invoice.books_keep_table",
+    "billing_invoice.invoice_seal",
+    "billing_invoice.invoice_sum",
+    "billing_invoiceline.books_keep_rows",
+    "billing_invoiceline.books_keep_table",
+    "billing_invoiceline.invoice_line_credit",
+    "billing_invoiceline.invoice_line_seal",
+    "billing_invoiceseries.books_keep_rows",
+    "billing_invoiceseries.books_keep_table",
+    "billing_invoiceseries.row_guard",
+    "billing_monthclose.books_keep_rows",
+    "billing_monthclose.books_keep_table",
     "billing_parking.books_keep_rows",
     "billing_parking.books_keep_table",
     "billing_parking.row_guard",
@@ -70,12 +84,20 @@ GUARDS = (
     "billing_refund.row_guard",
     "billing_refundtransition.books_keep_rows",
     "billing_refundtransition.books_keep_table",
+    "billing_reservationtax.books_keep_rows",
+    "billing_reservationtax.books_keep_table",
     "billing_reserve.books_keep_rows",
     "billing_reserve.books_keep_table",
     "billing_reserve.row_guard",
     "billing_settlement.books_keep_rows",
     "billing_settlement.books_keep_table",
     "billing_settlement.settlement_guard",
+    "billing_taxline.books_keep_rows",
+    "billing_taxline.books_keep_table",
+    "billing_taxrule.books_keep_rows",
+    "billing_taxrule.books_keep_table",
+    "billing_taxstatus.books_keep_rows",
+    "billing_taxstatus.books_keep_table",
 )
 
 
@@ -133,7 +155,7 @@ _SETTLED_AMOUNTS = f"""
         {sum_of("a.kind = 'deferred'")} AS deferred,
         -{sum_of("a.kind = 'owner_accrued'")} AS owner,
         -{sum_of("a.kind = 'platform_fee'")} AS fee,
-        -{sum_of("a.kind IN ('wallet', 'refund_payable')")} AS refunded,
+        -{sum_of("a.kind IN ('wallet', 'refund_payable', 'tax_payable')")} AS refunded,
         -{sum_of("a.kind = 'u_open'")} AS seconds,
         {sum_of("a.kind = 'u_busy'")} AS busy,
         {sum_of("a.kind = 'u_idle'")} AS idle,
@@ -234,7 +256,7 @@ INVARIANTS = (
     ),
     Invariant(
         "changes_are_posted",
-        "Each change of a paid reservation moved exactly what it says, and its fee found its owners.",
+        "Each change of a paid reservation moved what it says and its tax, and its fee found its owners.",
         """
         SELECT c.id || ' charged ' || c.charged_minor || ', refunded ' || c.refunded_minor || ', kept '
             || c.fee_minor || '; posted ' || posted.charged || ', ' || posted.refunded || ', '
@@ -257,7 +279,14 @@ INVARIANTS = (
             WHERE (e.kind = 'change' AND e.subject_id = c.id) OR (e.kind = 'fee_share'
                 AND e.subject_id IN (SELECT f.id FROM billing_feeshare f WHERE f.change_id = c.id))
         ) posted
-        WHERE (c.charged_minor, c.refunded_minor, c.fee_minor, c.gpu_seconds_added,
+        CROSS JOIN LATERAL (
+            SELECT coalesce(sum(t.tax_charged_minor), 0) AS charged,
+                coalesce(sum(t.tax_refunded_minor), 0) AS refunded
+            FROM billing_entry e JOIN billing_taxline t ON t.entry_id = e.id
+            WHERE e.kind = 'change' AND e.subject_id = c.id
+        ) tax
+        WHERE (c.charged_minor + tax.charged, c.refunded_minor + tax.refunded, c.fee_minor,
+                c.gpu_seconds_added,
                 c.gpu_seconds_released)
             IS DISTINCT FROM (posted.charged, posted.refunded, posted.kept, posted.added,
                 posted.released)
@@ -360,6 +389,7 @@ INVARIANTS = (
         """,
     ),
     *MORE_INVARIANTS,
+    *TAX_INVARIANTS,
 )
 
 

@@ -1,7 +1,8 @@
 """What a change of a reservation does to the books: in one transaction with the change itself.
 
-The difference of the totals is charged to the wallet or owed on an invoice, or goes back less the fee. Of the
-fee the owners of the GPUs get what they get of any price: all but the market's share of it, divided by GPUs.
+The difference of the totals is charged to the wallet or owed on an invoice, or goes back less the fee; its
+tax goes with it, and the tax of the fee stays where it was paid. Of the fee the owners of the GPUs get what
+they get of any price: all but the market's share of it, divided by GPUs.
 """
 
 import datetime as dt
@@ -10,11 +11,10 @@ import logging
 from django.conf import settings
 from django.db import transaction
 
-from billing import accounts, credit, ledger, parking, receivables
+from billing import accounts, credit, invoices, ledger, parking, receivables, tax
 from billing.checkout import PaymentMethodUnavailable
 from billing.models import CreditTerms, FeeShare, Payout, PayoutTransition
 from billing.states import AccountKind, EntryKind
-from marketplace.core import ids
 from marketplace.core.errors import InvalidValue
 from marketplace.core.money import Money, share_of, split_by_weights
 from marketplace.models import Organization
@@ -139,18 +139,30 @@ def post(*, change: Change, payer: ledger.AccountRef | None = None) -> None:
     :raises ledger.InsufficientFunds: when the wallet does not cover what is added.
     :raises parking.MoneyParked: while the tenant's money is parked.
     """
-    parking.require_moving(organization=change.reservation.organization)
+    reservation = change.reservation
+    parking.require_moving(organization=reservation.organization)
     fee_for_owners = _fee_for_owners(change)
-    money = _money(change, payer=payer, fee_for_market=change.fee_minor - fee_for_owners)
+    key = f"change:{change.id}"
+    part = tax.part_of(
+        reservation=reservation,
+        key=key,
+        charged=change.charged_minor,
+        refunded=change.refunded_minor,
+    )
+    payer = payer or accounts.wallet(
+        organization=reservation.organization, currency=change.currency
+    )
+    money = _money(change, payer=payer, fee_for_market=change.fee_minor - fee_for_owners, part=part)
     legs = ledger.differences([*money, *_seconds(change)])
     if legs:
-        ledger.post(
-            idempotency_key=f"change:{change.id}",
+        entry = ledger.post(
+            idempotency_key=key,
             kind=EntryKind.CHANGE,
             subject_id=change.id,
             effective_at=change.at,
             legs=legs,
         )
+        tax.note(part, reservation=reservation, entry=entry, at=change.at)
     if fee_for_owners:
         _share_out(change, amount=fee_for_owners)
 
@@ -250,7 +262,12 @@ def _require_means(
         return None  # no such quote, which the scheduler refuses; or nothing to pay
     return credit.require(
         organization=organization,
-        amount=Money(promised.charge_minor, promised.currency),
+        amount=Money(
+            tax.gross_minor(
+                net_minor=promised.charge_minor, terms=tax.terms_of(reservation=reservation)
+            ),
+            promised.currency,
+        ),
         at=at,
     )
 
@@ -260,13 +277,16 @@ def _post_paid(change: Change, *, terms: CreditTerms | None) -> None:
     if terms is None or not change.charged_minor:
         post(change=change)
         return
-    reservation, invoice_id = change.reservation, ids.new_id("inv")
+    reservation = change.reservation
+    invoice = invoices.issue_for_change(
+        change=change, due_at=credit.due_at(terms=terms, at=change.at), at=change.at
+    )
     owed = receivables.account(
-        organization=reservation.organization, invoice_id=invoice_id, currency=change.currency
+        organization=reservation.organization, invoice_id=invoice.id, currency=change.currency
     )
     post(change=change, payer=owed)
     credit.note_sale(
-        terms=terms, reservation=reservation, change=change, invoice_id=invoice_id, at=change.at
+        terms=terms, reservation=reservation, change=change, invoice_id=invoice.id, at=change.at
     )
 
 
@@ -276,7 +296,9 @@ def _set_off(change: Change) -> None:
         receivables.offset(reservation=change.reservation, at=change.at)
 
 
-def _money(change: Change, *, payer: ledger.AccountRef | None, fee_for_market: int) -> list[Row]:
+def _money(
+    change: Change, *, payer: ledger.AccountRef, fee_for_market: int, part: tax.TaxPart
+) -> list[Row]:
     """Return what moves between the tenant, what is deferred and the market's part of the fee.
 
     The owners' parts stay deferred here and leave by entries of their own: a large reservation may have
@@ -286,12 +308,13 @@ def _money(change: Change, *, payer: ledger.AccountRef | None, fee_for_market: i
     deferred = accounts.of_reservation(
         kind=AccountKind.DEFERRED, reservation=reservation, currency=currency
     )
-    purse = accounts.wallet(organization=reservation.organization, currency=currency)
     fees = accounts.shared(kind=AccountKind.CANCELLATION_FEE, currency=currency)
+    back = accounts.refunds_of(reservation=reservation)
     return [
-        (payer or purse, deferred, change.charged_minor),
-        (deferred, accounts.refunds_of(reservation=reservation), change.refunded_minor),
+        (payer, deferred, change.charged_minor),
+        (deferred, back, change.refunded_minor),
         (deferred, fees, fee_for_market),
+        *tax.rows(part, reservation=reservation, payer=payer, payee=back),
     ]
 
 

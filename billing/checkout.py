@@ -4,7 +4,7 @@ import datetime as dt
 
 from django.db import transaction
 
-from billing import accounts, credit, ledger, payments, provider, purchases
+from billing import accounts, credit, ledger, payments, provider, purchases, tax
 from billing.models import CreditTerms
 from billing.payments import Wishes
 from billing.provider_states import PaymentMeans
@@ -80,6 +80,7 @@ def purchase(
         at=at,
         actor=actor,
     )
+    tax.freeze(reservation=reservation, at=at)
     if method == PaymentMethod.WALLET:
         purchases.post(reservation=reservation, at=at)
         return reservations.confirm(reservation_id=reservation.id, at=at, actor=actor)
@@ -113,7 +114,13 @@ def _require_means(*, quote: Quote, method: PaymentMethod, at: dt.datetime) -> C
     """
     if quote.status != QuoteStatus.OPEN:
         return None
-    price = Money(quote.total_minor, quote.currency)
+    price = Money(
+        tax.gross_minor(
+            net_minor=quote.total_minor,
+            terms=tax.current_terms(organization=quote.organization, at=at),
+        ),
+        quote.currency,
+    )
     if method == PaymentMethod.INVOICE:
         return credit.require(organization=quote.organization, amount=price, at=at)
     if method == PaymentMethod.WALLET:

@@ -5,7 +5,8 @@ evidence says then, less what has been posted, is the correction. It is dated wh
 falls into the period that is open then and changes no bill that is closed.
 
 In the tenant's favour it is refunded like the settlement's, with its credit. Against the tenant it is taken
-from the wallet as far as that covers it, and the market bears the rest: nobody is billed twice for one hour.
+from the wallet with its tax as far as that covers it, and the market bears the rest, untaxed because nobody
+paid it: nobody is billed twice for one hour.
 """
 
 import datetime as dt
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from django.db import transaction
 from django.db.models import Sum
 
-from billing import accounts, ledger, parking, service_credits, steps
+from billing import accounts, ledger, parking, service_credits, steps, tax
 from billing.amounts import Amounts, amounts_of, floor_minor, share_delivered
 from billing.deliveries import Delivery, delivery_of
 from billing.models import Correction, Settlement
@@ -63,7 +64,11 @@ def review(*, settlement_id: str, at: dt.datetime) -> Correction | None:
         Settlement.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
         .filter(pk=settlement_id, review_due_at__lte=at)
         .select_related(
-            "owner", "lease__node", "lease__reservation__organization", "lease__reservation__quote"
+            "owner",
+            "lease__node",
+            "lease__reservation__organization",
+            "lease__reservation__quote",
+            "lease__reservation__tax_terms",
         )
         .first()
     )
@@ -98,13 +103,19 @@ def _correct(
     standing: _Standing,
     at: dt.datetime,
 ) -> Correction:
-    lease = settlement.lease
+    lease, reservation = settlement.lease, settlement.lease.reservation
     refunded = amounts.refunded - standing.refunded
-    purse = accounts.wallet(
-        organization=lease.reservation.organization, currency=settlement.currency
-    )
-    charged = min(max(-refunded, 0), ledger.kept_balance(account=purse))
+    purse = accounts.wallet(organization=reservation.organization, currency=settlement.currency)
+    charged = 0
+    if refunded < 0:
+        charged = tax.net_within(
+            reservation=reservation,
+            net_minor=-refunded,
+            gross_minor=ledger.kept_balance(account=purse),
+        )
     borne = max(-refunded, 0) - charged
+    key = f"correction:{settlement.id}:{standing.number + 1}"
+    part = tax.part_of(reservation=reservation, key=key, charged=charged, refunded=max(refunded, 0))
     credit = max(
         service_credits.credit_for(refunded_minor=amounts.refunded)
         - service_credits.credit_for(refunded_minor=standing.refunded),
@@ -112,14 +123,14 @@ def _correct(
     )
     cost = accounts.shared(kind=AccountKind.SLA_CREDITS, currency=settlement.currency)
     fee = accounts.shared(kind=AccountKind.PLATFORM_FEE, currency=settlement.currency)
-    back = accounts.refunds_of(reservation=lease.reservation)
+    back = accounts.refunds_of(reservation=reservation)
     # What had not been released yet will be, together with the settlement's.
     is_due_apart = settlement.released_at is not None and amounts.owner > standing.owner
     share = _owners_account(settlement, difference=amounts.owner - standing.owner)
     # The clearing account of the entry is the tenant's: what owner and fee gain or lose passes through it.
     tenant = back if refunded > 0 else purse
     entry = ledger.post(
-        idempotency_key=f"correction:{settlement.id}:{standing.number + 1}",
+        idempotency_key=key,
         kind=EntryKind.CORRECTION,
         subject_id=lease.id,
         effective_at=at,
@@ -129,10 +140,12 @@ def _correct(
                 (tenant, fee, amounts.fee - standing.fee),
                 (cost, tenant, borne),
                 (cost, purse, credit),
+                *tax.rows(part, reservation=reservation, payer=purse, payee=back),
                 *_seconds(lease=lease, delivery=delivery, standing=standing),
             ]
         ),
     )
+    tax.note(part, reservation=reservation, entry=entry, at=at)
     steps.reached("correction.posted")
     correction = Correction.objects.create(
         settlement=settlement,

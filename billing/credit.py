@@ -9,11 +9,10 @@ import datetime as dt
 
 from django.db.models import Exists, OuterRef, QuerySet, Sum
 
-from billing import parking, purchases, receivables
+from billing import invoices, parking, purchases, receivables
 from billing.models import Account, Approval, CreditSale, CreditTerms
 from billing.states import AccountKind
 from marketplace import audit, events
-from marketplace.core import ids
 from marketplace.core.errors import DomainError
 from marketplace.core.money import Money
 from marketplace.models import Organization
@@ -151,14 +150,16 @@ def due_at(*, terms: CreditTerms, at: dt.datetime) -> dt.datetime:
 
 
 def buy(*, terms: CreditTerms, reservation: Reservation, at: dt.datetime) -> CreditSale:
-    """Buy a reservation on account: from now on it is owed. The caller has `require`d it.
+    """Buy a reservation on account: issue its invoice, and owe it. The caller has `require`d it.
 
     :raises CreditLimitExceeded: when what is owed then is more than the limit.
     """
-    invoice_id = ids.new_id("inv")
-    purchases.capture_invoice(reservation=reservation, invoice_id=invoice_id, at=at)
+    invoice = invoices.issue_for_purchase(
+        reservation=reservation, due_at=due_at(terms=terms, at=at), at=at
+    )
+    purchases.capture_invoice(reservation=reservation, invoice_id=invoice.id, at=at)
     return note_sale(
-        terms=terms, reservation=reservation, change=None, invoice_id=invoice_id, at=at
+        terms=terms, reservation=reservation, change=None, invoice_id=invoice.id, at=at
     )
 
 

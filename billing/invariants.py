@@ -78,7 +78,7 @@ MORE_INVARIANTS = (
             IS DISTINCT FROM (
                 -{sum_of("a.kind IN ('owner_accrued', 'owner_clawback')")},
                 -{sum_of("a.kind = 'platform_fee'")},
-                -{sum_of("a.kind IN ('wallet', 'refund_payable')")} - c.borne_minor,
+                -{sum_of("a.kind IN ('wallet', 'refund_payable', 'tax_payable')")} - c.borne_minor,
                 {sum_of("a.kind = 'sla_credits'")},
                 -{sum_of("a.kind = 'u_undelivered'")}, {sum_of("a.kind = 'u_busy'")}
             )

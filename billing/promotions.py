@@ -2,7 +2,7 @@
 
 import datetime as dt
 
-from billing import accounts, ledger
+from billing import accounts, ledger, purchases
 from billing.states import AccountKind, EntryKind
 from marketplace.core.money import Money
 from marketplace.models import Organization
@@ -27,14 +27,15 @@ def grant(*, organization: Organization, grant_id: str, amount: Money, at: dt.da
 
 
 def spend(*, reservation: Reservation, grant_id: str, at: dt.datetime) -> int:
-    """Pay what a grant still holds of a reservation's price into the wallet, ahead of its purchase.
+    """Pay what a grant still holds of a reservation's price and tax into the wallet, ahead of its purchase.
 
     Returns how much that was. The purchase then finds it in the wallet: both belong into one transaction.
     """
     promo = account(
         organization=reservation.organization, grant_id=grant_id, currency=reservation.currency
     )
-    amount = min(ledger.kept_balance(account=promo), reservation.total_minor)
+    price = purchases.price_with_tax(reservation=reservation)
+    amount = min(ledger.kept_balance(account=promo), price)
     if amount:
         ledger.post(
             idempotency_key=f"promo:{grant_id}:{reservation.id}",

@@ -2,7 +2,7 @@
 
 import datetime as dt
 
-from billing import accounts, ledger, parking
+from billing import accounts, ledger, parking, tax
 from billing.states import AccountKind, EntryKind
 from scheduler.models import Reservation
 
@@ -14,6 +14,8 @@ def post(
 ) -> None:
     """Move the price from its source to what is deferred, and open the reservation's GPU-second books.
 
+    With the price goes its tax, by the terms that were frozen when the quote was accepted.
+
     The source is the tenant's wallet where none is named; a card's payment comes from the clearing account
     of its object, an invoice's from what is receivable, a held price from its hold.
 
@@ -22,32 +24,34 @@ def post(
     """
     tenant, currency = reservation.organization, reservation.currency
     parking.require_moving(organization=tenant)
-    ledger.post(
-        idempotency_key=f"purchase:{reservation.id}",
+    key = f"purchase:{reservation.id}"
+    payer = source or accounts.wallet(organization=tenant, currency=currency)
+    deferred = accounts.of_reservation(
+        kind=AccountKind.DEFERRED, reservation=reservation, currency=currency
+    )
+    opened, bought = (
+        accounts.of_reservation(kind=kind, reservation=reservation)
+        for kind in (AccountKind.U_OPEN, AccountKind.U_BOUGHT)
+    )
+    part = tax.part_of(reservation=reservation, key=key, charged=reservation.total_minor)
+    entry = ledger.post(
+        idempotency_key=key,
         kind=EntryKind.PURCHASE,
         subject_id=reservation.id,
         effective_at=at,
-        legs=[
-            *ledger.transfer(
-                debited=source or accounts.wallet(organization=tenant, currency=currency),
-                credited=accounts.of_reservation(
-                    kind=AccountKind.DEFERRED, reservation=reservation, currency=currency
-                ),
-                amount=reservation.total_minor,
-            ),
-            *ledger.transfer(
-                debited=accounts.of_reservation(kind=AccountKind.U_OPEN, reservation=reservation),
-                credited=accounts.of_reservation(
-                    kind=AccountKind.U_BOUGHT, reservation=reservation
-                ),
-                amount=gpu_seconds_bought(reservation=reservation),
-            ),
-        ],
+        legs=ledger.differences(
+            [
+                (payer, deferred, reservation.total_minor),
+                *tax.rows(part, reservation=reservation, payer=payer, payee=payer),
+                (opened, bought, gpu_seconds_bought(reservation=reservation)),
+            ]
+        ),
     )
+    tax.note(part, reservation=reservation, entry=entry, at=at)
 
 
 def hold(*, reservation: Reservation, at: dt.datetime) -> None:
-    """Take the price out of the wallet before the purchase, so that nothing else spends it meanwhile.
+    """Take the price with its tax out of the wallet before the purchase: nothing else spends it meanwhile.
 
     :raises ledger.InsufficientFunds: when the wallet does not cover the price.
     :raises parking.MoneyParked: while the tenant's money is parked.
@@ -62,7 +66,7 @@ def hold(*, reservation: Reservation, at: dt.datetime) -> None:
         legs=ledger.transfer(
             debited=accounts.wallet(organization=tenant, currency=currency),
             credited=_hold_of(reservation),
-            amount=reservation.total_minor,
+            amount=price_with_tax(reservation=reservation),
         ),
     )
 
@@ -79,7 +83,7 @@ def void_hold(*, reservation: Reservation, at: dt.datetime) -> None:
             credited=accounts.wallet(
                 organization=reservation.organization, currency=reservation.currency
             ),
-            amount=reservation.total_minor,
+            amount=price_with_tax(reservation=reservation),
         ),
     )
 
@@ -106,6 +110,13 @@ def capture_invoice(*, reservation: Reservation, invoice_id: str, at: dt.datetim
         organization=reservation.organization,
     )
     post(reservation=reservation, at=at, source=source)
+
+
+def price_with_tax(*, reservation: Reservation) -> int:
+    """Return what a reservation costs with its tax, in minor units: what the tenant is asked for."""
+    return tax.gross_minor(
+        net_minor=reservation.total_minor, terms=tax.terms_of(reservation=reservation)
+    )
 
 
 def gpu_seconds_bought(*, reservation: Reservation) -> int:

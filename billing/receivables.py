@@ -2,7 +2,7 @@
 
 import datetime as dt
 
-from billing import accounts, ledger
+from billing import accounts, ledger, tax
 from billing.models import Entry
 from billing.states import AccountKind, EntryKind
 from marketplace.core.errors import InvalidValue
@@ -137,22 +137,25 @@ def void(*, reservation: Reservation, invoice_id: str, at: dt.datetime) -> None:
     key = f"void:{invoice_id}"
     if ledger.is_posted(idempotency_key=key):
         return
-    paid = ledger.kept_balance(account=deferred)
-    unpaid = min(paid, ledger.kept_balance(account=owed))
+    rest = ledger.kept_balance(account=deferred)
+    part = tax.part_of(reservation=reservation, key=key, refunded=rest)
+    unpaid = min(rest + part.refunded, ledger.kept_balance(account=owed))
     purse = accounts.wallet(organization=reservation.organization, currency=currency)
-    ledger.post(
+    entry = ledger.post(
         idempotency_key=key,
         kind=EntryKind.INVOICE_VOID,
         subject_id=invoice_id,
         effective_at=at,
         legs=ledger.differences(
             [
-                (deferred, owed, unpaid),
-                (deferred, purse, paid - unpaid),
+                (deferred, owed, rest),
+                *tax.rows(part, reservation=reservation, payer=owed, payee=owed),
+                (owed, purse, rest + part.refunded - unpaid),
                 (released, still_open, ledger.kept_balance(account=still_open)),
             ]
         ),
     )
+    tax.note(part, reservation=reservation, entry=entry, at=at)
 
 
 def write_off(

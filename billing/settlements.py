@@ -14,7 +14,7 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef
 
 from agents import grants, health
-from billing import accounts, ledger, parking, service_credits, steps
+from billing import accounts, ledger, parking, service_credits, steps, tax
 from billing.amounts import (
     Amounts,
     LeasesExceedReservation,
@@ -90,7 +90,12 @@ def settle(*, lease_id: str, at: dt.datetime) -> Settlement | None:
     lease = (
         Lease.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
         .filter(pk=lease_id, status__in=FINAL_LEASE_STATUSES, closed_at__isnull=False)
-        .select_related("reservation__organization", "reservation__quote", "node__organization")
+        .select_related(
+            "reservation__organization",
+            "reservation__quote",
+            "reservation__tax_terms",
+            "node__organization",
+        )
         .first()
     )
     if lease is None or Settlement.objects.filter(lease=lease).exists():
@@ -110,13 +115,16 @@ def settle(*, lease_id: str, at: dt.datetime) -> Settlement | None:
         before=before,
         wanted=amounts_for(lease=lease, delivery=delivery),
     )
+    key = f"settlement:{lease.id}"
+    part = tax.part_of(reservation=reservation, key=key, refunded=amounts.refunded)
     entry = ledger.post(
-        idempotency_key=f"settlement:{lease.id}",
+        idempotency_key=key,
         kind=EntryKind.SETTLEMENT,
         subject_id=lease.id,
         effective_at=lease.closed_at,
-        legs=_legs(lease=lease, delivery=delivery, amounts=amounts, before=before),
+        legs=_legs(lease=lease, delivery=delivery, amounts=amounts, before=before, part=part),
     )
+    tax.note(part, reservation=reservation, entry=entry, at=at)
     steps.reached("settlement.posted")
     credit, credit_of_owner = service_credits.post_for_lease(
         lease=lease, delivery=delivery, amounts=amounts, at=lease.closed_at
@@ -157,7 +165,7 @@ def refund_rest(*, reservation_id: str, at: dt.datetime) -> bool:
     reservation = (
         Reservation.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
         .filter(pk=reservation_id, status__in=FINAL_RESERVATION_STATUSES)
-        .select_related("organization")
+        .select_related("organization", "tax_terms")
         .first()
     )
     if reservation is None or reservation.leases.filter(settlement__isnull=True).exists():
@@ -169,24 +177,27 @@ def refund_rest(*, reservation_id: str, at: dt.datetime) -> bool:
     )
     still_open = accounts.of_reservation(kind=AccountKind.U_OPEN, reservation=reservation)
     undelivered = accounts.of_reservation(kind=AccountKind.U_UNDELIVERED, reservation=reservation)
+    back = accounts.refunds_of(reservation=reservation)
     rest = ledger.balance(account=deferred)
-    legs = [
-        *ledger.transfer(
-            debited=deferred, credited=accounts.refunds_of(reservation=reservation), amount=rest
-        ),
-        *ledger.transfer(
-            debited=undelivered, credited=still_open, amount=ledger.balance(account=still_open)
-        ),
-    ]
+    key = f"refund:{reservation.id}"
+    part = tax.part_of(reservation=reservation, key=key, refunded=rest)
+    legs = ledger.differences(
+        [
+            (deferred, back, rest),
+            *tax.rows(part, reservation=reservation, payer=back, payee=back),
+            (undelivered, still_open, ledger.balance(account=still_open)),
+        ]
+    )
     if not legs:
         return False
-    ledger.post(
-        idempotency_key=f"refund:{reservation.id}",
+    entry = ledger.post(
+        idempotency_key=key,
         kind=EntryKind.REFUND,
         subject_id=reservation.id,
         effective_at=at,
         legs=legs,
     )
+    tax.note(part, reservation=reservation, entry=entry, at=at)
     steps.reached("rest.refunded")
     service_credits.post_for_rest(reservation=reservation, refunded_minor=rest, at=at)
     steps.reached("rest.credited")
@@ -216,10 +227,16 @@ def _within_books(*, lease: Lease, delivery: Delivery, before: Posted, wanted: A
 
 
 def _legs(
-    *, lease: Lease, delivery: Delivery, amounts: Amounts, before: Posted
+    *,
+    lease: Lease,
+    delivery: Delivery,
+    amounts: Amounts,
+    before: Posted,
+    part: tax.TaxPart,
 ) -> list[ledger.Leg]:
     """Return what the settlement adds to what the hours have posted."""
     reservation = lease.reservation
+    back = accounts.refunds_of(reservation=reservation)
     deferred = accounts.of_reservation(
         kind=AccountKind.DEFERRED, reservation=reservation, currency=reservation.currency
     )
@@ -229,7 +246,8 @@ def _legs(
             *money_rows(
                 lease=lease, owner=amounts.owner - before.owner, fee=amounts.fee - before.fee
             ),
-            (deferred, accounts.refunds_of(reservation=reservation), amounts.refunded),
+            (deferred, back, amounts.refunded),
+            *tax.rows(part, reservation=reservation, payer=back, payee=back),
             *seconds_rows(
                 lease=lease,
                 busy=delivery.busy - before.busy,

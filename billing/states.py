@@ -178,4 +178,26 @@ APPROVAL_ARROWS = Arrows(
     },
 )
 
+
+class TaxTreatment(TextChoices):
+    STANDARD = "standard"  # at the rate of the jurisdiction
+    REVERSE_CHARGE = "reverse_charge"  # the tenant accounts for the tax itself
+    EXEMPT = "exempt"
+
+
+class InvoiceKind(TextChoices):
+    INVOICE = "invoice"
+    CREDIT_NOTE = "credit_note"
+
+
+class InvoiceState(TextChoices):
+    """What has become of an invoice, as the ledger tells; a credit note has none."""
+
+    OPEN = "open"
+    PART_PAID = "part_paid"
+    PAID = "paid"
+    CREDITED = "credited"  # credit notes took all of it back
+    WRITTEN_OFF = "written_off"
+
+
 GPU_SECONDS = "gpu_second"  # the "currency" of the second set of books

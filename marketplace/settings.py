@@ -1,5 +1,6 @@
 """All settings of the market in one file. Each is read from the environment through a typed reader."""
 
+import re
 from pathlib import Path
 
 from django.core.exceptions import ImproperlyConfigured
@@ -105,6 +106,22 @@ REFUND_ALONE_MINOR_MAX = env.integer(
 PLATFORM_FEE_BASIS_POINTS = env.integer(
     "HEADROOM_PLATFORM_FEE_BASIS_POINTS", default=1500, minimum=0, maximum=9000
 )
+# Who issues invoices: a short code that begins their numbers, and what the law wants to read on them.
+INVOICE_ISSUER = env.text("HEADROOM_INVOICE_ISSUER", default="HR")
+if not re.fullmatch(r"[A-Z0-9]{1,12}", INVOICE_ISSUER, flags=re.ASCII):
+    raise ImproperlyConfigured("HEADROOM_INVOICE_ISSUER must be 1 to 12 capital letters and digits")
+SELLER = {
+    "name": env.text("HEADROOM_SELLER_NAME", default="Headroom"),
+    "street": env.text("HEADROOM_SELLER_STREET", default=""),
+    "postal_code": env.text("HEADROOM_SELLER_POSTAL_CODE", default=""),
+    "city": env.text("HEADROOM_SELLER_CITY", default=""),
+    "region": env.text("HEADROOM_SELLER_REGION", default=""),
+    "country": env.text("HEADROOM_SELLER_COUNTRY", default=""),
+    "tax_id": env.text("HEADROOM_SELLER_TAX_ID", default=""),
+    "email": env.text("HEADROOM_SELLER_EMAIL", default=""),
+    # How an open invoice is paid: a bank account, in one line.
+    "payment_details": env.text("HEADROOM_SELLER_PAYMENT_DETAILS", default=""),
+}
 STRIPE_SECRET_KEY = env.text("STRIPE_SECRET_KEY", default="")
 # Several while one replaces another, separated by commas.
 STRIPE_WEBHOOK_SECRETS = env.words("STRIPE_WEBHOOK_SECRET")

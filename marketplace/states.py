@@ -51,8 +51,10 @@ class EventKind(TextChoices):
     """What an organization is told of: a noun and a past participle."""
 
     CREDIT_CHANGED = "credit.changed"
+    CREDIT_NOTE_ISSUED = "credit_note.issued"
     DISPUTE_CLOSED = "dispute.closed"
     DISPUTE_OPENED = "dispute.opened"
+    INVOICE_ISSUED = "invoice.issued"
     PAYMENT_ACTION_REQUIRED = "payment.action_required"
     PAYMENT_AUTHORIZED = "payment.authorized"
     PAYMENT_CLOSED = "payment.closed"

@@ -10,6 +10,14 @@ from billing.models.credit import NET_DAYS, CreditSale, CreditTerms
 from billing.models.disputes import Dispute, DisputeTransition
 from billing.models.earnings import EarnedHour
 from billing.models.fee_shares import FeeShare
+from billing.models.invoices import (
+    BillingProfile,
+    Invoice,
+    InvoiceLine,
+    InvoiceQuerySet,
+    InvoiceSeries,
+    MonthClose,
+)
 from billing.models.payments import CardRefund, Payer, Payment, PaymentQuerySet, TopUpDispute
 from billing.models.payouts import Payout, PayoutQuerySet, PayoutTransition, Reserve
 from billing.models.provider import (
@@ -22,6 +30,7 @@ from billing.models.provider import (
 )
 from billing.models.refunds import Refund, RefundQuerySet, RefundTransition
 from billing.models.settlements import Correction, Settlement, SettlementQuerySet
+from billing.models.tax import ReservationTax, TaxLine, TaxRule, TaxStatus
 
 __all__ = [
     "NET_DAYS",
@@ -29,6 +38,7 @@ __all__ = [
     "Approval",
     "ApprovalTransition",
     "BalanceTransaction",
+    "BillingProfile",
     "BooksRun",
     "CardRefund",
     "Correction",
@@ -42,6 +52,11 @@ __all__ = [
     "FeeShare",
     "InboxEvent",
     "Intent",
+    "Invoice",
+    "InvoiceLine",
+    "InvoiceQuerySet",
+    "InvoiceSeries",
+    "MonthClose",
     "Parking",
     "Payer",
     "Payment",
@@ -55,9 +70,13 @@ __all__ = [
     "Refund",
     "RefundQuerySet",
     "RefundTransition",
+    "ReservationTax",
     "Reserve",
     "Settlement",
     "SettlementQuerySet",
+    "TaxLine",
+    "TaxRule",
+    "TaxStatus",
     "TopUpDispute",
     "Transfer",
     "Watermark",

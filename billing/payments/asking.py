@@ -7,7 +7,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
 
-from billing import intents
+from billing import intents, purchases
 from billing.models import Intent, Payer, Payment
 from billing.payments import moves
 from billing.provider_states import (
@@ -98,7 +98,7 @@ def open_for_reservation(*, reservation: Reservation, wishes: Wishes, at: dt.dat
         organization=reservation.organization,
         purpose=PaymentPurpose.RESERVATION,
         reservation=reservation,
-        amount_minor=reservation.total_minor,
+        amount_minor=purchases.price_with_tax(reservation=reservation),
         currency=reservation.currency,
         is_held=wishes.means == PaymentMeans.CARD
         and reservation.tier in HELD_TIERS

@@ -24,6 +24,7 @@ PREFIXES = frozenset(
         "chg",
         "fee",
         "inv",
+        "inl",
         "pay",
         "pot",
         "evt",
@@ -130,6 +131,14 @@ def new_approval_id() -> str:
 
 def new_refund_id() -> str:
     return new_id("rfd")
+
+
+def new_invoice_id() -> str:
+    return new_id("inv")
+
+
+def new_invoice_line_id() -> str:
+    return new_id("inl")
 
 
 def new_price_version_id() -> str:

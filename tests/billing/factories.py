@@ -7,7 +7,7 @@ from decimal import ROUND_DOWN, Decimal
 
 from agents import protocol
 from agents.models import Gpu, MeterReading, Node, Outage, Receipt
-from billing import purchases, wallet
+from billing import purchases, tax, tax_rules, wallet
 from marketplace.core.money import Money, amount_for
 from marketplace.core.windows import Window
 from marketplace.models import GpuModel, Organization
@@ -16,6 +16,7 @@ from scheduler.states import LeaseStatus, QuoteStatus, ReservationReason, Reserv
 from scheduler.tariffs import Tariff
 
 START = dt.datetime(2026, 11, 2, 8, tzinfo=dt.UTC)
+BOUGHT = START - dt.timedelta(minutes=30)
 RATE = Decimal("2.352942")
 _numbers = itertools.count(1)
 
@@ -39,6 +40,25 @@ def tenant(*, name: str = "Perceptron AG", funds_minor: int = 0) -> Organization
             actor="test",
         )
     return row
+
+
+def taxed(
+    *, buyer: Organization, basis_points: int = 1900, treatment: str = "standard", place: str = "DE"
+) -> Organization:
+    """Let a tenant be taxed from the day before START on."""
+    at = START - dt.timedelta(days=1)
+    tax_rules.publish_rule(
+        jurisdiction=place, name="VAT", rate_basis_points=basis_points, at=at, actor="test"
+    )
+    tax_rules.set_status(
+        organization=buyer,
+        jurisdiction=place,
+        treatment=treatment,
+        tax_id="DE123456789",
+        at=at,
+        actor="test",
+    )
+    return buyer
 
 
 def node(*, of: Organization | None = None) -> Node:
@@ -66,15 +86,19 @@ def reservation(
     total_minor: int | None = None,
     paid: bool = True,
     fee_basis_points: int = 1500,
+    currency: str = "usd",
 ) -> Reservation:
-    """Return a reservation that began at START; a paid one has its purchase in the books."""
+    """Return a reservation that began at START; a paid one has its purchase in the books.
+
+    It is taxed as its buyer was when it bought, half an hour before.
+    """
     model, _ = GpuModel.objects.get_or_create(
         id="h100-sxm-80gb", defaults={"name": "NVIDIA H100", "memory_gib": 80, "nvml_names": []}
     )
     ends_at = START + dt.timedelta(hours=hours)
     if total_minor is None:
         seconds = gpus * hours * 3600
-        total_minor = amount_for(rate=rate, gpu_seconds=seconds, currency="usd").amount_minor
+        total_minor = amount_for(rate=rate, gpu_seconds=seconds, currency=currency).amount_minor
     shared = {
         "organization": buyer,
         "gpu_model": model,
@@ -87,7 +111,7 @@ def reservation(
         "rate": rate,
         "total_minor": total_minor,
         "tariff": Tariff.flat(window=Window(START, ends_at), rate=rate).as_json(),
-        "currency": "usd",
+        "currency": currency,
         "fee_basis_points": fee_basis_points,
         "simulated": True,
         "created_at": START - dt.timedelta(hours=1),
@@ -113,8 +137,9 @@ def reservation(
         actor="test",
         at=START,
     )
+    tax.freeze(reservation=row, at=BOUGHT)
     if paid:
-        purchases.post(reservation=row, at=START - dt.timedelta(minutes=30))
+        purchases.post(reservation=row, at=BOUGHT)
     return row
 
 

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import threading
+from typing import Any
 
 import pytest
 from django.db import IntegrityError, connections, transaction
@@ -15,9 +16,9 @@ from billing import (
     credit,
     ledger,
     parking,
-    purchases,
     refunds,
     settlements,
+    tax,
     wallet,
 )
 from billing.checkout import PaymentMethodUnavailable
@@ -432,6 +433,27 @@ class TestSettlement:
         assert breaches(at=closed_at + LONG_AFTER + LONG_AFTER) == []
 
 
+class TestTax:
+    def test_is_owed_with_the_price_and_counts_against_the_limit(self):
+        make_pool()
+        tenant = factories.make_organization()
+        books_factories.taxed(buyer=tenant)
+        quote = make_quote(tenant=tenant)
+        gross = tax.gross_minor(
+            net_minor=quote.total_minor, terms=tax.current_terms(organization=tenant, at=NOW)
+        )
+        assert gross > quote.total_minor
+        grant(tenant, limit=gross - 1)
+        with pytest.raises(credit.CreditLimitExceeded):
+            buy(quote)
+        grant(tenant, limit=gross)
+        reservation = buy(quote)
+        sale = sale_of(reservation)
+        assert (sale.amount_minor, owed(sale)) == (gross, gross)
+        leave(reservation)
+        assert breaches(at=NOW + LONG_AFTER) == []
+
+
 class TestOtherCurrencies:
     @pytest.mark.parametrize(("currency", "price"), [("jpy", 625), ("kwd", 4706)])
     def test_are_owed_to_their_last_unit(self, settings, currency, price):
@@ -483,21 +505,23 @@ class TestRace:
         assert Allocation.objects.filter(live=True).count() == 8
         assert breaches(at=NOW) == []
 
-    def test_without_the_lock_sells_more_than_the_limit_covers(self, monkeypatch):
-        """The twin: what the lock is there for."""
+    def test_sells_more_than_the_limit_covers_where_nobody_locks_and_looks_again(self, monkeypatch):
+        """The twin: what the lock and the second look are there for."""
         make_pool()
         tenant = factories.make_organization()
         offers = [make_quote(tenant=tenant) for _ in range(2)]
         grant(tenant, limit=offers[0].total_minor)
         both_have_looked = threading.Barrier(2)
-        real = purchases.capture_invoice
+        real = credit.require
 
-        def wait_for_the_other(**arguments: object) -> None:
+        def wait_for_the_other(**arguments: Any) -> CreditTerms:
+            terms: CreditTerms = real(**arguments)
+            monkeypatch.setattr(credit, "_check_limit", lambda **_: None)
             both_have_looked.wait(timeout=30)
-            real(**arguments)
+            return terms
 
         monkeypatch.setattr("billing.receivables.lock", lambda organization: organization)
-        monkeypatch.setattr(purchases, "capture_invoice", wait_for_the_other)
+        monkeypatch.setattr(credit, "require", wait_for_the_other)
         results = everybody_buys(offers)
         assert sum(isinstance(result, Reservation) for result in results) == 2
         assert credit.owed_minor(organization=tenant, currency="usd") > offers[0].total_minor

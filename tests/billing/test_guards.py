@@ -257,7 +257,7 @@ class TestMigration:
                 "SELECT proname, proconfig FROM pg_proc WHERE proname LIKE 'billing\\_%%'"
             )
             functions = dict(cursor.fetchall())
-        assert len(functions) == 11
+        assert len(functions) == 15
         assert all(
             settings == ["search_path=pg_catalog, public, pg_temp"]
             for settings in functions.values()

@@ -1,0 +1,109 @@
+"""Invariants of taxes: what is owed follows from what reservations keep, and from nothing else.
+
+As in `billing.books`, each query returns a row per breach. What a reservation keeps is derived from its
+purchase, changes, settlements, corrections and refunds: the lines of its tax are checked, not believed.
+"""
+
+from billing.invariants import SIGNED, Invariant
+from billing.models.tax import BASIS_POINTS
+
+# Half to even, as everywhere: `round` of PostgreSQL goes away from zero.
+_TAX_OF_KEPT = f"""
+    (div(k.kept * k.rate, {BASIS_POINTS}) + CASE
+        WHEN mod(k.kept * k.rate, {BASIS_POINTS}) * 2 > {BASIS_POINTS} THEN 1
+        WHEN mod(k.kept * k.rate, {BASIS_POINTS}) * 2 = {BASIS_POINTS}
+            THEN mod(div(k.kept * k.rate, {BASIS_POINTS}), 2)
+        ELSE 0
+    END)
+"""
+# By taxed reservation: the net price that it keeps.
+_KEPT = """
+    SELECT t.reservation_id, r.organization_id, r.currency, t.jurisdiction,
+        t.rate_basis_points::numeric AS rate,
+        (SELECT coalesce(sum(p.amount), 0)
+            FROM billing_entry e
+            JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
+            WHERE e.kind = 'purchase' AND e.subject_id = r.id AND a.kind = 'deferred')
+        + (SELECT coalesce(sum(c.charged_minor - c.refunded_minor), 0)
+            FROM scheduler_change c WHERE c.reservation_id = r.id)
+        - (SELECT coalesce(sum(s.refunded_minor), 0)
+            FROM billing_settlement s JOIN scheduler_lease l ON l.id = s.lease_id
+            WHERE l.reservation_id = r.id)
+        - (SELECT coalesce(sum(c.refunded_minor + c.borne_minor), 0)
+            FROM billing_correction c
+            JOIN billing_settlement s ON s.id = c.settlement_id
+            JOIN scheduler_lease l ON l.id = s.lease_id
+            WHERE l.reservation_id = r.id)
+        - (SELECT coalesce(sum(p.amount), 0)
+            FROM billing_account a
+            JOIN billing_posting p ON p.account_id = a.id JOIN billing_entry e ON e.id = p.entry_id
+            WHERE a.kind = 'deferred' AND a.subject_id = r.id AND p.side = 'debit'
+                AND e.kind IN ('refund', 'invoice_void')) AS kept
+    FROM billing_reservationtax t JOIN scheduler_reservation r ON r.id = t.reservation_id
+"""
+_LINES = """
+    SELECT n.reservation_id, sum(n.net_charged_minor - n.net_refunded_minor) AS net,
+        sum(n.tax_charged_minor - n.tax_refunded_minor) AS tax
+    FROM billing_taxline n WHERE NOT n.is_relief GROUP BY n.reservation_id
+"""
+
+TAX_INVARIANTS = (
+    Invariant(
+        "tax_is_that_of_what_was_kept",
+        "The tax of each reservation is its frozen rate of the net price that it keeps.",
+        f"""
+        SELECT k.reservation_id || ' keeps ' || k.kept || ' and ' || {_TAX_OF_KEPT}
+            || ' of tax; its lines say ' || coalesce(n.net, 0) || ' and ' || coalesce(n.tax, 0),
+            k.organization_id
+        FROM ({_KEPT}) k LEFT JOIN ({_LINES}) n ON n.reservation_id = k.reservation_id
+        WHERE (coalesce(n.net, 0), coalesce(n.tax, 0)) <> (k.kept, {_TAX_OF_KEPT})
+        """,  # noqa: S608 - constants of this file
+    ),
+    Invariant(
+        "tax_postings_equal_their_lines",
+        "Whatever an entry moved of a tax, its line says so, of the jurisdiction of the sale.",
+        f"""
+        SELECT coalesce(posted.entry_id, told.entry_id) || ' moved ' || coalesce(posted.amount, 0)
+            || ' of tax, its line says ' || coalesce(told.amount, 0), told.organization_id
+        FROM (
+            SELECT p.entry_id, a.subject_id AS jurisdiction, a.currency, -sum({SIGNED}) AS amount
+            FROM billing_account a
+            JOIN billing_posting p ON p.account_id = a.id JOIN billing_entry e ON e.id = p.entry_id
+            WHERE a.kind = 'tax_payable' AND e.kind <> 'tax_remittance'
+            GROUP BY p.entry_id, a.subject_id, a.currency
+        ) posted
+        FULL JOIN (
+            SELECT n.entry_id, t.jurisdiction, n.currency, r.organization_id,
+                n.tax_charged_minor - n.tax_refunded_minor AS amount
+            FROM billing_taxline n
+            JOIN billing_reservationtax t ON t.reservation_id = n.reservation_id
+            JOIN scheduler_reservation r ON r.id = t.reservation_id
+        ) told ON (told.entry_id, told.jurisdiction, told.currency)
+            = (posted.entry_id, posted.jurisdiction, posted.currency)
+        WHERE coalesce(posted.amount, 0) <> coalesce(told.amount, 0)
+        """,  # noqa: S608
+    ),
+    Invariant(
+        "tax_payable_is_what_sales_owe",
+        "What a tax office is owed is the tax of what was kept there, less relief, remitted or not.",
+        f"""
+        SELECT coalesce(books.jurisdiction, sales.jurisdiction) || ' is owed ' || coalesce(sales.owed, 0)
+            || ', the books say ' || coalesce(books.owed, 0), NULL
+        FROM (
+            SELECT a.subject_id AS jurisdiction, a.currency,
+                -coalesce(sum({SIGNED}) FILTER (WHERE e.kind <> 'tax_remittance'), 0) AS owed
+            FROM billing_account a
+            JOIN billing_posting p ON p.account_id = a.id JOIN billing_entry e ON e.id = p.entry_id
+            WHERE a.kind = 'tax_payable' GROUP BY a.subject_id, a.currency
+        ) books
+        FULL JOIN (
+            SELECT k.jurisdiction, k.currency, sum({_TAX_OF_KEPT} - coalesce((
+                SELECT sum(n.tax_refunded_minor) FROM billing_taxline n
+                WHERE n.reservation_id = k.reservation_id AND n.is_relief
+            ), 0)) AS owed
+            FROM ({_KEPT}) k GROUP BY k.jurisdiction, k.currency
+        ) sales ON (sales.jurisdiction, sales.currency) = (books.jurisdiction, books.currency)
+        WHERE coalesce(books.owed, 0) <> coalesce(sales.owed, 0)
+        """,  # noqa: S608
+    ),
+)
