@@ -26,7 +26,9 @@ from unfold.widgets import (
 from billing import (
     approvals,
     books,
+    invoice_payments,
     onboarding,
+    receivables,
     tax_admin,  # noqa: F401 - registers its own classes
     wallet,
 )
@@ -101,6 +103,18 @@ class DepositForm(forms.Form):
         max_value=wallet.DEPOSIT_MINOR_MAX,
         label="Amount in minor units",
         help_text=f"of {settings.CURRENCY.upper()}: 1250 is what people write as 12.50 in US dollars",
+        widget=UnfoldAdminIntegerFieldWidget,
+    )
+    idempotency_key = forms.UUIDField(widget=forms.HiddenInput)
+
+
+class TransferForm(forms.Form):
+    """Money that arrived on the bank account for an invoice. A form that is sent twice counts once."""
+
+    amount_minor = forms.IntegerField(
+        min_value=1,
+        max_value=wallet.DEPOSIT_MINOR_MAX,
+        label="Amount in minor units",
         widget=UnfoldAdminIntegerFieldWidget,
     )
     idempotency_key = forms.UUIDField(widget=forms.HiddenInput)
@@ -389,6 +403,41 @@ def deposit_view(request: HttpRequest) -> HttpResponse:
     )
 
 
+def transfer_view(request: HttpRequest, sale_id: str) -> HttpResponse:
+    """Record money that arrived on the bank account for an invoice."""
+    if not request.user.has_perm(DEPOSIT_PERMISSION):
+        raise PermissionDenied
+    sale = get_object_or_404(CreditSale.objects.select_related("organization"), pk=sale_id)
+    form = TransferForm(request.POST or None, initial={"idempotency_key": uuid.uuid4()})
+    if request.method == "POST" and form.is_valid():
+        try:
+            payment_id = invoice_payments.record_transfer(
+                sale=sale,
+                amount=Money(form.cleaned_data["amount_minor"], sale.currency),
+                idempotency_key=str(form.cleaned_data["idempotency_key"]),
+                at=timezone.now(),
+                actor=request.user.get_username(),
+            )
+        except DomainError as refusal:
+            form.add_error(None, refusal.detail)
+        else:
+            left = receivables.open_minor(
+                organization=sale.organization, invoice_id=sale.invoice_id, currency=sale.currency
+            )
+            text = amount_text(minor=left, currency=sale.currency)
+            messages.success(request, f"{payment_id}: {text} of {sale.invoice_id} are still open.")
+            return HttpResponseRedirect(reverse("admin:billing_creditsale_change", args=[sale.pk]))
+    return _page(
+        request,
+        "admin/billing/form.html",
+        title=f"Record a transfer for {sale.invoice_id}",
+        form=form,
+        intro=f"{sale.organization} owes it since {sale.created_at:%Y-%m-%d}; what is beyond it goes to "
+        "the wallet.",
+        buttons=[("record", "Record the transfer")],
+    )
+
+
 def request_view(request: HttpRequest) -> HttpResponse:
     """Ask for a movement of money."""
     if not request.user.has_perm(REQUEST_PERMISSION):
@@ -514,10 +563,25 @@ class CreditTermsAdmin(_Shown):
 
 @admin.register(CreditSale)
 class CreditSaleAdmin(_Shown):
-    list_display = ["invoice_id", "organization", "reservation", "amount_written", "due_at"]
+    """What was bought on account; what was paid of it by bank is recorded here."""
+
+    list_display = ["invoice", "organization", "reservation", "amount_written", "due_at"]
     list_filter = ["currency", "due_at"]
-    search_fields = ["id", "invoice_id", "organization__name", "reservation__id"]
-    list_select_related = ["organization"]
+    search_fields = [
+        "id",
+        "invoice__id",
+        "invoice__number",
+        "organization__name",
+        "reservation__id",
+    ]
+    list_select_related = ["organization", "invoice"]
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view
+        return [
+            path("<str:sale_id>/pay/", view(transfer_view), name="billing_transfer_received"),
+            *super().get_urls(),
+        ]
 
     @admin.display(description="amount", ordering="amount_minor")
     def amount_written(self, sale: CreditSale) -> str:

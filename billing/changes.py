@@ -286,7 +286,7 @@ def _post_paid(change: Change, *, terms: CreditTerms | None) -> None:
     )
     post(change=change, payer=owed)
     credit.note_sale(
-        terms=terms, reservation=reservation, change=change, invoice_id=invoice.id, at=change.at
+        terms=terms, reservation=reservation, change=change, invoice=invoice, at=change.at
     )
 
 

@@ -6,11 +6,13 @@ side by side do not both see the same room; the order of locks is reservation, o
 """
 
 import datetime as dt
+from dataclasses import dataclass
 
+from django.conf import settings
 from django.db.models import Exists, OuterRef, QuerySet, Sum
 
 from billing import invoices, parking, purchases, receivables
-from billing.models import Account, Approval, CreditSale, CreditTerms
+from billing.models import Account, Approval, CreditSale, CreditTerms, Invoice
 from billing.states import AccountKind
 from marketplace import audit, events
 from marketplace.core.errors import DomainError
@@ -18,6 +20,8 @@ from marketplace.core.money import Money
 from marketplace.models import Organization
 from marketplace.states import EventKind
 from scheduler.models import Change, Reservation
+
+OVERDUE_SHOWN_MAX = 100  # nobody pays more of them in one go, and the next look shows the rest
 
 
 class CreditNotGranted(DomainError):
@@ -99,7 +103,7 @@ def owed_minor(*, organization: Organization, currency: str) -> int:
 def overdue(*, organization: Organization, at: dt.datetime) -> QuerySet[CreditSale]:
     """Return what an organization bought on account and should have paid by `at`, the oldest first."""
     late = still_open().filter(organization=organization, due_at__lte=at)
-    return late.order_by("due_at", "pk")
+    return late.select_related("invoice").order_by("due_at", "pk")
 
 
 def still_open() -> QuerySet[CreditSale]:
@@ -135,13 +139,40 @@ def require(*, organization: Organization, amount: Money, at: dt.datetime) -> Cr
     late = overdue(organization=organization, at=at).first()
     if late is not None:
         raise InvoiceOverdue(
-            f"{late.invoice_id} was due on {late.due_at:%Y-%m-%d}; pay it, then buy on account again.",
+            f"{late.invoice.number} was due on {late.due_at:%Y-%m-%d}; pay it, then buy on account again.",
             pointer="/payment_method",
             extra={"invoice_id": late.invoice_id},
         )
     owed = owed_minor(organization=organization, currency=amount.currency)
     _check_limit(terms=terms, owed_minor=owed, added_minor=amount.amount_minor)
     return terms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How much an organization may owe, owes, and may still buy; a limit of zero: nothing."""
+
+    limit: Money
+    owed: Money
+    available: Money
+    net_days: int | None
+    overdue: list[CreditSale]
+
+
+def standing(*, organization: Organization, at: dt.datetime) -> Standing:
+    """Return how an organization stands with what it may buy on account, in the market's currency."""
+    currency = settings.CURRENCY
+    terms = terms_in_force(organization=organization, currency=currency)
+    limit = terms.limit_minor if terms else 0
+    owed = owed_minor(organization=organization, currency=currency)
+    late = list(overdue(organization=organization, at=at)[:OVERDUE_SHOWN_MAX])
+    return Standing(
+        limit=Money(limit, currency),
+        owed=Money(owed, currency),
+        available=Money(0 if late else max(limit - owed, 0), currency),
+        net_days=terms.net_days if terms and limit else None,
+        overdue=late,
+    )
 
 
 def due_at(*, terms: CreditTerms, at: dt.datetime) -> dt.datetime:
@@ -158,9 +189,7 @@ def buy(*, terms: CreditTerms, reservation: Reservation, at: dt.datetime) -> Cre
         reservation=reservation, due_at=due_at(terms=terms, at=at), at=at
     )
     purchases.capture_invoice(reservation=reservation, invoice_id=invoice.id, at=at)
-    return note_sale(
-        terms=terms, reservation=reservation, change=None, invoice_id=invoice.id, at=at
-    )
+    return note_sale(terms=terms, reservation=reservation, change=None, invoice=invoice, at=at)
 
 
 def note_sale(
@@ -168,7 +197,7 @@ def note_sale(
     terms: CreditTerms,
     reservation: Reservation,
     change: Change | None,
-    invoice_id: str,
+    invoice: Invoice,
     at: dt.datetime,
 ) -> CreditSale:
     """Remember what was bought on account, in the transaction in which it became owed.
@@ -185,10 +214,10 @@ def note_sale(
         organization=organization,
         reservation=reservation,
         change=change,
-        invoice_id=invoice_id,
+        invoice=invoice,
         terms=terms,
         amount_minor=receivables.open_minor(
-            organization=organization, invoice_id=invoice_id, currency=currency
+            organization=organization, invoice_id=invoice.id, currency=currency
         ),
         currency=currency,
         due_at=due_at(terms=terms, at=at),

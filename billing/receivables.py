@@ -5,8 +5,11 @@ import datetime as dt
 from billing import accounts, ledger, tax
 from billing.models import Entry
 from billing.states import AccountKind, EntryKind
+from marketplace import events
 from marketplace.core.errors import InvalidValue
+from marketplace.core.money import Money
 from marketplace.models import Organization
+from marketplace.states import EventKind
 from scheduler.models import Reservation
 from scheduler.states import PaymentMethod
 
@@ -77,6 +80,34 @@ def pay(
         effective_at=at,
         legs=ledger.differences([(source, owed, covered), (source, purse, amount_minor - covered)]),
     )
+    _tell_if_paid(organization=organization, invoice_id=invoice_id, owed=owed, at=at)
+
+
+def pay_from_wallet(
+    *, organization: Organization, invoice_id: str, payment_id: str, amount: Money, at: dt.datetime
+) -> None:
+    """Pay an invoice out of the wallet, as far as it is open; once per payment.
+
+    :raises ledger.InsufficientFunds: when the wallet does not hold so much.
+    """
+    owed = account(organization=organization, invoice_id=invoice_id, currency=amount.currency)
+    lock(organization)
+    key = f"invpay:{payment_id}"
+    covered = min(amount.amount_minor, ledger.kept_balance(account=owed))
+    if not covered or ledger.is_posted(idempotency_key=key):
+        return
+    ledger.post(
+        idempotency_key=key,
+        kind=EntryKind.PAYMENT,
+        subject_id=invoice_id,
+        effective_at=at,
+        legs=ledger.transfer(
+            debited=accounts.wallet(organization=organization, currency=amount.currency),
+            credited=owed,
+            amount=covered,
+        ),
+    )
+    _tell_if_paid(organization=organization, invoice_id=invoice_id, owed=owed, at=at)
 
 
 def offset(*, reservation: Reservation, at: dt.datetime) -> int:
@@ -101,6 +132,22 @@ def offset(*, reservation: Reservation, at: dt.datetime) -> int:
         _set_off(payable, purse, amount=left, subject_id=reservation.id, at=at)
         left = 0
     return waiting - left
+
+
+def _tell_if_paid(
+    *, organization: Organization, invoice_id: str, owed: ledger.AccountRef, at: dt.datetime
+) -> None:
+    """Tell a tenant, once, that nothing of an invoice is open any more."""
+    if ledger.kept_balance(account=owed):
+        return
+    events.record(
+        organization=organization,
+        kind=EventKind.INVOICE_PAID,
+        object_id=invoice_id,
+        data={},
+        at=at,
+        key=f"{invoice_id}:paid",
+    )
 
 
 def _set_off(

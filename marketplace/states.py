@@ -55,6 +55,7 @@ class EventKind(TextChoices):
     DISPUTE_CLOSED = "dispute.closed"
     DISPUTE_OPENED = "dispute.opened"
     INVOICE_ISSUED = "invoice.issued"
+    INVOICE_PAID = "invoice.paid"
     PAYMENT_ACTION_REQUIRED = "payment.action_required"
     PAYMENT_AUTHORIZED = "payment.authorized"
     PAYMENT_CLOSED = "payment.closed"

@@ -49,7 +49,14 @@ class Migration(migrations.Migration):
                         serialize=False,
                     ),
                 ),
-                ("invoice_id", models.CharField(max_length=32, unique=True)),
+                (
+                    "invoice",
+                    models.OneToOneField(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="credit_sale",
+                        to="billing.invoice",
+                    ),
+                ),
                 ("amount_minor", models.BigIntegerField(db_comment="of the invoice, tax included")),
                 ("currency", models.CharField(max_length=3)),
                 ("due_at", models.DateTimeField(db_comment="to be paid by then")),

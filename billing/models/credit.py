@@ -6,6 +6,7 @@ from django.db import models
 from django.db.models import Q
 
 from billing.models.controls import Approval
+from billing.models.invoices import Invoice
 from marketplace.core import ids
 from marketplace.models import Organization
 from scheduler.models import Change, Reservation
@@ -75,7 +76,7 @@ class CreditSale(models.Model):
         related_name="credit_sale",
         db_comment="what was added later; null: the reservation itself",
     )
-    invoice_id = models.CharField(max_length=ids.ID_LENGTH_MAX, unique=True)
+    invoice = models.OneToOneField(Invoice, on_delete=models.PROTECT, related_name="credit_sale")
     terms = models.ForeignKey(CreditTerms, on_delete=models.PROTECT, related_name="sales")
     amount_minor = models.BigIntegerField(db_comment="of the invoice, tax included")
     currency = models.CharField(max_length=3)

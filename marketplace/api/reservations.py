@@ -165,6 +165,7 @@ class OwedInvoiceSerializer(serializers.Serializer[CreditSale]):
     """The invoice by which a reservation is owed."""
 
     id = serializers.CharField(source="invoice_id")
+    number = serializers.CharField(source="invoice.number", help_text="as it is printed")
     due_at = InstantField(help_text="to be paid by then")
 
 
@@ -385,7 +386,7 @@ def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
         ),
         Prefetch(
             "credit_sales",
-            queryset=CreditSale.objects.filter(change=None),
+            queryset=CreditSale.objects.filter(change=None).select_related("invoice"),
             to_attr="shown_sales",
         ),
     )

@@ -12,6 +12,7 @@ from scheduler.models import Reservation
 from tests.api.world import a_fleet, a_new_key, a_quote, a_reservation, fund
 from tests.billing import debtors
 from tests.conftest import Answer, ApiClient
+from tests.factories import a_key, an_organization
 
 pytestmark = pytest.mark.django_db
 
@@ -81,3 +82,89 @@ class TestPurchase:
         first, second = (buy(api, quote=quote, key=key) for _ in range(2))
         assert first.json == second.json
         assert CreditSale.objects.count() == 1
+
+
+class TestPayment:
+    def test_from_the_wallet_is_made_at_once_and_once_per_key(
+        self, api: ApiClient, organization: Organization
+    ) -> None:
+        invoice_id, total = self.owed(api, organization)
+        fund(organization, amount_minor=total + 1)
+        path, key = f"/v1/invoices/{invoice_id}/payments", a_new_key()
+        first, second = (api.post(path, {"payment_method": "wallet"}, key=key) for _ in range(2))
+        assert first.status == 201
+        assert first.content == second.content
+        assert first.json["status"] == "succeeded"
+        assert first.json["amount"] == {"amount_minor": total, "currency": settings.CURRENCY}
+        assert api.get("/v1/wallet").json["balance"]["amount_minor"] == 1
+        again = api.post(path, {"payment_method": "wallet"}, key=a_new_key())
+        assert (again.status, again.code) == (422, "nothing_receivable")
+
+    def test_of_a_part_that_the_wallet_does_not_cover_says_what_is_missing(
+        self, api: ApiClient, organization: Organization
+    ) -> None:
+        invoice_id, _ = self.owed(api, organization)
+        fund(organization, amount_minor=9)
+        amount = {"amount_minor": 10, "currency": settings.CURRENCY}
+        answer = api.post(
+            f"/v1/invoices/{invoice_id}/payments",
+            {"payment_method": "wallet", "amount": amount},
+            key=a_new_key(),
+        )
+        assert (answer.status, answer.code) == (402, "payment_required")
+        assert answer.json["missing"]["amount_minor"] == 1
+
+    @pytest.mark.parametrize(
+        ("body", "status", "code"),
+        [
+            ({"payment_method": "card"}, 501, "payment_method_unavailable"),
+            ({"payment_method": "invoice"}, 422, "invalid_request"),
+            ({}, 422, "invalid_request"),
+            (
+                {"payment_method": "wallet", "amount": {"amount_minor": 5, "currency": "jpy"}},
+                422,
+                "invalid_value",
+            ),
+        ],
+    )
+    def test_of_a_kind_that_is_not_taken_is_refused(
+        self,
+        api: ApiClient,
+        organization: Organization,
+        body: dict[str, Any],
+        status: int,
+        code: str,
+    ) -> None:
+        invoice_id, _ = self.owed(api, organization)
+        answer = api.post(f"/v1/invoices/{invoice_id}/payments", body, key=a_new_key())
+        assert (answer.status, answer.code) == (status, code)
+
+    def test_needs_a_key_and_an_invoice_of_ones_own(
+        self, api: ApiClient, organization: Organization
+    ) -> None:
+        invoice_id, _ = self.owed(api, organization)
+        path = f"/v1/invoices/{invoice_id}/payments"
+        assert api.post(path, {"payment_method": "wallet"}).code == "idempotency_key_required"
+        _, secret = a_key(organization=an_organization())
+        stranger = api.signed_in(secret=secret)
+        assert stranger.post(path, {"payment_method": "wallet"}, key=a_new_key()).status == 404
+
+    def owed(self, api: ApiClient, organization: Organization) -> tuple[str, int]:
+        a_fleet()
+        grant(organization)
+        bought = buy(api, quote=a_quote(api)).json
+        return bought["payment"]["invoice"]["id"], bought["total"]["amount_minor"]
+
+
+class TestStanding:
+    def test_says_what_may_still_be_bought(
+        self, api: ApiClient, organization: Organization
+    ) -> None:
+        a_fleet()
+        assert api.get("/v1/credit").json["limit"]["amount_minor"] == 0
+        grant(organization, limit=100_000)
+        total = buy(api, quote=a_quote(api)).json["total"]["amount_minor"]
+        shown = api.get("/v1/credit").json
+        assert (shown["net_days"], shown["overdue_invoices"]) == (30, [])
+        assert shown["owed"]["amount_minor"] == total
+        assert shown["available"]["amount_minor"] == 100_000 - total
