@@ -31,7 +31,7 @@ def _guards() -> list[tuple[str, str]]:
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0011_guard_the_invoices"),
+        ("billing", "0012_floors_of_hours"),
         ("marketplace", "0004_events"),
         ("scheduler", "0015_relocation_reason"),
     ]

@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0012_credit"),
+        ("billing", "0013_credit"),
     ]
 
     operations = [
