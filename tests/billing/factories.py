@@ -12,6 +12,7 @@ from marketplace.core.money import Money, amount_for
 from marketplace.core.windows import Window
 from marketplace.models import GpuModel, Organization
 from scheduler import change_rules
+from scheduler.lots import Lot, Lots
 from scheduler.models import (
     Change,
     ChangeQuote,
@@ -116,6 +117,7 @@ def reservation(
     if total_minor is None:
         seconds = gpus * hours * 3600
         total_minor = amount_for(rate=rate, gpu_seconds=seconds, currency=currency).amount_minor
+    window = Window(START, ends_at)
     shared = {
         "organization": buyer,
         "gpu_model": model,
@@ -127,7 +129,9 @@ def reservation(
         "ends_at": ends_at,
         "rate": rate,
         "total_minor": total_minor,
-        "tariff": Tariff.flat(window=Window(START, ends_at), rate=rate).as_json(),
+        "lots": lots(
+            window=window, gpus=gpus, rate=rate, fee_basis_points=fee_basis_points
+        ).as_json(),
         "currency": currency,
         "fee_basis_points": fee_basis_points,
         "simulated": True,
@@ -136,9 +140,6 @@ def reservation(
     quote = Quote.objects.create(
         **shared,
         status=QuoteStatus.USED,
-        floor_rate=(rate * (10_000 - fee_basis_points) / 10_000).quantize(
-            Decimal("0.000001"), rounding=ROUND_DOWN
-        ),
         price_breakdown={},
         expires_at=START,
         used_at=START - dt.timedelta(minutes=30),
@@ -161,6 +162,19 @@ def reservation(
     return row
 
 
+def lots(*, window: Window, gpus: int, rate: Decimal, fee_basis_points: int) -> Lots:
+    """Return one lot of GPUs at a flat rate, its floor the rate less the market's fee."""
+    floor = (rate * (10_000 - fee_basis_points) / 10_000).quantize(
+        Decimal("0.000001"), rounding=ROUND_DOWN
+    )
+    lot = Lot(
+        gpus=gpus,
+        floors=Tariff.flat(window=window, rate=floor),
+        tariff=Tariff.flat(window=window, rate=rate),
+    )
+    return Lots((lot,))
+
+
 def change(
     *,
     of: Reservation,
@@ -180,8 +194,10 @@ def change(
     before, total = of.window, of.total_minor
     of.ends_at += dt.timedelta(seconds=added // of.gpus)
     of.total_minor += charged - refunded - fee
-    of.tariff = Tariff.flat(window=of.window, rate=of.rate).as_json()
-    of.save(update_fields=["ends_at", "total_minor", "tariff"])
+    of.lots = lots(
+        window=of.window, gpus=of.gpus, rate=of.rate, fee_basis_points=of.fee_basis_points
+    ).as_json()
+    of.save(update_fields=["ends_at", "total_minor", "lots"])
     left = None if kind == ChangeKind.CANCELLATION else of.window
     shared = {
         "reservation": of,
