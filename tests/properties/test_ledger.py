@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.db import connection, transaction
+from django.db.models import Sum
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -25,6 +26,7 @@ from billing import (
     corrections,
     disputes,
     earnings,
+    invoices,
     ledger,
     payouts,
     promotions,
@@ -35,8 +37,19 @@ from billing import (
     settlements,
     wallet,
 )
+from billing.invoices import movements
 from billing.ledger import InsufficientFunds
-from billing.models import Account, Dispute, Entry, Payout, Posting, Refund, Reserve, Settlement
+from billing.models import (
+    Account,
+    Dispute,
+    Entry,
+    InvoiceLine,
+    Payout,
+    Posting,
+    Refund,
+    Reserve,
+    Settlement,
+)
 from billing.states import (
     AccountKind,
     ApprovalKind,
@@ -99,6 +112,7 @@ class Market(RuleBasedStateMachine):
         self.held: list[Reservation] = []
         self.invoices: dict[str, int] = {}
         self.clearing: dict[str, int] = {}
+        self.months = 0
 
     def teardown(self) -> None:
         """End every run with the closing of everything, and forget it."""
@@ -184,9 +198,7 @@ class Market(RuleBasedStateMachine):
                 purchases.capture_payment(reservation=row, object_id=payment, at=factories.START)
                 self.clearing[payment] = price
             elif method == PaymentMethod.INVOICE:
-                invoice = self.next_id("inv")
-                purchases.capture_invoice(reservation=row, invoice_id=invoice, at=factories.START)
-                self.invoices[invoice] = price
+                self.invoices[factories.bought_on_account(row)] = price
             else:
                 if is_promoted and self.grants:
                     promotions.spend(reservation=row, grant_id=self.grants[-1], at=factories.START)
@@ -254,6 +266,11 @@ class Market(RuleBasedStateMachine):
                 actor="anna",
             )
             approvals.approve(approval_id=approval.id, at=factories.START, actor="bert")
+
+    @rule()
+    def close_month(self) -> None:
+        self.months += 1
+        invoices.run_due(at=factories.START + self.months * dt.timedelta(days=31))
 
     # --- delivery -------------------------------------------------------------------------------
 
@@ -488,6 +505,23 @@ class Market(RuleBasedStateMachine):
         while Payout.objects.filter(status=PayoutStatus.DUE).exists():
             self.pay_out(fails=False)
         assert balances(*ENDS_AT_ZERO) == {}
+        self.check()
+        self.tell_everything()
+
+    def tell_everything(self) -> None:
+        """After the last month is closed, each charge is on an invoice, and each return on a credit note."""
+        self.months = max(self.months, (FARTHER - factories.START).days // 31 + 2)
+        invoices.run_due(at=factories.START + self.months * dt.timedelta(days=31))
+        left = movements.untold(organization=self.tenant, before=FARTHER)
+        assert left.charges == []
+        # What is given back beyond all that was ever invoiced is a gift, and on no credit note.
+        for each in left.returns:
+            lines = InvoiceLine.objects.filter(reservation=each.reservation)
+            charged, credited = (
+                lines.filter(corrects_line__isnull=is_charge).aggregate(sum=Sum("net_minor"))["sum"]
+                for is_charge in (True, False)
+            )
+            assert charged == credited
         self.check()
 
     def check(self) -> None:
