@@ -15,9 +15,11 @@ from django.db.models import (
 )
 from django.db.models.functions import Coalesce, Concat
 
-from billing.models import Invoice, Posting
+from billing.models import Invoice, InvoiceLine, Posting
 from billing.month_movements import month_window
 from billing.states import AccountKind, EntryKind, InvoiceKind, InvoiceState, Side
+from marketplace.models import Organization
+from scheduler.models import Reservation
 
 
 def with_state(invoices: QuerySet[Invoice]) -> QuerySet[Invoice]:
@@ -56,6 +58,18 @@ def with_state(invoices: QuerySet[Invoice]) -> QuerySet[Invoice]:
             output_field=CharField(null=True),
         )
     )
+
+
+def of_reservation(*, reservation: Reservation) -> QuerySet[Invoice]:
+    """Return the documents that have a line of a reservation, the first one first."""
+    lines = InvoiceLine.objects.filter(reservation=reservation).values("invoice")
+    return with_state(Invoice.objects.filter(pk__in=lines)).order_by("issued_at", "pk")
+
+
+def for_month(*, organization: Organization, month: str) -> QuerySet[Invoice]:
+    """Return the documents of a tenant that belong to a month, the first one first."""
+    rows = of_month(Invoice.objects.visible_to(organization), month=month)
+    return with_state(rows).order_by("issued_at", "pk")
 
 
 def _prepaid() -> Case:

@@ -1,9 +1,9 @@
 """What the pages of all documents have in common: fonts, sizes, tables that go on, and numbered pages.
 
-Bitstream Vera, which comes with the library, has the Latin scripts of Europe; an operator may name fonts
-that have more. What those lack of Chinese, Japanese, Korean, Greek and Cyrillic is named and not embedded: the
-reader shows it with its own fonts, where it has some. Of any other script each character is a question mark;
-the JSON of a document has them all.
+Bitstream Vera, which comes with the library, has most letters of the Latin scripts; an operator may name
+fonts that have more. A letter that the font lacks loses its accent. What it lacks of Chinese, Japanese,
+Korean, Greek and Cyrillic is named and not embedded: the reader shows it with fonts of its own, where it has some.
+Of any other script each character is a question mark; the JSON of a document has them all.
 """
 
 import hashlib
@@ -216,6 +216,7 @@ def _numbered(footer: str) -> type[Canvas]:
 def _in_fonts(words: str, known: frozenset[int]) -> str:
     """Return words as the library's markup, each run of characters in a font that has them."""
     shown = unicodedata.normalize("NFC", "".join(c if c.isprintable() else " " for c in words))
+    shown = "".join(c if ord(c) in known else _without_accent(c, known) for c in shown)
     has_kana = any("\u3040" <= character <= "\u30ff" for character in shown)
 
     def font_of(character: str) -> str:
@@ -236,3 +237,9 @@ def _in_fonts(words: str, known: frozenset[int]) -> str:
             words_ = escape(characters)
             parts.append(f'<font name="{name}">{words_}</font>' if name else words_)
     return "".join(parts)
+
+
+def _without_accent(character: str, known: frozenset[int]) -> str:
+    """Return the letter below an accent where that one can be shown; the character itself where not."""
+    letter = unicodedata.normalize("NFD", character)[0]
+    return letter if ord(letter) in known else character

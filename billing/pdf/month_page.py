@@ -12,8 +12,8 @@ from reportlab.lib.units import mm
 from reportlab.platypus import Flowable, PageBreak, Spacer
 
 from billing import month_bills, month_movements
+from billing.bills import cost_per_hour
 from billing.invoices import parties, reading
-from billing.models import Invoice
 from billing.month_bills import Ahead, Figures, Group, MonthBill, Row, ratios
 from billing.pdf.layout import (
     ACCENT,
@@ -74,8 +74,8 @@ def month_bill(*, bill: MonthBill, organization: Organization, at: dt.datetime) 
         story,
         title=f"{title}, {buyer['name']}",
         subject=f"{bill.window.starts_at:%Y-%m-%d} to {bill.window.ends_at:%Y-%m-%d}",
-        footer=f"{title} · amounts in {bill.currency.upper()}, without tax where nothing else is said · hours are "
-        "GPU-hours",
+        footer=f"{title} · amounts in {bill.currency.upper()}, without tax where nothing else is said · "
+        "hours are GPU-hours",
     )
 
 
@@ -102,8 +102,7 @@ def _head(bill: MonthBill, *, buyer: str, at: dt.datetime) -> list[Flowable]:
 
 def _documents(organization: Organization, *, month: str) -> list[Flowable]:
     """Return the invoices and credit notes of the month, and what has become of them."""
-    rows = reading.of_month(Invoice.objects.visible_to(organization), month=month)
-    documents = list(reading.with_state(rows).order_by("issued_at", "pk"))
+    documents = list(reading.for_month(organization=organization, month=month))
     if not documents:
         return []
     cells = [["Document", "Issued", "State", "Total with tax"]]
@@ -197,18 +196,14 @@ def _trend(bill: MonthBill, *, organization: Organization) -> Flowable:
         months.append((name, total))
         starts_at = window.starts_at
     cells = [["", *(name for name, _ in reversed(months))]]
-    for word, seconds_of in (
-        ("delivered", lambda figures: figures.delivered_seconds),
-        ("attached", lambda figures: figures.attached_seconds),
-        ("busy", lambda figures: figures.busy_seconds),
-    ):
+    for word in ("delivered", "attached", "busy"):
         costs = (
-            month_bills.cost_per_hour(
-                Money(figures.effective, bill.currency), seconds_of(figures) or 0
+            cost_per_hour(
+                Money(figures.effective, bill.currency), getattr(figures, f"{word}_seconds") or 0
             )
             for _, figures in reversed(months)
         )
-        cells.append([f"per {word} hour", *(cost or "—" for cost in costs)])
+        cells.append([f"per {word} hour", *(cost or UNMEASURED for cost in costs)])
     return table(cells, widths=[4, 3, 3, 3], columns=2)
 
 

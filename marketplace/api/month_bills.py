@@ -14,8 +14,10 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from billing import month_bills, month_movements, pdf
+from billing.invoices import reading
 from billing.month_bills import Figures, MonthBill, Row
 from marketplace.api import month_page
+from marketplace.api.bill_documents import BillDocumentSerializer
 from marketplace.api.fields import ChoiceField, InstantField, MoneySerializer, StrictSerializer
 from marketplace.api.invoices import pdf_response
 from marketplace.api.schema import operation
@@ -139,6 +141,9 @@ class MonthBillSerializer(serializers.Serializer[Any]):
     by_project = ProjectFiguresSerializer(many=True)
     by_tag = TagFiguresSerializer(many=True)
     commitments_ahead = AheadSerializer()
+    documents = BillDocumentSerializer(
+        many=True, help_text="invoices and credit notes that the month issued, oldest first"
+    )
 
 
 class MonthBillView(ApiView):
@@ -175,7 +180,8 @@ class MonthBillView(ApiView):
         if self.query["format"] == "pdf":
             content = pdf.month_bill(bill=bill, organization=self.organization, at=self.now)
             return pdf_response(content, name=f"bill-{month}")
-        return Response(MonthBillSerializer(_bill(bill)).data)
+        documents = reading.for_month(organization=self.organization, month=month)
+        return Response(MonthBillSerializer({**_bill(bill), "documents": documents}).data)
 
 
 def _month(month: str, *, at: dt.datetime) -> Window:
