@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from agents.supply import Masks
 from scheduler.packing.choice import best_row
 from scheduler.placement.demand import Demand
-from scheduler.placement.shares import NodeShare, fill
-from scheduler.placement.supply import Masks, Rows, Supply
+from scheduler.placement.shares import NodeShare
+from scheduler.placement.supply import Rows, Supply
 from scheduler.states import Spread
 
 
@@ -40,8 +41,7 @@ def _choose(supply: Supply, *, usable: Masks, demand: Demand) -> list[NodeShare]
         gpus=demand.gpus,
     )
     if row is not None:
-        free = supply.free_node(row, usable=int(usable[row]))
-        return [NodeShare(node=free.node, slots=free.slots, count=demand.gpus)]
+        return [supply.share(row, usable=int(usable[row]), count=demand.gpus)]
     if demand.spread is Spread.SINGLE_NODE:
         return None
     for gpus in (np.where(is_idle, room, 0), room):
@@ -59,4 +59,23 @@ def _choose(supply: Supply, *, usable: Masks, demand: Demand) -> list[NodeShare]
 def _filled(
     supply: Supply, *, rows: Sequence[int] | Rows, usable: Masks, gpus: int
 ) -> list[NodeShare]:
-    return fill([supply.free_node(row, usable=int(usable[row])) for row in rows], gpus=gpus)
+    """Take the fullest nodes whole, and the rest where the least is left over. There is room enough."""
+    left = np.asarray(rows)
+    room: Rows = np.bitwise_count(usable[left]).astype(np.int64)
+    order = np.argsort(-room, kind="stable")
+    left, room = left[order], room[order]
+    is_untouched = room == np.bitwise_count(supply.sellable[left])
+    shares: list[NodeShare] = []
+    missing = gpus
+    while missing:
+        fitting = np.flatnonzero(room >= missing)
+        place = 0
+        if len(fitting):
+            breaks_one = is_untouched[fitting] & (room[fitting] > missing)
+            place = int(fitting[np.lexsort((left[fitting], room[fitting], breaks_one))[0]])
+        row = int(left[place])
+        count = min(missing, int(room[place]))
+        shares.append(supply.share(row, usable=int(usable[row]), count=count))
+        missing -= count
+        left, room, is_untouched = (np.delete(x, place) for x in (left, room, is_untouched))
+    return shares
