@@ -79,7 +79,8 @@ def purchase(
     tax.freeze(reservation=reservation, at=at)
     if method == PaymentMethod.WALLET:
         purchases.post(reservation=reservation, at=at)
-        return reservations.confirm(reservation_id=reservation.id, at=at, actor=actor)
+        reservations.confirm_in_hand(reservation=reservation, at=at, actor=actor)
+        return reservation
     ahead = dt.timedelta(seconds=BANK_TRANSFER_AHEAD_SECONDS)
     if method == PaymentMethod.BANK_TRANSFER and reservation.starts_at - at < ahead:
         raise InvalidValue(

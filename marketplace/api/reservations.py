@@ -368,6 +368,26 @@ def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
     )
 
 
+def _just_bought(reservation: Reservation) -> Reservation:
+    """Add to a reservation, made and paid from the wallet in this transaction, what its answer shows.
+
+    No lease, payment or change can belong to it yet.
+    """
+    places = Allocation.objects.filter(reservation=reservation, live=True)
+    vars(reservation).update(
+        shown_allocations=list(places.select_related("node").order_by("slots")),
+        shown_transitions=list(
+            ReservationTransition.objects.filter(reservation=reservation).order_by("id")
+        ),
+        shown_leases=[],
+        shown_relocations=[],
+        shown_repackings=[],
+        shown_changes=[],
+    )
+    Reservation.provider_payment.related.set_cached_value(reservation, None)
+    return reservation
+
+
 class ReservationsView(ApiView):
     scopes: ClassVar = {"GET": Scope.RESERVATIONS_READ, "POST": Scope.RESERVATIONS_WRITE}
     queries: ClassVar = {"GET": ReservationsQuery}
@@ -410,6 +430,7 @@ class ReservationsView(ApiView):
             "saves_card": body.pop("save_card"),
         }
         details = ReservationDetails(**body)
+        waits = payment_method != PaymentMethod.WALLET
         bought: list[Reservation] = []
 
         def buy() -> tuple[int, Any]:
@@ -423,7 +444,9 @@ class ReservationsView(ApiView):
                 **cards,
             )
             bought.append(reservation)
-            return HTTPStatus.CREATED, self._rendered(reservation)
+            if waits:
+                return HTTPStatus.CREATED, self._rendered(reservation)
+            return HTTPStatus.CREATED, ReservationSerializer(_just_bought(reservation)).data
 
         def ask_provider() -> tuple[int, Any]:
             """Ask for the payment now that the reservation is kept; what fails here is tried again later."""
@@ -432,7 +455,6 @@ class ReservationsView(ApiView):
                 provider.drive_payment(payment_id=payment.pk, at=self.now)
             return HTTPStatus.CREATED, self._rendered(bought[-1])
 
-        waits = payment_method != PaymentMethod.WALLET
         return self.once(key_required=True, action=buy, then=ask_provider if waits else None)
 
     def _rendered(self, reservation: Reservation) -> Any:  # noqa: ANN401 - plain values to render
