@@ -233,6 +233,7 @@ def get_for_use(*, organization: Organization, quote_id: str) -> Quote:
     quote = next(iter(found), None) if "\x00" not in quote_id else None
     if quote is None:
         raise NotFound(f"no quote {quote_id}")
+    quote.organization = organization
     return quote
 
 

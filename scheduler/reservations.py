@@ -31,6 +31,7 @@ from scheduler.details import DetailChanges, ReservationDetails, check_details
 from scheduler.models import (
     Allocation,
     Lease,
+    Quote,
     Reclaim,
     Replacement,
     Reservation,
@@ -76,6 +77,28 @@ def reserve(
     there is one: it can only be rolled back.
 
     :raises NotFound: when the tenant has no such quote.
+    :raises DomainError: whatever refuses it; see `accept`.
+    """
+    return accept(
+        quote=quotes.get_for_use(organization=organization, quote_id=quote_id),
+        payment_method=payment_method,
+        details=details,
+        at=at,
+        actor=actor,
+    )
+
+
+@transaction.atomic(savepoint=False)
+def accept(
+    *,
+    quote: Quote,
+    payment_method: str,
+    details: ReservationDetails,
+    at: dt.datetime,
+    actor: str,
+) -> Reservation:
+    """Do what `reserve` does with a quote that `quotes.get_for_use` returned in this transaction.
+
     :raises InvalidValue: when the payment method or a detail makes no sense.
     :raises QuoteUsed: when a reservation was made of it already.
     :raises QuoteExpired: when its time is up.
@@ -87,7 +110,7 @@ def reserve(
             f"must be one of {', '.join(PaymentMethod.values)}", pointer="/payment_method"
         )
     check_details(details)
-    quote = quotes.get_for_use(organization=organization, quote_id=quote_id)
+    organization = quote.organization
     holds.require_usable(quote=quote, at=at)
     quotas.check(organization=organization, gpus=quote.gpus, window=quote.window, at=at)
     patience = dt.timedelta(seconds=PAYMENT_WINDOW_SECONDS[PaymentMethod(payment_method)])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, ClassVar
 
-from django.db.models import Prefetch, QuerySet
+from django.db.models import Prefetch, QuerySet, prefetch_related_objects
 from django.http import HttpResponse
 from drf_spectacular.utils import OpenApiExample, extend_schema_field, extend_schema_serializer
 from rest_framework import serializers
@@ -12,6 +12,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from billing import checkout, payments, provider, purchases, tax
+from billing.models import CreditSale
 from marketplace.api.changes import ChangeSerializer
 from marketplace.api.fields import (
     ChoiceField,
@@ -162,6 +163,14 @@ class ReservationsQuery(PageQuery):
     )
 
 
+class OwedInvoiceSerializer(serializers.Serializer[CreditSale]):
+    """The invoice by which a reservation is owed."""
+
+    id = serializers.CharField(source="invoice_id")
+    number = serializers.CharField(source="invoice.number", help_text="as it is printed")
+    due_at = InstantField(help_text="to be paid by then")
+
+
 class PaymentSerializer(serializers.Serializer[Reservation]):
     """How far the payment has come."""
 
@@ -172,6 +181,7 @@ class PaymentSerializer(serializers.Serializer[Reservation]):
     checkout_url = serializers.SerializerMethodField(help_text="a page on which it can be paid")
     bank_transfer = serializers.SerializerMethodField(help_text="where to send the money")
     failure = serializers.SerializerMethodField(help_text="why the last attempt did not work")
+    invoice = serializers.SerializerMethodField(help_text="of what was bought on account")
 
     @extend_schema_field(ChoiceField(choices=[(s, s) for s in _PAYMENT_STATUSES]))
     def get_status(self, reservation: Reservation) -> str:
@@ -194,6 +204,11 @@ class PaymentSerializer(serializers.Serializer[Reservation]):
     def get_failure(self, reservation: Reservation) -> object:
         payment = getattr(reservation, "provider_payment", None)
         return failure_of(payment) if payment else None
+
+    @extend_schema_field(OwedInvoiceSerializer(allow_null=True))
+    def get_invoice(self, reservation: Reservation) -> object:
+        sales: list[CreditSale] = vars(reservation)["shown_sales"]
+        return OwedInvoiceSerializer(sales[0]).data if sales else None
 
 
 class PlacementSerializer(serializers.Serializer[Allocation]):
@@ -348,9 +363,9 @@ def _changes_of(reservation: Reservation) -> list[Change]:
     return shown
 
 
-def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
-    """Fetch with each reservation what its answer shows."""
-    return queryset.select_related("provider_payment", "tax_terms").prefetch_related(
+def _prefetches() -> list["Prefetch[str]"]:
+    """Return what an answer shows beside a reservation, under the names by which it does."""
+    return [
         Prefetch(
             "allocations",
             queryset=Allocation.objects.filter(live=True).select_related("node").order_by("slots"),
@@ -382,26 +397,34 @@ def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
             queryset=ReservationTransition.objects.order_by("id"),
             to_attr="shown_transitions",
         ),
-        Prefetch("changes", queryset=Change.objects.order_by("at"), to_attr="shown_changes"),
-    )
+        Prefetch(
+            "changes",
+            queryset=Change.objects.select_related("credit_sale").order_by("at"),
+            to_attr="shown_changes",
+        ),
+        Prefetch(
+            "credit_sales",
+            queryset=CreditSale.objects.filter(change=None).select_related("invoice"),
+            to_attr="shown_sales",
+        ),
+    ]
+
+
+def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
+    """Fetch with each reservation what its answer shows."""
+    related = queryset.select_related("provider_payment", "tax_terms")
+    return related.prefetch_related(*_prefetches())
 
 
 def _just_bought(reservation: Reservation) -> Reservation:
     """Add to a reservation, made and paid from the wallet in this transaction, what its answer shows.
 
-    No lease, payment or change can belong to it yet.
+    It has places and moves; nothing else can belong to it yet.
     """
-    places = Allocation.objects.filter(reservation=reservation, live=True)
-    vars(reservation).update(
-        shown_allocations=list(places.select_related("node").order_by("slots")),
-        shown_transitions=list(
-            ReservationTransition.objects.filter(reservation=reservation).order_by("id")
-        ),
-        shown_leases=[],
-        shown_relocations=[],
-        shown_repackings=[],
-        shown_changes=[],
-    )
+    there = ("shown_allocations", "shown_transitions")
+    prefetches = {str(prefetch.to_attr): prefetch for prefetch in _prefetches()}
+    prefetch_related_objects([reservation], *(prefetches.pop(name) for name in there))
+    vars(reservation).update({name: [] for name in prefetches})
     Reservation.provider_payment.related.set_cached_value(reservation, None)
     return reservation
 
@@ -432,6 +455,10 @@ class ReservationsView(ApiView):
             "capacity_taken",
             "payment_required",
             "payment_method_unavailable",
+            "credit_not_granted",
+            "credit_limit_exceeded",
+            "invoice_overdue",
+            "money_parked",
             "no_saved_card",
             "limit_exceeded",
             "state_conflict",
@@ -448,7 +475,7 @@ class ReservationsView(ApiView):
             "saves_card": body.pop("save_card"),
         }
         details = ReservationDetails(**body)
-        waits = payment_method != PaymentMethod.WALLET
+        waits = payment_method not in {PaymentMethod.WALLET, PaymentMethod.INVOICE}
         bought: list[Reservation] = []
 
         def buy() -> tuple[int, Any]:
@@ -462,7 +489,7 @@ class ReservationsView(ApiView):
                 **cards,
             )
             bought.append(reservation)
-            if waits:
+            if payment_method != PaymentMethod.WALLET:
                 return HTTPStatus.CREATED, self._rendered(reservation)
             return HTTPStatus.CREATED, ReservationSerializer(_just_bought(reservation)).data
 
