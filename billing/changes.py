@@ -260,14 +260,10 @@ def _require_means(
     promised = ChangeQuote.objects.filter(reservation=reservation, pk=quote_id).first()
     if promised is None or not promised.charge_minor:
         return None  # no such quote, which the scheduler refuses; or nothing to pay
+    part = tax.preview(reservation=reservation, charged=promised.charge_minor)
     return credit.require(
         organization=organization,
-        amount=Money(
-            tax.gross_minor(
-                net_minor=promised.charge_minor, terms=tax.terms_of(reservation=reservation)
-            ),
-            promised.currency,
-        ),
+        amount=Money(promised.charge_minor + part.charged, promised.currency),
         at=at,
     )
 
