@@ -12,6 +12,7 @@ from django.db import connection, transaction
 
 from billing import parking, settlements
 from billing.invariants import MORE_INVARIANTS, SIGNED, Invariant, sum_of
+from billing.invoices.invariants import INVOICE_INVARIANTS
 from billing.models import BooksRun
 from billing.tax_invariants import TAX_INVARIANTS
 
@@ -394,6 +395,7 @@ INVARIANTS = (
         """,
     ),
     *MORE_INVARIANTS,
+    *INVOICE_INVARIANTS,
     *TAX_INVARIANTS,
 )
 

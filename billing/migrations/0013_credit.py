@@ -33,7 +33,7 @@ class Migration(migrations.Migration):
     dependencies = [
         ("billing", "0012_floors_of_hours"),
         ("marketplace", "0004_events"),
-        ("scheduler", "0015_relocation_reason"),
+        ("scheduler", "0016_lots"),
     ]
 
     operations = [
