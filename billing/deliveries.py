@@ -28,7 +28,9 @@ class Delivery:
     """What the evidence says of a lease, in whole GPU-seconds: `busy <= delivered <= bought`.
 
     `metered` are the delivered GPU-seconds that meter readings cover; `is_fully_metered` says that every
-    GPU has readings up to the end, so that none is still on its way. `worth` is what the tariff asks for
+    GPU has readings up to the end, so that none is still on its way. `measured` are those of which it is
+    known whether they were busy; `attached` those in which a process held the GPU's memory, None where
+    nothing tells. `worth` is what the tariff asks for
     the delivered ones, exact, in major units. `outages` are clipped to the time between handover and end.
     """
 
@@ -39,6 +41,8 @@ class Delivery:
     energy_millijoules: int | None
     is_fully_metered: bool
     worth: Fraction = Fraction(0)
+    measured: int = 0
+    attached: int | None = None
     outages: tuple[OutageWindow, ...] = ()
 
 
@@ -122,7 +126,8 @@ def _between(
         windows=[piece.window for piece in pieces],
         faults=_faults(lease=lease, told=told),
     )
-    delivered = metered = busy = 0
+    delivered = metered = busy = measured = 0
+    attached: int | None = None
     worth = Fraction(0)
     for piece, meters in zip(pieces, of_pieces, strict=True):
         whole = min(len(lease.gpu_uuids) * piece.window.seconds, bought - delivered)
@@ -131,6 +136,9 @@ def _between(
         delivered += had
         metered += seen
         busy += min(meters.gpu_seconds_busy, had)
+        measured += min(meters.gpu_seconds_measured, had)
+        if meters.gpu_seconds_attached is not None:
+            attached = (attached or 0) + min(meters.gpu_seconds_attached, had)
         worth += Fraction(piece.rate_micros * had, MICROS * SECONDS_PER_HOUR)
     energies = [m.energy_millijoules for m in of_pieces if m.energy_millijoules is not None]
     readings_until = of_pieces[0].readings_until
@@ -144,6 +152,8 @@ def _between(
         and readings_until is not None
         and readings_until >= until,
         worth=worth,
+        measured=measured,
+        attached=attached,
         outages=tuple(told),
     )
 

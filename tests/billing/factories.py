@@ -27,14 +27,16 @@ def owner(*, name: str = "Nordlicht Compute") -> Organization:
     )[0]
 
 
-def tenant(*, name: str = "Perceptron AG", funds_minor: int = 0) -> Organization:
+def tenant(
+    *, name: str = "Perceptron AG", funds_minor: int = 0, currency: str = "usd"
+) -> Organization:
     row, _ = Organization.objects.get_or_create(
         name=name, defaults={"is_tenant": True, "created_at": START}
     )
     if funds_minor:
         wallet.record_deposit(
             organization=row,
-            amount=Money(funds_minor, "usd"),
+            amount=Money(funds_minor, currency),
             idempotency_key=str(uuid.uuid4()),
             at=START,
             actor="test",
@@ -181,6 +183,7 @@ def meter(
     busy: int | None = 0,
     energy_millijoules: int | None = None,
     up: int | None = None,
+    attached: int | None = None,
 ) -> MeterReading:
     number = next(_numbers)
     return MeterReading.objects.create(
@@ -194,6 +197,7 @@ def meter(
         ends_at=of.starts_at + dt.timedelta(seconds=from_second + seconds),
         up_seconds=seconds if up is None else up,
         busy_seconds=busy,
+        attached_seconds=attached,
         energy_millijoules=energy_millijoules,
         simulated=True,
         received_at=of.ends_at,
