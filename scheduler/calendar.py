@@ -63,12 +63,13 @@ class Busy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A run of one node's slots, half-open, that one listing sells."""
+    """A run of one node's slots, half-open, that one listing sells, for one lot of a promise."""
 
     node_id: str
     listing_id: str
     slot_lower: int
     slot_upper: int
+    lot: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +267,7 @@ def _take(
             quote_id=quote_id,
             reservation_id=reservation_id,
             slots=Int4Range(place.slot_lower, place.slot_upper),
+            lot=place.lot,
             period=_period(window),
             created_at=at,
         )

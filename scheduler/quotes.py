@@ -15,7 +15,7 @@ from marketplace.models import Organization
 from marketplace.states import Tier
 from scheduler import availability, calendar, demand, holds, placement, quotas, repacking
 from scheduler.models import Quote
-from scheduler.placement import Demand
+from scheduler.placement import Ask, Demand
 from scheduler.quotas import LimitExceeded
 from scheduler.states import QUOTE_ARROWS, DemandKind, QuoteStatus, Spread
 
@@ -127,10 +127,9 @@ def create(*, organization: Organization, request: QuoteRequest, at: dt.datetime
             gpu_model_id=gpu_model.pk,
             region=request.region or "",
             tier=tier,
-            gpus=request.gpus,
             spread=spread,
             window=window,
-            floor_rate_max=Decimal("Infinity"),
+            asks=(Ask(gpus=request.gpus, floor_rate_max=Decimal("Infinity")),),
         )
         if repacking.open_room(wish=wish, region=request.region, at=at):
             offer, reason = price()
@@ -154,11 +153,9 @@ def create(*, organization: Organization, request: QuoteRequest, at: dt.datetime
         spread=spread,
         starts_at=window.starts_at,
         ends_at=window.ends_at,
-        floor_rate=offer.floor_rate,
-        listing_ids=list(offer.listing_ids),
         rate=offer.rate,
         total_minor=offer.total.amount_minor,
-        tariff=offer.price.tariff.as_json(),
+        lots=offer.lots.as_json(),
         currency=offer.total.currency,
         fee_basis_points=offer.price.fee_basis_points,
         price_breakdown=offer.price_breakdown,
@@ -255,11 +252,9 @@ def demand_of(quote: Quote) -> Demand:
         gpu_model_id=quote.gpu_model_id,
         region=quote.region,
         tier=Tier(quote.tier),
-        gpus=quote.gpus,
         spread=Spread(quote.spread),
         window=quote.window,
-        floor_rate_max=quote.floor_rate,
-        listing_ids=frozenset(quote.listing_ids),
+        asks=placement.asks_of(quote.lots),
     )
 
 

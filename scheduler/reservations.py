@@ -103,7 +103,7 @@ def reserve(
         ends_at=quote.ends_at,
         rate=quote.rate,
         total_minor=quote.total_minor,
-        tariff=quote.tariff,
+        lots=quote.lots,
         currency=quote.currency,
         fee_basis_points=quote.fee_basis_points,
         payment_method=payment_method,

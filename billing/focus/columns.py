@@ -1,8 +1,8 @@
 """The columns of each file, in the order in which they stand in it: the FOCUS names, then ours with `x_`.
 
 Of 1.4 there are four datasets, of 1.2 the one that it has. A column of FOCUS that is optional for a market
-without that feature is left out of 1.4; in 1.2 the columns of commitment discounts stay, and are empty,
-because the official validator asks for one of them.
+without that feature is left out of 1.4. In 1.2 the official validator asks for some of them all the same:
+those of commitment discounts stand there empty, those of a pricing currency repeat the billing currency's.
 """
 
 from django.db.models import TextChoices
@@ -102,6 +102,10 @@ _COST_AND_USAGE_1_2 = (
     "CommitmentDiscountStatus",
     "CommitmentDiscountType",
     "CommitmentDiscountUnit",
+    "PricingCurrency",
+    "PricingCurrencyContractedUnitPrice",
+    "PricingCurrencyEffectiveCost",
+    "PricingCurrencyListUnitPrice",
     "ProviderName",
     "PublisherName",
 )
@@ -167,6 +171,13 @@ _INVOICE_DETAIL = (
     "x_LedgerEntryKey",
     "x_ReservationId",
 )
+# What is priced in the currency in which it is billed has the same cell twice.
+SAME_AS = {
+    "PricingCurrency": "BillingCurrency",
+    "PricingCurrencyContractedUnitPrice": "ContractedUnitPrice",
+    "PricingCurrencyEffectiveCost": "EffectiveCost",
+    "PricingCurrencyListUnitPrice": "ListUnitPrice",
+}
 COLUMNS: dict[tuple[Version, Dataset], tuple[str, ...]] = {
     (Version.V1_4, Dataset.COST_AND_USAGE): (*sorted(_COST_AND_USAGE_1_4), *_OWN),
     (Version.V1_2, Dataset.COST_AND_USAGE): (*sorted(_COST_AND_USAGE_1_2), *_OWN),
@@ -175,4 +186,7 @@ COLUMNS: dict[tuple[Version, Dataset], tuple[str, ...]] = {
     (Version.V1_4, Dataset.BILLING_PERIOD): _BILLING_PERIOD,
 }
 # What a row of any version of Cost and Usage may say.
-EVERY_CHARGE_COLUMN = tuple(sorted({*_COST_AND_USAGE_1_4, *_COST_AND_USAGE_1_2})) + _OWN
+EVERY_CHARGE_COLUMN = (
+    *sorted({*_COST_AND_USAGE_1_4, *_COST_AND_USAGE_1_2} - set(SAME_AS)),
+    *_OWN,
+)

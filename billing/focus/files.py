@@ -9,7 +9,7 @@ from django.conf import settings
 
 from billing import month_movements
 from billing.focus import charges, commitments, invoice_lines, periods, reading
-from billing.focus.columns import COLUMNS, Dataset, Version
+from billing.focus.columns import COLUMNS, SAME_AS, Dataset, Version
 from billing.focus.facts import NO_DOCUMENTS, Deal, Documents, Fact, Payer
 from billing.focus.frames import Frames, Row
 from marketplace.models import Organization
@@ -60,7 +60,7 @@ class _Line:
 
 def _lines(columns: tuple[str, ...], pages: Iterator[Iterable[Row]]) -> Iterator[str]:
     writer = csv.writer(_Line(), lineterminator="\r\n")
-    cells = itemgetter(*columns)
+    cells = itemgetter(*(SAME_AS.get(column, column) for column in columns))
     yield str(writer.writerow(columns))
     for page in pages:
         yield "".join([str(writer.writerow(cells(row))) for row in page])

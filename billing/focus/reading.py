@@ -117,7 +117,6 @@ _FACTS = f"""
         coalesce(c.charged_minor, 0), coalesce(c.fee_minor, 0), coalesce(k.earned_minor, 0),
         coalesce(k.borne_minor, 0), coalesce(k.credit_minor, 0), e.idempotency_key
     FROM entries f JOIN billing_entry e ON e.id = f.entry_id
-    LEFT JOIN billing_earnedhour h ON h.entry_id = e.id
     LEFT JOIN scheduler_lease l ON l.id = e.subject_id
     LEFT JOIN scheduler_lease lease ON lease.id = f.lease_id
     LEFT JOIN billing_settlement s ON s.entry_id = e.id

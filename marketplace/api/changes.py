@@ -10,10 +10,12 @@ from rest_framework import serializers
 from rest_framework.request import Request
 
 from billing import changes as money
+from billing import tax
 from marketplace.api.fields import (
     ChoiceField,
     InstantField,
     MoneyField,
+    MoneySerializer,
     PriceBreakdownField,
     RateField,
     SecondsAsDurationField,
@@ -23,6 +25,7 @@ from marketplace.api.fields import (
 from marketplace.api.owner_listings import NoFields
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView
+from marketplace.core.money import Money
 from marketplace.states import Scope
 from scheduler import cancellations, extensions, rebookings
 from scheduler.models import Change, ChangeQuote
@@ -75,6 +78,8 @@ class ChangeQuoteSerializer(serializers.Serializer[ChangeQuote]):
     charge = MoneyField(minor="charge_minor", help_text="to be paid for what is added")
     refund = MoneyField(minor="refund_minor", help_text="goes back to the wallet")
     fee = MoneyField(minor="fee_minor", help_text="kept of what is given back")
+    charge_tax = serializers.SerializerMethodField(help_text="paid with the charge")
+    refund_tax = serializers.SerializerMethodField(help_text="goes back with the refund")
     fee_basis_points = serializers.IntegerField(help_text="of what is given back")
     fee_waived_because = serializers.SerializerMethodField()
     notice = SecondsAsDurationField(
@@ -92,6 +97,16 @@ class ChangeQuoteSerializer(serializers.Serializer[ChangeQuote]):
     @extend_schema_field(ChoiceField(choices=ExtensionLimit.choices, allow_null=True))
     def get_longest_limited_by(self, quote: ChangeQuote) -> str | None:
         return quote.longest_limited_by or None
+
+    @extend_schema_field(MoneySerializer)
+    def get_charge_tax(self, quote: ChangeQuote) -> Any:  # noqa: ANN401 - plain values to render
+        part = tax.preview(reservation=quote.reservation, charged=quote.charge_minor)
+        return MoneySerializer(Money(part.charged, quote.currency)).data
+
+    @extend_schema_field(MoneySerializer)
+    def get_refund_tax(self, quote: ChangeQuote) -> Any:  # noqa: ANN401 - plain values to render
+        part = tax.preview(reservation=quote.reservation, refunded=quote.refund_minor)
+        return MoneySerializer(Money(part.refunded, quote.currency)).data
 
     @extend_schema_field(LadderStepSerializer(many=True))
     def get_ladder(self, quote: ChangeQuote) -> Any:  # noqa: ANN401 - plain values to render

@@ -11,12 +11,13 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import checkout, payments, provider
+from billing import checkout, payments, provider, purchases, tax
 from marketplace.api.changes import ChangeSerializer
 from marketplace.api.fields import (
     ChoiceField,
     InstantField,
     MoneyField,
+    MoneySerializer,
     PageQuery,
     RateField,
     SecondsAsDurationField,
@@ -38,6 +39,7 @@ from marketplace.api.payments import (
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView, find
 from marketplace.core.limits import NAME_LENGTH_MAX, SSH_KEY_LENGTH_MAX, SSH_KEYS_MAX, TAGS_MAX
+from marketplace.core.money import Money
 from marketplace.states import Scope, Tier
 from scheduler import reservations
 from scheduler.details import (
@@ -270,7 +272,11 @@ class ReservationSerializer(serializers.Serializer[Reservation]):
         source="reclaim_notice_seconds", help_text="PT0S for the firm tier"
     )
     rate = RateField(help_text="per GPU-hour, locked")
-    total = MoneyField(minor="total_minor", help_text="of what is bought now")
+    total = MoneyField(minor="total_minor", help_text="of what is bought now, without tax")
+    tax = serializers.SerializerMethodField(
+        help_text="on the total, by the terms of when it was bought"
+    )
+    total_with_tax = serializers.SerializerMethodField(help_text="what is charged")
     payment = PaymentSerializer(source="*")
     ssh_public_keys = serializers.ListField(child=serializers.CharField())
     image = serializers.CharField()
@@ -289,6 +295,18 @@ class ReservationSerializer(serializers.Serializer[Reservation]):
     relocations = serializers.SerializerMethodField()
     created_at = InstantField()
     simulated = serializers.BooleanField(help_text="on GPUs that do not exist")
+
+    @extend_schema_field(MoneySerializer)
+    def get_tax(self, reservation: Reservation) -> Any:  # noqa: ANN401 - plain values
+        amount_minor = tax.tax_minor(
+            net_minor=reservation.total_minor, terms=tax.terms_of(reservation=reservation)
+        )
+        return MoneySerializer(Money(amount_minor, reservation.currency)).data
+
+    @extend_schema_field(MoneySerializer)
+    def get_total_with_tax(self, reservation: Reservation) -> Any:  # noqa: ANN401 - plain values
+        amount_minor = purchases.price_with_tax(reservation=reservation)
+        return MoneySerializer(Money(amount_minor, reservation.currency)).data
 
     @extend_schema_field(ChangeSerializer(many=True))
     def get_extensions(self, reservation: Reservation) -> Any:  # noqa: ANN401 - plain values
@@ -332,7 +350,7 @@ def _changes_of(reservation: Reservation) -> list[Change]:
 
 def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
     """Fetch with each reservation what its answer shows."""
-    return queryset.select_related("provider_payment").prefetch_related(
+    return queryset.select_related("provider_payment", "tax_terms").prefetch_related(
         Prefetch(
             "allocations",
             queryset=Allocation.objects.filter(live=True).select_related("node").order_by("slots"),

@@ -2,9 +2,10 @@
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 
@@ -15,26 +16,51 @@ from scheduler import pools
 from scheduler.board import is_open
 from scheduler.pools import Pool, PoolGpu
 from scheduler.states import Spread
+from scheduler.tariffs import as_rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """The GPUs of one lot: of listings with at most this floor.
+
+    `listing_ids` names listings that serve whatever their floor is now: the price was promised on them.
+    """
+
+    gpus: int
+    floor_rate_max: Decimal
+    listing_ids: frozenset[str] = frozenset()
+    lot: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What is to be placed: GPUs of one region and tier, of listings with at most this floor.
+    """What is to be placed: GPUs of one region and tier, lot by lot, the lowest floor first.
 
-    `listing_ids` names listings that serve whatever their floor is now: the price was promised on them.
     What comes in the place of something else keeps off `without_nodes`, and stays in `islands`, `None`: all.
     """
 
     gpu_model_id: str
     region: str
     tier: Tier
-    gpus: int
     spread: Spread
     window: Window
-    floor_rate_max: Decimal
-    listing_ids: frozenset[str] = frozenset()
+    asks: tuple[Ask, ...]
     without_nodes: frozenset[str] = frozenset()
     islands: frozenset[pools.Island] | None = None
+
+    def __post_init__(self) -> None:
+        floors = [ask.floor_rate_max for ask in self.asks]
+        assert floors, "something is asked for"
+        assert floors == sorted(floors), floors
+
+    @property
+    def gpus(self) -> int:
+        return sum(ask.gpus for ask in self.asks)
+
+    def floor_of(self, listing: Listing) -> Decimal:
+        """Return the floor with which a listing counts: no more than that of a lot that names it."""
+        named = (ask.floor_rate_max for ask in self.asks if listing.id in ask.listing_ids)
+        return min(listing.floor_rate, min(named, default=listing.floor_rate))
 
     def may_serve(self, node: pools.PoolNode) -> bool:
         """Say whether a node is none of those that are left out."""
@@ -45,9 +71,36 @@ class Demand:
 
 def serves(listing: Listing, *, demand: Demand, at: dt.datetime) -> bool:
     """Say whether a listing of the demand's model, region and tier sells it at the promised price."""
-    if listing.floor_rate > demand.floor_rate_max and listing.id not in demand.listing_ids:
+    if demand.floor_of(listing) > demand.asks[-1].floor_rate_max:
         return False
     return admits(listing, gpus=demand.gpus, window=demand.window, at=at)
+
+
+def serves_every_lot(listing: Listing, *, demand: Demand, at: dt.datetime) -> bool:
+    """Say whether a listing sells any GPU of a demand, also those with the lowest floor."""
+    return demand.floor_of(listing) <= demand.asks[0].floor_rate_max and serves(
+        listing, demand=demand, at=at
+    )
+
+
+def asks_of(
+    lots: Sequence[Mapping[str, Any]], *, gpus: Mapping[int, int] | None = None
+) -> tuple[Ask, ...]:
+    """Return what stored lots ask for; `gpus` says how many of which lots, `None`: all of them.
+
+    The floors of a lot may differ from hour to hour: only a listing that all hours pay may serve.
+    """
+    wanted = {number: row["gpus"] for number, row in enumerate(lots)} if gpus is None else gpus
+    asks = [
+        Ask(
+            lot=number,
+            gpus=count,
+            floor_rate_max=as_rate(min(micros for _, _, micros in lots[number]["floors"])),
+            listing_ids=frozenset(lots[number]["listing_ids"]),
+        )
+        for number, count in wanted.items()
+    ]
+    return tuple(sorted(asks, key=lambda ask: (ask.floor_rate_max, ask.lot)))
 
 
 def admits(listing: Listing, *, gpus: int, window: Window, at: dt.datetime) -> bool:

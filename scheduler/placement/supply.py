@@ -7,8 +7,8 @@ are chosen, not for the pool.
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -46,14 +46,16 @@ class PoolKey(NamedTuple):
 class Supply:
     """The sellable nodes of one model, region and tier that some admitted listing covers.
 
-    `offered[i]` are the slots that `listings[i]` sells, the cheapest listing first; `taken` are the slots
-    that somebody has in some part of the window, `taken_by_step` those of each of its steps.
+    `offered[i]` are the slots that `listings[i]` sells, the cheapest listing first by `floor_rates[i]`, with
+    which it counts; `taken` are the slots that somebody has in some part of the window, `taken_by_step` those
+    of each of its steps.
     """
 
     nodes: tuple[PoolNode, ...]
     island_of: Rows
     sellable: Masks
     listings: tuple[Listing, ...]
+    floor_rates: tuple[Decimal, ...]
     offered: Masks
     taken: Masks
     taken_by_step: Masks
@@ -82,7 +84,7 @@ class Supply:
 
     def usable(self, *, floor_rate_max: Decimal, without: Masks) -> Masks:
         """Return per node the slots that are free and sold at a floor up to this, less some."""
-        within = [i for i, x in enumerate(self.listings) if x.floor_rate <= floor_rate_max]
+        within = [i for i, floor in enumerate(self.floor_rates) if floor <= floor_rate_max]
         usable: Masks = np.bitwise_or.reduce(self.offered[within], axis=0) & ~self.taken & ~without
         return usable
 
@@ -93,49 +95,63 @@ class Supply:
         return FreeNode(
             node=self.nodes[row],
             slots=tuple(
-                sorted(slots, key=lambda s: (self.listing_of(row, s).floor_rate, run_of[s], s))
+                sorted(slots, key=lambda s: (self.floor_rates[self._seller(row, s)], run_of[s], s))
             ),
             gpus_total=int(self.sellable[row]).bit_count(),
         )
 
     def listing_of(self, row: int, slot: int) -> Listing:
         """Return the cheapest admitted listing that sells a slot."""
-        bit = 1 << (slot - self.nodes[row].slot_base)
-        return next(
-            listing
-            for listing, masks in zip(self.listings, self.offered, strict=True)
-            if int(masks[row]) & bit
-        )
+        return self.listings[self._seller(row, slot)]
 
-    def places(self, slots: Iterable[int]) -> list[Place]:
-        """Return the runs of neighbouring slots of one node and one listing."""
-        row_of = {node.slot_base: row for row, node in enumerate(self.nodes)}
+    def lots_of(self, slots: Iterable[int], *, demand: Demand) -> dict[int, int] | None:
+        """Return the lot of each slot that a demand gets: the cheapest listings serve the lowest floors.
+
+        `None` when a listing asks more than the lot that is left for it.
+        """
+        if len(demand.asks) == 1:
+            return dict.fromkeys(slots, demand.asks[0].lot)
+        row_of = self._row_of
+        floors = {
+            slot: demand.floor_of(self.listing_of(row_of[_base(slot)], slot)) for slot in slots
+        }
+        places = [ask for ask in demand.asks for _ in range(ask.gpus)]
+        cheapest = sorted(floors, key=lambda slot: (floors[slot], slot))
+        dealt = list(zip(cheapest, places, strict=True))
+        if any(floors[slot] > ask.floor_rate_max for slot, ask in dealt):
+            return None
+        return {slot: ask.lot for slot, ask in dealt}
+
+    def places(self, lot_of: Mapping[int, int]) -> list[Place]:
+        """Return the runs of neighbouring slots of one node, one listing and one lot."""
+        row_of = self._row_of
         places: list[Place] = []
-        for slot in sorted(slots):
-            row = row_of[slot // SLOTS_PER_NODE * SLOTS_PER_NODE]
-            node_id, listing_id = self.nodes[row].id, self.listing_of(row, slot).id
+        for slot in sorted(lot_of):
+            row = row_of[_base(slot)]
+            place = Place(
+                node_id=self.nodes[row].id,
+                listing_id=self.listing_of(row, slot).id,
+                slot_lower=slot,
+                slot_upper=slot + 1,
+                lot=lot_of[slot],
+            )
             last = places[-1] if places else None
-            if last is not None and (last.node_id, last.listing_id, last.slot_upper) == (
-                node_id,
-                listing_id,
-                slot,
+            if last is not None and place == replace(
+                last, slot_lower=last.slot_upper, slot_upper=last.slot_upper + 1
             ):
-                places[-1] = Place(
-                    node_id=node_id,
-                    listing_id=listing_id,
-                    slot_lower=last.slot_lower,
-                    slot_upper=slot + 1,
-                )
+                places[-1] = replace(last, slot_upper=slot + 1)
             else:
-                places.append(
-                    Place(
-                        node_id=node_id,
-                        listing_id=listing_id,
-                        slot_lower=slot,
-                        slot_upper=slot + 1,
-                    )
-                )
+                places.append(place)
         return places
+
+    @property
+    def _row_of(self) -> dict[int, int]:
+        return {node.slot_base: row for row, node in enumerate(self.nodes)}
+
+    def _seller(self, row: int, slot: int) -> int:
+        """Return the number of the cheapest listing that sells a slot."""
+        bit = 1 << (slot - self.nodes[row].slot_base)
+        return next(i for i, masks in enumerate(self.offered) if int(masks[row]) & bit)
 
     def masks(self, slots: Collection[int]) -> Masks:
         """Return the bits of some slots, per node."""
@@ -149,10 +165,9 @@ class Supply:
 def read(*, demand: Demand, at: dt.datetime) -> Supply:
     """Return what may serve a demand at this moment. Holds that have expired count as free."""
     pool = PoolKey(demand.gpu_model_id, demand.region, demand.tier)
-    listings = tuple(
-        listing for listing in listings_of(pool) if serves(listing, demand=demand, at=at)
-    )
-    return read_pool(pool=pool, listings=listings, window=demand.window, demand=demand, at=at)
+    listings = [listing for listing in listings_of(pool) if serves(listing, demand=demand, at=at)]
+    cheapest_first = tuple(sorted(listings, key=demand.floor_of))
+    return read_pool(pool=pool, listings=cheapest_first, window=demand.window, demand=demand, at=at)
 
 
 def read_pool(
@@ -188,6 +203,10 @@ def read_pool(
         ),
         sellable=sellable[covered],
         listings=listings,
+        floor_rates=tuple(
+            listing.floor_rate if demand is None else demand.floor_of(listing)
+            for listing in listings
+        ),
         offered=offered[:, covered],
         taken=np.bitwise_or.reduce(steps, axis=1),
         taken_by_step=steps,
@@ -287,6 +306,11 @@ def _idle(*, pool: PoolKey, listing: Listing, nodes: Sequence[PoolNode], at: dt.
         >= listing.idle_for_seconds
     ]
     return _masks(idle, nodes=nodes)
+
+
+def _base(slot: int) -> int:
+    """Return the first slot of the block in which a slot lies."""
+    return slot // SLOTS_PER_NODE * SLOTS_PER_NODE
 
 
 def _masks(slots: Sequence[int], *, nodes: Sequence[PoolNode]) -> Masks:

@@ -50,7 +50,10 @@ def make_room(
     slots = plan.slots_of_changes(board) if placed is not None else None
     if slots is None:
         return None
-    places = supply.places(slots.pop(plan.NEWCOMER))
+    lot_of = supply.lots_of(slots.pop(plan.NEWCOMER), demand=demand)
+    if lot_of is None:
+        return None
+    places = supply.places(lot_of)
     try:
         with moving.all_or_nothing():
             moving.carry_out(

@@ -11,12 +11,12 @@ from billing import purchases, tax, tax_rules, wallet
 from marketplace.core.money import Money, amount_for
 from marketplace.core.windows import Window
 from marketplace.models import GpuModel, Organization
+from scheduler.lots import Lot, Lots
 from scheduler.models import Lease, Quote, Reservation, ReservationTransition
 from scheduler.states import LeaseStatus, QuoteStatus, ReservationReason, ReservationStatus
 from scheduler.tariffs import Tariff
 
 START = dt.datetime(2026, 11, 2, 8, tzinfo=dt.UTC)
-BOUGHT = START - dt.timedelta(minutes=30)
 RATE = Decimal("2.352942")
 _numbers = itertools.count(1)
 
@@ -34,14 +34,18 @@ def tenant(
         name=name, defaults={"is_tenant": True, "created_at": START}
     )
     if funds_minor:
-        wallet.record_deposit(
-            organization=row,
-            amount=Money(funds_minor, currency),
-            idempotency_key=str(uuid.uuid4()),
-            at=START,
-            actor="test",
-        )
+        fund(row, minor=funds_minor, currency=currency)
     return row
+
+
+def fund(organization: Organization, *, minor: int, currency: str = "usd") -> None:
+    wallet.record_deposit(
+        organization=organization,
+        amount=Money(minor, currency),
+        idempotency_key=str(uuid.uuid4()),
+        at=START,
+        actor="test",
+    )
 
 
 def taxed(
@@ -101,6 +105,15 @@ def reservation(
     if total_minor is None:
         seconds = gpus * hours * 3600
         total_minor = amount_for(rate=rate, gpu_seconds=seconds, currency=currency).amount_minor
+    floor = (rate * (10_000 - fee_basis_points) / 10_000).quantize(
+        Decimal("0.000001"), rounding=ROUND_DOWN
+    )
+    window = Window(START, ends_at)
+    lot = Lot(
+        gpus=gpus,
+        floors=Tariff.flat(window=window, rate=floor),
+        tariff=Tariff.flat(window=window, rate=rate),
+    )
     shared = {
         "organization": buyer,
         "gpu_model": model,
@@ -112,7 +125,7 @@ def reservation(
         "ends_at": ends_at,
         "rate": rate,
         "total_minor": total_minor,
-        "tariff": Tariff.flat(window=Window(START, ends_at), rate=rate).as_json(),
+        "lots": Lots((lot,)).as_json(),
         "currency": currency,
         "fee_basis_points": fee_basis_points,
         "simulated": True,
@@ -121,9 +134,6 @@ def reservation(
     quote = Quote.objects.create(
         **shared,
         status=QuoteStatus.USED,
-        floor_rate=(rate * (10_000 - fee_basis_points) / 10_000).quantize(
-            Decimal("0.000001"), rounding=ROUND_DOWN
-        ),
         price_breakdown={},
         expires_at=START,
         used_at=START - dt.timedelta(minutes=30),
@@ -139,9 +149,10 @@ def reservation(
         actor="test",
         at=START,
     )
-    tax.freeze(reservation=row, at=BOUGHT)
+    bought_at = START - dt.timedelta(minutes=30)
+    tax.freeze(reservation=row, at=bought_at)
     if paid:
-        purchases.post(reservation=row, at=BOUGHT)
+        purchases.post(reservation=row, at=bought_at)
     return row
 
 

@@ -14,7 +14,8 @@ from marketplace.models import Listing, Organization
 from marketplace.states import ListingStatus
 from scheduler import quotes, reservations
 from scheduler.details import ReservationDetails
-from scheduler.models import Lease, Quote, Reservation
+from scheduler.lots import Lot, Lots
+from scheduler.models import ChangeQuote, Lease, Quote, Reservation
 from scheduler.quotes import QuoteRequest
 
 NOW = dt.datetime(2026, 11, 23, 12, tzinfo=dt.UTC)
@@ -125,6 +126,17 @@ def make_quote(
     return quotes.create(
         organization=tenant or make_organization(), request=a_request(**changes), at=at
     )
+
+
+def lots_of(row: Quote | Reservation | ChangeQuote) -> tuple[Lot, ...]:
+    """Return what a promise is made of."""
+    return Lots.from_json(row.lots).lots
+
+
+def resize(promise: Quote | Reservation, *, gpus: int) -> None:
+    """Change of how many GPUs a promise of one lot is, and nothing else."""
+    (lot,) = promise.lots
+    type(promise).objects.filter(pk=promise.pk).update(gpus=gpus, lots=[lot | {"gpus": gpus}])
 
 
 def reserve(quote: Quote, *, at: dt.datetime = NOW, **details: Any) -> Reservation:

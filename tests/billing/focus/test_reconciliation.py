@@ -33,6 +33,10 @@ def months_add_up(tenant: Organization, *, currency: str = "usd") -> list[dict[s
         ).values()
         billed = sum(each.charged - each.refunded - each.credits for each in books_of_month)
         used = sum(each.earned + each.fees - each.credits for each in books_of_month)
+        taxed = sum(each.tax_charged - each.tax_refunded for each in books_of_month)
+        of_tax = [row for row in rows if row["ChargeCategory"] == "Tax"]
+        assert world.total(of_tax, "BilledCost") == major(taxed, currency), month
+        billed, used = billed + taxed, used + taxed
         assert world.total(rows, "BilledCost") == major(billed, currency), month
         assert world.total(rows, "EffectiveCost") == major(used, currency), month
         assert {row["BillingCurrency"] for row in rows} <= {currency.upper()}
@@ -79,6 +83,17 @@ def test_currencies_without_cents_and_with_mills_add_up(
     world.half_delivered(tenant, currency=currency)
     rows = months_add_up(tenant, currency=currency)
     assert any(row["CapacityReservationStatus"] == "Unused" for row in rows)
+
+
+def test_taxes_are_rows_of_their_own_and_add_up() -> None:
+    tenant = books.taxed(buyer=books.tenant(funds_minor=world.FUNDS_MINOR))
+    world.half_delivered(tenant)
+    world.corrected(tenant)
+    rows = months_add_up(tenant)
+    taxes = [row for row in rows if row["ChargeCategory"] == "Tax"]
+    assert {row["BilledCost"].startswith("-") for row in taxes} == {True, False}
+    spent = world.FUNDS_MINOR - wallet.balance(organization=tenant).amount_minor
+    assert world.total(rows, "BilledCost") == major(spent)
 
 
 def test_a_correction_found_a_month_later_is_in_the_month_of_its_finding() -> None:

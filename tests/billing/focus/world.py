@@ -6,7 +6,17 @@ import io
 from decimal import Decimal
 
 from agents.models import Node
-from billing import changes, checkout, corrections, earnings, focus, refunds, settlements, wallet
+from billing import (
+    changes,
+    checkout,
+    corrections,
+    earnings,
+    focus,
+    invoices,
+    refunds,
+    settlements,
+    wallet,
+)
 from billing.focus import Dataset, Version
 from marketplace.core.money import Money
 from marketplace.models import Organization
@@ -54,7 +64,10 @@ def lived_in() -> Organization:
     )
     over_the_end_of_a_month(tenant)
     half_delivered(tenant)
-    corrected(tenant)
+    on_account = corrected(tenant).reservation
+    invoices.issue_for_purchase(
+        reservation=on_account, due_at=LATER, at=books.START - dt.timedelta(minutes=30)
+    )
     market.make_pool()
     extended(tenant)
     cancelled(tenant)
