@@ -33,7 +33,7 @@ What the columns of ours say. Hours are GPU-hours; an empty cell is what nothing
 The readings behind a row of a lease are at `/v1/leases/{x_LeaseId}/utilization`.
 """
 
-from billing.focus.columns import COLUMNS, Dataset, Version
+from billing.focus.columns import COLUMNS, Dataset, Version, file_name
 from billing.focus.files import lines
 
-__all__ = ["COLUMNS", "Dataset", "Version", "lines"]
+__all__ = ["COLUMNS", "Dataset", "Version", "file_name", "lines"]

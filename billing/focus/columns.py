@@ -190,3 +190,8 @@ EVERY_CHARGE_COLUMN = (
     *sorted({*_COST_AND_USAGE_1_4, *_COST_AND_USAGE_1_2} - set(SAME_AS)),
     *_OWN,
 )
+
+
+def file_name(*, version: Version, dataset: Dataset, month: str) -> str:
+    """Return under which name a file is handed out: it tells what is in it."""
+    return f"focus-{version.value}-{dataset.value}-{month}.csv"

@@ -58,7 +58,7 @@ class FocusExportView(ApiView):
                 f"FOCUS {version.value} has no {dataset.value}: ask for version 1.4",
                 pointer="/dataset",
             )
-        name = f"focus-{version.value}-{dataset.value}-{month}.csv"
+        name = focus.file_name(version=version, dataset=dataset, month=month)
         return StreamingHttpResponse(
             focus.lines(
                 organization=self.organization,
