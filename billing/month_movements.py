@@ -28,6 +28,7 @@ _ACCOUNT_KINDS = (
     AccountKind.DEFERRED,
     AccountKind.WALLET,
     AccountKind.REFUND_PAYABLE,
+    AccountKind.RECEIVABLE,
     AccountKind.U_OPEN,
     *_SECONDS_KINDS,
 )
@@ -49,8 +50,8 @@ MOMENT = """
     END
 """
 _MOVEMENTS = f"""
-    SELECT CASE WHEN m.account_kind = 'wallet' THEN coalesce(m.lease_of, m.change_of, m.subject_id)
-            ELSE m.account_of END AS reservation_id,
+    SELECT CASE WHEN m.account_kind IN ('wallet', 'receivable')
+            THEN coalesce(m.lease_of, m.change_of, m.subject_id) ELSE m.account_of END AS reservation_id,
         m.entry_kind, m.account_kind, m.moment < %(starts_at)s AS is_before,
         coalesce(sum(m.amount) FILTER (WHERE m.side = 'debit'), 0) AS debits,
         coalesce(sum(m.amount) FILTER (WHERE m.side = 'credit'), 0) AS credits
@@ -65,7 +66,7 @@ _MOVEMENTS = f"""
         LEFT JOIN scheduler_change c ON c.id = e.subject_id
         WHERE a.organization_id = %(organization)s AND a.kind = ANY(%(accounts)s)
             AND a.currency = ANY(%(currencies)s)
-            AND (a.kind NOT IN ('wallet', 'refund_payable') OR e.kind = ANY(%(entries)s))
+            AND (a.kind NOT IN ('wallet', 'refund_payable', 'receivable') OR e.kind = ANY(%(entries)s))
         UNION ALL
         SELECT r.id, 'tax_payable', e.kind, e.subject_id, NULL, NULL, tax.side, tax.amount, {MOMENT}
         FROM scheduler_reservation r
@@ -155,7 +156,7 @@ def _add(
                 row.opening += gained
             else:
                 _price(row, entry=entry, gained=gained)
-        case AccountKind.WALLET | AccountKind.REFUND_PAYABLE:
+        case AccountKind.WALLET | AccountKind.REFUND_PAYABLE | AccountKind.RECEIVABLE:
             _give_back(row, entry=entry, debited=debited, credited=credited)
         case AccountKind.TAX_PAYABLE:
             _tax(row, entry=entry, charged=credited, refunded=debited)

@@ -76,7 +76,9 @@ class ChangeQuoteSerializer(serializers.Serializer[ChangeQuote]):
     total_before = MoneyField(minor="from_total_minor", help_text="zero before the payment")
     total_after = MoneyField(minor="total_minor")
     charge = MoneyField(minor="charge_minor", help_text="to be paid for what is added")
-    refund = MoneyField(minor="refund_minor", help_text="goes back to the wallet")
+    refund = MoneyField(
+        minor="refund_minor", help_text="owed no more, or goes back to where it was paid from"
+    )
     fee = MoneyField(minor="fee_minor", help_text="kept of what is given back")
     charge_tax = serializers.SerializerMethodField(help_text="paid with the charge")
     refund_tax = serializers.SerializerMethodField(help_text="goes back with the refund")
@@ -128,7 +130,15 @@ class ChangeSerializer(serializers.Serializer[Any]):
     charged = MoneyField(minor="charged_minor")
     refunded = MoneyField(minor="refunded_minor")
     fee = MoneyField(minor="fee_minor")
+    invoice_id = serializers.SerializerMethodField(
+        help_text="by which it is owed, where it was bought on account"
+    )
     at = InstantField()
+
+    @extend_schema_field(serializers.CharField(allow_null=True))
+    def get_invoice_id(self, change: Change) -> str | None:
+        sale = getattr(change, "credit_sale", None)
+        return sale.invoice_id if sale else None
 
 
 class ByQuoteSerializer(StrictSerializer):
@@ -278,6 +288,9 @@ class ExtensionsView(_ChangeView):
             "limit_exceeded",
             "payment_required",
             "payment_method_unavailable",
+            "credit_not_granted",
+            "credit_limit_exceeded",
+            "invoice_overdue",
             "invalid_value",
         ),
         idempotency_key="required",
@@ -343,6 +356,9 @@ class ChangesView(_ChangeView):
             "limit_exceeded",
             "payment_required",
             "payment_method_unavailable",
+            "credit_not_granted",
+            "credit_limit_exceeded",
+            "invoice_overdue",
             "invalid_value",
         ),
         idempotency_key="required",
