@@ -2,8 +2,8 @@
 
 Bitstream Vera, which comes with the library, has most letters of the Latin scripts; an operator may name
 fonts that have more. A letter that the font lacks loses its accent. What it lacks of Chinese, Japanese,
-Korean, Greek and Cyrillic is named and not embedded: the reader shows it with fonts of its own, where it has some.
-Of any other script each character is a question mark; the JSON of a document has them all.
+Korean, Greek and Cyrillic is named and not embedded: the reader shows it with fonts of its own, if it has
+some. Of any other script each character is a question mark; the JSON of a document has them all.
 """
 
 import hashlib
