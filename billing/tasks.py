@@ -7,6 +7,7 @@ from billing import (
     books,
     changes,
     corrections,
+    dunning,
     earnings,
     inbox,
     invoices,
@@ -20,6 +21,11 @@ from billing import (
     settlements,
     transfers,
 )
+
+
+@shared_task(name="billing.collect_debts")
+def collect_debts() -> None:
+    dunning.advance_due(at=timezone.now())
 
 
 @shared_task(name="billing.settle_leases")

@@ -40,6 +40,7 @@ _CADENCES_SECONDS: dict[str, float] = {
     "scheduler.heal_fragmentation": 86_400,
     "scheduler.refresh_prices": 60,
     "scheduler.prune_prices": 3600,
+    "billing.collect_debts": 60,
     "billing.settle_leases": 2,
     "billing.release_earnings": 5,
     "billing.drive_intents": 2,

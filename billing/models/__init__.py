@@ -6,7 +6,13 @@ Append-only, balance, sealing and guards are enforced by PostgreSQL (migration `
 from billing.models.books import Account, Entry, Posting
 from billing.models.connect import PayoutAccount, Transfer
 from billing.models.controls import Approval, ApprovalTransition, BooksRun, Parking
-from billing.models.credit import NET_DAYS, CreditSale, CreditTerms
+from billing.models.credit import (
+    NET_DAYS,
+    CreditSale,
+    CreditTerms,
+    DunningCase,
+    DunningTransition,
+)
 from billing.models.disputes import Dispute, DisputeTransition
 from billing.models.earnings import EarnedHour
 from billing.models.fee_shares import FeeShare
@@ -47,6 +53,8 @@ __all__ = [
     "Difference",
     "Dispute",
     "DisputeTransition",
+    "DunningCase",
+    "DunningTransition",
     "EarnedHour",
     "Entry",
     "FeeShare",

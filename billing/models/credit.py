@@ -7,6 +7,7 @@ from django.db.models import Q
 
 from billing.models.controls import Approval
 from billing.models.invoices import Invoice
+from billing.states import DUNNING_ARROWS, DunningStatus
 from marketplace.core import ids
 from marketplace.models import Organization
 from scheduler.models import Change, Reservation
@@ -103,3 +104,58 @@ class CreditSale(models.Model):
 
     def __str__(self) -> str:
         return self.invoice_id
+
+
+class DunningCase(models.Model):
+    """How far the collection of one sale on account has come."""
+
+    sale = models.OneToOneField(
+        CreditSale, primary_key=True, on_delete=models.PROTECT, related_name="dunning"
+    )
+    status = models.CharField(max_length=20, choices=DunningStatus, default=DunningStatus.WAITING)
+    act_due_at = models.DateTimeField(
+        null=True,
+        db_comment="the next step is taken then, unless nothing is owed; null: none is left",
+    )
+
+    class Meta:
+        ordering: ClassVar = ["-sale"]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["act_due_at"],
+                condition=Q(act_due_at__isnull=False),
+                name="dunning_due",
+            ),
+            models.Index(
+                fields=["sale"],
+                condition=~Q(status=DunningStatus.CLOSED),
+                name="dunning_open",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.sale_id
+
+
+class DunningTransition(models.Model):
+    """One move of a case: append-only, written by the winner in the transaction of the move."""
+
+    case = models.ForeignKey(DunningCase, on_delete=models.PROTECT, related_name="transitions")
+    from_status = models.CharField(max_length=20, blank=True)
+    to_status = models.CharField(max_length=20, choices=DunningStatus)
+    reason = models.CharField(
+        max_length=20, blank=True, db_comment="of an end: paid, credited, written_off"
+    )
+    actor = models.CharField(max_length=100)
+    at = models.DateTimeField()
+
+    class Meta:
+        ordering: ClassVar = ["id"]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=DUNNING_ARROWS.as_check(), name="dunning_transition_is_legal"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.case_id}: {self.from_status or '∅'} → {self.to_status}"

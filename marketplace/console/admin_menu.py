@@ -70,6 +70,7 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Disputes", "billing.Dispute", "gavel"),
             ("Credit", "billing.CreditTerms", "credit_score"),
             ("Sold on account", "billing.CreditSale", "contract"),
+            ("Collection", "billing.DunningCase", "notifications_active"),
             ("Approvals", "billing.Approval", "how_to_reg"),
             ("Taxed sales", "billing.ReservationTax", "percent"),
             ("Tax rules", "billing.TaxRule", "assured_workload"),
