@@ -70,11 +70,10 @@ def purchase(
             "pay from the wallet.",
             pointer="/payment_method",
         )
-    quote = quotes.get(organization=organization, quote_id=quote_id)
+    quote = quotes.get_for_use(organization=organization, quote_id=quote_id)
     terms = _require_means(quote=quote, method=method, at=at)
-    reservation = reservations.reserve(
-        organization=organization,
-        quote_id=quote_id,
+    reservation = reservations.accept(
+        quote=quote,
         payment_method=payment_method,
         details=details,
         at=at,
@@ -83,11 +82,13 @@ def purchase(
     tax.freeze(reservation=reservation, at=at)
     if method == PaymentMethod.WALLET:
         purchases.post(reservation=reservation, at=at)
-        return reservations.confirm(reservation_id=reservation.id, at=at, actor=actor)
+        reservations.confirm_in_hand(reservation=reservation, at=at, actor=actor)
+        return reservation
     if method == PaymentMethod.INVOICE:
         assert terms is not None, quote_id
         credit.buy(terms=terms, reservation=reservation, at=at)
-        return reservations.confirm(reservation_id=reservation.id, at=at, actor=actor)
+        reservations.confirm_in_hand(reservation=reservation, at=at, actor=actor)
+        return reservation
     ahead = dt.timedelta(seconds=BANK_TRANSFER_AHEAD_SECONDS)
     if method == PaymentMethod.BANK_TRANSFER and reservation.starts_at - at < ahead:
         raise InvalidValue(

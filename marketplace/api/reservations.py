@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, ClassVar
 
-from django.db.models import Prefetch, QuerySet
+from django.db.models import Prefetch, QuerySet, prefetch_related_objects
 from django.http import HttpResponse
 from drf_spectacular.utils import OpenApiExample, extend_schema_field, extend_schema_serializer
 from rest_framework import serializers
@@ -371,9 +371,9 @@ def _changes_of(reservation: Reservation) -> list[Change]:
     return shown
 
 
-def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
-    """Fetch with each reservation what its answer shows."""
-    return queryset.select_related("provider_payment", "tax_terms").prefetch_related(
+def _prefetches() -> list["Prefetch[str]"]:
+    """Return what an answer shows beside a reservation, under the names by which it does."""
+    return [
         Prefetch(
             "allocations",
             queryset=Allocation.objects.filter(live=True).select_related("node").order_by("slots"),
@@ -415,7 +415,26 @@ def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
             queryset=CreditSale.objects.filter(change=None).select_related("invoice").with_open(),
             to_attr="shown_sales",
         ),
-    )
+    ]
+
+
+def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
+    """Fetch with each reservation what its answer shows."""
+    related = queryset.select_related("provider_payment", "tax_terms")
+    return related.prefetch_related(*_prefetches())
+
+
+def _just_bought(reservation: Reservation) -> Reservation:
+    """Add to a reservation, made and paid from the wallet in this transaction, what its answer shows.
+
+    It has places and moves; nothing else can belong to it yet.
+    """
+    there = ("shown_allocations", "shown_transitions")
+    prefetches = {str(prefetch.to_attr): prefetch for prefetch in _prefetches()}
+    prefetch_related_objects([reservation], *(prefetches.pop(name) for name in there))
+    vars(reservation).update({name: [] for name in prefetches})
+    Reservation.provider_payment.related.set_cached_value(reservation, None)
+    return reservation
 
 
 class ReservationsView(ApiView):
@@ -464,6 +483,7 @@ class ReservationsView(ApiView):
             "saves_card": body.pop("save_card"),
         }
         details = ReservationDetails(**body)
+        waits = payment_method not in {PaymentMethod.WALLET, PaymentMethod.INVOICE}
         bought: list[Reservation] = []
 
         def buy() -> tuple[int, Any]:
@@ -477,7 +497,9 @@ class ReservationsView(ApiView):
                 **cards,
             )
             bought.append(reservation)
-            return HTTPStatus.CREATED, self._rendered(reservation)
+            if payment_method != PaymentMethod.WALLET:
+                return HTTPStatus.CREATED, self._rendered(reservation)
+            return HTTPStatus.CREATED, ReservationSerializer(_just_bought(reservation)).data
 
         def ask_provider() -> tuple[int, Any]:
             """Ask for the payment now that the reservation is kept; what fails here is tried again later."""
@@ -486,7 +508,6 @@ class ReservationsView(ApiView):
                 provider.drive_payment(payment_id=payment.pk, at=self.now)
             return HTTPStatus.CREATED, self._rendered(bought[-1])
 
-        waits = payment_method not in {PaymentMethod.WALLET, PaymentMethod.INVOICE}
         return self.once(key_required=True, action=buy, then=ask_provider if waits else None)
 
     def _rendered(self, reservation: Reservation) -> Any:  # noqa: ANN401 - plain values to render
