@@ -5,7 +5,8 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0012_floors_of_hours"),
+        ("billing", "0015_dunning"),
+        ("billing", "0015_month_close_recorded"),
     ]
 
     operations = [
