@@ -26,16 +26,21 @@ from unfold.widgets import (
 from billing import (
     approvals,
     books,
+    invoice_payments,
     onboarding,
+    receivables,
     tax_admin,  # noqa: F401 - registers its own classes
     wallet,
 )
 from billing.models import (
+    NET_DAYS,
     Account,
     Approval,
     ApprovalTransition,
     BooksRun,
     Correction,
+    CreditSale,
+    CreditTerms,
     Difference,
     Dispute,
     DisputeTransition,
@@ -103,6 +108,18 @@ class DepositForm(forms.Form):
     idempotency_key = forms.UUIDField(widget=forms.HiddenInput)
 
 
+class TransferForm(forms.Form):
+    """Money that arrived on the bank account for an invoice. A form that is sent twice counts once."""
+
+    amount_minor = forms.IntegerField(
+        min_value=1,
+        max_value=wallet.DEPOSIT_MINOR_MAX,
+        label="Amount in minor units",
+        widget=UnfoldAdminIntegerFieldWidget,
+    )
+    idempotency_key = forms.UUIDField(widget=forms.HiddenInput)
+
+
 class RequestForm(forms.Form):
     """A movement of money that takes two people; a small refund takes one."""
 
@@ -120,8 +137,17 @@ class RequestForm(forms.Form):
         min_value=0,
         max_value=wallet.DEPOSIT_MINOR_MAX,
         label="Amount in minor units",
-        help_text="0 to let parked money move again",
+        help_text="the limit of a credit; 0 ends it, and lets parked money move again",
         widget=UnfoldAdminIntegerFieldWidget,
+    )
+    net_days = forms.TypedChoiceField(
+        choices=[("", "—"), *NET_DAYS],
+        coerce=int,
+        empty_value=None,
+        required=False,
+        label="Time to pay an invoice",
+        help_text="of a credit alone",
+        widget=UnfoldAdminSelectWidget,
     )
     reason = forms.CharField(max_length=2000, widget=UnfoldAdminTextareaWidget)
 
@@ -377,6 +403,41 @@ def deposit_view(request: HttpRequest) -> HttpResponse:
     )
 
 
+def transfer_view(request: HttpRequest, sale_id: str) -> HttpResponse:
+    """Record money that arrived on the bank account for an invoice."""
+    if not request.user.has_perm(DEPOSIT_PERMISSION):
+        raise PermissionDenied
+    sale = get_object_or_404(CreditSale.objects.select_related("organization"), pk=sale_id)
+    form = TransferForm(request.POST or None, initial={"idempotency_key": uuid.uuid4()})
+    if request.method == "POST" and form.is_valid():
+        try:
+            payment_id = invoice_payments.record_transfer(
+                sale=sale,
+                amount=Money(form.cleaned_data["amount_minor"], sale.currency),
+                idempotency_key=str(form.cleaned_data["idempotency_key"]),
+                at=timezone.now(),
+                actor=request.user.get_username(),
+            )
+        except DomainError as refusal:
+            form.add_error(None, refusal.detail)
+        else:
+            left = receivables.open_minor(
+                organization=sale.organization, invoice_id=sale.invoice_id, currency=sale.currency
+            )
+            text = amount_text(minor=left, currency=sale.currency)
+            messages.success(request, f"{payment_id}: {text} of {sale.invoice_id} are still open.")
+            return HttpResponseRedirect(reverse("admin:billing_creditsale_change", args=[sale.pk]))
+    return _page(
+        request,
+        "admin/billing/form.html",
+        title=f"Record a transfer for {sale.invoice_id}",
+        form=form,
+        intro=f"{sale.organization} owes it since {sale.created_at:%Y-%m-%d}; what is beyond it goes to "
+        "the wallet.",
+        buttons=[("record", "Record the transfer")],
+    )
+
+
 def request_view(request: HttpRequest) -> HttpResponse:
     """Ask for a movement of money."""
     if not request.user.has_perm(REQUEST_PERMISSION):
@@ -391,6 +452,7 @@ def request_view(request: HttpRequest) -> HttpResponse:
                 subject_id=wish["subject_id"],
                 amount=Money(wish["amount_minor"], settings.CURRENCY),
                 reason=wish["reason"],
+                net_days=wish["net_days"],
                 at=timezone.now(),
                 actor=request.user.get_username(),
             )
@@ -483,6 +545,47 @@ class PayoutAccountAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold h
                 self.message_user(request, f"{account.pk}: {refusal.detail}", messages.ERROR)
             else:
                 self.message_user(request, f"{account.pk} is done.")
+
+
+@admin.register(CreditTerms)
+class CreditTermsAdmin(_Shown):
+    """How much tenants may owe. What changes it is asked for among the approvals."""
+
+    list_display = ["organization", "version", "limit_written", "net_days", "granted_at"]
+    list_filter = ["net_days", "currency", "granted_at"]
+    search_fields = ["id", "organization__name", "organization__id", "approval__id"]
+    list_select_related = ["organization"]
+
+    @admin.display(description="limit", ordering="limit_minor")
+    def limit_written(self, terms: CreditTerms) -> str:
+        return amount_text(minor=terms.limit_minor, currency=terms.currency)
+
+
+@admin.register(CreditSale)
+class CreditSaleAdmin(_Shown):
+    """What was bought on account; what was paid of it by bank is recorded here."""
+
+    list_display = ["invoice", "organization", "reservation", "amount_written", "due_at"]
+    list_filter = ["currency", "due_at"]
+    search_fields = [
+        "id",
+        "invoice__id",
+        "invoice__number",
+        "organization__name",
+        "reservation__id",
+    ]
+    list_select_related = ["organization", "invoice"]
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view
+        return [
+            path("<str:sale_id>/pay/", view(transfer_view), name="billing_transfer_received"),
+            *super().get_urls(),
+        ]
+
+    @admin.display(description="amount", ordering="amount_minor")
+    def amount_written(self, sale: CreditSale) -> str:
+        return amount_text(minor=sale.amount_minor, currency=sale.currency)
 
 
 @admin.register(Payment)

@@ -9,6 +9,7 @@ from billing import (
     corrections,
     earnings,
     inbox,
+    invoices,
     payments,
     payouts,
     provider,
@@ -62,6 +63,11 @@ def poll_provider() -> None:
 @shared_task(name="billing.close_hours")
 def close_hours() -> None:
     earnings.close_due(at=timezone.now())
+
+
+@shared_task(name="billing.issue_documents")
+def issue_documents() -> None:
+    invoices.run_due(at=timezone.now())
 
 
 @shared_task(name="billing.review_settlements")

@@ -48,6 +48,7 @@ _CADENCES_SECONDS: dict[str, float] = {
     "billing.fetch_bookings": 60,
     "billing.reconcile": 900,
     "billing.close_hours": 30,
+    "billing.issue_documents": 300,
     "billing.review_settlements": 60,
     "billing.open_refunds": 5,
     "billing.check_books": 3600,

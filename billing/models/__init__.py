@@ -6,6 +6,7 @@ Append-only, balance, sealing and guards are enforced by PostgreSQL (migration `
 from billing.models.books import Account, Entry, Posting
 from billing.models.connect import PayoutAccount, Transfer
 from billing.models.controls import Approval, ApprovalTransition, BooksRun, Parking
+from billing.models.credit import NET_DAYS, CreditSale, CreditTerms
 from billing.models.disputes import Dispute, DisputeTransition
 from billing.models.earnings import EarnedHour
 from billing.models.fee_shares import FeeShare
@@ -32,6 +33,7 @@ from billing.models.settlements import Correction, Settlement, SettlementQuerySe
 from billing.models.tax import ReservationTax, TaxLine, TaxRule, TaxStatus
 
 __all__ = [
+    "NET_DAYS",
     "Account",
     "Approval",
     "ApprovalTransition",
@@ -40,6 +42,8 @@ __all__ = [
     "BooksRun",
     "CardRefund",
     "Correction",
+    "CreditSale",
+    "CreditTerms",
     "Difference",
     "Dispute",
     "DisputeTransition",

@@ -68,6 +68,8 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Reserves", "billing.Reserve", "savings"),
             ("Refunds", "billing.Refund", "undo"),
             ("Disputes", "billing.Dispute", "gavel"),
+            ("Credit", "billing.CreditTerms", "credit_score"),
+            ("Sold on account", "billing.CreditSale", "contract"),
             ("Approvals", "billing.Approval", "how_to_reg"),
             ("Taxed sales", "billing.ReservationTax", "percent"),
             ("Tax rules", "billing.TaxRule", "assured_workload"),

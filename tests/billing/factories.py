@@ -17,7 +17,6 @@ from scheduler.states import LeaseStatus, QuoteStatus, ReservationReason, Reserv
 from scheduler.tariffs import Tariff
 
 START = dt.datetime(2026, 11, 2, 8, tzinfo=dt.UTC)
-BOUGHT = START - dt.timedelta(minutes=30)
 RATE = Decimal("2.352942")
 _numbers = itertools.count(1)
 
@@ -33,14 +32,18 @@ def tenant(*, name: str = "Perceptron AG", funds_minor: int = 0) -> Organization
         name=name, defaults={"is_tenant": True, "created_at": START}
     )
     if funds_minor:
-        wallet.record_deposit(
-            organization=row,
-            amount=Money(funds_minor, "usd"),
-            idempotency_key=str(uuid.uuid4()),
-            at=START,
-            actor="test",
-        )
+        fund(row, minor=funds_minor)
     return row
+
+
+def fund(organization: Organization, *, minor: int, currency: str = "usd") -> None:
+    wallet.record_deposit(
+        organization=organization,
+        amount=Money(minor, currency),
+        idempotency_key=str(uuid.uuid4()),
+        at=START,
+        actor="test",
+    )
 
 
 def taxed(
@@ -144,9 +147,10 @@ def reservation(
         actor="test",
         at=START,
     )
-    tax.freeze(reservation=row, at=BOUGHT)
+    bought_at = START - dt.timedelta(minutes=30)
+    tax.freeze(reservation=row, at=bought_at)
     if paid:
-        purchases.post(reservation=row, at=BOUGHT)
+        purchases.post(reservation=row, at=bought_at)
     return row
 
 

@@ -308,9 +308,9 @@ class TestRefresh:
 
         firm, reclaimable = sorted(found.values(), key=lambda t: t.key.tier)
         assert set(reclaimable.rate_micros[:24].tolist()) == {1_176_471}  # idle: the floor
-        # A discount of 30 % and, a day ahead, half of a twentieth of 30 %:
-        # 1.176471 + (.6925 × 2.470589 − 1.176471) × ¼
-        assert int(reclaimable.target_micros[24]) == 1_310_073
+        # A discount of 40 % and, a day ahead, half of a twentieth of 30 %:
+        # 1.176471 + (.5925 × 2.470589 − 1.176471) × ¼
+        assert int(reclaimable.target_micros[24]) == 1_248_309
         assert np.array_equal(reclaimable.other_tier_micros, firm.rate_micros)
 
     def test_takes_the_floor_that_half_of_the_gpus_do_not_exceed_as_base(self) -> None:
