@@ -26,6 +26,7 @@ from unfold.widgets import (
 from billing import (
     approvals,
     books,
+    budget_admin,  # noqa: F401 - registers its own classes
     onboarding,
     tax_admin,  # noqa: F401 - registers its own classes
     wallet,

@@ -11,15 +11,16 @@ import logging
 from django.conf import settings
 from django.db import transaction
 
-from billing import accounts, ledger, parking, tax
+from billing import accounts, budgets, ledger, parking, tax
 from billing.checkout import PaymentMethodUnavailable
 from billing.models import FeeShare, Payout, PayoutTransition
+from billing.promised import Promise
 from billing.states import AccountKind, EntryKind
 from marketplace.core.errors import InvalidValue
 from marketplace.core.money import share_of, split_by_weights
 from marketplace.models import Organization
 from scheduler import cancellations, extensions, rebookings
-from scheduler.models import Change
+from scheduler.models import Change, ChangeQuote
 from scheduler.states import PaymentMethod
 
 logger = logging.getLogger(__name__)
@@ -64,10 +65,14 @@ def extend(
     The old end stands if the payment fails.
 
     :raises PaymentMethodUnavailable: for `card` and `invoice`.
+    :raises budgets.BudgetExceeded: when a hard budget does not cover what is added; likewise `ProjectFrozen`.
     :raises ledger.InsufficientFunds: with the missing amount, when the wallet does not cover it.
     :raises DomainError: whatever refuses the extension; see `scheduler.extensions.extend`.
     """
     _check_payment_method(payment_method)
+    _require_budget(
+        organization=organization, reservation_id=reservation_id, quote_id=quote_id, at=at
+    )
     change = extensions.extend(
         organization=organization,
         reservation_id=reservation_id,
@@ -94,10 +99,14 @@ def rebook(
     The old window stands if the payment fails.
 
     :raises PaymentMethodUnavailable: for `card` and `invoice`.
+    :raises budgets.BudgetExceeded: when a hard budget does not cover what is added; likewise `ProjectFrozen`.
     :raises ledger.InsufficientFunds: with the missing amount, when the wallet does not cover it.
     :raises DomainError: whatever refuses the change; see `scheduler.rebookings.rebook`.
     """
     _check_payment_method(payment_method)
+    _require_budget(
+        organization=organization, reservation_id=reservation_id, quote_id=quote_id, at=at
+    )
     change = rebookings.rebook(
         organization=organization,
         reservation_id=reservation_id,
@@ -202,6 +211,25 @@ def release(*, share_id: str, at: dt.datetime) -> bool:
             payout=payout, from_status="", to_status=payout.status, actor=ACTOR, at=at
         )
     return True
+
+
+def _require_budget(
+    *, organization: Organization, reservation_id: str, quote_id: str, at: dt.datetime
+) -> None:
+    """Refuse what the budgets do not cover; a quote that does not exist is refused where it is used."""
+    if "\x00" in quote_id or "\x00" in reservation_id:
+        return
+    quotes = ChangeQuote.objects.visible_to(organization).select_related("reservation")
+    quote = quotes.filter(pk=quote_id, reservation=reservation_id).first()
+    promise = Promise.after(quote) if quote is not None else None
+    if quote is not None and promise is not None:
+        budgets.require(
+            organization=organization,
+            project=quote.reservation.project,
+            promise=promise,
+            at=at,
+            instead_of=quote.reservation,
+        )
 
 
 def _check_payment_method(payment_method: str) -> None:

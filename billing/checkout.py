@@ -4,7 +4,7 @@ import datetime as dt
 
 from django.db import transaction
 
-from billing import payments, provider, purchases, tax
+from billing import budgets, payments, provider, purchases, tax
 from billing.payments import Wishes
 from billing.provider_states import PaymentMeans
 from marketplace.core.errors import DomainError, InvalidValue
@@ -50,6 +50,7 @@ def purchase(
 
     :raises InvalidValue: when nobody has ever heard of the payment method, or it takes too long here.
     :raises PaymentMethodUnavailable: for `invoice`, and where no provider is connected.
+    :raises budgets.BudgetExceeded: when a hard budget does not cover the price; likewise `ProjectFrozen`.
     :raises payments.NoSavedCard: when the saved card is to pay and there is none.
     :raises ledger.InsufficientFunds: with the missing amount, when the wallet does not cover the price.
     :raises DomainError: whatever refuses the reservation; see `scheduler.reservations.reserve`.
@@ -68,6 +69,9 @@ def purchase(
             + "pay from the wallet.",
             pointer="/payment_method",
         )
+    budgets.require_for_quote(
+        organization=organization, quote_id=quote_id, project=details.project, at=at
+    )
     reservation = reservations.reserve(
         organization=organization,
         quote_id=quote_id,

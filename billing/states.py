@@ -198,4 +198,18 @@ class InvoiceState(TextChoices):
     WRITTEN_OFF = "written_off"
 
 
+class BudgetPeriod(TextChoices):
+    """Of UTC; what is delivered in it counts."""
+
+    MONTH = "month"
+    QUARTER = "quarter"
+    YEAR = "year"
+    TOTAL = "total"
+
+
+class BudgetMode(TextChoices):
+    HARD = "hard"  # what does not fit is refused
+    NOTIFY = "notify"  # thresholds are told, and nothing is refused
+
+
 GPU_SECONDS = "gpu_second"  # the "currency" of the second set of books

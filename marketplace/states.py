@@ -51,6 +51,7 @@ class EventKind(TextChoices):
     """What an organization is told of: a noun and a past participle."""
 
     CREDIT_NOTE_ISSUED = "credit_note.issued"
+    BUDGET_THRESHOLD_REACHED = "budget.threshold_reached"
     DISPUTE_CLOSED = "dispute.closed"
     DISPUTE_OPENED = "dispute.opened"
     INVOICE_ISSUED = "invoice.issued"
@@ -60,6 +61,8 @@ class EventKind(TextChoices):
     PAYMENT_DECLINED = "payment.declined"
     PAYMENT_RETURNED = "payment.returned"
     PAYMENT_SUCCEEDED = "payment.succeeded"
+    PROJECT_FROZEN = "project.frozen"
+    PROJECT_UNFROZEN = "project.unfrozen"
     PAYOUT_ACCOUNT_CHANGED = "payout_account.changed"
     PAYOUT_FAILED = "payout.failed"
     PAYOUT_SENT = "payout.sent"

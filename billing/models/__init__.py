@@ -4,6 +4,7 @@ Append-only, balance, sealing and guards are enforced by PostgreSQL (migration `
 """
 
 from billing.models.books import Account, Entry, Posting
+from billing.models.budgets import Budget, BudgetQuerySet, ProjectFreeze
 from billing.models.connect import PayoutAccount, Transfer
 from billing.models.controls import Approval, ApprovalTransition, BooksRun, Parking
 from billing.models.disputes import Dispute, DisputeTransition
@@ -38,6 +39,8 @@ __all__ = [
     "BalanceTransaction",
     "BillingProfile",
     "BooksRun",
+    "Budget",
+    "BudgetQuerySet",
     "CardRefund",
     "Correction",
     "Difference",
@@ -62,6 +65,7 @@ __all__ = [
     "PayoutQuerySet",
     "PayoutTransition",
     "Posting",
+    "ProjectFreeze",
     "ProviderTransition",
     "Refund",
     "RefundQuerySet",

@@ -187,6 +187,9 @@ STATUS_BY_CODE: dict[str, int] = {
     "limit_exceeded": 403,
     # money
     "payment_required": 402,
+    "budget_exceeded": 403,
+    "project_frozen": 403,
+    "budgets_changed": 412,
     "payment_method_unavailable": 501,
     "no_saved_card": 409,
     "onboarding_unavailable": 503,

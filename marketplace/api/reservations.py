@@ -11,7 +11,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import checkout, payments, provider
+from billing import budgets, checkout, payments, provider
 from marketplace.api.changes import ChangeSerializer
 from marketplace.api.fields import (
     ChoiceField,
@@ -39,7 +39,6 @@ from marketplace.api.schema import operation
 from marketplace.api.views import ApiView, find
 from marketplace.core.limits import NAME_LENGTH_MAX, SSH_KEY_LENGTH_MAX, SSH_KEYS_MAX, TAGS_MAX
 from marketplace.states import Scope, Tier
-from scheduler import reservations
 from scheduler.details import (
     IMAGE_LENGTH_MAX,
     WARNING_SECONDS_DEFAULT,
@@ -392,6 +391,8 @@ class ReservationsView(ApiView):
             "quote_used",
             "quote_expired",
             "capacity_taken",
+            "budget_exceeded",
+            "project_frozen",
             "payment_required",
             "payment_method_unavailable",
             "no_saved_card",
@@ -456,13 +457,19 @@ class ReservationView(ApiView):
         summary="Change name, project, tags, SSH keys or warnings",
         request=ReservationChanges,
         responses={200: ReservationSerializer},
-        refusals=("not_found", "state_conflict", "invalid_value"),
+        refusals=(
+            "not_found",
+            "state_conflict",
+            "invalid_value",
+            "budget_exceeded",
+            "project_frozen",
+        ),
         operation_id="update_reservation",
     )
     def patch(self, request: Request, reservation_id: str) -> Response:
         reservation = find(Reservation.objects.visible_to(self.organization), reservation_id)
         changes = DetailChanges(**self.body(ReservationChanges))
-        reservations.change_details(reservation=reservation, changes=changes, at=self.now)
+        budgets.change_details(reservation=reservation, changes=changes, at=self.now)
         return self._answer(reservation_id)
 
     def _answer(self, reservation_id: str) -> Response:

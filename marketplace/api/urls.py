@@ -4,6 +4,7 @@ from django.urls import path
 
 from marketplace.api import (
     bills,
+    budgets,
     changes,
     documents,
     events,
@@ -49,6 +50,9 @@ urlpatterns = [
     path("leases/<str:lease_id>/utilization", leases.UtilizationView.as_view()),
     path("events", events.EventsView.as_view()),
     path("events/<str:event_id>", events.EventView.as_view()),
+    path("budgets", budgets.BudgetsView.as_view()),
+    path("project-freezes", budgets.FreezesView.as_view()),
+    path("project-freezes/<str:freeze_id>", budgets.FreezeView.as_view()),
     path("limits", limits.LimitsView.as_view()),
     path("wallet", wallet.WalletView.as_view()),
     path("wallet/top-ups", top_ups.TopUpsView.as_view()),

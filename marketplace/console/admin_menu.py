@@ -69,6 +69,8 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Refunds", "billing.Refund", "undo"),
             ("Disputes", "billing.Dispute", "gavel"),
             ("Approvals", "billing.Approval", "how_to_reg"),
+            ("Budgets", "billing.Budget", "data_usage"),
+            ("Freezes", "billing.ProjectFreeze", "ac_unit"),
             ("Taxed sales", "billing.ReservationTax", "percent"),
             ("Tax rules", "billing.TaxRule", "assured_workload"),
             ("Tax statuses", "billing.TaxStatus", "badge"),

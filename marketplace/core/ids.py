@@ -33,6 +33,8 @@ PREFIXES = frozenset(
         "ent",
         "acc",
         "apr",
+        "bdg",
+        "frz",
         "rfd",
         "int",
         "pac",
@@ -125,6 +127,14 @@ def new_payout_account_id() -> str:
 
 def new_approval_id() -> str:
     return new_id("apr")
+
+
+def new_budget_id() -> str:
+    return new_id("bdg")
+
+
+def new_freeze_id() -> str:
+    return new_id("frz")
 
 
 def new_refund_id() -> str:
