@@ -15,7 +15,7 @@ import bisect
 import datetime as dt
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TypeAlias
@@ -141,11 +141,15 @@ def lease_meters(
 
 
 def lease_meters_by_window(
-    *, lease_id: str, windows: Sequence[Window], faults: Mapping[str, Faults] | None = None
+    *,
+    lease_id: str,
+    windows: Sequence[Window],
+    faults: Mapping[str, Faults] | None = None,
+    gpu_uuids: Collection[str] | None = None,
 ) -> list[LeaseMeters]:
     """Add up what a lease's GPUs did within each of some windows, as `lease_meters` does, in one reading.
 
-    `readings_until` is of all windows together.
+    `readings_until` is of all windows together. Only GPUs among `gpu_uuids` are looked at, `None`: all.
     """
     faults = faults or {}
     gpus: list[dict[str, GpuMeter]] = [{} for _ in windows]
@@ -154,6 +158,8 @@ def lease_meters_by_window(
         min(window.starts_at for window in windows), max(window.ends_at for window in windows)
     )
     for _, gpu_uuid, samples in _samples_by_gpu(windows={lease_id: hull}):
+        if gpu_uuids is not None and gpu_uuid not in gpu_uuids:
+            continue
         ends.append(max(sample.window.ends_at for sample in samples))
         for window, meters in zip(windows, gpus, strict=True):
             meters[gpu_uuid] = total(

@@ -1,7 +1,7 @@
 """The bill of a month of UTC: what a tenant's reservations were charged, used and got back in it.
 
 Money and GPU-seconds come from the books, so months add up to them to the minor unit; when something belongs
-to which month is told in `billing.month_movements`. The contracted price is the tariff's of the part of the
+to which month is told in `billing.month_movements`. The contracted price is the lots' of the part of the
 window that lies in the month. What no meter measured is None.
 """
 
@@ -47,7 +47,8 @@ class Figures:
     """What a month came to, of one reservation or of many, in minor units and GPU-seconds.
 
     `opening + charged = earned + refunded + fees + closing`. `billed` is what the month took from the tenant
-    for its reservations, `effective` what it used of that. Credits are beyond the price and in neither.
+    for its reservations, `effective` what it used of that. Credits are beyond the price and in neither, and
+    no amount but `tax` and `billed_with_tax` has tax in it.
     """
 
     promised_seconds: int = 0
@@ -75,6 +76,14 @@ class Figures:
     @property
     def effective(self) -> int:
         return self.books.earned + self.books.fees
+
+    @property
+    def tax(self) -> int:
+        return self.books.tax_charged - self.books.tax_refunded
+
+    @property
+    def billed_with_tax(self) -> int:
+        return self.billed + self.tax
 
     def add(self, other: "Figures") -> None:
         """Add another's figures; a part that is not known leaves the sum at what is."""

@@ -1,34 +1,35 @@
 """What a part of a window costs of the whole price: exact, and parts add up to it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from marketplace.core.money import round_half_even
 from marketplace.core.windows import Window
+from scheduler.lots import Lots
 from scheduler.models import ChangeQuote, Quote, Reservation
-from scheduler.tariffs import Tariff
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promise:
-    """A price in minor units, and the tariff by which it is spread over its window."""
+    """A price in minor units, and the tariffs by which it is spread over its window."""
 
     total_minor: int
-    tariff: Sequence[Sequence[int]]
+    lots: Sequence[Mapping[str, Any]]
     window: Window
 
     @classmethod
     def of(cls, priced: Quote | Reservation) -> "Promise":
         """Return what a quote or a reservation costs."""
-        return cls(total_minor=priced.total_minor, tariff=priced.tariff, window=priced.window)
+        return cls(total_minor=priced.total_minor, lots=priced.lots, window=priced.window)
 
     @classmethod
     def after(cls, quote: ChangeQuote) -> "Promise | None":
         """Return what a reservation costs after a change, None where nothing is left of it."""
         if quote.window is None:
             return None
-        return cls(total_minor=quote.total_minor, tariff=quote.tariff, window=quote.window)
+        return cls(total_minor=quote.total_minor, lots=quote.lots, window=quote.window)
 
     def part_minor(self, *, within: Window) -> int:
         """Return the part of the price for what of the window lies within another one.
@@ -40,10 +41,10 @@ class Promise:
             return 0
         if part == self.window:
             return self.total_minor
-        tariff = Tariff.from_json(self.tariff)
-        whole = tariff.value(window=self.window)
+        lots = Lots.from_json(self.lots)
+        whole = lots.value(window=self.window)
         before, until = (
-            tariff.value(window=Window(self.window.starts_at, instant))
+            lots.value(window=Window(self.window.starts_at, instant))
             if instant > self.window.starts_at
             else Fraction(0)
             for instant in (part.starts_at, part.ends_at)

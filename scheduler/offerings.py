@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 import numpy as np
@@ -14,6 +14,7 @@ from marketplace.core.windows import Window, to_instant
 from marketplace.models import Listing
 from scheduler import pools, prices
 from scheduler.board import Board, Levels
+from scheduler.lots import GpusAtFloor, Lots
 from scheduler.pools import Pool
 from scheduler.prices import PoolKey, PricedWindow, PriceTable
 from scheduler.prices.packed import Micros
@@ -38,8 +39,7 @@ class Offer:
     total: Money
     price_breakdown: dict[str, object]
     simulated: bool
-    floor_rate: Decimal
-    listing_ids: tuple[str, ...]
+    lots: Lots
     price: PricedWindow
 
 
@@ -143,8 +143,7 @@ def offer(choice: Choice, *, wish: Wish) -> Offer:
                 unserved &= ~its
     price = board.prices.price(
         window=choice.window,
-        floor_rate=pool.floors[level],
-        gpus=wish.gpus,
+        floors=[GpusAtFloor(pool.floors[level], wish.gpus)],
         currency=settings.CURRENCY,
     )
     fabrics = {pool.fabrics[island] for island in pool.island_of[rows].tolist()}
@@ -161,8 +160,12 @@ def offer(choice: Choice, *, wish: Wish) -> Offer:
         total=price.total,
         price_breakdown=price.breakdown,
         simulated=bool(pool.simulated[rows].any()),
-        floor_rate=pool.floors[level],
-        listing_ids=tuple(sorted(listing.pk for listing in serving)),
+        lots=Lots(
+            tuple(
+                replace(lot, listing_ids=tuple(sorted(listing.pk for listing in serving)))
+                for lot in price.lots.lots
+            )
+        ),
         price=price,
     )
 

@@ -22,6 +22,11 @@ from marketplace.core.windows import Window, to_instant, to_seconds
 MICROS = 10**RATE_DECIMAL_PLACES
 
 
+def as_rate(micros: int) -> Decimal:
+    """Return micros per GPU-hour as a rate of six places."""
+    return Decimal(micros).scaleb(-RATE_DECIMAL_PLACES)
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """One rate from `starts` to `ends`, half-open, seconds since the Unix epoch; micros per GPU-hour."""
@@ -98,7 +103,7 @@ class Tariff:
         """Return the mean rate per GPU-hour, rounded up to six places."""
         seconds = self.segments[-1].ends - self.segments[0].starts
         micros = self.value(window=self.window) * SECONDS_PER_HOUR * MICROS / seconds
-        return Decimal(-(-micros.numerator // micros.denominator)).scaleb(-RATE_DECIMAL_PLACES)
+        return as_rate(-(-micros.numerator // micros.denominator))
 
     def clipped(self, *, window: Window) -> "Tariff":
         """Return the tariff of a part of the window; the two must overlap."""

@@ -4,7 +4,6 @@ from billing.budgets.guard import (
     BudgetExceeded,
     ProjectFrozen,
     require,
-    require_for_quote,
     require_move,
 )
 from billing.budgets.keeping import (
@@ -39,7 +38,6 @@ __all__ = [
     "freeze",
     "put",
     "require",
-    "require_for_quote",
     "require_move",
     "standing_of",
     "standings",

@@ -20,7 +20,7 @@ from marketplace.core.errors import DomainError
 from marketplace.core.money import Money
 from marketplace.core.windows import Window, format_instant
 from marketplace.models import Organization
-from scheduler.models import Quote, Reservation
+from scheduler.models import Reservation
 
 
 class BudgetExceeded(DomainError):
@@ -67,31 +67,6 @@ def require(
         before=Promise.of(instead_of) if instead_of is not None else None,
         at=at,
     )
-
-
-def require_for_quote(
-    *, organization: Organization, quote_id: str, project: str, at: dt.datetime
-) -> None:
-    """Refuse a quote that a tenant's budgets do not cover; as `require`, and one query where it has none.
-
-    A quote that does not exist is for whoever uses it to refuse.
-
-    :raises ProjectFrozen: while the project or the organization is frozen.
-    :raises BudgetExceeded: when a period of a hard budget has less left than it costs there.
-    """
-    rules = _rules_of(organization=organization, project=project)
-    if not any(rules) or "\x00" in quote_id:
-        return
-    quote = Quote.objects.visible_to(organization).filter(pk=quote_id).first()
-    if quote is not None:
-        _require(
-            rules,
-            organization=organization,
-            project=project,
-            promise=Promise.of(quote),
-            before=None,
-            at=at,
-        )
 
 
 def require_move(*, reservation: Reservation, project: str, at: dt.datetime) -> None:

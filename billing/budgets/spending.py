@@ -82,7 +82,7 @@ def committed(*, organization: Organization, project: str, window: Window, curre
     if project:
         crossing = crossing.filter(project=project)
     crossing = crossing.exclude(starts_at__gte=window.starts_at, ends_at__lte=window.ends_at)
-    parts = crossing.only("total_minor", "tariff", "starts_at", "ends_at")
+    parts = crossing.only("total_minor", "lots", "starts_at", "ends_at")
     return int(whole) + sum(Promise.of(each).part_minor(within=window) for each in parts)
 
 

@@ -7,6 +7,13 @@ from billing.models.books import Account, Entry, Posting
 from billing.models.budgets import Budget, BudgetQuerySet, ProjectFreeze
 from billing.models.connect import PayoutAccount, Transfer
 from billing.models.controls import Approval, ApprovalTransition, BooksRun, Parking
+from billing.models.credit import (
+    NET_DAYS,
+    CreditSale,
+    CreditTerms,
+    DunningCase,
+    DunningTransition,
+)
 from billing.models.disputes import Dispute, DisputeTransition
 from billing.models.earnings import EarnedHour
 from billing.models.fee_shares import FeeShare
@@ -33,6 +40,7 @@ from billing.models.settlements import Correction, Settlement, SettlementQuerySe
 from billing.models.tax import ReservationTax, TaxLine, TaxRule, TaxStatus
 
 __all__ = [
+    "NET_DAYS",
     "Account",
     "Approval",
     "ApprovalTransition",
@@ -43,9 +51,13 @@ __all__ = [
     "BudgetQuerySet",
     "CardRefund",
     "Correction",
+    "CreditSale",
+    "CreditTerms",
     "Difference",
     "Dispute",
     "DisputeTransition",
+    "DunningCase",
+    "DunningTransition",
     "EarnedHour",
     "Entry",
     "FeeShare",

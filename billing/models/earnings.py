@@ -25,6 +25,11 @@ class EarnedHour(models.Model):
         decimal_places=0,
         db_comment="tariff of what was delivered: micros per hour × seconds, exact",
     )
+    floor_micros = models.DecimalField(
+        max_digits=40,
+        decimal_places=0,
+        db_comment="owner's floors of what was delivered: micros per hour × seconds, exact",
+    )
     earned_minor = models.BigIntegerField(db_comment="owner's part plus fee")
     fee_minor = models.BigIntegerField()
     owner_minor = models.BigIntegerField()

@@ -36,6 +36,9 @@ class Allocation(models.Model):
         Lease, null=True, on_delete=models.PROTECT, related_name="allocations"
     )
     slots = IntegerRangeField(db_comment="half-open, within the node's block")
+    lot = models.PositiveSmallIntegerField(
+        db_default=0, default=0, db_comment="number of the promise's lot that all the slots are of"
+    )
     period = DateTimeRangeField(db_comment="half-open")
     live = models.BooleanField(
         default=True, db_comment="false: expired, cancelled or over; kept as history"

@@ -74,12 +74,8 @@ class ChangeQuote(models.Model):
     from_total_minor = models.BigIntegerField(db_comment="what was paid for; 0 before the payment")
     starts_at = models.DateTimeField(null=True)
     ends_at = models.DateTimeField(null=True)
-    tariff = models.JSONField(default=list, db_comment="of the whole window after the change")
-    floor_rate = models.DecimalField(
-        max_digits=18,
-        decimal_places=6,
-        null=True,
-        db_comment="per GPU-hour; what is added may be served by listings with at most this floor",
+    lots = models.JSONField(
+        default=list, db_comment="of the whole window after the change; empty where nothing is left"
     )
     added_rate = models.DecimalField(
         max_digits=18, decimal_places=6, null=True, db_comment="per GPU-hour, mean of what is added"

@@ -54,7 +54,9 @@ def assign(*, demand: Demand, take: Take, at: dt.datetime) -> list[Place]:
             with transaction.atomic():
                 slots = _lock_patiently(shares) if patient else _lock(shares)
                 _clear(slots=slots, demand=demand, at=at)
-                places = supply.places(slots)
+                lot_of = supply.lots_of(slots, demand=demand)
+                assert lot_of is not None, "the plan keeps to the floors of the lots"
+                places = supply.places(lot_of)
                 take(places)
                 return places
         except _Contended as rival:

@@ -9,16 +9,17 @@ from marketplace.core.errors import DomainError
 from marketplace.core.money import Money, format_rate
 from marketplace.core.windows import format_instant, to_instant
 from marketplace.states import Tier
+from scheduler.lots import GpusAtFloor, Lots
 from scheduler.models import Quote
 from scheduler.prices.refresh import METHOD_VERSION, inputs_of, vectors_of
 from scheduler.prices.tables import (
     METHOD_FLOORS,
     PoolKey,
     PriceTable,
-    as_rate,
     floors_only,
     table_of,
 )
+from scheduler.tariffs import as_rate
 
 
 class NotReplayable(DomainError):
@@ -67,12 +68,23 @@ def replay(*, quote: Quote) -> list[Comparison]:
             fitting_basis_points=vectors.fitting_basis_points,
         )
         found += _hours(stored, table)
+    stored_lots = Lots.from_json(quote.lots)
     price = table.price(
-        window=quote.window, floor_rate=quote.floor_rate, gpus=quote.gpus, currency=quote.currency
+        window=quote.window,
+        floors=[GpusAtFloor(lot.floor_rate, lot.gpus) for lot in stored_lots.lots],
+        currency=quote.currency,
     )
+    recomputed_lots = [
+        replace(lot, listing_ids=its.listing_ids)
+        for lot, its in zip(price.lots.lots, stored_lots.lots, strict=True)
+    ]
     found += [
         Comparison(name="rate", stored=format_rate(quote.rate), recomputed=format_rate(price.rate)),
-        Comparison(name="tariff", stored=str(quote.tariff), recomputed=str(price.tariff.as_json())),
+        Comparison(
+            name="lots",
+            stored=str(stored_lots.as_json()),
+            recomputed=str(Lots(tuple(recomputed_lots)).as_json()),
+        ),
         Comparison(
             name="total",
             stored=str(Money(quote.total_minor, quote.currency)),

@@ -293,7 +293,7 @@ class TestExtension:
         assert not Change.objects.exists()
         assert breaches(at=NOW) == []
 
-    @pytest.mark.parametrize("payment_method", ["card", "invoice"])
+    @pytest.mark.parametrize("payment_method", ["card", "bank_transfer"])
     def test_is_not_paid_by_other_means(self, payment_method: str) -> None:
         make_pool()
         reservation = buy(window=window_in(24))

@@ -9,6 +9,7 @@ from billing import books, earnings, ledger, purchases, settlements
 from billing.models import EarnedHour, Entry, Settlement
 from billing.states import AccountKind
 from marketplace.core.windows import Window
+from scheduler.lots import Lot, Lots
 from scheduler.models import Lease, Reservation
 from scheduler.states import LeaseStatus, ReservationStatus
 from scheduler.tariffs import Segment, Tariff
@@ -43,9 +44,9 @@ def priced_by_the_hour(*rates: str, gpus: int = 2) -> Reservation:
         total_minor=total,
         paid=False,
     )
-    Reservation.objects.filter(pk=row.pk).update(tariff=tariff.as_json())
     # The owner asked for one dollar: every hour's price is above it.
-    type(row.quote).objects.filter(pk=row.quote_id).update(floor_rate=1)
+    lot = Lot(gpus=gpus, floors=Tariff.flat(window=window, rate=Decimal(1)), tariff=tariff)
+    Reservation.objects.filter(pk=row.pk).update(lots=Lots((lot,)).as_json())
     row = Reservation.objects.get(pk=row.pk)
     purchases.post(reservation=row, at=START)
     return row

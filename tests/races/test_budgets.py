@@ -12,6 +12,7 @@ from django.db import transaction
 from billing import budgets, checkout
 from billing.budgets import BudgetExceeded, BudgetWish, guard
 from billing.models import Budget
+from billing.promised import Promise
 from billing.states import BudgetMode, BudgetPeriod
 from marketplace.models import Organization
 from scheduler.details import ReservationDetails
@@ -99,7 +100,7 @@ def test_with_the_lock_the_second_order_waits_for_the_first() -> None:
 def _asking(buyer: Organization, quote: Quote) -> Callable[[], str]:
     def ask() -> str:
         with transaction.atomic():
-            budgets.require_for_quote(organization=buyer, quote_id=quote.pk, project="", at=NOW)
+            budgets.require(organization=buyer, project="", promise=Promise.of(quote), at=NOW)
         return "fits as well"
 
     return ask

@@ -8,7 +8,8 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0011_guard_the_invoices"),
+        ("billing", "0015_dunning"),
+        ("billing", "0015_month_close_recorded"),
         ("marketplace", "0004_events"),
     ]
 
