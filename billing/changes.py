@@ -11,10 +11,21 @@ import logging
 from django.conf import settings
 from django.db import transaction
 
-from billing import accounts, budgets, credit, invoices, ledger, parking, receivables, tax
+from billing import (
+    accounts,
+    budgets,
+    credit,
+    invoices,
+    ledger,
+    parking,
+    purchase_requests,
+    receivables,
+    tax,
+)
 from billing.checkout import PaymentMethodUnavailable
 from billing.models import CreditTerms, FeeShare, Payout, PayoutTransition
 from billing.promised import Promise
+from billing.purchase_requests import Order
 from billing.states import AccountKind, EntryKind
 from marketplace.core.errors import InvalidValue
 from marketplace.core.money import Money, share_of, split_by_weights
@@ -76,7 +87,7 @@ def extend(
     :raises ledger.InsufficientFunds: with the missing amount, when the wallet does not cover it.
     :raises DomainError: whatever refuses the extension; see `scheduler.extensions.extend`.
     """
-    _require_budget(
+    _require_allowed(
         organization=organization, reservation_id=reservation_id, quote_id=quote_id, at=at
     )
     terms = _require_means(
@@ -118,7 +129,7 @@ def rebook(
     :raises ledger.InsufficientFunds: with the missing amount, when the wallet does not cover it.
     :raises DomainError: whatever refuses the change; see `scheduler.rebookings.rebook`.
     """
-    _require_budget(
+    _require_allowed(
         organization=organization, reservation_id=reservation_id, quote_id=quote_id, at=at
     )
     terms = _require_means(
@@ -240,16 +251,16 @@ def release(*, share_id: str, at: dt.datetime) -> bool:
     return True
 
 
-def _require_budget(
+def _require_allowed(
     *, organization: Organization, reservation_id: str, quote_id: str, at: dt.datetime
 ) -> None:
-    """Refuse what the budgets do not cover; a quote that does not exist is refused where it is used."""
+    """Refuse what budgets and limits do not allow; a quote that does not exist is refused where used."""
     if "\x00" in quote_id or "\x00" in reservation_id:
         return
     quotes = ChangeQuote.objects.visible_to(organization).select_related("reservation")
     quote = quotes.filter(pk=quote_id, reservation=reservation_id).first()
     promise = Promise.after(quote) if quote is not None else None
-    if quote is not None and promise is not None:
+    if quote is not None and promise is not None and quote.used_at is None:
         budgets.require(
             organization=organization,
             project=quote.reservation.project,
@@ -257,6 +268,7 @@ def _require_budget(
             at=at,
             instead_of=quote.reservation,
         )
+        purchase_requests.require(order=Order.of_change(quote))
 
 
 def _require_means(

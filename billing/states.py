@@ -200,6 +200,13 @@ class InvoiceState(TextChoices):
     WRITTEN_OFF = "written_off"
 
 
+class PurchaseKind(TextChoices):
+    """What takes a second person of the tenant, above its own limit."""
+
+    RESERVATION = "reservation"
+    CHANGE = "change"
+
+
 class BudgetPeriod(TextChoices):
     """Of UTC; what is delivered in it counts."""
 

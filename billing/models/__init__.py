@@ -35,6 +35,11 @@ from billing.models.provider import (
     ProviderTransition,
     Watermark,
 )
+from billing.models.purchase_requests import (
+    ApprovalLimit,
+    PurchaseRequest,
+    PurchaseRequestTransition,
+)
 from billing.models.refunds import Refund, RefundQuerySet, RefundTransition
 from billing.models.settlements import Correction, Settlement, SettlementQuerySet
 from billing.models.tax import ReservationTax, TaxLine, TaxRule, TaxStatus
@@ -43,6 +48,7 @@ __all__ = [
     "NET_DAYS",
     "Account",
     "Approval",
+    "ApprovalLimit",
     "ApprovalTransition",
     "BalanceTransaction",
     "BillingProfile",
@@ -79,6 +85,8 @@ __all__ = [
     "Posting",
     "ProjectFreeze",
     "ProviderTransition",
+    "PurchaseRequest",
+    "PurchaseRequestTransition",
     "Refund",
     "RefundQuerySet",
     "RefundTransition",

@@ -11,7 +11,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import budgets, checkout, payments, provider, purchases, tax
+from billing import budgets, checkout, payments, provider, purchase_requests, purchases, tax
 from billing.models import CreditSale
 from marketplace.api.changes import ChangeSerializer
 from marketplace.api.fields import (
@@ -452,6 +452,8 @@ class ReservationsView(ApiView):
             "quote_used",
             "quote_expired",
             "capacity_taken",
+            "approval_required",
+            "approval_refused",
             "budget_exceeded",
             "project_frozen",
             "payment_required",
@@ -476,6 +478,14 @@ class ReservationsView(ApiView):
             "saves_card": body.pop("save_card"),
         }
         details = ReservationDetails(**body)
+        # Before the key is used: what another person has approved may be ordered again with the same one.
+        purchase_requests.ask_for_quote(
+            organization=self.organization,
+            quote_id=quote_id,
+            project=details.project,
+            at=self.now,
+            actor=self.caller.actor,
+        )
         waits = payment_method not in {PaymentMethod.WALLET, PaymentMethod.INVOICE}
         bought: list[Reservation] = []
 

@@ -72,6 +72,8 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Sold on account", "billing.CreditSale", "contract"),
             ("Collection", "billing.DunningCase", "notifications_active"),
             ("Approvals", "billing.Approval", "how_to_reg"),
+            ("Approval limits", "billing.ApprovalLimit", "rule"),
+            ("Purchase requests", "billing.PurchaseRequest", "how_to_vote"),
             ("Budgets", "billing.Budget", "data_usage"),
             ("Freezes", "billing.ProjectFreeze", "ac_unit"),
             ("Taxed sales", "billing.ReservationTax", "percent"),
