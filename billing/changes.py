@@ -2,7 +2,7 @@
 
 The difference of the totals is charged to the wallet or owed on an invoice, or goes back less the fee; its
 tax goes with it, and the tax of the fee stays where it was paid. Of the fee the owners of the GPUs get what
-they get of any price: all but the market's share of it, divided by GPUs.
+they get of any price: all but the market's share of it, divided by what was given back of each.
 """
 
 import datetime as dt
@@ -376,12 +376,12 @@ def _fee_for_owners(change: Change) -> int:
 
 
 def _share_out(change: Change, *, amount: int) -> None:
-    """Give each owner its part of the fee, by the GPUs that it had kept for the tenant."""
-    gpus_by_owner = sorted(change.given_back_by_owner.items())
-    owners = Organization.objects.in_bulk([owner_id for owner_id, _ in gpus_by_owner])
-    parts = split_by_weights(total_minor=amount, weights=[gpus for _, gpus in gpus_by_owner])
+    """Give each owner its part of the fee, by the price of what it had kept for the tenant."""
+    worth_by_owner = sorted(change.given_back_by_owner.items())
+    owners = Organization.objects.in_bulk([owner_id for owner_id, _ in worth_by_owner])
+    parts = split_by_weights(total_minor=amount, weights=[worth for _, worth in worth_by_owner])
     reservation = change.reservation
-    for (owner_id, _), part in zip(gpus_by_owner, parts, strict=True):
+    for (owner_id, _), part in zip(worth_by_owner, parts, strict=True):
         if not part:
             continue
         owner = owners[owner_id]

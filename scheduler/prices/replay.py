@@ -1,5 +1,6 @@
 """Replay a quote's price from what is stored, and compare."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -100,11 +101,16 @@ def replay(*, quote: Quote) -> list[Comparison]:
     return found + [
         Comparison(
             name=f"price_breakdown.{name}",
-            stored=str(quote.price_breakdown.get(name)),
-            recomputed=str(price.breakdown.get(name)),
+            stored=_text(quote.price_breakdown.get(name)),
+            recomputed=_text(price.breakdown.get(name)),
         )
         for name in names
     ]
+
+
+def _text(value: object) -> str:
+    """Return a figure, or several of them, in one order for both sides."""
+    return json.dumps(value, sort_keys=True) if isinstance(value, list) else str(value)
 
 
 def _hours(stored: PriceTable, recomputed: PriceTable) -> Iterator[Comparison]:

@@ -41,12 +41,14 @@ def owner(*, name: str = "Nordlicht Compute") -> Organization:
     )[0]
 
 
-def tenant(*, name: str = "Perceptron AG", funds_minor: int = 0) -> Organization:
+def tenant(
+    *, name: str = "Perceptron AG", funds_minor: int = 0, currency: str = "usd"
+) -> Organization:
     row, _ = Organization.objects.get_or_create(
         name=name, defaults={"is_tenant": True, "created_at": START}
     )
     if funds_minor:
-        fund(row, minor=funds_minor)
+        fund(row, minor=funds_minor, currency=currency)
     return row
 
 
@@ -276,6 +278,7 @@ def meter(
     busy: int | None = 0,
     energy_millijoules: int | None = None,
     up: int | None = None,
+    attached: int | None = None,
 ) -> MeterReading:
     number = next(_numbers)
     return MeterReading.objects.create(
@@ -289,6 +292,7 @@ def meter(
         ends_at=of.starts_at + dt.timedelta(seconds=from_second + seconds),
         up_seconds=seconds if up is None else up,
         busy_seconds=busy,
+        attached_seconds=attached,
         energy_millijoules=energy_millijoules,
         simulated=True,
         received_at=of.ends_at,
