@@ -70,7 +70,7 @@ from scheduler.states import (
     Spread,
 )
 
-_PAYMENT_STATUSES = ("pending", "paid", "failed", "expired")
+_PAYMENT_STATUSES = ("pending", "paid", "owed", "failed", "expired")
 _UNPAID = {
     ReservationStatus.PAYMENT_PENDING: "pending",
     ReservationStatus.PAYMENT_FAILED: "failed",
@@ -168,13 +168,14 @@ class OwedInvoiceSerializer(serializers.Serializer[CreditSale]):
     id = serializers.CharField(source="invoice_id")
     number = serializers.CharField(source="invoice.number", help_text="as it is printed")
     due_at = InstantField(help_text="to be paid by then")
+    open = MoneyField(minor="open_minor", help_text="not paid yet")
 
 
 class PaymentSerializer(serializers.Serializer[Reservation]):
     """How far the payment has come."""
 
     method = ChoiceField(choices=PaymentMethod.choices, source="payment_method")
-    status = serializers.SerializerMethodField()
+    status = serializers.SerializerMethodField(help_text="owed: bought on account, not paid yet")
     due_at = InstantField(source="payment_due_at", help_text="an unpaid reservation ends here")
     client_secret = serializers.SerializerMethodField(help_text="for card payments")
     checkout_url = serializers.SerializerMethodField(help_text="a page on which it can be paid")
@@ -184,7 +185,9 @@ class PaymentSerializer(serializers.Serializer[Reservation]):
 
     @extend_schema_field(ChoiceField(choices=[(s, s) for s in _PAYMENT_STATUSES]))
     def get_status(self, reservation: Reservation) -> str:
-        return _UNPAID.get(ReservationStatus(reservation.status), "paid")
+        sale = _sale_of(reservation)
+        is_owed = sale is not None and vars(sale)["open_minor"] > 0
+        return _UNPAID.get(ReservationStatus(reservation.status), "owed" if is_owed else "paid")
 
     def get_client_secret(self, reservation: Reservation) -> str | None:
         payment = open_payment_of(reservation)
@@ -206,8 +209,8 @@ class PaymentSerializer(serializers.Serializer[Reservation]):
 
     @extend_schema_field(OwedInvoiceSerializer(allow_null=True))
     def get_invoice(self, reservation: Reservation) -> object:
-        sales: list[CreditSale] = vars(reservation)["shown_sales"]
-        return OwedInvoiceSerializer(sales[0]).data if sales else None
+        sale = _sale_of(reservation)
+        return OwedInvoiceSerializer(sale).data if sale else None
 
 
 class PlacementSerializer(serializers.Serializer[Allocation]):
@@ -357,6 +360,11 @@ class ReservationSerializer(serializers.Serializer[Reservation]):
 ReservationPage = page_serializer(ReservationSerializer, name="ReservationPage")
 
 
+def _sale_of(reservation: Reservation) -> CreditSale | None:
+    shown: list[CreditSale] = vars(reservation)["shown_sales"]
+    return shown[0] if shown else None
+
+
 def _changes_of(reservation: Reservation) -> list[Change]:
     shown: list[Change] = vars(reservation)["shown_changes"]
     return shown
@@ -403,7 +411,7 @@ def _prefetches() -> list["Prefetch[str]"]:
         ),
         Prefetch(
             "credit_sales",
-            queryset=CreditSale.objects.filter(change=None).select_related("invoice"),
+            queryset=CreditSale.objects.filter(change=None).select_related("invoice").with_open(),
             to_attr="shown_sales",
         ),
     ]
