@@ -11,7 +11,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import checkout, payments, provider, purchases, tax
+from billing import budgets, checkout, payments, provider, purchase_requests, purchases, tax
 from billing.models import CreditSale
 from marketplace.api.changes import ChangeSerializer
 from marketplace.api.fields import (
@@ -42,7 +42,6 @@ from marketplace.api.views import ApiView, find
 from marketplace.core.limits import NAME_LENGTH_MAX, SSH_KEY_LENGTH_MAX, SSH_KEYS_MAX, TAGS_MAX
 from marketplace.core.money import Money
 from marketplace.states import Scope, Tier
-from scheduler import reservations
 from scheduler.details import (
     IMAGE_LENGTH_MAX,
     WARNING_SECONDS_DEFAULT,
@@ -461,6 +460,10 @@ class ReservationsView(ApiView):
             "quote_used",
             "quote_expired",
             "capacity_taken",
+            "approval_required",
+            "approval_refused",
+            "budget_exceeded",
+            "project_frozen",
             "payment_required",
             "payment_method_unavailable",
             "credit_not_granted",
@@ -483,6 +486,14 @@ class ReservationsView(ApiView):
             "saves_card": body.pop("save_card"),
         }
         details = ReservationDetails(**body)
+        # Before the key is used: what another person has approved may be ordered again with the same one.
+        purchase_requests.ask_for_quote(
+            organization=self.organization,
+            quote_id=quote_id,
+            project=details.project,
+            at=self.now,
+            actor=self.caller.actor,
+        )
         waits = payment_method not in {PaymentMethod.WALLET, PaymentMethod.INVOICE}
         bought: list[Reservation] = []
 
@@ -531,13 +542,19 @@ class ReservationView(ApiView):
         summary="Change name, project, tags, SSH keys or warnings",
         request=ReservationChanges,
         responses={200: ReservationSerializer},
-        refusals=("not_found", "state_conflict", "invalid_value"),
+        refusals=(
+            "not_found",
+            "state_conflict",
+            "invalid_value",
+            "budget_exceeded",
+            "project_frozen",
+        ),
         operation_id="update_reservation",
     )
     def patch(self, request: Request, reservation_id: str) -> Response:
         reservation = find(Reservation.objects.visible_to(self.organization), reservation_id)
         changes = DetailChanges(**self.body(ReservationChanges))
-        reservations.change_details(reservation=reservation, changes=changes, at=self.now)
+        budgets.change_details(reservation=reservation, changes=changes, at=self.now)
         return self._answer(reservation_id)
 
     def _answer(self, reservation_id: str) -> Response:
