@@ -18,6 +18,7 @@ from billing.invoices import reading
 from billing.month_bills import Figures, MonthBill, Row
 from marketplace.api import month_page
 from marketplace.api.bill_documents import BillDocumentSerializer
+from marketplace.api.budgets import BudgetSerializer
 from marketplace.api.fields import ChoiceField, InstantField, MoneySerializer, StrictSerializer
 from marketplace.api.invoices import pdf_response
 from marketplace.api.schema import operation
@@ -144,6 +145,9 @@ class MonthBillSerializer(serializers.Serializer[Any]):
     documents = BillDocumentSerializer(
         many=True, help_text="invoices and credit notes that the month issued, oldest first"
     )
+    budgets = BudgetSerializer(
+        many=True, help_text="as they are set now, in the periods in which the month begins"
+    )
 
 
 class MonthBillView(ApiView):
@@ -214,6 +218,7 @@ def _bill(bill: MonthBill) -> dict[str, Any]:
             for each in bill.by_tag
         ],
         "commitments_ahead": bill.ahead,
+        "budgets": bill.budgets,
     }
 
 
