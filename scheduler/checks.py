@@ -66,14 +66,18 @@ INVARIANTS = (
     ),
     Invariant(
         "gpus_are_promised_once",
-        "No GPU is in two live allocations of one instant.",
+        "No GPU is in two live allocations of one instant, nor in one while it turns round after another.",
         """
         SELECT 'slot ' || slot || ' is promised twice at ' || starts_at FROM (
-            SELECT slot, lower(period) AS starts_at,
-                lag(upper(period)) OVER (PARTITION BY slot ORDER BY lower(period)) AS before
-            FROM scheduler_allocation
+            SELECT slot, starts_at,
+                lag(free_at) OVER (PARTITION BY slot ORDER BY starts_at) AS before
+            FROM (
+                SELECT slots, lower(period) AS starts_at, CASE WHEN live
+                    THEN upper(period) + make_interval(secs => turnaround_seconds)
+                    ELSE free_at END AS free_at
+                FROM scheduler_allocation WHERE live OR free_at IS NOT NULL
+            ) AS held
             CROSS JOIN LATERAL generate_series(lower(slots), upper(slots) - 1) AS slot
-            WHERE live
         ) AS place WHERE before > starts_at
         """,
     ),

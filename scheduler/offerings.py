@@ -137,7 +137,8 @@ def offer(choice: Choice, *, wish: Wish) -> Offer:
     unserved = free[rows]
     for each in pool.sold:
         if each.listing in choice.sheet.listings and each.listing.floor_rate <= pool.floors[level]:
-            its = each.masks[rows] & unserved
+            taken = board.taken_for(each.listing, column=column)[rows]
+            its = each.masks[rows] & unserved & ~taken
             if its.any() and board.opens(each.listing, column=column):
                 serving.append(each.listing)
                 unserved &= ~its

@@ -46,8 +46,9 @@ class PoolKey(NamedTuple):
 class Supply:
     """The sellable nodes of one model, region and tier that some admitted listing covers.
 
-    `offered[i]` are the slots that `listings[i]` sells, the cheapest listing first; `taken` are the slots
-    that somebody has in some part of the window, `taken_by_step` those of each of its steps.
+    `offered[i]` are the slots that `listings[i]` sells, the cheapest listing first; `ready[i]` those of them
+    that nobody has in its turn-round after the window. `taken` are the slots that somebody has in some part
+    of the window, `taken_by_step` those of each of its steps.
     """
 
     nodes: tuple[PoolNode, ...]
@@ -55,6 +56,7 @@ class Supply:
     sellable: Masks
     listings: tuple[Listing, ...]
     offered: Masks
+    ready: Masks
     taken: Masks
     taken_by_step: Masks
 
@@ -80,10 +82,15 @@ class Supply:
         offered: Masks = np.bitwise_or.reduce(self.offered, axis=0)
         return offered
 
+    @property
+    def turnaround_seconds_max(self) -> int:
+        """Return the longest turn-round that one of the listings asks."""
+        return max((listing.turnaround_seconds for listing in self.listings), default=0)
+
     def usable(self, *, floor_rate_max: Decimal, without: Masks) -> Masks:
         """Return per node the slots that are free and sold at a floor up to this, less some."""
         within = [i for i, x in enumerate(self.listings) if x.floor_rate <= floor_rate_max]
-        usable: Masks = np.bitwise_or.reduce(self.offered[within], axis=0) & ~self.taken & ~without
+        usable: Masks = np.bitwise_or.reduce(self.ready[within], axis=0) & ~self.taken & ~without
         return usable
 
     def free_node(self, row: int, *, usable: int) -> FreeNode:
@@ -99,11 +106,15 @@ class Supply:
         )
 
     def listing_of(self, row: int, slot: int) -> Listing:
-        """Return the cheapest admitted listing that sells a slot."""
+        """Return the cheapest admitted listing that sells a slot, if one can with time to turn round.
+
+        Where others will have moved away none can yet.
+        """
         bit = 1 << (slot - self.nodes[row].slot_base)
         return next(
             listing
-            for listing, masks in zip(self.listings, self.offered, strict=True)
+            for masks_of in (self.ready, self.offered)
+            for listing, masks in zip(self.listings, masks_of, strict=True)
             if int(masks[row]) & bit
         )
 
@@ -113,7 +124,8 @@ class Supply:
         places: list[Place] = []
         for slot in sorted(slots):
             row = row_of[slot // SLOTS_PER_NODE * SLOTS_PER_NODE]
-            node_id, listing_id = self.nodes[row].id, self.listing_of(row, slot).id
+            listing = self.listing_of(row, slot)
+            node_id, listing_id = self.nodes[row].id, listing.id
             last = places[-1] if places else None
             if last is not None and (last.node_id, last.listing_id, last.slot_upper) == (
                 node_id,
@@ -125,6 +137,7 @@ class Supply:
                     listing_id=listing_id,
                     slot_lower=last.slot_lower,
                     slot_upper=slot + 1,
+                    turnaround_seconds=listing.turnaround_seconds,
                 )
             else:
                 places.append(
@@ -133,6 +146,7 @@ class Supply:
                         listing_id=listing_id,
                         slot_lower=slot,
                         slot_upper=slot + 1,
+                        turnaround_seconds=listing.turnaround_seconds,
                     )
                 )
         return places
@@ -189,9 +203,34 @@ def read_pool(
         sellable=sellable[covered],
         listings=listings,
         offered=offered[:, covered],
+        ready=_ready(
+            offered=offered[:, covered],
+            listings=listings,
+            nodes=kept,
+            ends_at=window.ends_at,
+            at=at,
+        ),
         taken=np.bitwise_or.reduce(steps, axis=1),
         taken_by_step=steps,
     )
+
+
+def _ready(
+    *,
+    offered: Masks,
+    listings: Sequence[Listing],
+    nodes: Sequence[PoolNode],
+    ends_at: dt.datetime,
+    at: dt.datetime,
+) -> Masks:
+    """Return per listing and node the slots that nobody has in the listing's turn-round after a window."""
+    blocks = np.array([node.slot_base // SLOTS_PER_NODE for node in nodes], dtype=np.int32)
+    ready = offered.copy()
+    for seconds in {listing.turnaround_seconds for listing in listings} - {0}:
+        after = Window(ends_at, ends_at + dt.timedelta(seconds=seconds))
+        alike = [i for i, each in enumerate(listings) if each.turnaround_seconds == seconds]
+        ready[alike] &= ~occupancy.during(blocks=blocks, window=after, at=at)
+    return ready
 
 
 def pools() -> list[PoolKey]:
