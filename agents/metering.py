@@ -15,7 +15,7 @@ import bisect
 import datetime as dt
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TypeAlias
@@ -77,7 +77,8 @@ class LeaseMeters:
 
     `gpu_seconds_measured` says of how many metered GPU-seconds it is known whether they were busy,
     `gpu_seconds_delivered` how many of the covered ones count as delivered, and `gpu_seconds_undelivered` how
-    many of the window do not, by readings and outages together.
+    many of the window do not, by readings and outages together. `gpu_seconds_attached` is None where no
+    reading tells.
     """
 
     gpu_seconds_metered: int
@@ -85,6 +86,7 @@ class LeaseMeters:
     gpu_seconds_undelivered: int
     gpu_seconds_measured: int
     gpu_seconds_busy: int
+    gpu_seconds_attached: int | None
     energy_millijoules: int | None
     readings_until: dt.datetime | None
     gpus: dict[str, GpuMeter]
@@ -141,11 +143,15 @@ def lease_meters(
 
 
 def lease_meters_by_window(
-    *, lease_id: str, windows: Sequence[Window], faults: Mapping[str, Faults] | None = None
+    *,
+    lease_id: str,
+    windows: Sequence[Window],
+    faults: Mapping[str, Faults] | None = None,
+    gpu_uuids: Collection[str] | None = None,
 ) -> list[LeaseMeters]:
     """Add up what a lease's GPUs did within each of some windows, as `lease_meters` does, in one reading.
 
-    `readings_until` is of all windows together.
+    `readings_until` is of all windows together. Only GPUs among `gpu_uuids` are looked at, `None`: all.
     """
     faults = faults or {}
     gpus: list[dict[str, GpuMeter]] = [{} for _ in windows]
@@ -154,6 +160,8 @@ def lease_meters_by_window(
         min(window.starts_at for window in windows), max(window.ends_at for window in windows)
     )
     for _, gpu_uuid, samples in _samples_by_gpu(windows={lease_id: hull}):
+        if gpu_uuids is not None and gpu_uuid not in gpu_uuids:
+            continue
         ends.append(max(sample.window.ends_at for sample in samples))
         for window, meters in zip(windows, gpus, strict=True):
             meters[gpu_uuid] = total(
@@ -196,6 +204,11 @@ def _of_lease(
         gpu_seconds_undelivered=sum(g.undelivered_seconds for g in gpus.values()) + sum(unmetered),
         gpu_seconds_measured=sum(g.measured_seconds for g in gpus.values()),
         gpu_seconds_busy=sum(g.busy_seconds for g in gpus.values()),
+        gpu_seconds_attached=(
+            sum(g.attached_seconds for g in gpus.values())
+            if any(g.attachment_known_seconds for g in gpus.values())
+            else None
+        ),
         energy_millijoules=sum(energies) if energies else None,
         readings_until=readings_until,
         gpus=gpus,

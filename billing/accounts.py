@@ -46,9 +46,11 @@ def of_reservation(
 def refunds_of(*, reservation: Reservation) -> AccountRef:
     """Return where money of a reservation goes back to: the wallet it came from, or what is to be refunded.
 
-    What was paid by card or by invoice waits in `refund_payable` until it is sent the way it came.
+    What was paid by card waits in `refund_payable` until it is sent the way it came. What was bought on
+    account, a later extension too, waits there until it is set off against what is owed for it.
     """
-    if reservation.payment_method == PaymentMethod.WALLET:
+    is_prepaid = reservation.payment_method == PaymentMethod.WALLET
+    if is_prepaid and not reservation.credit_sales.exists():
         return wallet(organization=reservation.organization, currency=reservation.currency)
     return of_reservation(
         kind=AccountKind.REFUND_PAYABLE, reservation=reservation, currency=reservation.currency

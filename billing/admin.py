@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlencode
 
 from django import forms
 from django.conf import settings
@@ -15,6 +16,7 @@ from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
+from django.utils.html import format_html
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.widgets import (
     UnfoldAdminIntegerFieldWidget,
@@ -26,19 +28,26 @@ from unfold.widgets import (
 from billing import (
     approvals,
     books,
+    invoice_payments,
     onboarding,
+    receivables,
     tax_admin,  # noqa: F401 - registers its own classes
     wallet,
 )
 from billing.models import (
+    NET_DAYS,
     Account,
     Approval,
     ApprovalTransition,
     BooksRun,
     Correction,
+    CreditSale,
+    CreditTerms,
     Difference,
     Dispute,
     DisputeTransition,
+    DunningCase,
+    DunningTransition,
     EarnedHour,
     Entry,
     InboxEvent,
@@ -103,6 +112,18 @@ class DepositForm(forms.Form):
     idempotency_key = forms.UUIDField(widget=forms.HiddenInput)
 
 
+class TransferForm(forms.Form):
+    """Money that arrived on the bank account for an invoice. A form that is sent twice counts once."""
+
+    amount_minor = forms.IntegerField(
+        min_value=1,
+        max_value=wallet.DEPOSIT_MINOR_MAX,
+        label="Amount in minor units",
+        widget=UnfoldAdminIntegerFieldWidget,
+    )
+    idempotency_key = forms.UUIDField(widget=forms.HiddenInput)
+
+
 class RequestForm(forms.Form):
     """A movement of money that takes two people; a small refund takes one."""
 
@@ -120,8 +141,17 @@ class RequestForm(forms.Form):
         min_value=0,
         max_value=wallet.DEPOSIT_MINOR_MAX,
         label="Amount in minor units",
-        help_text="0 to let parked money move again",
+        help_text="the limit of a credit; 0 ends it, and lets parked money move again",
         widget=UnfoldAdminIntegerFieldWidget,
+    )
+    net_days = forms.TypedChoiceField(
+        choices=[("", "—"), *NET_DAYS],
+        coerce=int,
+        empty_value=None,
+        required=False,
+        label="Time to pay an invoice",
+        help_text="of a credit alone",
+        widget=UnfoldAdminSelectWidget,
     )
     reason = forms.CharField(max_length=2000, widget=UnfoldAdminTextareaWidget)
 
@@ -377,11 +407,43 @@ def deposit_view(request: HttpRequest) -> HttpResponse:
     )
 
 
+def transfer_view(request: HttpRequest, sale_id: str) -> HttpResponse:
+    """Record money that arrived on the bank account for an invoice."""
+    if not request.user.has_perm(DEPOSIT_PERMISSION):
+        raise PermissionDenied
+    sale = get_object_or_404(CreditSale.objects.select_related("organization"), pk=sale_id)
+    form = TransferForm(request.POST or None, initial={"idempotency_key": uuid.uuid4()})
+    if request.method == "POST" and form.is_valid():
+        try:
+            payment_id = invoice_payments.record_transfer(
+                sale=sale,
+                amount=Money(form.cleaned_data["amount_minor"], sale.currency),
+                idempotency_key=str(form.cleaned_data["idempotency_key"]),
+                at=timezone.now(),
+                actor=request.user.get_username(),
+            )
+        except DomainError as refusal:
+            form.add_error(None, refusal.detail)
+        else:
+            text = amount_text(minor=_open_minor(sale), currency=sale.currency)
+            messages.success(request, f"{payment_id}: {text} of {sale.invoice_id} are still open.")
+            return HttpResponseRedirect(reverse("admin:billing_creditsale_change", args=[sale.pk]))
+    return _page(
+        request,
+        "admin/billing/form.html",
+        title=f"Record a transfer for {sale.invoice_id}",
+        form=form,
+        intro=f"{sale.organization} owes it since {sale.created_at:%Y-%m-%d}; what is beyond it goes to "
+        "the wallet.",
+        buttons=[("record", "Record the transfer")],
+    )
+
+
 def request_view(request: HttpRequest) -> HttpResponse:
     """Ask for a movement of money."""
     if not request.user.has_perm(REQUEST_PERMISSION):
         raise PermissionDenied
-    form = RequestForm(request.POST or None)
+    form = RequestForm(request.POST or None, initial=request.GET.dict())
     if request.method == "POST" and form.is_valid():
         wish = form.cleaned_data
         try:
@@ -391,6 +453,7 @@ def request_view(request: HttpRequest) -> HttpResponse:
                 subject_id=wish["subject_id"],
                 amount=Money(wish["amount_minor"], settings.CURRENCY),
                 reason=wish["reason"],
+                net_days=wish["net_days"],
                 at=timezone.now(),
                 actor=request.user.get_username(),
             )
@@ -444,6 +507,12 @@ def decide_view(request: HttpRequest, approval_id: str) -> HttpResponse:
     )
 
 
+def _open_minor(sale: CreditSale) -> int:
+    return receivables.open_minor(
+        organization=sale.organization, invoice_id=sale.invoice_id, currency=sale.currency
+    )
+
+
 def _wants_json(request: HttpRequest) -> bool:
     return request.get_preferred_type(["text/html", "application/json"]) == "application/json"
 
@@ -483,6 +552,81 @@ class PayoutAccountAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold h
                 self.message_user(request, f"{account.pk}: {refusal.detail}", messages.ERROR)
             else:
                 self.message_user(request, f"{account.pk} is done.")
+
+
+@admin.register(CreditTerms)
+class CreditTermsAdmin(_Shown):
+    """How much tenants may owe. What changes it is asked for among the approvals."""
+
+    list_display = ["organization", "version", "limit_written", "net_days", "granted_at"]
+    list_filter = ["net_days", "currency", "granted_at"]
+    search_fields = ["id", "organization__name", "organization__id", "approval__id"]
+    list_select_related = ["organization"]
+
+    @admin.display(description="limit", ordering="limit_minor")
+    def limit_written(self, terms: CreditTerms) -> str:
+        return amount_text(minor=terms.limit_minor, currency=terms.currency)
+
+
+@admin.register(CreditSale)
+class CreditSaleAdmin(_Shown):
+    """What was bought on account; what was paid of it by bank is recorded here."""
+
+    list_display = ["invoice", "organization", "reservation", "amount_written", "due_at"]
+    list_filter = ["currency", "due_at"]
+    search_fields = [
+        "id",
+        "invoice__id",
+        "invoice__number",
+        "organization__name",
+        "reservation__id",
+    ]
+    list_select_related = ["organization", "invoice"]
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view
+        return [
+            path("<str:sale_id>/pay/", view(transfer_view), name="billing_transfer_received"),
+            *super().get_urls(),
+        ]
+
+    @admin.display(description="amount", ordering="amount_minor")
+    def amount_written(self, sale: CreditSale) -> str:
+        return amount_text(minor=sale.amount_minor, currency=sale.currency)
+
+
+@admin.register(DunningCase)
+class DunningCaseAdmin(_Shown):
+    """How far the collection of what is owed has come; giving it up is asked for among the approvals."""
+
+    list_display = ["sale", "tenant", "status", "open_written", "act_due_at"]
+    list_filter = ["status", "act_due_at"]
+    search_fields = ["sale__id", "sale__invoice__number", "sale__organization__name"]
+    list_select_related = ["sale__organization", "sale__invoice"]
+    readonly_fields = ["open_written", "write_off"]
+    inlines = [_transitions_of(DunningTransition)]
+
+    @admin.display(description="tenant", ordering="sale__organization__name")
+    def tenant(self, case: DunningCase) -> str:
+        return str(case.sale.organization)
+
+    @admin.display(description="open")
+    def open_written(self, case: DunningCase) -> str:
+        return amount_text(minor=_open_minor(case.sale), currency=case.sale.currency)
+
+    @admin.display(description="write-off")
+    def write_off(self, case: DunningCase) -> str:
+        still_open = _open_minor(case.sale)
+        if not still_open:
+            return "nothing is owed"
+        wish = {
+            "kind": ApprovalKind.WRITE_OFF.value,
+            "organization": case.sale.organization_id,
+            "subject_id": case.sale.invoice_id,
+            "amount_minor": still_open,
+        }
+        address = f"{reverse('admin:billing_request')}?{urlencode(wish)}"
+        return format_html('<a href="{}">Ask for a write-off</a>', address)
 
 
 @admin.register(Payment)

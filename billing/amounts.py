@@ -6,13 +6,12 @@ of leases that make up the whole add up to the price exactly. Hours of a lease a
 """
 
 from dataclasses import dataclass
-from decimal import Decimal
 from fractions import Fraction
 
 from billing.deliveries import Delivery
-from marketplace.core.money import amount_for, round_half_even, share_of
+from marketplace.core.money import currency_exponent, round_half_even, share_of
+from scheduler.lots import Lots
 from scheduler.models import Lease, Reservation
-from scheduler.tariffs import Tariff
 
 BASIS_POINTS = 10_000
 WHOLE = Fraction(1)
@@ -42,7 +41,7 @@ def part_of_price(*, lease: Lease) -> int:
     :raises LeasesExceedReservation: when this lease and those before it promise more than was bought.
     """
     reservation = lease.reservation
-    whole = Tariff.from_json(reservation.tariff).value(window=reservation.window) * reservation.gpus
+    whole = Lots.from_json(reservation.lots).value(window=reservation.window)
     earlier = list(reservation.leases.filter(pk__lt=lease.pk))
     before = sum((worth_bought(lease=each) for each in earlier), Fraction(0))
     until = before + worth_bought(lease=lease)
@@ -54,9 +53,9 @@ def part_of_price(*, lease: Lease) -> int:
 
 
 def worth_bought(*, lease: Lease) -> Fraction:
-    """Return what the tariff asks for the whole of a lease, exact, in major units."""
-    tariff = Tariff.from_json(lease.reservation.tariff)
-    return tariff.value(window=lease.window) * len(lease.gpu_uuids)
+    """Return what the whole of a lease costs by the lots of its GPUs, exact, in major units."""
+    lots = Lots.from_json(lease.reservation.lots)
+    return lots.value_of(numbers=lease.lot_numbers, window=lease.window)
 
 
 def share_delivered(*, lease: Lease, worth: Fraction) -> Fraction:
@@ -64,12 +63,9 @@ def share_delivered(*, lease: Lease, worth: Fraction) -> Fraction:
     return min(worth / worth_bought(lease=lease), WHOLE)
 
 
-def floor_minor(*, reservation: Reservation, gpu_seconds: int) -> int:
-    """Return what the owner's floor asks for some GPU-seconds: the least that it receives for them."""
-    floor: Decimal = reservation.quote.floor_rate
-    return amount_for(
-        rate=floor, gpu_seconds=gpu_seconds, currency=reservation.currency
-    ).amount_minor
+def floor_minor(*, reservation: Reservation, owed: Fraction) -> int:
+    """Return what owners' floors ask, exact in major units, in minor units: the least that is received."""
+    return round_half_even(owed * 10 ** currency_exponent(reservation.currency))
 
 
 def amounts_of(
@@ -101,5 +97,5 @@ def amounts_for(*, lease: Lease, delivery: Delivery) -> Amounts:
         bought_minor=part_of_price(lease=lease),
         delivered=share_delivered(lease=lease, worth=delivery.worth),
         fee_basis_points=lease.reservation.fee_basis_points,
-        floor=floor_minor(reservation=lease.reservation, gpu_seconds=delivery.delivered),
+        floor=floor_minor(reservation=lease.reservation, owed=delivery.floor),
     )

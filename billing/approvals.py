@@ -1,4 +1,4 @@
-"""What takes two people: large refunds, write-offs, and letting parked money move again.
+"""What takes two people: large refunds, write-offs, credit, and letting parked money move again.
 
 One person asks, another one decides; PostgreSQL refuses one who does both. What was asked for happens in the
 transaction of the decision, or the decision does not stand.
@@ -9,8 +9,8 @@ import datetime as dt
 from django.conf import settings
 from django.db import transaction
 
-from billing import parking, receivables, refunds
-from billing.models import Approval, ApprovalTransition
+from billing import credit, parking, receivables, refunds
+from billing.models import NET_DAYS, Approval, ApprovalTransition
 from billing.states import APPROVAL_ARROWS, ApprovalKind, ApprovalStatus
 from marketplace import audit
 from marketplace.core.errors import DomainError, InvalidValue, StateConflict
@@ -35,14 +35,19 @@ def request(
     reason: str,
     at: dt.datetime,
     actor: str,
+    net_days: int | None = None,
 ) -> Approval:
     """Ask for a movement of money; a small refund happens at once, everything else waits for a second person.
 
-    :raises InvalidValue: without a reason, or when the same is being asked for already.
+    For credit the amount is the limit, and `net_days` the time to pay an invoice; a limit of 0 ends it.
+
+    :raises InvalidValue: without a reason, when the same is being asked for already, or with terms of credit
+        that nobody gives.
     :raises DomainError: whatever refuses a small refund.
     """
     if not reason.strip():
         raise InvalidValue("Say why.", pointer="/reason")
+    _check_credit(kind=kind, organization=organization, amount=amount, net_days=net_days)
     waiting = Approval.objects.filter(
         kind=kind, subject_id=subject_id, status=ApprovalStatus.REQUESTED
     )
@@ -54,6 +59,7 @@ def request(
         subject_id=subject_id,
         amount_minor=amount.amount_minor,
         currency=amount.currency,
+        net_days=net_days,
         reason=reason.strip(),
         requested_by=actor,
         requested_at=at,
@@ -98,7 +104,9 @@ def refuse(*, approval_id: str, at: dt.datetime, actor: str) -> Approval:
 
 
 def is_for_one(*, kind: ApprovalKind, amount: Money) -> bool:
-    """Say whether one person is enough: for a refund up to the market's limit."""
+    """Say whether one person is enough: for a refund up to the market's limit, and to end a credit."""
+    if kind == ApprovalKind.CREDIT:
+        return amount.amount_minor == 0
     return kind == ApprovalKind.REFUND and amount.amount_minor <= settings.REFUND_ALONE_MINOR_MAX
 
 
@@ -120,8 +128,32 @@ def _carry_out(approval: Approval, *, at: dt.datetime) -> None:
                 currency=approval.currency,
                 at=at,
             )
+        case ApprovalKind.CREDIT:
+            credit.grant(approval=approval, at=at)
         case ApprovalKind.UNPARK:
             parking.end(organization=approval.organization, at=at, actor=approval.decided_by)
+
+
+def _check_credit(
+    *, kind: ApprovalKind, organization: Organization, amount: Money, net_days: int | None
+) -> None:
+    """Refuse terms of credit that nobody gives, and days to pay where none are asked for.
+
+    :raises InvalidValue: then.
+    """
+    if kind != ApprovalKind.CREDIT:
+        if net_days is not None:
+            raise InvalidValue("Only credit has days to pay.", pointer="/net_days")
+        return
+    if net_days not in {days for days, _ in NET_DAYS}:
+        known = " or ".join(str(days) for days, _ in NET_DAYS)
+        raise InvalidValue(f"An invoice is to be paid within {known} days.", pointer="/net_days")
+    if not organization.is_tenant:
+        raise InvalidValue("Only an organization that buys gets credit.", pointer="/organization")
+    if amount.amount_minor < 0 or amount.currency != settings.CURRENCY:
+        raise InvalidValue(
+            f"A limit is 0 or more, in {settings.CURRENCY.upper()}.", pointer="/amount_minor"
+        )
 
 
 def _alone(actor: str) -> str:
@@ -157,5 +189,6 @@ def _trail(approval: Approval, *, action: str, at: dt.datetime, actor: str) -> N
             "subject_id": approval.subject_id,
             "amount_minor": approval.amount_minor,
             "currency": approval.currency,
+            **({"net_days": approval.net_days} if approval.net_days is not None else {}),
         },
     )

@@ -4,17 +4,17 @@ import datetime as dt
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 
-from django.db.models import Sum
+from django.db.models import F, Sum
 from django.db.models.functions import Coalesce
 
 from billing import ledger
 from billing.amounts import part_of_price
 from billing.deliveries import delivery_so_far
 from billing.earnings import posted_so_far
-from billing.models import Settlement
+from billing.models import Correction, Posting, Settlement, TaxLine
 from billing.purchases import gpu_seconds_bought, reservation_account
 from billing.settlements import FINAL_RESERVATION_STATUSES
-from billing.states import GPU_SECONDS, AccountKind
+from billing.states import GPU_SECONDS, AccountKind, EntryKind, Side
 from marketplace.core.money import SECONDS_PER_HOUR, Money, currency_exponent, format_rate
 from marketplace.core.windows import Window
 from scheduler.models import Lease, Reservation
@@ -23,6 +23,7 @@ from scheduler.states import ReservationStatus
 MILLIJOULES_PER_KWH = 3_600_000_000
 KWH_QUANTUM = Decimal("0.000001")
 COVERAGE_QUANTUM = Decimal("0.0001")
+_CREDIT_ENTRIES = (EntryKind.CREDIT, EntryKind.COMPENSATION, EntryKind.GOODWILL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +65,9 @@ class Bill:
     """The bill of one reservation. `bought = earned + refunded + fees + open`, `net = bought - refunded`.
 
     Bought is all that ever was, extensions too; `fees` were kept of what was given back.
-    The money is the tenant's view, fee included. Ratios are decimal strings, None where nothing was
-    measured or the bill is not final. `meter_coverage` is the share of delivered GPU-seconds with
+    The money is the tenant's view, fee included, and without tax but for `tax` and `net_with_tax`. `credits`
+    went to the wallet beyond the refund, and are no part of the price. Ratios are decimal strings, None where
+    nothing was measured or the bill is not final. `meter_coverage` is the share of delivered GPU-seconds with
     readings. `final`: the reservation is over, and every GPU-second and minor unit has found its place.
     """
 
@@ -80,6 +82,9 @@ class Bill:
     fees: Money
     open: Money
     net: Money
+    tax: Money
+    net_with_tax: Money
+    credits: Money
     cost_per_delivered_gpu_hour: str | None
     cost_per_busy_gpu_hour: str | None
     meter_coverage: str | None
@@ -147,6 +152,7 @@ def reservation_bill(*, reservation: Reservation, at: dt.datetime) -> Bill:
         and not _balance(AccountKind.U_OPEN, reservation=reservation)
     )
     net = total - refunded
+    taxed = Money(_tax(reservation), currency)
     metered = sum(each.gpu_seconds_metered for each in measured)
     energies = [each.energy_millijoules for each in measured if each.energy_millijoules is not None]
     return Bill(
@@ -161,6 +167,9 @@ def reservation_bill(*, reservation: Reservation, at: dt.datetime) -> Bill:
         fees=fees,
         open=opened,
         net=net,
+        tax=taxed,
+        net_with_tax=net + taxed,
+        credits=Money(_credits(reservation), currency),
         cost_per_delivered_gpu_hour=cost_per_hour(net, delivered) if final else None,
         cost_per_busy_gpu_hour=cost_per_hour(net, busy) if final else None,
         meter_coverage=ratio(metered, delivered, COVERAGE_QUANTUM) if delivered else None,
@@ -239,6 +248,32 @@ def _so_far(*, lease: Lease, at: dt.datetime) -> _Measured:
         gpu_seconds_metered=delivery.metered,
         energy_millijoules=delivery.energy_millijoules,
     )
+
+
+def _tax(reservation: Reservation) -> int:
+    """Return the tax that was charged less what went back."""
+    lines = TaxLine.objects.filter(reservation=reservation.pk, is_relief=False)
+    sums = lines.aggregate(
+        charged=Coalesce(Sum("tax_charged_minor"), 0),
+        refunded=Coalesce(Sum("tax_refunded_minor"), 0),
+    )
+    return int(sums["charged"] - sums["refunded"])
+
+
+def _credits(reservation: Reservation) -> int:
+    """Return what the tenant got beyond refunds: credits, compensation, goodwill, what the market bore."""
+    subjects = [reservation.pk, *reservation.leases.values_list("pk", flat=True)]
+    given = Posting.objects.filter(
+        entry__subject_id__in=subjects,
+        entry__kind__in=_CREDIT_ENTRIES,
+        account__kind=AccountKind.WALLET,
+        account__currency=reservation.currency,
+        side=Side.CREDIT,
+    ).aggregate(amount=Coalesce(Sum("amount"), 0))
+    later = Correction.objects.filter(settlement__lease__reservation=reservation).aggregate(
+        amount=Coalesce(Sum(F("credit_minor") + F("borne_minor")), 0)
+    )
+    return int(given["amount"] + later["amount"])
 
 
 def _balance(kind: AccountKind, *, reservation: Reservation, currency: str = GPU_SECONDS) -> int:

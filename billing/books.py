@@ -12,6 +12,7 @@ from django.db import connection, transaction
 
 from billing import parking, settlements
 from billing.invariants import MORE_INVARIANTS, SIGNED, Invariant, sum_of
+from billing.invoices.invariants import INVOICE_INVARIANTS
 from billing.models import BooksRun
 from billing.tax_invariants import TAX_INVARIANTS
 
@@ -39,11 +40,20 @@ GUARDS = (
     "billing_correction.books_keep_rows",
     "billing_correction.books_keep_table",
     "billing_correction.row_guard",
+    "billing_creditsale.books_keep_rows",
+    "billing_creditsale.books_keep_table",
+    "billing_creditterms.books_keep_rows",
+    "billing_creditterms.books_keep_table",
     "billing_dispute.books_keep_rows",
     "billing_dispute.books_keep_table",
     "billing_dispute.row_guard",
     "billing_disputetransition.books_keep_rows",
     "billing_disputetransition.books_keep_table",
+    "billing_dunningcase.books_keep_rows",
+    "billing_dunningcase.books_keep_table",
+    "billing_dunningcase.row_guard",
+    "billing_dunningtransition.books_keep_rows",
+    "billing_dunningtransition.books_keep_table",
     "billing_earnedhour.books_keep_rows",
     "billing_earnedhour.books_keep_table",
     "billing_entry.books_keep_rows",
@@ -260,7 +270,7 @@ INVARIANTS = (
         FROM scheduler_change c JOIN scheduler_reservation r ON r.id = c.reservation_id
         CROSS JOIN LATERAL (
             SELECT coalesce(sum(p.amount) FILTER (
-                    WHERE a.kind = 'wallet' AND p.side = 'debit'), 0) AS charged,
+                    WHERE a.kind IN ('wallet', 'receivable') AND p.side = 'debit'), 0) AS charged,
                 coalesce(sum(p.amount) FILTER (
                     WHERE a.kind IN ('wallet', 'refund_payable') AND p.side = 'credit'), 0) AS refunded,
                 coalesce(sum(p.amount) FILTER (
@@ -385,6 +395,7 @@ INVARIANTS = (
         """,
     ),
     *MORE_INVARIANTS,
+    *INVOICE_INVARIANTS,
     *TAX_INVARIANTS,
 )
 

@@ -1,8 +1,8 @@
 """What a change of a reservation does to the books: in one transaction with the change itself.
 
-The difference of the totals is charged to the wallet, or goes back to it less the fee; its tax goes with it,
-and the tax of the fee stays where it was paid. Of the fee the owners
-of the GPUs get what they get of any price: all but the market's share of it, divided by GPUs.
+The difference of the totals is charged to the wallet or owed on an invoice, or goes back less the fee; its
+tax goes with it, and the tax of the fee stays where it was paid. Of the fee the owners of the GPUs get what
+they get of any price: all but the market's share of it, divided by what was given back of each.
 """
 
 import datetime as dt
@@ -11,15 +11,16 @@ import logging
 from django.conf import settings
 from django.db import transaction
 
-from billing import accounts, ledger, parking, tax
+from billing import accounts, credit, invoices, ledger, parking, receivables, tax
 from billing.checkout import PaymentMethodUnavailable
-from billing.models import FeeShare, Payout, PayoutTransition
+from billing.models import CreditTerms, FeeShare, Payout, PayoutTransition
 from billing.states import AccountKind, EntryKind
 from marketplace.core.errors import InvalidValue
-from marketplace.core.money import share_of, split_by_weights
+from marketplace.core.money import Money, share_of, split_by_weights
 from marketplace.models import Organization
 from scheduler import cancellations, extensions, rebookings
-from scheduler.models import Change
+from scheduler import changes as scheduled
+from scheduler.models import Change, ChangeQuote
 from scheduler.states import PaymentMethod
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 BASIS_POINTS = 10_000
 RELEASES_PER_RUN_MAX = 500  # about five seconds of work; the next tick takes the rest
 ACTOR = "billing.release_earnings"
+_AT_ONCE = (PaymentMethod.WALLET, PaymentMethod.INVOICE)
 Row = tuple[ledger.AccountRef, ledger.AccountRef, int]  # debited, credited, amount
 
 
@@ -34,7 +36,9 @@ Row = tuple[ledger.AccountRef, ledger.AccountRef, int]  # debited, credited, amo
 def cancel(
     *, organization: Organization, reservation_id: str, quote_id: str, at: dt.datetime, actor: str
 ) -> Change:
-    """Leave on the terms of a quote, and put what goes back into the wallet: one transaction.
+    """Leave on the terms of a quote, and give back what is to be given back: one transaction.
+
+    What is still owed for it is owed no more, as far as that goes; the rest goes to the wallet.
 
     :raises DomainError: whatever refuses the cancellation; see `scheduler.cancellations.cancel`.
     """
@@ -46,6 +50,7 @@ def cancel(
         actor=actor,
     )
     post(change=change)
+    _set_off(change)
     return change
 
 
@@ -59,15 +64,23 @@ def extend(
     at: dt.datetime,
     actor: str,
 ) -> Change:
-    """Extend on the terms of a quote, and take what is added from the wallet: one transaction.
+    """Extend on the terms of a quote, and take what is added from the wallet or on account: one transaction.
 
     The old end stands if the payment fails.
 
-    :raises PaymentMethodUnavailable: for `card` and `invoice`.
+    :raises PaymentMethodUnavailable: for `card` and `bank_transfer`.
+    :raises credit.CreditNotGranted: when nothing can be bought on account; likewise `CreditLimitExceeded`
+        with the missing amount, and `InvoiceOverdue`.
     :raises ledger.InsufficientFunds: with the missing amount, when the wallet does not cover it.
     :raises DomainError: whatever refuses the extension; see `scheduler.extensions.extend`.
     """
-    _check_payment_method(payment_method)
+    terms = _require_means(
+        organization=organization,
+        reservation_id=reservation_id,
+        quote_id=quote_id,
+        payment_method=payment_method,
+        at=at,
+    )
     change = extensions.extend(
         organization=organization,
         reservation_id=reservation_id,
@@ -75,7 +88,7 @@ def extend(
         at=at,
         actor=actor,
     )
-    post(change=change)
+    _post_paid(change, terms=terms)
     return change
 
 
@@ -93,11 +106,19 @@ def rebook(
 
     The old window stands if the payment fails.
 
-    :raises PaymentMethodUnavailable: for `card` and `invoice`.
+    :raises PaymentMethodUnavailable: for `card` and `bank_transfer`.
+    :raises credit.CreditNotGranted: when nothing can be bought on account; likewise `CreditLimitExceeded`
+        with the missing amount, and `InvoiceOverdue`.
     :raises ledger.InsufficientFunds: with the missing amount, when the wallet does not cover it.
     :raises DomainError: whatever refuses the change; see `scheduler.rebookings.rebook`.
     """
-    _check_payment_method(payment_method)
+    terms = _require_means(
+        organization=organization,
+        reservation_id=reservation_id,
+        quote_id=quote_id,
+        payment_method=payment_method,
+        at=at,
+    )
     change = rebookings.rebook(
         organization=organization,
         reservation_id=reservation_id,
@@ -105,12 +126,15 @@ def rebook(
         at=at,
         actor=actor,
     )
-    post(change=change)
+    _post_paid(change, terms=terms)
+    _set_off(change)
     return change
 
 
-def post(*, change: Change) -> None:
+def post(*, change: Change, payer: ledger.AccountRef | None = None) -> None:
     """Write a change into the books of its reservation; nothing where nothing was paid.
+
+    What is added is charged to the tenant's wallet where no other payer is named.
 
     :raises ledger.InsufficientFunds: when the wallet does not cover what is added.
     :raises parking.MoneyParked: while the tenant's money is parked.
@@ -125,7 +149,10 @@ def post(*, change: Change) -> None:
         charged=change.charged_minor,
         refunded=change.refunded_minor,
     )
-    money = _money(change, fee_for_market=change.fee_minor - fee_for_owners, part=part)
+    payer = payer or accounts.wallet(
+        organization=reservation.organization, currency=change.currency
+    )
+    money = _money(change, payer=payer, fee_for_market=change.fee_minor - fee_for_owners, part=part)
     legs = ledger.differences([*money, *_seconds(change)])
     if legs:
         entry = ledger.post(
@@ -204,21 +231,70 @@ def release(*, share_id: str, at: dt.datetime) -> bool:
     return True
 
 
-def _check_payment_method(payment_method: str) -> None:
-    """Refuse ways to pay that need an answer from outside: what is changed is changed at once, or not."""
+def _require_means(
+    *,
+    organization: Organization,
+    reservation_id: str,
+    quote_id: str,
+    payment_method: str,
+    at: dt.datetime,
+) -> CreditTerms | None:
+    """Refuse ways to pay that need an answer from outside; return the terms of what is added on account.
+
+    What is changed is changed at once, or not. Locks the reservation, and then what its tenant may owe.
+    """
     if payment_method not in PaymentMethod.values:
         raise InvalidValue(
             f"payment_method must be one of {', '.join(PaymentMethod.values)}",
             pointer="/payment_method",
         )
-    if payment_method != PaymentMethod.WALLET:
+    if payment_method not in _AT_ONCE:
         raise PaymentMethodUnavailable(
-            f"What is added to a reservation is paid from the wallet, not by {payment_method}.",
+            f"What is added to a reservation is paid from the wallet or on account, not by "
+            f"{payment_method}.",
             pointer="/payment_method",
         )
+    if payment_method == PaymentMethod.WALLET:
+        return None
+    reservation = scheduled.locked(organization=organization, reservation_id=reservation_id)
+    promised = ChangeQuote.objects.filter(reservation=reservation, pk=quote_id).first()
+    if promised is None or not promised.charge_minor:
+        return None  # no such quote, which the scheduler refuses; or nothing to pay
+    part = tax.preview(reservation=reservation, charged=promised.charge_minor)
+    return credit.require(
+        organization=organization,
+        amount=Money(promised.charge_minor + part.charged, promised.currency),
+        at=at,
+    )
 
 
-def _money(change: Change, *, fee_for_market: int, part: tax.TaxPart) -> list[Row]:
+def _post_paid(change: Change, *, terms: CreditTerms | None) -> None:
+    """Write a change into the books, what it adds charged to the wallet, or owed where there are terms."""
+    if terms is None or not change.charged_minor:
+        post(change=change)
+        return
+    reservation = change.reservation
+    invoice = invoices.issue_for_change(
+        change=change, due_at=credit.due_at(terms=terms, at=change.at), at=change.at
+    )
+    owed = receivables.account(
+        organization=reservation.organization, invoice_id=invoice.id, currency=change.currency
+    )
+    post(change=change, payer=owed)
+    credit.note_sale(
+        terms=terms, reservation=reservation, change=change, invoice=invoice, at=change.at
+    )
+
+
+def _set_off(change: Change) -> None:
+    """Let what a change gives back be owed no more, in the same transaction."""
+    if change.refunded_minor and change.reservation.credit_sales.exists():
+        receivables.offset(reservation=change.reservation, at=change.at)
+
+
+def _money(
+    change: Change, *, payer: ledger.AccountRef, fee_for_market: int, part: tax.TaxPart
+) -> list[Row]:
     """Return what moves between the tenant, what is deferred and the market's part of the fee.
 
     The owners' parts stay deferred here and leave by entries of their own: a large reservation may have
@@ -228,14 +304,13 @@ def _money(change: Change, *, fee_for_market: int, part: tax.TaxPart) -> list[Ro
     deferred = accounts.of_reservation(
         kind=AccountKind.DEFERRED, reservation=reservation, currency=currency
     )
-    purse = accounts.wallet(organization=reservation.organization, currency=currency)
     fees = accounts.shared(kind=AccountKind.CANCELLATION_FEE, currency=currency)
     back = accounts.refunds_of(reservation=reservation)
     return [
-        (purse, deferred, change.charged_minor),
+        (payer, deferred, change.charged_minor),
         (deferred, back, change.refunded_minor),
         (deferred, fees, fee_for_market),
-        *tax.rows(part, reservation=reservation, payer=purse, payee=back),
+        *tax.rows(part, reservation=reservation, payer=payer, payee=back),
     ]
 
 
@@ -261,12 +336,12 @@ def _fee_for_owners(change: Change) -> int:
 
 
 def _share_out(change: Change, *, amount: int) -> None:
-    """Give each owner its part of the fee, by the GPUs that it had kept for the tenant."""
-    gpus_by_owner = sorted(change.given_back_by_owner.items())
-    owners = Organization.objects.in_bulk([owner_id for owner_id, _ in gpus_by_owner])
-    parts = split_by_weights(total_minor=amount, weights=[gpus for _, gpus in gpus_by_owner])
+    """Give each owner its part of the fee, by the price of what it had kept for the tenant."""
+    worth_by_owner = sorted(change.given_back_by_owner.items())
+    owners = Organization.objects.in_bulk([owner_id for owner_id, _ in worth_by_owner])
+    parts = split_by_weights(total_minor=amount, weights=[worth for _, worth in worth_by_owner])
     reservation = change.reservation
-    for (owner_id, _), part in zip(gpus_by_owner, parts, strict=True):
+    for (owner_id, _), part in zip(worth_by_owner, parts, strict=True):
         if not part:
             continue
         owner = owners[owner_id]

@@ -4,15 +4,17 @@ import datetime as dt
 
 from django.db import transaction
 
-from billing import payments, provider, purchases, tax
+from billing import accounts, credit, ledger, payments, provider, purchases, tax
+from billing.models import CreditTerms
 from billing.payments import Wishes
 from billing.provider_states import PaymentMeans
 from marketplace.core.errors import DomainError, InvalidValue
+from marketplace.core.money import Money
 from marketplace.models import Organization
-from scheduler import reservations
+from scheduler import quotes, reservations
 from scheduler.details import ReservationDetails
-from scheduler.models import Reservation
-from scheduler.states import PaymentMethod
+from scheduler.models import Quote, Reservation
+from scheduler.states import PaymentMethod, QuoteStatus
 
 # A bank transfer takes a day or two, and the GPUs are kept for half a day: closer to the start than this,
 # the money would come when nobody can have them any more.
@@ -42,16 +44,18 @@ def purchase(
     with_saved_card: bool = False,
     saves_card: bool = False,
 ) -> Reservation:
-    """Reserve the quoted capacity; from the wallet it is paid and confirmed at once, in one transaction.
+    """Reserve the quoted capacity; from the wallet or on account it is bought and confirmed at once.
 
     A refusal of any step leaves no trace of the others: no reservation, no GPU taken, the quote still open.
     By card and bank transfer the reservation waits for its payment, which `provider.drive_payment` asks
     for when this transaction is over.
 
     :raises InvalidValue: when nobody has ever heard of the payment method, or it takes too long here.
-    :raises PaymentMethodUnavailable: for `invoice`, and where no provider is connected.
+    :raises PaymentMethodUnavailable: where it takes a provider and none is connected.
     :raises payments.NoSavedCard: when the saved card is to pay and there is none.
     :raises ledger.InsufficientFunds: with the missing amount, when the wallet does not cover the price.
+    :raises credit.CreditNotGranted: when nothing can be bought on account; likewise `CreditLimitExceeded`
+        with the missing amount, and `InvoiceOverdue`.
     :raises DomainError: whatever refuses the reservation; see `scheduler.reservations.reserve`.
     """
     if payment_method not in PaymentMethod.values:
@@ -60,17 +64,16 @@ def purchase(
             pointer="/payment_method",
         )
     method = PaymentMethod(payment_method)
-    if method != PaymentMethod.WALLET and (method not in _MEANS or not provider.is_connected()):
+    if method in _MEANS and not provider.is_connected():
         raise PaymentMethodUnavailable(
-            f"Payment by {payment_method} needs "
-            + ("a credit limit, and none is kept here yet; " if method not in _MEANS else "")
-            + ("a payment provider, and none is connected here; " if method in _MEANS else "")
-            + "pay from the wallet.",
+            f"Payment by {payment_method} needs a payment provider, and none is connected here; "
+            "pay from the wallet.",
             pointer="/payment_method",
         )
-    reservation = reservations.reserve(
-        organization=organization,
-        quote_id=quote_id,
+    quote = quotes.get_for_use(organization=organization, quote_id=quote_id)
+    terms = _require_means(quote=quote, method=method, at=at)
+    reservation = reservations.accept(
+        quote=quote,
         payment_method=payment_method,
         details=details,
         at=at,
@@ -79,7 +82,13 @@ def purchase(
     tax.freeze(reservation=reservation, at=at)
     if method == PaymentMethod.WALLET:
         purchases.post(reservation=reservation, at=at)
-        return reservations.confirm(reservation_id=reservation.id, at=at, actor=actor)
+        reservations.confirm_in_hand(reservation=reservation, at=at, actor=actor)
+        return reservation
+    if method == PaymentMethod.INVOICE:
+        assert terms is not None, quote_id
+        credit.buy(terms=terms, reservation=reservation, at=at)
+        reservations.confirm_in_hand(reservation=reservation, at=at, actor=actor)
+        return reservation
     ahead = dt.timedelta(seconds=BANK_TRANSFER_AHEAD_SECONDS)
     if method == PaymentMethod.BANK_TRANSFER and reservation.starts_at - at < ahead:
         raise InvalidValue(
@@ -92,3 +101,32 @@ def purchase(
         at=at,
     )
     return reservation
+
+
+def _require_means(*, quote: Quote, method: PaymentMethod, at: dt.datetime) -> CreditTerms | None:
+    """Keep wallet or credit for this purchase before it takes GPUs; return the terms of what is on account.
+
+    Who cannot pay takes no GPUs from who can, not even for a moment. A quote that is not open is refused by
+    the scheduler, in its own words.
+
+    :raises ledger.InsufficientFunds: when the wallet does not cover it.
+    :raises credit.CreditNotGranted: when nothing can be bought on account; likewise `CreditLimitExceeded`
+        and `InvoiceOverdue`.
+    """
+    if quote.status != QuoteStatus.OPEN:
+        return None
+    price = Money(
+        tax.gross_minor(
+            net_minor=quote.total_minor,
+            terms=tax.current_terms(organization=quote.organization, at=at),
+        ),
+        quote.currency,
+    )
+    if method == PaymentMethod.INVOICE:
+        return credit.require(organization=quote.organization, amount=price, at=at)
+    if method == PaymentMethod.WALLET:
+        ledger.require_funds(
+            account=accounts.wallet(organization=quote.organization, currency=quote.currency),
+            amount=price.amount_minor,
+        )
+    return None

@@ -86,7 +86,7 @@ def review(*, settlement_id: str, at: dt.datetime) -> Correction | None:
         bought_minor=settlement.bought_minor,
         delivered=share_delivered(lease=lease, worth=delivery.worth),
         fee_basis_points=lease.reservation.fee_basis_points,
-        floor=floor_minor(reservation=lease.reservation, gpu_seconds=delivery.delivered),
+        floor=floor_minor(reservation=lease.reservation, owed=delivery.floor),
     )
     if (delivery.delivered, delivery.busy) == (standing.delivered, standing.busy):
         return None

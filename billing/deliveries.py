@@ -6,10 +6,12 @@ meters say that the GPU was gone meanwhile: it fell off the bus by the tenant's 
 same outage is not its tenant's and is refunded. How outages and meters make one sum, and no second is taken
 twice, is told in `agents.metering`.
 
-A reservation's hours differ in price, so what was delivered is counted for each rate of its tariff apart.
+Hours and lots differ in price, so what was delivered is counted apart for each rate of the GPUs' tariffs, and
+for each floor of their owners.
 """
 
 import datetime as dt
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,8 +21,9 @@ from agents.outages import OutageWindow
 from agents.protocol import Cause, ReceiptKind
 from marketplace.core.money import SECONDS_PER_HOUR
 from marketplace.core.windows import Window, to_instant
+from scheduler.lots import Lots
 from scheduler.models import Lease
-from scheduler.tariffs import MICROS, Tariff
+from scheduler.tariffs import MICROS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +31,10 @@ class Delivery:
     """What the evidence says of a lease, in whole GPU-seconds: `busy <= delivered <= bought`.
 
     `metered` are the delivered GPU-seconds that meter readings cover; `is_fully_metered` says that every
-    GPU has readings up to the end, so that none is still on its way. `worth` is what the tariff asks for
-    the delivered ones, exact, in major units. `outages` are clipped to the time between handover and end.
+    GPU has readings up to the end, so that none is still on its way. `measured` are those of which it is
+    known whether they were busy; `attached` those in which a process held the GPU's memory, None where
+    nothing tells. `worth` is what the tariffs ask for the delivered ones, and `floor` what their owner's
+    floors ask, exact, in major units. `outages` are clipped to the time between handover and end.
     """
 
     bought: int
@@ -39,15 +44,19 @@ class Delivery:
     energy_millijoules: int | None
     is_fully_metered: bool
     worth: Fraction = Fraction(0)
+    floor: Fraction = Fraction(0)
+    measured: int = 0
+    attached: int | None = None
     outages: tuple[OutageWindow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A part of a lease's time in which one rate holds, in micros per GPU-hour."""
+    """A part of a lease's time in which one rate and one floor hold, in micros per GPU-hour."""
 
     window: Window
     rate_micros: int
+    floor_micros: int
 
 
 def delivery_of(*, lease: Lease) -> Delivery:
@@ -116,34 +125,44 @@ def _between(
         )
     window = Window(handed_over_at, until)
     told = outages.within(gpu_uuids=lease.gpu_uuids, window=window)
-    pieces = _pieces(lease=lease, window=window)
-    of_pieces = metering.lease_meters_by_window(
-        lease_id=lease.id,
-        windows=[piece.window for piece in pieces],
-        faults=_faults(lease=lease, told=told),
-    )
-    delivered = metered = busy = 0
-    worth = Fraction(0)
-    for piece, meters in zip(pieces, of_pieces, strict=True):
-        whole = min(len(lease.gpu_uuids) * piece.window.seconds, bought - delivered)
-        seen = min(meters.gpu_seconds_delivered, whole)
-        had = max(seen, whole - meters.gpu_seconds_undelivered) if return_is_known else seen
-        delivered += had
-        metered += seen
-        busy += min(meters.gpu_seconds_busy, had)
-        worth += Fraction(piece.rate_micros * had, MICROS * SECONDS_PER_HOUR)
-    energies = [m.energy_millijoules for m in of_pieces if m.energy_millijoules is not None]
-    readings_until = of_pieces[0].readings_until
+    faults = _faults(lease=lease, told=told)
+    delivered = metered = busy = measured = worth_micros = floor_micros = 0
+    attached: int | None = None
+    found: list[metering.LeaseMeters] = []
+    for number, gpu_uuids in _gpus_by_lot(lease).items():
+        pieces = _pieces(lease=lease, lot=number, window=window)
+        of_pieces = metering.lease_meters_by_window(
+            lease_id=lease.id,
+            windows=[piece.window for piece in pieces],
+            faults={gpu: fault for gpu, fault in faults.items() if gpu in gpu_uuids},
+            gpu_uuids=gpu_uuids,
+        )
+        for piece, meters in zip(pieces, of_pieces, strict=True):
+            whole = min(len(gpu_uuids) * piece.window.seconds, bought - delivered)
+            seen = min(meters.gpu_seconds_delivered, whole)
+            had = max(seen, whole - meters.gpu_seconds_undelivered) if return_is_known else seen
+            delivered += had
+            metered += seen
+            busy += min(meters.gpu_seconds_busy, had)
+            measured += min(meters.gpu_seconds_measured, had)
+            if meters.gpu_seconds_attached is not None:
+                attached = (attached or 0) + min(meters.gpu_seconds_attached, had)
+            worth_micros += piece.rate_micros * had
+            floor_micros += piece.floor_micros * had
+        found += of_pieces
+    energies = [m.energy_millijoules for m in found if m.energy_millijoules is not None]
     return Delivery(
         bought=bought,
         delivered=delivered,
         metered=metered,
         busy=busy,
         energy_millijoules=sum(energies) if energies else None,
-        is_fully_metered=set(of_pieces[0].gpus) >= set(lease.gpu_uuids)
-        and readings_until is not None
-        and readings_until >= until,
-        worth=worth,
+        is_fully_metered={gpu for meters in found for gpu in meters.gpus} >= set(lease.gpu_uuids)
+        and all(m.readings_until is not None and m.readings_until >= until for m in found),
+        worth=Fraction(worth_micros, MICROS * SECONDS_PER_HOUR),
+        floor=Fraction(floor_micros, MICROS * SECONDS_PER_HOUR),
+        measured=measured,
+        attached=attached,
         outages=tuple(told),
     )
 
@@ -158,14 +177,25 @@ def _returned_at(lease: Lease) -> dt.datetime | None:
     return min(max(receipt.at, lease.handed_over_at), lease.ends_at)
 
 
-def _pieces(*, lease: Lease, window: Window) -> list[_Piece]:
-    """Cut a window where the rate changes.."""
-    tariff = Tariff.from_json(lease.reservation.tariff)
+def _gpus_by_lot(lease: Lease) -> dict[int, frozenset[str]]:
+    """Return the GPUs of a lease by the number of their lot."""
+    found: dict[int, set[str]] = defaultdict(set)
+    for gpu_uuid, number in zip(lease.gpu_uuids, lease.lot_numbers, strict=True):
+        found[number].add(gpu_uuid)
+    return {number: frozenset(gpus) for number, gpus in sorted(found.items())}
+
+
+def _pieces(*, lease: Lease, lot: int, window: Window) -> list[_Piece]:
+    """Cut a window where the rate of a lot changes, or the floor of its owners."""
+    priced = Lots.from_json(lease.reservation.lots).lots[lot]
     pieces = []
-    for segment in tariff.segments:
-        part = window.intersection(Window(to_instant(segment.starts), to_instant(segment.ends)))
-        if part is not None:
-            pieces.append(_Piece(part, segment.rate_micros))
+    for rate in priced.tariff.segments:
+        for floor in priced.floors.segments:
+            starts, ends = max(rate.starts, floor.starts), min(rate.ends, floor.ends)
+            if starts < ends:
+                part = window.intersection(Window(to_instant(starts), to_instant(ends)))
+                if part is not None:
+                    pieces.append(_Piece(part, rate.rate_micros, floor.rate_micros))
     assert pieces, f"{lease.pk}: no price for any of {window}"
     assert pieces[0].window.starts_at == window.starts_at, lease.pk
     assert pieces[-1].window.ends_at == window.ends_at, lease.pk

@@ -39,7 +39,10 @@ _HOUR = dt.timedelta(seconds=SECONDS_PER_HOUR)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Posted:
-    """What a lease's entries have posted so far: GPU-seconds, minor units, and the exact worth of it."""
+    """What a lease's entries have posted so far: GPU-seconds, minor units, and the exact worth of it.
+
+    `floor` is what the owner's floors ask for it.
+    """
 
     delivered: int = 0
     busy: int = 0
@@ -47,6 +50,7 @@ class Posted:
     fee: int = 0
     owner: int = 0
     worth: Fraction = Fraction(0)
+    floor: Fraction = Fraction(0)
 
 
 def close_due(*, at: dt.datetime) -> int:
@@ -98,6 +102,7 @@ def close_next(*, lease_id: str, at: dt.datetime) -> bool:
             energy_millijoules=None,
             is_fully_metered=True,
             worth=before.worth + delivery.worth,
+            floor=before.floor + delivery.floor,
         ),
     )
     idle = delivery.delivered - delivery.busy
@@ -129,9 +134,14 @@ def close_next(*, lease_id: str, at: dt.datetime) -> bool:
         gpu_seconds_delivered=delivery.delivered,
         gpu_seconds_busy=delivery.busy,
         worth_micros=_exact_micros(delivery.worth),
+        floor_micros=_exact_micros(delivery.floor),
         earned_minor=amounts.earned - before.earned,
         fee_minor=amounts.fee - before.fee,
         owner_minor=amounts.owner - before.owner,
+        gpu_seconds_metered=delivery.metered,
+        gpu_seconds_measured=delivery.measured,
+        gpu_seconds_attached=delivery.attached,
+        energy_millijoules=delivery.energy_millijoules,
         closed_at=at,
     )
     steps.reached("hour.stored")
@@ -147,11 +157,14 @@ def posted_so_far(*, lease: Lease) -> Posted:
         fee=Sum("fee_minor"),
         owner=Sum("owner_minor"),
         worth=Sum("worth_micros"),
+        floor=Sum("floor_micros"),
     )
     if sums["delivered"] is None:
         return Posted()
-    worth = Fraction(sums.pop("worth")) / (MICROS * SECONDS_PER_HOUR)
-    return Posted(**sums, worth=worth)
+    worth, floor = (
+        Fraction(sums.pop(name)) / (MICROS * SECONDS_PER_HOUR) for name in ("worth", "floor")
+    )
+    return Posted(**sums, worth=worth, floor=floor)
 
 
 def money_rows(

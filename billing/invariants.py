@@ -185,6 +185,36 @@ MORE_INVARIANTS = (
         """,  # noqa: S608
     ),
     Invariant(
+        "sales_on_account_are_owed",
+        "Each sale on account made its tenant owe what its invoice says, once.",
+        f"""
+        SELECT s.invoice_id || ' says ' || s.amount_minor || ', owed became ' || owed.amount,
+            s.organization_id
+        FROM billing_creditsale s
+        CROSS JOIN LATERAL (
+            SELECT {sum_of("p.side = 'debit' AND e.kind IN ('purchase', 'change')")} AS amount
+            FROM billing_account a
+            JOIN billing_posting p ON p.account_id = a.id JOIN billing_entry e ON e.id = p.entry_id
+            WHERE a.kind = 'receivable' AND a.subject_id = s.invoice_id AND a.currency = s.currency
+                AND a.organization_id = s.organization_id
+        ) owed
+        WHERE owed.amount <> s.amount_minor
+        """,  # noqa: S608
+    ),
+    Invariant(
+        "debts_are_watched",
+        "Each sale on account is watched until it is owed no more.",
+        """
+        SELECT s.invoice_id || ' is ' || coalesce(d.status, 'not watched') || ' and open by '
+            || coalesce(a.balance, 0), s.organization_id
+        FROM billing_creditsale s
+        LEFT JOIN billing_dunningcase d ON d.sale_id = s.id
+        LEFT JOIN billing_account a ON a.kind = 'receivable' AND a.subject_id = s.invoice_id
+            AND a.currency = s.currency
+        WHERE d.status IS NULL OR (d.status = 'closed' AND coalesce(a.balance, 0) <> 0)
+        """,
+    ),
+    Invariant(
         "nothing_stays_in_suspense",
         "Money of which nobody knows whose it is does not stay so for a day.",
         f"""

@@ -44,6 +44,7 @@ class _Nature:
 # Only what authorises spending is guarded: a guard on an account that all share costs most of the speed.
 _GUARDED = frozenset(
     {
+        AccountKind.RECEIVABLE,
         AccountKind.WALLET,
         AccountKind.PROMO,
         AccountKind.HOLD,
@@ -257,6 +258,21 @@ def kept_balance(*, account: AccountRef) -> int:
     return kept.values_list("balance", flat=True).first() or 0
 
 
+def require_funds(*, account: AccountRef, amount: int) -> None:
+    """Lock a guarded account until the caller's transaction ends, and refuse when it holds less than that.
+
+    Whoever takes something scarce before it pays calls this first: of all who spend one wallet, those who
+    cannot pay then never stand in the way of those who can.
+
+    :raises InsufficientFunds: when it holds less; nothing but the lock is left.
+    """
+    assert CHART[account.kind].is_guarded, account.kind
+    rows = Account.objects.filter(code=account.code, currency=account.currency)
+    kept = rows.select_for_update(no_key=True).values_list("balance", flat=True).first() or 0
+    if kept < amount:
+        raise _short(held=kept, amount=amount, currency=account.currency)
+
+
 def violated_constraint(error: IntegrityError) -> str | None:
     """Return the name of the constraint that PostgreSQL says was violated."""
     diagnosis = getattr(error.__cause__, "diag", None)
@@ -318,12 +334,14 @@ def _insufficient_funds(*, legs: Sequence[Leg], answer: _Answer) -> Insufficient
     short = next(
         leg for leg in legs if leg.account.code == answer.short_code and leg.side is Side.DEBIT
     )
-    currency = short.account.currency
-    missing = Money(short.amount - answer.short_balance, currency)
-    held = Money(answer.short_balance, currency)
+    return _short(held=answer.short_balance, amount=short.amount, currency=short.account.currency)
+
+
+def _short(*, held: int, amount: int, currency: str) -> InsufficientFunds:
+    missing, balance = Money(amount - held, currency), Money(held, currency)
     return InsufficientFunds(
-        f"The wallet holds {held}; {missing} are missing.",
-        extra={"missing": _as_json(missing), "balance": _as_json(held)},
+        f"The wallet holds {balance}; {missing} are missing.",
+        extra={"missing": _as_json(missing), "balance": _as_json(balance)},
     )
 
 

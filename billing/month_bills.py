@@ -1,7 +1,7 @@
 """The bill of a month of UTC: what a tenant's reservations were charged, used and got back in it.
 
 Money and GPU-seconds come from the books, so months add up to them to the minor unit; when something belongs
-to which month is told in `billing.month_movements`. The contracted price is the tariff's of the part of the
+to which month is told in `billing.month_movements`. The contracted price is the lots' of the part of the
 window that lies in the month. What no meter measured is None.
 """
 
@@ -27,9 +27,9 @@ from billing.month_movements import Movements
 from marketplace.core.money import Money, round_half_even
 from marketplace.core.windows import Window
 from marketplace.models import Organization
+from scheduler.lots import Lots
 from scheduler.models import Lease, Reservation
 from scheduler.states import ReservationStatus
-from scheduler.tariffs import Tariff
 
 # What was promised and stays so; a cancelled reservation keeps a window and promises nothing in it.
 _PROMISED = (
@@ -47,7 +47,8 @@ class Figures:
     """What a month came to, of one reservation or of many, in minor units and GPU-seconds.
 
     `opening + charged = earned + refunded + fees + closing`. `billed` is what the month took from the tenant
-    for its reservations, `effective` what it used of that. Credits are beyond the price and in neither.
+    for its reservations, `effective` what it used of that. Credits are beyond the price and in neither, and
+    no amount but `tax` and `billed_with_tax` has tax in it.
     """
 
     promised_seconds: int = 0
@@ -75,6 +76,14 @@ class Figures:
     @property
     def effective(self) -> int:
         return self.books.earned + self.books.fees
+
+    @property
+    def tax(self) -> int:
+        return self.books.tax_charged - self.books.tax_refunded
+
+    @property
+    def billed_with_tax(self) -> int:
+        return self.billed + self.tax
 
     def add(self, other: "Figures") -> None:
         """Add another's figures; a part that is not known leaves the sum at what is."""
@@ -197,10 +206,10 @@ def _contracted(reservation: Reservation, *, window: Window) -> tuple[int, int]:
     part = reservation.window.intersection(window)
     if part is None or reservation.status not in _PROMISED:
         return 0, 0
-    tariff = Tariff.from_json(reservation.tariff)
-    whole = tariff.value(window=reservation.window)
+    lots = Lots.from_json(reservation.lots)
+    whole = lots.value(window=reservation.window)
     before, until = (
-        tariff.value(window=Window(reservation.starts_at, instant))
+        lots.value(window=Window(reservation.starts_at, instant))
         if instant > reservation.starts_at
         else Fraction(0)
         for instant in (part.starts_at, part.ends_at)

@@ -1,6 +1,6 @@
 """What the books moved in a month of UTC, for each reservation of a tenant.
 
-When something happened is decided in one place, `_MOMENT`: an hour of a lease belongs to the month in which
+When something happened is decided in one place, `MOMENT`: an hour of a lease belongs to the month in which
 the hour begins, and what a settlement adds to its hours (refund and credit too) to the month in which the
 lease's time ended. Everything else, late corrections too, belongs to the instant of its entry. So every
 posting is in exactly one month, and months add up to the books.
@@ -28,6 +28,7 @@ _ACCOUNT_KINDS = (
     AccountKind.DEFERRED,
     AccountKind.WALLET,
     AccountKind.REFUND_PAYABLE,
+    AccountKind.RECEIVABLE,
     AccountKind.U_OPEN,
     *_SECONDS_KINDS,
 )
@@ -41,24 +42,23 @@ _PRICE_ENTRIES = (
     EntryKind.COMPENSATION,
     EntryKind.GOODWILL,
 )
-_MOMENT = """
+MOMENT = """
     CASE
-        WHEN h.id IS NOT NULL THEN h.starts_at
         WHEN e.kind IN ('settlement', 'credit', 'compensation') AND l.id IS NOT NULL
             THEN least(e.effective_at, l.ends_at) - interval '1 microsecond'
         ELSE e.effective_at
     END
 """
 _MOVEMENTS = f"""
-    SELECT CASE WHEN m.account_kind = 'wallet' THEN coalesce(m.lease_of, m.change_of, m.subject_id)
-            ELSE m.account_of END AS reservation_id,
+    SELECT CASE WHEN m.account_kind IN ('wallet', 'receivable')
+            THEN coalesce(m.lease_of, m.change_of, m.subject_id) ELSE m.account_of END AS reservation_id,
         m.entry_kind, m.account_kind, m.moment < %(starts_at)s AS is_before,
         coalesce(sum(m.amount) FILTER (WHERE m.side = 'debit'), 0) AS debits,
         coalesce(sum(m.amount) FILTER (WHERE m.side = 'credit'), 0) AS credits
     FROM (
         SELECT a.subject_id AS account_of, a.kind AS account_kind, e.kind AS entry_kind, e.subject_id,
             l.reservation_id AS lease_of, c.reservation_id AS change_of, p.side, p.amount,
-            {_MOMENT} AS moment
+            coalesce(h.starts_at, {MOMENT}) AS moment
         FROM billing_account a
         JOIN billing_posting p ON p.account_id = a.id JOIN billing_entry e ON e.id = p.entry_id
         LEFT JOIN billing_earnedhour h ON h.entry_id = e.id
@@ -66,7 +66,17 @@ _MOVEMENTS = f"""
         LEFT JOIN scheduler_change c ON c.id = e.subject_id
         WHERE a.organization_id = %(organization)s AND a.kind = ANY(%(accounts)s)
             AND a.currency = ANY(%(currencies)s)
-            AND (a.kind NOT IN ('wallet', 'refund_payable') OR e.kind = ANY(%(entries)s))
+            AND (a.kind NOT IN ('wallet', 'refund_payable', 'receivable') OR e.kind = ANY(%(entries)s))
+        UNION ALL
+        SELECT r.id, 'tax_payable', e.kind, e.subject_id, NULL, NULL, tax.side, tax.amount, {MOMENT}
+        FROM scheduler_reservation r
+        JOIN billing_taxline n ON n.reservation_id = r.id AND NOT n.is_relief
+        JOIN billing_entry e ON e.id = n.entry_id
+        LEFT JOIN scheduler_lease l ON l.id = e.subject_id
+        CROSS JOIN LATERAL (
+            VALUES ('credit', n.tax_charged_minor), ('debit', n.tax_refunded_minor)
+        ) tax (side, amount)
+        WHERE r.organization_id = %(organization)s AND n.currency = ANY(%(currencies)s)
     ) m
     WHERE m.moment < %(ends_at)s
         AND (m.moment >= %(starts_at)s OR m.account_kind IN ('deferred', 'u_open'))
@@ -78,8 +88,8 @@ _MOVEMENTS = f"""
 class Movements:
     """One reservation in one month, in minor units and GPU-seconds.
 
-    `opening + charged = earned + refunded + fees + closing`; credits are beyond the price. For GPU-seconds
-    `opening_seconds + bought = busy + idle + undelivered + released + closing_seconds`.
+    `opening + charged = earned + refunded + fees + closing`, all without tax; credits are beyond the price.
+    For GPU-seconds `opening_seconds + bought = busy + idle + undelivered + released + closing_seconds`.
     """
 
     opening: int = 0
@@ -88,6 +98,8 @@ class Movements:
     refunded: int = 0
     fees: int = 0
     credits: int = 0
+    tax_charged: int = 0
+    tax_refunded: int = 0
     closing: int = 0
     opening_seconds: int = 0
     bought: int = 0
@@ -144,8 +156,10 @@ def _add(
                 row.opening += gained
             else:
                 _price(row, entry=entry, gained=gained)
-        case AccountKind.WALLET | AccountKind.REFUND_PAYABLE:
+        case AccountKind.WALLET | AccountKind.REFUND_PAYABLE | AccountKind.RECEIVABLE:
             _give_back(row, entry=entry, debited=debited, credited=credited)
+        case AccountKind.TAX_PAYABLE:
+            _tax(row, entry=entry, charged=credited, refunded=debited)
         case AccountKind.U_OPEN:
             row.closing_seconds -= gained
             row.opening_seconds -= gained if is_before else 0
@@ -175,6 +189,24 @@ def _price(row: Movements, *, entry: str, gained: int) -> None:
             pass  # the other leg says the same
         case _:
             row.refunded -= gained
+
+
+def _tax(row: Movements, *, entry: str, charged: int, refunded: int) -> None:
+    """Take out what `_give_back` takes for the price: a wallet pays and gets the tax with it."""
+    row.tax_charged += charged
+    row.tax_refunded += refunded
+    match entry:
+        case EntryKind.CHANGE:
+            row.charged -= charged
+            row.refunded -= refunded
+            row.fees -= charged - refunded
+        case EntryKind.SETTLEMENT:
+            row.refunded -= refunded
+            row.earned += refunded
+        case EntryKind.REFUND:
+            row.refunded -= refunded
+        case EntryKind.CORRECTION:
+            row.credits += charged - refunded
 
 
 def _give_back(row: Movements, *, entry: str, debited: int, credited: int) -> None:

@@ -42,6 +42,7 @@ INTENT_ARROWS = Arrows(
 class PaymentPurpose(TextChoices):
     TOP_UP = "top_up"
     RESERVATION = "reservation"
+    INVOICE = "invoice"
 
 
 class PaymentMeans(TextChoices):

@@ -2,11 +2,21 @@
 
 import datetime as dt
 
+from django.db import transaction
+
 from billing import accounts, ledger, tax
+from billing.models import Entry
 from billing.states import AccountKind, EntryKind
+from marketplace import events
 from marketplace.core.errors import InvalidValue
+from marketplace.core.money import Money
 from marketplace.models import Organization
+from marketplace.states import EventKind
 from scheduler.models import Reservation
+from scheduler.states import PaymentMethod
+
+# What was paid this way goes back the way it came: see `billing.reservation_refunds`.
+_SENT_BACK = (PaymentMethod.CARD, PaymentMethod.BANK_TRANSFER)
 
 
 class NothingReceivable(InvalidValue):
@@ -14,6 +24,11 @@ class NothingReceivable(InvalidValue):
 
     code = "nothing_receivable"
     title = "The invoice is not open by that much"
+
+
+def lock(organization: Organization) -> Organization:
+    """Let nobody else change what this organization owes until the caller's transaction ends."""
+    return Organization.objects.select_for_update(no_key=True).get(pk=organization.pk)
 
 
 def account(*, organization: Organization, invoice_id: str, currency: str) -> ledger.AccountRef:
@@ -26,6 +41,13 @@ def account(*, organization: Organization, invoice_id: str, currency: str) -> le
     )
 
 
+def open_minor(*, organization: Organization, invoice_id: str, currency: str) -> int:
+    """Return what is still owed on an invoice, in minor units."""
+    owed = account(organization=organization, invoice_id=invoice_id, currency=currency)
+    return ledger.kept_balance(account=owed)
+
+
+@transaction.atomic
 def pay(
     *,
     organization: Organization,
@@ -49,11 +71,11 @@ def pay(
         )
     )
     purse = accounts.wallet(organization=organization, currency=currency)
-    _lock(organization)
+    lock(organization)
     key = f"invpay:{payment_id}"
     if ledger.is_posted(idempotency_key=key):
         return
-    covered = min(amount_minor, max(ledger.balance(account=owed), 0))
+    covered = min(amount_minor, ledger.kept_balance(account=owed))
     ledger.post(
         idempotency_key=key,
         kind=EntryKind.PAYMENT,
@@ -61,10 +83,102 @@ def pay(
         effective_at=at,
         legs=ledger.differences([(source, owed, covered), (source, purse, amount_minor - covered)]),
     )
+    _tell_if_paid(organization=organization, invoice_id=invoice_id, owed=owed, at=at)
 
 
+@transaction.atomic
+def pay_from_wallet(
+    *, organization: Organization, invoice_id: str, payment_id: str, amount: Money, at: dt.datetime
+) -> None:
+    """Pay an invoice out of the wallet, as far as it is open; once per payment.
+
+    :raises ledger.InsufficientFunds: when the wallet does not hold so much.
+    """
+    owed = account(organization=organization, invoice_id=invoice_id, currency=amount.currency)
+    lock(organization)
+    key = f"invpay:{payment_id}"
+    covered = min(amount.amount_minor, ledger.kept_balance(account=owed))
+    if not covered or ledger.is_posted(idempotency_key=key):
+        return
+    ledger.post(
+        idempotency_key=key,
+        kind=EntryKind.PAYMENT,
+        subject_id=invoice_id,
+        effective_at=at,
+        legs=ledger.transfer(
+            debited=accounts.wallet(organization=organization, currency=amount.currency),
+            credited=owed,
+            amount=covered,
+        ),
+    )
+    _tell_if_paid(organization=organization, invoice_id=invoice_id, owed=owed, at=at)
+
+
+@transaction.atomic
+def offset(*, reservation: Reservation, at: dt.datetime) -> int:
+    """Set what a reservation gives back against what is owed for it; return what was set off or paid out.
+
+    Whoever owes gets no money before it has paid: the invoices come first, the oldest of them first, and
+    only what was paid goes to the wallet. What the provider once took stays to be refunded the way it came.
+    The caller has locked the reservation.
+    """
+    organization, currency = lock(reservation.organization), reservation.currency
+    payable = accounts.of_reservation(
+        kind=AccountKind.REFUND_PAYABLE, reservation=reservation, currency=currency
+    )
+    waiting = left = ledger.kept_balance(account=payable)
+    for sale in reservation.credit_sales.order_by("due_at", "pk") if waiting else ():
+        owed = account(organization=organization, invoice_id=sale.invoice_id, currency=currency)
+        covered = min(left, ledger.kept_balance(account=owed))
+        _set_off(payable, owed, amount=covered, subject_id=sale.invoice_id, at=at)
+        left -= covered
+    if reservation.payment_method not in _SENT_BACK:
+        purse = accounts.wallet(organization=organization, currency=currency)
+        _set_off(payable, purse, amount=left, subject_id=reservation.id, at=at)
+        left = 0
+    return waiting - left
+
+
+def _tell_if_paid(
+    *, organization: Organization, invoice_id: str, owed: ledger.AccountRef, at: dt.datetime
+) -> None:
+    """Tell a tenant, once, that nothing of an invoice is open any more."""
+    if ledger.kept_balance(account=owed):
+        return
+    events.record(
+        organization=organization,
+        kind=EventKind.INVOICE_PAID,
+        object_id=invoice_id,
+        data={},
+        at=at,
+        key=f"{invoice_id}:paid",
+    )
+
+
+def _set_off(
+    payable: ledger.AccountRef,
+    credited: ledger.AccountRef,
+    *,
+    amount: int,
+    subject_id: str,
+    at: dt.datetime,
+) -> None:
+    """Post one part of an offset; the lock on the organization makes its number its own."""
+    if not amount:
+        return
+    number = Entry.objects.filter(kind=EntryKind.OFFSET, subject_id=subject_id).count() + 1
+    ledger.post(
+        idempotency_key=f"offset:{subject_id}:{number}",
+        kind=EntryKind.OFFSET,
+        subject_id=subject_id,
+        effective_at=at,
+        legs=ledger.transfer(debited=payable, credited=credited, amount=amount),
+    )
+
+
+@transaction.atomic
 def void(*, reservation: Reservation, invoice_id: str, at: dt.datetime) -> None:
-    """Take back the invoice of a reservation that never started: nobody owes it any more."""
+    """Take back the invoice of a reservation that never started; what was paid of it goes to the wallet."""
     currency = reservation.currency
     deferred = accounts.of_reservation(
         kind=AccountKind.DEFERRED, reservation=reservation, currency=currency
@@ -72,9 +186,14 @@ def void(*, reservation: Reservation, invoice_id: str, at: dt.datetime) -> None:
     still_open = accounts.of_reservation(kind=AccountKind.U_OPEN, reservation=reservation)
     released = accounts.of_reservation(kind=AccountKind.U_RELEASED, reservation=reservation)
     owed = account(organization=reservation.organization, invoice_id=invoice_id, currency=currency)
+    lock(reservation.organization)
     key = f"void:{invoice_id}"
+    if ledger.is_posted(idempotency_key=key):
+        return
     rest = ledger.kept_balance(account=deferred)
     part = tax.part_of(reservation=reservation, key=key, refunded=rest)
+    unpaid = min(rest + part.refunded, ledger.kept_balance(account=owed))
+    purse = accounts.wallet(organization=reservation.organization, currency=currency)
     entry = ledger.post(
         idempotency_key=key,
         kind=EntryKind.INVOICE_VOID,
@@ -84,6 +203,7 @@ def void(*, reservation: Reservation, invoice_id: str, at: dt.datetime) -> None:
             [
                 (deferred, owed, rest),
                 *tax.rows(part, reservation=reservation, payer=owed, payee=owed),
+                (owed, purse, rest + part.refunded - unpaid),
                 (released, still_open, ledger.kept_balance(account=still_open)),
             ]
         ),
@@ -91,6 +211,7 @@ def void(*, reservation: Reservation, invoice_id: str, at: dt.datetime) -> None:
     tax.note(part, reservation=reservation, entry=entry, at=at)
 
 
+@transaction.atomic
 def write_off(
     *,
     organization: Organization,
@@ -104,11 +225,11 @@ def write_off(
     :raises NothingReceivable: when the invoice is not open by so much.
     """
     owed = account(organization=organization, invoice_id=invoice_id, currency=currency)
-    _lock(organization)
+    lock(organization)
     key = f"writeoff:{invoice_id}"
     if ledger.is_posted(idempotency_key=key):
         return
-    still_owed = ledger.balance(account=owed)
+    still_owed = ledger.kept_balance(account=owed)
     if not 0 < amount_minor <= still_owed:
         raise NothingReceivable(f"{invoice_id} is open by {still_owed} minor units.")
     ledger.post(
@@ -122,8 +243,3 @@ def write_off(
             amount=amount_minor,
         ),
     )
-
-
-def _lock(organization: Organization) -> None:
-    """Let nobody else change what this organization owes meanwhile: receivables have no guard."""
-    Organization.objects.select_for_update(no_key=True).get(pk=organization.pk)

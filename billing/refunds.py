@@ -9,7 +9,7 @@ import datetime as dt
 
 from django.db import transaction
 
-from billing import accounts, ledger, parking, steps
+from billing import accounts, ledger, parking, receivables, steps
 from billing.models import Account, Entry, Refund, RefundTransition
 from billing.states import REFUND_ARROWS, AccountKind, EntryKind, RefundStatus
 from marketplace.core.errors import InvalidValue, StateConflict
@@ -37,7 +37,10 @@ def open_due(*, at: dt.datetime) -> int:
 
 @transaction.atomic
 def open_for(*, reservation_id: str, at: dt.datetime) -> Refund | None:
-    """Open a refund of what a reservation owes and no refund is due for; None where there is nothing."""
+    """Open a refund of what a reservation owes and no refund is due for; None where there is nothing.
+
+    What it has to give back is set off first against what its tenant owes for it.
+    """
     reservation = (
         Reservation.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
         .filter(pk=reservation_id)
@@ -48,6 +51,7 @@ def open_for(*, reservation_id: str, at: dt.datetime) -> Refund | None:
         return None
     if Refund.objects.filter(reservation=reservation, status=RefundStatus.DUE).exists():
         return None
+    receivables.offset(reservation=reservation, at=at)
     owed = ledger.kept_balance(account=_payable(reservation))
     if not owed:
         return None

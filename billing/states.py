@@ -17,7 +17,7 @@ class AccountKind(TextChoices):
     STRIPE_PENDING = "stripe_pending"  # debit: at the provider, not yet available
     STRIPE_AVAILABLE = "stripe_available"  # debit: at the provider, available
     PSP_CLEARING = "psp_clearing"  # debit, one per object there: until it is matched
-    RECEIVABLE = "receivable"  # debit, one per invoice: issued and not yet paid
+    RECEIVABLE = "receivable"  # debit, guarded, one per invoice: issued and not yet paid
     OWNER_CLAWBACK = "owner_clawback"  # debit: what an owner owes us
     DISPUTE_HOLD = "dispute_hold"  # debit, one per dispute: taken away while it is open
     WALLET = "wallet"  # credit, guarded: a tenant's prepaid money
@@ -87,6 +87,7 @@ class EntryKind(TextChoices):
     DISPUTE_LOST = "dispute_lost"
     INVOICE_VOID = "invoice_void"
     PAYMENT = "payment"
+    OFFSET = "offset"  # what a reservation gives back, against what is owed for it
     WRITE_OFF = "write_off"
     REVERSAL = "reversal"
 
@@ -158,6 +159,7 @@ class ApprovalKind(TextChoices):
 
     REFUND = "refund"
     WRITE_OFF = "write_off"
+    CREDIT = "credit"  # how much may be owed; to end it takes one
     UNPARK = "unpark"
 
 
@@ -197,5 +199,26 @@ class InvoiceState(TextChoices):
     CREDITED = "credited"  # credit notes took all of it back
     WRITTEN_OFF = "written_off"
 
+
+class DunningStatus(TextChoices):
+    WAITING = "waiting"  # not due yet
+    OVERDUE = "overdue"  # nothing more is sold on account
+    REMINDED = "reminded"
+    WARNED = "warned"  # told what happens next, and when
+    SUSPENDED = "suspended"  # what had not started and was not paid is given back
+    CLOSED = "closed"  # nothing is owed any more
+
+
+DUNNING_ARROWS = Arrows(
+    initial=(DunningStatus.WAITING,),
+    moves={
+        DunningStatus.WAITING: (DunningStatus.OVERDUE, DunningStatus.CLOSED),
+        DunningStatus.OVERDUE: (DunningStatus.REMINDED, DunningStatus.CLOSED),
+        DunningStatus.REMINDED: (DunningStatus.WARNED, DunningStatus.CLOSED),
+        DunningStatus.WARNED: (DunningStatus.SUSPENDED, DunningStatus.CLOSED),
+        DunningStatus.SUSPENDED: (DunningStatus.CLOSED,),
+        DunningStatus.CLOSED: (),
+    },
+)
 
 GPU_SECONDS = "gpu_second"  # the "currency" of the second set of books

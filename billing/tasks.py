@@ -7,8 +7,10 @@ from billing import (
     books,
     changes,
     corrections,
+    dunning,
     earnings,
     inbox,
+    invoices,
     payments,
     payouts,
     provider,
@@ -19,6 +21,11 @@ from billing import (
     settlements,
     transfers,
 )
+
+
+@shared_task(name="billing.collect_debts")
+def collect_debts() -> None:
+    dunning.advance_due(at=timezone.now())
 
 
 @shared_task(name="billing.settle_leases")
@@ -62,6 +69,11 @@ def poll_provider() -> None:
 @shared_task(name="billing.close_hours")
 def close_hours() -> None:
     earnings.close_due(at=timezone.now())
+
+
+@shared_task(name="billing.issue_documents")
+def issue_documents() -> None:
+    invoices.run_due(at=timezone.now())
 
 
 @shared_task(name="billing.review_settlements")

@@ -150,6 +150,14 @@ def part_of(*, reservation: Reservation, key: str, charged: int = 0, refunded: i
             refunded=posted.tax_refunded_minor,
             is_noted=True,
         )
+    return preview(reservation=reservation, charged=charged, refunded=refunded)
+
+
+def preview(*, reservation: Reservation, charged: int = 0, refunded: int = 0) -> TaxPart:
+    """Return the tax that would go with a net amount charged or given back, as things stand."""
+    terms = terms_of(reservation=reservation)
+    if not terms.is_reported:
+        return NOTHING
     before = net_kept(reservation=reservation)
     between, after = before + charged, before + charged - refunded
     taxes = [tax_minor(net_minor=net, terms=terms) for net in (before, between, after)]

@@ -102,14 +102,32 @@ RECLAIM_COMPENSATION_BASIS_POINTS = env.integer(
 REFUND_ALONE_MINOR_MAX = env.integer(
     "HEADROOM_REFUND_ALONE_MINOR_MAX", default=10_000, minimum=0, maximum=10_000_000
 )
+# From the due date of an invoice: it is asked for twice, and then what has not started is cancelled.
+DUNNING_REMINDER_SECONDS = env.integer(
+    "HEADROOM_DUNNING_REMINDER_SECONDS", default=3 * 86_400, minimum=0, maximum=90 * 86_400
+)
+DUNNING_WARNING_SECONDS = env.integer(
+    "HEADROOM_DUNNING_WARNING_SECONDS", default=10 * 86_400, minimum=0, maximum=90 * 86_400
+)
+DUNNING_SUSPENSION_SECONDS = env.integer(
+    "HEADROOM_DUNNING_SUSPENSION_SECONDS", default=14 * 86_400, minimum=0, maximum=90 * 86_400
+)
 # Share of the price that the platform keeps, in basis points; a listing's floor is what the owner receives.
 PLATFORM_FEE_BASIS_POINTS = env.integer(
     "HEADROOM_PLATFORM_FEE_BASIS_POINTS", default=1500, minimum=0, maximum=9000
 )
-# Who issues invoices: a short code that begins their numbers, and what the law wants to read on them.
+# Who issues invoices: a short code that begins their numbers.
 INVOICE_ISSUER = env.text("HEADROOM_INVOICE_ISSUER", default="HR")
 if not re.fullmatch(r"[A-Z0-9]{1,12}", INVOICE_ISSUER, flags=re.ASCII):
     raise ImproperlyConfigured("HEADROOM_INVOICE_ISSUER must be 1 to 12 capital letters and digits")
+# A month's documents are issued this long after its end: what its last leases still add is in by then.
+MONTH_CLOSE_DELAY_SECONDS = env.integer(
+    "HEADROOM_MONTH_CLOSE_DELAY_SECONDS",
+    default=2 * 86_400 if IS_PRODUCTION else 0,
+    minimum=0,
+    maximum=20 * 86_400,
+)
+# What the law wants to read on an invoice.
 SELLER = {
     "name": env.text("HEADROOM_SELLER_NAME", default="Headroom"),
     "street": env.text("HEADROOM_SELLER_STREET", default=""),

@@ -50,10 +50,16 @@ class Scope(TextChoices):
 class EventKind(TextChoices):
     """What an organization is told of: a noun and a past participle."""
 
+    CREDIT_CHANGED = "credit.changed"
+    CREDIT_SUSPENDED = "credit.suspended"
     CREDIT_NOTE_ISSUED = "credit_note.issued"
     DISPUTE_CLOSED = "dispute.closed"
     DISPUTE_OPENED = "dispute.opened"
     INVOICE_ISSUED = "invoice.issued"
+    INVOICE_OVERDUE = "invoice.overdue"
+    INVOICE_PAID = "invoice.paid"
+    INVOICE_REMINDED = "invoice.reminded"
+    INVOICE_WARNED = "invoice.warned"
     PAYMENT_ACTION_REQUIRED = "payment.action_required"
     PAYMENT_AUTHORIZED = "payment.authorized"
     PAYMENT_CLOSED = "payment.closed"

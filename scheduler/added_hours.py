@@ -1,23 +1,23 @@
 """What hours cost that are added to a reservation: today's price of their pool, as anybody would pay it."""
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
 
-from marketplace.core.money import SECONDS_PER_HOUR
 from marketplace.core.windows import Window
 from marketplace.states import Tier
 from scheduler import prices
+from scheduler.lots import GpusAtFloor
+from scheduler.lots import mean_rate as mean_rate_of
 from scheduler.models import Reservation
 from scheduler.prices import PoolKey, PricedWindow
-from scheduler.tariffs import MICROS, Segment, Tariff
 
 
 def price(
-    *, reservation: Reservation, window: Window, floor_rate: Decimal, at: dt.datetime
+    *, reservation: Reservation, window: Window, floors: Sequence[GpusAtFloor], at: dt.datetime
 ) -> PricedWindow:
-    """Price hours for the GPUs of a reservation, at listings with at most this floor."""
+    """Price hours for the GPUs of a reservation, each of its lots at a floor of its own."""
     key = PoolKey(
         gpu_model_id=reservation.gpu_model_id,
         region=reservation.region,
@@ -25,23 +25,15 @@ def price(
     )
     return prices.tables(keys=[key], at=at)[key].price(
         window=window,
-        floor_rate=floor_rate,
-        gpus=reservation.gpus,
+        floors=floors,
         currency=reservation.currency,
     )
 
 
-def joined(*, kept: Tariff | None, added: Iterable[PricedWindow]) -> Tariff:
-    """Return the tariff of what is kept and what is added, which together have no gap."""
-    parts: list[Segment] = list(kept.segments) if kept else []
-    for priced in added:
-        parts += priced.tariff.segments
-    return Tariff.of(sorted(parts, key=lambda segment: segment.starts))
-
-
 def mean_rate(added: Sequence[PricedWindow]) -> Decimal:
     """Return the mean rate per GPU-hour of some parts, rounded up to six places."""
-    seconds = sum(priced.tariff.window.seconds for priced in added)
-    value = sum((priced.tariff.value(window=priced.tariff.window) for priced in added), Fraction(0))
-    micros = value * SECONDS_PER_HOUR * MICROS / seconds
-    return prices.as_rate(-(-micros.numerator // micros.denominator))
+    parts = [priced.lots for priced in added]
+    return mean_rate_of(
+        sum((lots.value(window=lots.window) for lots in parts), start=Fraction(0)),
+        gpu_seconds=sum(lots.gpus * lots.window.seconds for lots in parts),
+    )

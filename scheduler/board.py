@@ -82,10 +82,6 @@ class Board:
         assert free is not None, "free for which listings?"
         return free
 
-    def taken_for(self, listing: Listing, *, column: int) -> Masks:
-        """Return per node what a listing cannot sell in a window."""
-        return self.taken[listing.turnaround_seconds][:, column]
-
     def floors_listed(self) -> Levels:
         """Return per window the lowest index in `pool.floors` that is offered, or their number."""
         level_of = {floor: level for level, floor in enumerate(self.pool.floors)}

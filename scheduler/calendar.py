@@ -66,12 +66,16 @@ class Busy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A run of one node's slots, half-open, that one listing sells, with the turn-round that it asks."""
+    """A run of one node's slots, half-open, that one listing sells, for one lot of a promise.
+
+    The turn-round is the one that the listing asks.
+    """
 
     node_id: str
     listing_id: str
     slot_lower: int
     slot_upper: int
+    lot: int = 0
     turnaround_seconds: int = 0
 
 
@@ -291,6 +295,7 @@ def _take(
             quote_id=quote_id,
             reservation_id=reservation_id,
             slots=Int4Range(place.slot_lower, place.slot_upper),
+            lot=place.lot,
             period=_period(window),
             turnaround_seconds=place.turnaround_seconds,
             created_at=at,
@@ -303,10 +308,9 @@ def _take(
 
 @contextmanager
 def _overlap_is_taken() -> Iterator[None]:
-    """Undo what the block did and say `CapacityTaken`, when it gave a GPU to two."""
+    """Say `CapacityTaken` when the block gave a GPU to two; the caller's savepoint undoes what was done."""
     try:
-        with transaction.atomic():
-            yield
+        yield
     except IntegrityError as error:
         cause = error.__cause__
         if isinstance(cause, psycopg.Error) and cause.diag.constraint_name == OVERLAP_CONSTRAINT:

@@ -15,9 +15,9 @@ from marketplace.core.errors import StateConflict
 from marketplace.core.windows import Window, format_instant
 from marketplace.models import Organization
 from scheduler import change_rules, changes, leases, reservations
+from scheduler.lots import Lots
 from scheduler.models import Change, ChangeQuote, Lease, Reservation
 from scheduler.states import LEASE_ARROWS, ChangeKind, LeaseStatus, ReservationStatus
-from scheduler.tariffs import Tariff
 
 KINDS = frozenset({ChangeKind.CANCELLATION, ChangeKind.EARLY_RETURN})
 # Why leaving costs nothing, whatever the notice.
@@ -47,8 +47,8 @@ def quote(*, organization: Organization, reservation_id: str, at: dt.datetime) -
         reservation=reservation,
         kind=ChangeKind.EARLY_RETURN if has_begun else ChangeKind.CANCELLATION,
         terms=terms,
-        tariff=kept,
-        total_minor=_total(reservation, tariff=kept) if kept else 0,
+        lots=kept,
+        total_minor=_total(reservation, lots=kept) if kept else 0,
         lifetime_seconds=changes.CANCELLATION_QUOTE_SECONDS,
         at=at,
     )
@@ -72,7 +72,7 @@ def cancel(
     used = changes.use(reservation=reservation, quote_id=quote_id, kinds=KINDS, at=at)
     if used.kind == ChangeKind.EARLY_RETURN:
         return _return_early(reservation, used=used, at=at, actor=actor)
-    owners = changes.owners_of(reservation=reservation)
+    owners = changes.given_back(reservation=reservation, parts=[reservation.window])
     is_paid = reservation.status != ReservationStatus.PAYMENT_PENDING
     change = changes.record(
         reservation=reservation,
@@ -98,11 +98,15 @@ def _return_early(
     """
     held = _held_leases(reservation)
     kept = _kept(reservation, at=at)
-    total_minor = _total(reservation, tariff=kept)
+    total_minor = _total(reservation, lots=kept)
+    ends_at = kept.window.ends_at
+    rest = Window(ends_at, reservation.ends_at)
+    lots = Lots.from_json(reservation.lots)
     owners: dict[str, int] = defaultdict(int)
     for lease in held:
-        owners[lease.node.organization_id] += len(lease.gpu_uuids)
-    ends_at = kept.window.ends_at
+        owners[lease.node.organization_id] += lots.micro_seconds_of(
+            numbers=lease.lot_numbers, window=rest
+        )
     seconds_left = (reservation.ends_at - ends_at) // dt.timedelta(seconds=1)
     change = changes.record(
         reservation=reservation,
@@ -119,7 +123,7 @@ def _return_early(
         at=at,
         actor=actor,
     )
-    changes.rewrite(reservation=reservation, tariff=kept, total_minor=total_minor)
+    changes.rewrite(reservation=reservation, lots=kept, total_minor=total_minor)
     for lease in held:
         leases.leave(lease=lease, ends_at=ends_at, at=at)
     return change
@@ -186,14 +190,12 @@ def _leaving_at(reservation: Reservation, *, at: dt.datetime) -> dt.datetime:
     return max(next_second, begun + dt.timedelta(seconds=1)).replace(microsecond=0)
 
 
-def _kept(reservation: Reservation, *, at: dt.datetime) -> Tariff:
-    """Return the tariff of what stays bought when a tenant leaves at `at`."""
-    return Tariff.from_json(reservation.tariff).clipped(
+def _kept(reservation: Reservation, *, at: dt.datetime) -> Lots:
+    """Return the lots of what stays bought when a tenant leaves at `at`."""
+    return Lots.from_json(reservation.lots).clipped(
         window=Window(reservation.starts_at, _leaving_at(reservation, at=at))
     )
 
 
-def _total(reservation: Reservation, *, tariff: Tariff) -> int:
-    return tariff.amount(
-        window=tariff.window, gpus=reservation.gpus, currency=reservation.currency
-    ).amount_minor
+def _total(reservation: Reservation, *, lots: Lots) -> int:
+    return lots.amount(window=lots.window, currency=reservation.currency).amount_minor

@@ -5,7 +5,7 @@ A quote of a change moves once in its life, so `used_at` and `expires_at` tell i
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from django.db import transaction
@@ -19,10 +19,10 @@ from marketplace.models import Organization
 from marketplace.states import EventKind
 from scheduler import change_rules
 from scheduler.holds import QuoteExpired, QuoteUsed
+from scheduler.lots import Lots
 from scheduler.models import Allocation, Change, ChangeQuote, ChangeRule, Reservation
 from scheduler.quotas import LimitExceeded
 from scheduler.states import ChangeKind, ReservationStatus
-from scheduler.tariffs import Tariff
 
 # Long enough to read it to a colleague; what it promises costs the market little.
 CANCELLATION_QUOTE_SECONDS = 15 * 60
@@ -68,12 +68,12 @@ def new_quote(
     reservation: Reservation,
     kind: ChangeKind,
     terms: Terms,
-    tariff: Tariff | None,
+    lots: Lots | None,
     total_minor: int,
     lifetime_seconds: int,
     at: dt.datetime,
 ) -> ChangeQuote:
-    """Return a quote that is not stored yet; `tariff` is that of the window after the change.
+    """Return a quote that is not stored yet; `lots` are those of the window after the change.
 
     :raises LimitExceeded: when the tenant has enough of them open.
     """
@@ -87,7 +87,7 @@ def new_quote(
     moved = change_rules.difference(
         before=before, after=total_minor, fee_basis_points=terms.fee_basis_points
     )
-    window = tariff.window if tariff else None
+    window = lots.window if lots else None
     return ChangeQuote(
         organization=reservation.organization,
         reservation=reservation,
@@ -99,7 +99,7 @@ def new_quote(
         from_total_minor=before,
         starts_at=window.starts_at if window else None,
         ends_at=window.ends_at if window else None,
-        tariff=tariff.as_json() if tariff else [],
+        lots=lots.as_json() if lots else [],
         notice_seconds=terms.notice_seconds,
         fee_basis_points=terms.fee_basis_points,
         fee_waived_because=terms.fee_waived_because,
@@ -211,20 +211,24 @@ def record(
     return change
 
 
-def rewrite(*, reservation: Reservation, tariff: Tariff, total_minor: int) -> None:
+def rewrite(*, reservation: Reservation, lots: Lots, total_minor: int) -> None:
     """Make the reservation what is bought now; the caller holds its lock."""
-    window = tariff.window
+    window = lots.window
     reservation.starts_at, reservation.ends_at = window.starts_at, window.ends_at
-    reservation.tariff, reservation.rate = tariff.as_json(), tariff.mean_rate
+    reservation.lots, reservation.rate = lots.as_json(), lots.mean_rate
     reservation.total_minor = total_minor
-    reservation.save(update_fields=["starts_at", "ends_at", "tariff", "rate", "total_minor"])
+    reservation.save(update_fields=["starts_at", "ends_at", "lots", "rate", "total_minor"])
 
 
-def owners_of(*, reservation: Reservation) -> dict[str, int]:
-    """Return how many GPUs of each owner a reservation has in the calendar."""
-    gpus: dict[str, int] = defaultdict(int)
-    for place in Allocation.objects.filter(reservation=reservation, live=True).select_related(
-        "node"
-    ):
-        gpus[place.node.organization_id] += place.slots.upper - place.slots.lower
-    return dict(gpus)
+def given_back(*, reservation: Reservation, parts: Iterable[Window]) -> dict[str, int]:
+    """Return the worth of some parts of a reservation's window on each owner's GPUs in the calendar."""
+    lots, windows = Lots.from_json(reservation.lots), list(parts)
+    worth: dict[str, int] = defaultdict(int)
+    places = Allocation.objects.filter(reservation=reservation, live=True)
+    for place in places.select_related("node"):
+        numbers = [place.lot] * (place.slots.upper - place.slots.lower)
+        for window in windows:
+            worth[place.node.organization_id] += lots.micro_seconds_of(
+                numbers=numbers, window=window
+            )
+    return dict(worth)

@@ -20,10 +20,10 @@ from marketplace.models import Listing, Organization
 from marketplace.states import ListingMode, ListingStatus
 from scheduler import added_hours, calendar, change_rules, changes, holds, leases, pools, quotas
 from scheduler.calendar import BeyondHorizon, Busy, CapacityTaken, WindowOffGrid, WindowUpsideDown
+from scheduler.lots import GpusAtFloor, Lots
 from scheduler.models import Allocation, Change, ChangeQuote, ChangeRule, Lease, Reservation
 from scheduler.quotes import PriceAboveMax
 from scheduler.states import ChangeKind, ExtensionLimit, LeaseStatus, ReservationStatus
-from scheduler.tariffs import Tariff
 
 KINDS = frozenset({ChangeKind.EXTENSION})
 
@@ -82,11 +82,11 @@ def quote(
     reach = reach_of(reservation=reservation, places=places, at=at)
     _check_reach(reservation, reach=reach, ends_at=ends_at)
     # Owners may have raised their floors since: what is added is sold at those of today.
-    floor_rate = max(place.listing.floor_rate for place in places)
+    lots = Lots.from_json(reservation.lots)
     added = added_hours.price(
         reservation=reservation,
         window=Window(reservation.ends_at, ends_at),
-        floor_rate=floor_rate,
+        floors=_floors(lots, places=places),
         at=at,
     )
     if max_rate is not None and added.rate > max_rate:
@@ -95,19 +95,17 @@ def quote(
             pointer="/max_rate",
             extra={"rate": format_rate(added.rate)},
         )
-    tariff = added_hours.joined(kept=Tariff.from_json(reservation.tariff), added=[added])
+    lots = lots.joined(added.lots)
     made = changes.new_quote(
         reservation=reservation,
         kind=ChangeKind.EXTENSION,
         terms=terms,
-        tariff=tariff,
-        total_minor=tariff.amount(
-            window=tariff.window, gpus=reservation.gpus, currency=reservation.currency
-        ).amount_minor,
+        lots=lots,
+        total_minor=lots.amount(window=lots.window, currency=reservation.currency).amount_minor,
         lifetime_seconds=changes.PRICE_LOCK_SECONDS,
         at=at,
     )
-    made.floor_rate, made.added_rate = floor_rate, added.rate
+    made.added_rate = added.rate
     made.price_breakdown = [added.breakdown]
     made.longest_ends_at, made.longest_limited_by = reach.ends_at, reach.limited_by
     made.save(force_insert=True)
@@ -168,12 +166,22 @@ def extend(
     )
     changes.rewrite(
         reservation=reservation,
-        tariff=Tariff.from_json(used.tariff),
+        lots=Lots.from_json(used.lots),
         total_minor=used.total_minor,
     )
     if reservation.status == ReservationStatus.ACTIVE:
         leases.prolong(reservation=reservation, at=at)
     return change
+
+
+def _floors(lots: Lots, *, places: Sequence[Allocation]) -> list[GpusAtFloor]:
+    """Return what the dearest owner in each lot asks today."""
+    return [
+        GpusAtFloor(
+            max(place.listing.floor_rate for place in places if place.lot == number), lot.gpus
+        )
+        for number, lot in enumerate(lots.lots)
+    ]
 
 
 def reach_of(*, reservation: Reservation, places: Sequence[Allocation], at: dt.datetime) -> Reach:

@@ -77,6 +77,7 @@ def _open(
             gpu_uuids=[
                 uuid_of[slot] for row in rows for slot in range(row.slots.lower, row.slots.upper)
             ],
+            gpu_lots=_lots_of(rows),
             starts_at=starts_at or reservation.starts_at,
             ends_at=reservation.ends_at,
             created_at=at,
@@ -94,6 +95,12 @@ def _open(
     calendar.bind(lease_of=lease_of)
     grants.issue_all(wishes=[_wish(lease) for lease in opened], at=at)
     return opened
+
+
+def _lots_of(rows: Sequence[Allocation]) -> list[int]:
+    """Return the lot of each GPU of some places; nothing where all are of the first."""
+    lots = [row.lot for row in rows for _ in range(row.slots.lower, row.slots.upper)]
+    return lots if any(lots) else []
 
 
 def _wish(lease: Lease) -> grants.Wish:

@@ -15,7 +15,7 @@ from marketplace.models import Organization
 from marketplace.states import Tier
 from scheduler import availability, calendar, demand, holds, placement, quotas, repacking
 from scheduler.models import Quote
-from scheduler.placement import Demand
+from scheduler.placement import Ask, Demand
 from scheduler.quotas import LimitExceeded
 from scheduler.states import QUOTE_ARROWS, DemandKind, QuoteStatus, Spread
 
@@ -127,10 +127,9 @@ def create(*, organization: Organization, request: QuoteRequest, at: dt.datetime
             gpu_model_id=gpu_model.pk,
             region=request.region or "",
             tier=tier,
-            gpus=request.gpus,
             spread=spread,
             window=window,
-            floor_rate_max=Decimal("Infinity"),
+            asks=(Ask(gpus=request.gpus, floor_rate_max=Decimal("Infinity")),),
         )
         if repacking.open_room(wish=wish, region=request.region, at=at):
             offer, reason = price()
@@ -154,11 +153,9 @@ def create(*, organization: Organization, request: QuoteRequest, at: dt.datetime
         spread=spread,
         starts_at=window.starts_at,
         ends_at=window.ends_at,
-        floor_rate=offer.floor_rate,
-        listing_ids=list(offer.listing_ids),
         rate=offer.rate,
         total_minor=offer.total.amount_minor,
-        tariff=offer.price.tariff.as_json(),
+        lots=offer.lots.as_json(),
         currency=offer.total.currency,
         fee_basis_points=offer.price.fee_basis_points,
         price_breakdown=offer.price_breakdown,
@@ -223,6 +220,23 @@ def get(*, organization: Organization, quote_id: str) -> Quote:
     return quote
 
 
+def get_for_use(*, organization: Organization, quote_id: str) -> Quote:
+    """Return a tenant's quote and keep it: nobody else uses it, or ends it, before the transaction is over.
+
+    :raises NotFound: when there is none of this id, or it is somebody else's.
+    """
+    # As text: every purchase asks this, and Django takes longer to write it than PostgreSQL to answer.
+    found = Quote.objects.raw(
+        "SELECT * FROM scheduler_quote WHERE id = %s AND organization_id = %s FOR NO KEY UPDATE",
+        [quote_id, organization.pk],
+    )
+    quote = next(iter(found), None) if "\x00" not in quote_id else None
+    if quote is None:
+        raise NotFound(f"no quote {quote_id}")
+    quote.organization = organization
+    return quote
+
+
 def expire_due(*, at: dt.datetime) -> int:
     """End the quotes whose time is up and free what they hold; return how many.
 
@@ -255,11 +269,9 @@ def demand_of(quote: Quote) -> Demand:
         gpu_model_id=quote.gpu_model_id,
         region=quote.region,
         tier=Tier(quote.tier),
-        gpus=quote.gpus,
         spread=Spread(quote.spread),
         window=quote.window,
-        floor_rate_max=quote.floor_rate,
-        listing_ids=frozenset(quote.listing_ids),
+        asks=placement.asks_of(quote.lots),
     )
 
 

@@ -27,12 +27,12 @@ from scheduler.calendar import (
     WindowOffGrid,
     WindowUpsideDown,
 )
+from scheduler.lots import GpusAtFloor, Lots
 from scheduler.models import Allocation, Change, ChangeQuote, ChangeRule, Reservation
-from scheduler.placement import Demand
+from scheduler.placement import Ask, Demand
 from scheduler.prices import PricedWindow
 from scheduler.quotes import NotEnoughCapacity, PriceAboveMax, WindowTooShort
 from scheduler.states import ChangeKind, ReservationStatus, Spread
-from scheduler.tariffs import Tariff
 
 KINDS = frozenset({ChangeKind.SHORTENING, ChangeKind.MOVE})
 FLOORS_TRIED_MAX = 8  # each is a placement that is undone: some 20 ms
@@ -78,7 +78,8 @@ def quote(
     window = _window(reservation, wish=wish, at=at)
     terms = changes.terms_of(reservation=reservation, at=at)
     kind = _kind(reservation, window=window)
-    floor_rate = reservation.quote.floor_rate
+    lots = Lots.from_json(reservation.lots)
+    floor_rate = lots.floor_rate
     if kind is ChangeKind.SHORTENING:
         _check_shortest(reservation, window=window)
     else:
@@ -93,27 +94,28 @@ def quote(
         )
         floor_rate = _cheapest_floor(reservation, window=window, at=at)
     added = [
-        added_hours.price(reservation=reservation, window=part, floor_rate=floor_rate, at=at)
+        added_hours.price(
+            reservation=reservation,
+            window=part,
+            floors=[GpusAtFloor(floor_rate, lot.gpus) for lot in lots.lots],
+            at=at,
+        )
         for part in _added(reservation.window, window)
     ]
     _check_rate(added, max_rate=wish.max_rate)
     kept = reservation.window.intersection(window)
-    tariff = added_hours.joined(
-        kept=Tariff.from_json(reservation.tariff).clipped(window=kept) if kept else None,
-        added=added,
-    )
+    parts = [lots.clipped(window=kept)] if kept else []
+    lots, *others = parts + [priced.lots for priced in added]
+    lots = lots.joined(*others)
     made = changes.new_quote(
         reservation=reservation,
         kind=kind,
         terms=terms,
-        tariff=tariff,
-        total_minor=tariff.amount(
-            window=window, gpus=reservation.gpus, currency=reservation.currency
-        ).amount_minor,
+        lots=lots,
+        total_minor=lots.amount(window=window, currency=reservation.currency).amount_minor,
         lifetime_seconds=changes.PRICE_LOCK_SECONDS,
         at=at,
     )
-    made.floor_rate = floor_rate
     made.added_rate = added_hours.mean_rate(added) if added else None
     made.price_breakdown = [priced.breakdown for priced in added]
     made.save(force_insert=True)
@@ -140,7 +142,7 @@ def rebook(
     assert window is not None
     if window.starts_at < at and window.starts_at != old.starts_at:
         raise StateConflict(f"the new window began at {format_instant(window.starts_at)}")
-    owners = changes.owners_of(reservation=reservation)
+    owners = changes.given_back(reservation=reservation, parts=_added(window, old))
     if used.kind == ChangeKind.SHORTENING:
         places = list(Allocation.objects.filter(reservation=reservation, live=True).order_by("pk"))
         calendar.change_period(allocations=places, window=window)
@@ -152,8 +154,8 @@ def rebook(
             at=at,
             instead_of=reservation,
         )
-        assert used.floor_rate is not None
-        _place(reservation, window=window, floor_rate=used.floor_rate, at=at)
+        added = Lots.from_json(used.lots).clipped(window=next(_added(old, window)))
+        _place(reservation, window=window, floor_rate=added.floor_rate, at=at)
     change = changes.record(
         reservation=reservation,
         quote=used,
@@ -169,7 +171,7 @@ def rebook(
     )
     changes.rewrite(
         reservation=reservation,
-        tariff=Tariff.from_json(used.tariff),
+        lots=Lots.from_json(used.lots),
         total_minor=used.total_minor,
     )
     return change
@@ -188,11 +190,17 @@ def _place(
             gpu_model_id=reservation.gpu_model_id,
             region=reservation.region,
             tier=Tier(reservation.tier),
-            gpus=reservation.gpus,
             spread=Spread(reservation.spread),
             window=window,
-            floor_rate_max=floor_rate,
-            listing_ids=frozenset(reservation.quote.listing_ids),
+            asks=tuple(
+                Ask(
+                    lot=number,
+                    gpus=lot.gpus,
+                    floor_rate_max=floor_rate,
+                    listing_ids=frozenset(lot.listing_ids),
+                )
+                for number, lot in enumerate(Lots.from_json(reservation.lots).lots)
+            ),
         ),
         take=lambda places: calendar.take_for_reservation(
             places=places, window=window, reservation_id=reservation.pk, at=at
@@ -206,7 +214,7 @@ def _cheapest_floor(reservation: Reservation, *, window: Window, at: dt.datetime
 
     :raises NotEnoughCapacity: when there is none at any.
     """
-    sold_at = reservation.quote.floor_rate
+    sold_at = Lots.from_json(reservation.lots).floor_rate
     found = pools.read(
         gpu_model_id=reservation.gpu_model_id,
         region=reservation.region,

@@ -17,9 +17,9 @@ from marketplace.core.windows import Window, format_instant, grid_ceiling
 from marketplace.models import Organization
 from marketplace.states import EventKind, Tier
 from scheduler import compensation, leases, ticks
+from scheduler.lots import Lots
 from scheduler.models import Lease, Reclaim, Reservation
 from scheduler.states import LeaseStatus
-from scheduler.tariffs import Tariff
 
 REMINDER_SECONDS = 1_800  # as before the end of any reservation
 
@@ -70,9 +70,9 @@ def reclaim(*, owner: Organization, lease_id: str, at: dt.datetime, actor: str) 
     if due_at >= lease.ends_at:
         raise ReclaimTooLate(f"{lease.pk} ends at {format_instant(lease.ends_at)} by itself")
     remaining = compensation.remaining_value(
-        tariff=Tariff.from_json(reservation.tariff),
+        lots=Lots.from_json(reservation.lots),
+        numbers=lease.lot_numbers,
         rest=Window(due_at, lease.ends_at),
-        gpus=len(lease.gpu_uuids),
         currency=reservation.currency,
     )
     made = Reclaim.objects.create(

@@ -5,6 +5,7 @@ it, the reservation stays where it is and its node honours it: it is never given
 """
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Sequence
 
 from django.db import transaction
@@ -66,10 +67,8 @@ def move(
 
     The reservation is locked first: it neither starts nor changes meanwhile. Nothing moves once it started.
     """
-    reservation = (
-        Reservation.objects.select_for_update(no_key=True, of=("self",))
-        .select_related("quote")
-        .get(pk=reservation_id)
+    reservation = Reservation.objects.select_for_update(no_key=True, of=("self",)).get(
+        pk=reservation_id
     )
     if reservation.status not in NOT_STARTED:
         return False
@@ -77,7 +76,9 @@ def move(
     old = list(held.filter(node=node_id, lease=None))
     if not old:
         return False
-    gpus = sum(place.slots.upper - place.slots.lower for place in old)
+    gpus: Counter[int] = Counter()
+    for place in old:
+        gpus[place.lot] += place.slots.upper - place.slots.lower
 
     def take(places: Sequence[calendar.Place]) -> None:
         change = calendar.Move(
@@ -93,11 +94,9 @@ def move(
         gpu_model_id=reservation.gpu_model_id,
         region=reservation.region,
         tier=Tier(reservation.tier),
-        gpus=gpus,
         spread=spread,
         window=reservation.window,
-        floor_rate_max=reservation.quote.floor_rate,
-        listing_ids=frozenset(reservation.quote.listing_ids),
+        asks=placement.asks_of(reservation.lots, gpus=gpus),
         without_nodes=frozenset({node_id}),
         islands=replacements.islands_of(places=rest) if spread is Spread.SAME_FABRIC else None,
     )
@@ -108,7 +107,7 @@ def move(
     Relocation.objects.create(
         reservation=reservation,
         from_node_id=node_id,
-        gpus=gpus,
+        gpus=gpus.total(),
         reason=reason,
         actor=actor,
         at=at,

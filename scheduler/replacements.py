@@ -10,6 +10,7 @@ than none, and what is down is credited from telemetry meanwhile.
 """
 
 import datetime as dt
+from collections import Counter
 
 from django.db import transaction
 from django.db.models import QuerySet
@@ -181,7 +182,6 @@ def _demand(*, lease: Lease, reservation: Reservation, rest: Window) -> Demand:
     A node that could not hand over is left out for this reservation, and so is one whose GPU fell off under
     the lease: the cure is a restart, which would hit the others. Parts of a block stay together.
     """
-    quote = reservation.quote
     spread = Spread(reservation.spread)
     islands = None
     if spread is Spread.SAME_FABRIC:
@@ -201,11 +201,9 @@ def _demand(*, lease: Lease, reservation: Reservation, rest: Window) -> Demand:
         gpu_model_id=reservation.gpu_model_id,
         region=reservation.region,
         tier=Tier(reservation.tier),
-        gpus=len(lease.gpu_uuids),
         spread=spread,
         window=rest,
-        floor_rate_max=quote.floor_rate,
-        listing_ids=frozenset(quote.listing_ids),
+        asks=placement.asks_of(reservation.lots, gpus=Counter(lease.lot_numbers)),
         without_nodes=frozenset(unable),
         islands=islands,
     )

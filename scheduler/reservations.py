@@ -31,6 +31,7 @@ from scheduler.details import DetailChanges, ReservationDetails, check_details
 from scheduler.models import (
     Allocation,
     Lease,
+    Quote,
     Reclaim,
     Replacement,
     Reservation,
@@ -60,7 +61,7 @@ SYSTEM = "scheduler"  # actor of what happens because its time has come
 _FINAL_LEASES = [status for status in LeaseStatus if LEASE_ARROWS.is_final(status)]
 
 
-@transaction.atomic
+@transaction.atomic(savepoint=False)
 def reserve(
     *,
     organization: Organization,
@@ -72,9 +73,32 @@ def reserve(
 ) -> Reservation:
     """Make a reservation of a quote, all or nothing; it waits for its payment until `payment_due_at`.
 
-    The placement is chosen now, unless the quote holds one.
+    The placement is chosen now, unless the quote holds one. A refusal ends the caller's transaction, if
+    there is one: it can only be rolled back.
 
     :raises NotFound: when the tenant has no such quote.
+    :raises DomainError: whatever refuses it; see `accept`.
+    """
+    return accept(
+        quote=quotes.get_for_use(organization=organization, quote_id=quote_id),
+        payment_method=payment_method,
+        details=details,
+        at=at,
+        actor=actor,
+    )
+
+
+@transaction.atomic(savepoint=False)
+def accept(
+    *,
+    quote: Quote,
+    payment_method: str,
+    details: ReservationDetails,
+    at: dt.datetime,
+    actor: str,
+) -> Reservation:
+    """Do what `reserve` does with a quote that `quotes.get_for_use` returned in this transaction.
+
     :raises InvalidValue: when the payment method or a detail makes no sense.
     :raises QuoteUsed: when a reservation was made of it already.
     :raises QuoteExpired: when its time is up.
@@ -86,8 +110,8 @@ def reserve(
             f"must be one of {', '.join(PaymentMethod.values)}", pointer="/payment_method"
         )
     check_details(details)
-    quote = quotes.get(organization=organization, quote_id=quote_id)
-    holds.use(quote=quote, at=at)
+    organization = quote.organization
+    holds.require_usable(quote=quote, at=at)
     quotas.check(organization=organization, gpus=quote.gpus, window=quote.window, at=at)
     patience = dt.timedelta(seconds=PAYMENT_WINDOW_SECONDS[PaymentMethod(payment_method)])
     reservation = Reservation(
@@ -103,7 +127,7 @@ def reserve(
         ends_at=quote.ends_at,
         rate=quote.rate,
         total_minor=quote.total_minor,
-        tariff=quote.tariff,
+        lots=quote.lots,
         currency=quote.currency,
         fee_basis_points=quote.fee_basis_points,
         payment_method=payment_method,
@@ -118,7 +142,7 @@ def reserve(
         payment_due_at=min(at + patience, quote.ends_at),
     )
     # The place comes first: a loser of a race must not have written anything in vain. The foreign key of
-    # the allocations is checked at commit.
+    # the allocations is checked at commit. The quote is ours already: its row is locked.
     if quote.hold:
         slots = calendar.hand_hold_over(quote_id=quote.pk, reservation_id=reservation.pk)
         assert slots == quote.gpus, (slots, quote.pk)
@@ -132,6 +156,7 @@ def reserve(
         )
     if reservation.tier == Tier.RECLAIMABLE:
         reservation.reclaim_notice_seconds = _shortest_notice(reservation_id=reservation.pk)
+    holds.use(quote=quote, at=at)
     reservation.save(force_insert=True)
     demand.record(
         organization=organization,
@@ -163,10 +188,19 @@ def confirm(*, reservation_id: str, at: dt.datetime, actor: str) -> Reservation:
     :raises StateConflict: when it does not wait for a payment any more, or its time to pay is over.
     """
     reservation = _find(reservation_id)
+    confirm_in_hand(reservation=reservation, at=at, actor=actor)
+    return reservation
+
+
+def confirm_in_hand(*, reservation: Reservation, at: dt.datetime, actor: str) -> None:
+    """Do what `confirm` does with a reservation that was just read or made, without reading it again.
+
+    :raises StateConflict: when it does not wait for a payment any more, or its time to pay is over.
+    """
     waited = (ReservationStatus.PAYMENT_PENDING, ReservationStatus.EXPIRED)
     if reservation.payment_due_at <= at and reservation.status in waited:
         raise StateConflict(
-            f"{reservation_id} had to be paid by {format_instant(reservation.payment_due_at)}"
+            f"{reservation.pk} had to be paid by {format_instant(reservation.payment_due_at)}"
         )
     _move(
         reservation,
@@ -175,7 +209,6 @@ def confirm(*, reservation_id: str, at: dt.datetime, actor: str) -> Reservation:
         at=at,
         actor=actor,
     )
-    return reservation
 
 
 @transaction.atomic

@@ -22,6 +22,11 @@ from marketplace.core.windows import Window, to_instant, to_seconds
 MICROS = 10**RATE_DECIMAL_PLACES
 
 
+def as_rate(micros: int) -> Decimal:
+    """Return micros per GPU-hour as a rate of six places."""
+    return Decimal(micros).scaleb(-RATE_DECIMAL_PLACES)
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """One rate from `starts` to `ends`, half-open, seconds since the Unix epoch; micros per GPU-hour."""
@@ -82,11 +87,14 @@ class Tariff:
 
     def value(self, *, window: Window) -> Fraction:
         """Return what one GPU costs over the part of `window` that the tariff covers, in major units."""
+        return Fraction(self.micro_seconds(window=window), MICROS * SECONDS_PER_HOUR)
+
+    def micro_seconds(self, *, window: Window) -> int:
+        """Return the same exactly as a whole number: micros per GPU-hour × seconds."""
         starts, ends = to_seconds(window.starts_at), to_seconds(window.ends_at)
-        micro_seconds = sum(
+        return sum(
             max(0, min(s.ends, ends) - max(s.starts, starts)) * s.rate_micros for s in self.segments
         )
-        return Fraction(micro_seconds, MICROS * SECONDS_PER_HOUR)
 
     def amount(self, *, window: Window, gpus: int, currency: str) -> Money:
         """Return what some GPUs cost over a part of the window, rounded once."""
@@ -98,7 +106,7 @@ class Tariff:
         """Return the mean rate per GPU-hour, rounded up to six places."""
         seconds = self.segments[-1].ends - self.segments[0].starts
         micros = self.value(window=self.window) * SECONDS_PER_HOUR * MICROS / seconds
-        return Decimal(-(-micros.numerator // micros.denominator)).scaleb(-RATE_DECIMAL_PLACES)
+        return as_rate(-(-micros.numerator // micros.denominator))
 
     def clipped(self, *, window: Window) -> "Tariff":
         """Return the tariff of a part of the window; the two must overlap."""

@@ -12,9 +12,9 @@ from django.conf import settings
 from django.db import transaction
 
 from billing.invoices.parties import buyer_of, purchase_order_number_of, seller
-from billing.invoices.terms import UNTAXED, LineTax
 from billing.models import Invoice, InvoiceLine, InvoiceSeries
 from billing.states import InvoiceKind
+from billing.tax import NO_TAX, TaxTerms
 from marketplace import events
 from marketplace.core.errors import InvalidValue
 from marketplace.core.windows import Window
@@ -52,7 +52,7 @@ class LineDraft:
     gpu_seconds: int
     net_minor: int
     tax_minor: int = 0
-    tax: LineTax = UNTAXED
+    terms: TaxTerms = NO_TAX
     corrects_line: InvoiceLine | None = None
 
 
@@ -157,8 +157,8 @@ def _row(invoice: Invoice, line: LineDraft, *, position: int) -> InvoiceLine:
         gpu_seconds=line.gpu_seconds,
         net_minor=line.net_minor,
         tax_minor=line.tax_minor,
-        tax_jurisdiction=line.tax.jurisdiction,
-        tax_rate_basis_points=line.tax.rate_basis_points,
-        tax_treatment=line.tax.treatment,
-        tax_note=line.tax.note,
+        tax_jurisdiction=line.terms.jurisdiction,
+        tax_rate_basis_points=line.terms.rate_basis_points,
+        tax_treatment=line.terms.treatment,
+        tax_note=line.terms.note if line.terms.is_reported else "",
     )

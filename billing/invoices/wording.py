@@ -1,25 +1,54 @@
 """What a line of a document says of what was bought or given back."""
 
 from billing.models.invoices import DESCRIPTION_LENGTH_MAX
+from billing.states import EntryKind
 from marketplace.core.windows import Window
-from scheduler.models import Reservation
+from scheduler.models import Change, Reservation
+from scheduler.states import ChangeKind
+
+_RETURNED = {
+    ChangeKind.CANCELLATION: "Cancelled",
+    ChangeKind.EARLY_RETURN: "Returned early",
+    ChangeKind.EXTENSION: "Extended",
+    ChangeKind.SHORTENING: "Shortened",
+    ChangeKind.MOVE: "Moved",
+}
 
 
-def purchased(*, reservation: Reservation, window: Window) -> str:
-    """Describe what a reservation buys: GPUs of a model, for a window, in a region."""
-    return _cut(
-        f"{reservation.gpus} × {reservation.gpu_model_id}, {reservation.region}, {reservation.tier}: "
-        f"{_span(window)}{_called(reservation)}"
-    )
+def charge_of(
+    *, kind: EntryKind, change: Change | None, reservation: Reservation, window: Window
+) -> str:
+    """Describe what was bought: GPUs of a model, for a window, in a region."""
+    bought = _bought(reservation, window)
+    if change is not None:
+        word = (
+            "Extension" if change.kind == ChangeKind.EXTENSION else "Difference for another window"
+        )
+        return _cut(f"{word}: {bought}")
+    return _cut(f"Delivered after all: {bought}" if kind is EntryKind.CORRECTION else bought)
 
 
-def _span(window: Window) -> str:
-    return f"{window.starts_at:%Y-%m-%d %H:%M} to {window.ends_at:%Y-%m-%d %H:%M} UTC"
+def return_of(
+    *, kind: EntryKind, change: Change | None, reservation: Reservation, window: Window
+) -> str:
+    """Describe why something of what was bought goes back."""
+    if change is not None:
+        word = _RETURNED[ChangeKind(change.kind)]
+    elif kind is EntryKind.INVOICE_VOID:
+        word = "Not started"
+    else:
+        word = "Not delivered, found later" if kind is EntryKind.CORRECTION else "Not delivered"
+    return _cut(f"{word}: {_bought(reservation, window)}")
 
 
-def _called(reservation: Reservation) -> str:
+def _bought(reservation: Reservation, window: Window) -> str:
     words = [word for word in (reservation.name, reservation.project) if word]
-    return f" ({', '.join(words)})" if words else ""
+    called = f" ({', '.join(words)})" if words else ""
+    span = f"{window.starts_at:%Y-%m-%d %H:%M} to {window.ends_at:%Y-%m-%d %H:%M} UTC"
+    return (
+        f"{reservation.gpus} × {reservation.gpu_model_id}, {reservation.region}, {reservation.tier}: "
+        f"{span}{called}"
+    )
 
 
 def _cut(text: str) -> str:

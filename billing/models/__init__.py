@@ -6,6 +6,13 @@ Append-only, balance, sealing and guards are enforced by PostgreSQL (migration `
 from billing.models.books import Account, Entry, Posting
 from billing.models.connect import PayoutAccount, Transfer
 from billing.models.controls import Approval, ApprovalTransition, BooksRun, Parking
+from billing.models.credit import (
+    NET_DAYS,
+    CreditSale,
+    CreditTerms,
+    DunningCase,
+    DunningTransition,
+)
 from billing.models.disputes import Dispute, DisputeTransition
 from billing.models.earnings import EarnedHour
 from billing.models.fee_shares import FeeShare
@@ -32,6 +39,7 @@ from billing.models.settlements import Correction, Settlement, SettlementQuerySe
 from billing.models.tax import ReservationTax, TaxLine, TaxRule, TaxStatus
 
 __all__ = [
+    "NET_DAYS",
     "Account",
     "Approval",
     "ApprovalTransition",
@@ -40,9 +48,13 @@ __all__ = [
     "BooksRun",
     "CardRefund",
     "Correction",
+    "CreditSale",
+    "CreditTerms",
     "Difference",
     "Dispute",
     "DisputeTransition",
+    "DunningCase",
+    "DunningTransition",
     "EarnedHour",
     "Entry",
     "FeeShare",

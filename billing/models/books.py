@@ -52,7 +52,12 @@ class Account(models.Model):
                 fields=["subject_id"],
                 condition=Q(kind=AccountKind.U_OPEN, balance__gt=0),
                 name="account_open_by_subject",
-            )
+            ),
+            models.Index(
+                fields=["organization", "currency"],
+                condition=Q(kind=AccountKind.RECEIVABLE, balance__gt=0),
+                name="account_owed_by_tenant",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -66,6 +66,9 @@ class Approval(models.Model):
     )
     amount_minor = models.BigIntegerField(db_comment="0 where no amount is asked for")
     currency = models.CharField(max_length=3)
+    net_days = models.PositiveSmallIntegerField(
+        null=True, db_comment="of credit: from the invoice to the day on which it is due"
+    )
     reason = models.TextField()
     requested_by = models.CharField(max_length=100)
     requested_at = models.DateTimeField()
@@ -89,6 +92,11 @@ class Approval(models.Model):
             ),
             models.CheckConstraint(
                 condition=Q(amount_minor__gte=0), name="approval_is_not_negative"
+            ),
+            models.CheckConstraint(
+                condition=Q(kind=ApprovalKind.CREDIT, net_days__isnull=False)
+                | (~Q(kind=ApprovalKind.CREDIT) & Q(net_days__isnull=True)),
+                name="approval_of_credit_has_days",
             ),
             models.UniqueConstraint(
                 fields=["kind", "subject_id"],

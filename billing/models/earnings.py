@@ -25,9 +25,25 @@ class EarnedHour(models.Model):
         decimal_places=0,
         db_comment="tariff of what was delivered: micros per hour × seconds, exact",
     )
+    floor_micros = models.DecimalField(
+        max_digits=40,
+        decimal_places=0,
+        db_comment="owner's floors of what was delivered: micros per hour × seconds, exact",
+    )
     earned_minor = models.BigIntegerField(db_comment="owner's part plus fee")
     fee_minor = models.BigIntegerField()
     owner_minor = models.BigIntegerField()
+    # For reports, which cannot read a month of minutes: what the readings said when the hour was closed.
+    gpu_seconds_metered = models.BigIntegerField(
+        null=True, db_comment="of the delivered, covered by readings; null: not noted"
+    )
+    gpu_seconds_measured = models.BigIntegerField(
+        null=True, db_comment="of these, known whether a kernel ran; null: not noted"
+    )
+    gpu_seconds_attached = models.BigIntegerField(
+        null=True, db_comment="a process held memory; null: not measured"
+    )
+    energy_millijoules = models.BigIntegerField(null=True, db_comment="null: not measured")
     closed_at = models.DateTimeField()
 
     class Meta:

@@ -207,6 +207,9 @@ class MonthClose(models.Model):
     )
     month = models.CharField(max_length=7, db_comment="YYYY-MM, of UTC")
     closed_at = models.DateTimeField()
+    recorded_at = models.DateTimeField(
+        db_default=models.functions.Now(), db_comment="database clock"
+    )
 
     class Meta:
         constraints: ClassVar = [

@@ -52,6 +52,9 @@ class Payment(models.Model):
     reservation = models.OneToOneField(
         Reservation, null=True, on_delete=models.PROTECT, related_name="provider_payment"
     )
+    invoice_id = models.CharField(
+        max_length=ids.ID_LENGTH_MAX, blank=True, db_comment="what it is to pay, of an invoice's"
+    )
     amount_minor = models.BigIntegerField()
     currency = models.CharField(max_length=3)
     is_held = models.BooleanField(

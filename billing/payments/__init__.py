@@ -15,6 +15,7 @@ from billing.payments.asking import (
     customer_made,
     get,
     give_up_due,
+    open_for_invoice,
     open_for_reservation,
     open_top_up,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "declined_at_once",
     "get",
     "give_up_due",
+    "open_for_invoice",
     "open_for_reservation",
     "open_top_up",
     "page_url",

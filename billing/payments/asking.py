@@ -70,20 +70,38 @@ def open_top_up(
         raise InvalidValue(
             f"this market keeps its wallets in {settings.CURRENCY}", pointer="/amount/currency"
         )
-    if not AMOUNT_MINOR_MIN <= amount.amount_minor <= AMOUNT_MINOR_MAX:
-        raise InvalidValue(
-            f"from {AMOUNT_MINOR_MIN} to {AMOUNT_MINOR_MAX} minor units",
-            pointer="/amount/amount_minor",
-        )
-    seconds = TOP_UP_WINDOW_SECONDS[wishes.means]
-    payment = Payment(
+    return _open_for_wallet(
         organization=organization,
         purpose=PaymentPurpose.TOP_UP,
-        amount_minor=amount.amount_minor,
-        currency=amount.currency,
-        due_at=at + dt.timedelta(seconds=seconds),
+        invoice_id="",
+        amount=amount,
+        wishes=wishes,
+        at=at,
     )
-    return _open(payment, wishes=wishes, at=at)
+
+
+@transaction.atomic
+def open_for_invoice(
+    *,
+    organization: Organization,
+    invoice_id: str,
+    amount: Money,
+    wishes: Wishes,
+    at: dt.datetime,
+) -> Payment:
+    """Ask a tenant to pay an invoice; the money comes into its wallet and pays it from there.
+
+    :raises InvalidValue: when the amount is not one that the provider takes.
+    :raises NoSavedCard: when the payment is to be made with one and there is none.
+    """
+    return _open_for_wallet(
+        organization=organization,
+        purpose=PaymentPurpose.INVOICE,
+        invoice_id=invoice_id,
+        amount=amount,
+        wishes=wishes,
+        at=at,
+    )
 
 
 @transaction.atomic
@@ -175,6 +193,31 @@ def get(*, organization: Organization, payment_id: str) -> Payment:
     return found
 
 
+def _open_for_wallet(
+    *,
+    organization: Organization,
+    purpose: PaymentPurpose,
+    invoice_id: str,
+    amount: Money,
+    wishes: Wishes,
+    at: dt.datetime,
+) -> Payment:
+    if not AMOUNT_MINOR_MIN <= amount.amount_minor <= AMOUNT_MINOR_MAX:
+        raise InvalidValue(
+            f"from {AMOUNT_MINOR_MIN} to {AMOUNT_MINOR_MAX} minor units",
+            pointer="/amount/amount_minor",
+        )
+    payment = Payment(
+        organization=organization,
+        purpose=purpose,
+        invoice_id=invoice_id,
+        amount_minor=amount.amount_minor,
+        currency=amount.currency,
+        due_at=at + dt.timedelta(seconds=TOP_UP_WINDOW_SECONDS[wishes.means]),
+    )
+    return _open(payment, wishes=wishes, at=at)
+
+
 def _open(payment: Payment, *, wishes: Wishes, at: dt.datetime) -> Payment:
     payer = Payer.objects.filter(organization=payment.organization).first()
     if wishes.with_saved_card and (payer is None or not payer.saved_card_id):
@@ -203,7 +246,7 @@ def _open(payment: Payment, *, wishes: Wishes, at: dt.datetime) -> Payment:
 
 
 def _ask_provider(payment: Payment, *, payer: Payer, at: dt.datetime) -> Intent:
-    subject = payment.reservation_id or payment.pk
+    subject = payment.reservation_id or payment.invoice_id or payment.pk
     return intents.write(
         kind=IntentKind.PAYMENT,
         subject_id=payment.pk,

@@ -4,7 +4,7 @@ import datetime as dt
 
 from django.db import transaction
 
-from billing import card_refunds, ledger, purchases, wallet
+from billing import card_refunds, ledger, purchases, receivables, wallet
 from billing.models import Payer, Payment
 from billing.payments import moves
 from billing.payments.asking import CAPTURE_BEFORE_START_SECONDS, READ_AGAIN_SECONDS
@@ -15,6 +15,7 @@ from billing.provider_states import (
 from billing.provider_values import ProviderPayment
 from billing.states import EntryKind
 from marketplace.core.errors import DomainError
+from marketplace.core.money import Money
 from marketplace.states import EventKind
 from scheduler import reservations
 from scheduler.models import Reservation
@@ -159,6 +160,14 @@ def _succeed(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> Non
     moves.tell(payment, kind=EventKind.PAYMENT_SUCCEEDED, occasion="succeeded", at=at)
     if payment.reservation is not None:
         _buy(payment, reservation=payment.reservation, at=at)
+    elif payment.invoice_id:
+        receivables.pay_from_wallet(
+            organization=payment.organization,
+            invoice_id=payment.invoice_id,
+            payment_id=payment.pk,
+            amount=Money(payment.received_minor, payment.currency),
+            at=at,
+        )
 
 
 def _buy(payment: Payment, *, reservation: Reservation, at: dt.datetime) -> None:

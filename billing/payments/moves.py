@@ -102,6 +102,7 @@ def tell(
             "currency": payment.currency,
             "purpose": payment.purpose,
             "reservation_id": payment.reservation_id,
+            "invoice_id": payment.invoice_id or None,
             "code": payment.failure_code or None,
             "detail": why or payment.failure_message or None,
         },

@@ -44,7 +44,10 @@ class BillLineSerializer(serializers.Serializer[Any]):
 
 
 class BillSerializer(serializers.Serializer[Any]):
-    """What a reservation cost: `bought = earned + refunded + fees + open`, `net = bought - refunded`."""
+    """What a reservation cost: `bought = earned + refunded + fees + open`, `net = bought - refunded`.
+
+    All without tax but `tax` and `net_with_tax`.
+    """
 
     reservation_id = serializers.CharField()
     final = serializers.BooleanField(help_text="nothing in it will change")
@@ -56,6 +59,9 @@ class BillSerializer(serializers.Serializer[Any]):
     fees = MoneyField(help_text="kept of what was given back")
     open = MoneyField()
     net = MoneyField()
+    tax = MoneyField(help_text="charged less what went back, by the terms of the purchase")
+    net_with_tax = MoneyField()
+    credits = MoneyField(help_text="to the wallet, beyond refunds; no part of the price")
     cost_per_delivered_gpu_hour = serializers.CharField(allow_null=True)
     cost_per_busy_gpu_hour = serializers.CharField(allow_null=True)
     meter_coverage = serializers.CharField(

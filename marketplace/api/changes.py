@@ -10,10 +10,12 @@ from rest_framework import serializers
 from rest_framework.request import Request
 
 from billing import changes as money
+from billing import tax
 from marketplace.api.fields import (
     ChoiceField,
     InstantField,
     MoneyField,
+    MoneySerializer,
     PriceBreakdownField,
     RateField,
     SecondsAsDurationField,
@@ -23,6 +25,7 @@ from marketplace.api.fields import (
 from marketplace.api.owner_listings import NoFields
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView
+from marketplace.core.money import Money
 from marketplace.states import Scope
 from scheduler import cancellations, extensions, rebookings
 from scheduler.models import Change, ChangeQuote
@@ -73,8 +76,12 @@ class ChangeQuoteSerializer(serializers.Serializer[ChangeQuote]):
     total_before = MoneyField(minor="from_total_minor", help_text="zero before the payment")
     total_after = MoneyField(minor="total_minor")
     charge = MoneyField(minor="charge_minor", help_text="to be paid for what is added")
-    refund = MoneyField(minor="refund_minor", help_text="goes back to the wallet")
+    refund = MoneyField(
+        minor="refund_minor", help_text="owed no more, or goes back to where it was paid from"
+    )
     fee = MoneyField(minor="fee_minor", help_text="kept of what is given back")
+    charge_tax = serializers.SerializerMethodField(help_text="paid with the charge")
+    refund_tax = serializers.SerializerMethodField(help_text="goes back with the refund")
     fee_basis_points = serializers.IntegerField(help_text="of what is given back")
     fee_waived_because = serializers.SerializerMethodField()
     notice = SecondsAsDurationField(
@@ -92,6 +99,16 @@ class ChangeQuoteSerializer(serializers.Serializer[ChangeQuote]):
     @extend_schema_field(ChoiceField(choices=ExtensionLimit.choices, allow_null=True))
     def get_longest_limited_by(self, quote: ChangeQuote) -> str | None:
         return quote.longest_limited_by or None
+
+    @extend_schema_field(MoneySerializer)
+    def get_charge_tax(self, quote: ChangeQuote) -> Any:  # noqa: ANN401 - plain values to render
+        part = tax.preview(reservation=quote.reservation, charged=quote.charge_minor)
+        return MoneySerializer(Money(part.charged, quote.currency)).data
+
+    @extend_schema_field(MoneySerializer)
+    def get_refund_tax(self, quote: ChangeQuote) -> Any:  # noqa: ANN401 - plain values to render
+        part = tax.preview(reservation=quote.reservation, refunded=quote.refund_minor)
+        return MoneySerializer(Money(part.refunded, quote.currency)).data
 
     @extend_schema_field(LadderStepSerializer(many=True))
     def get_ladder(self, quote: ChangeQuote) -> Any:  # noqa: ANN401 - plain values to render
@@ -113,7 +130,15 @@ class ChangeSerializer(serializers.Serializer[Any]):
     charged = MoneyField(minor="charged_minor")
     refunded = MoneyField(minor="refunded_minor")
     fee = MoneyField(minor="fee_minor")
+    invoice_id = serializers.SerializerMethodField(
+        help_text="by which it is owed, where it was bought on account"
+    )
     at = InstantField()
+
+    @extend_schema_field(serializers.CharField(allow_null=True))
+    def get_invoice_id(self, change: Change) -> str | None:
+        sale = getattr(change, "credit_sale", None)
+        return sale.invoice_id if sale else None
 
 
 class ByQuoteSerializer(StrictSerializer):
@@ -263,6 +288,9 @@ class ExtensionsView(_ChangeView):
             "limit_exceeded",
             "payment_required",
             "payment_method_unavailable",
+            "credit_not_granted",
+            "credit_limit_exceeded",
+            "invoice_overdue",
             "invalid_value",
         ),
         idempotency_key="required",
@@ -328,6 +356,9 @@ class ChangesView(_ChangeView):
             "limit_exceeded",
             "payment_required",
             "payment_method_unavailable",
+            "credit_not_granted",
+            "credit_limit_exceeded",
+            "invoice_overdue",
             "invalid_value",
         ),
         idempotency_key="required",

@@ -189,6 +189,9 @@ STATUS_BY_CODE: dict[str, int] = {
     # money
     "payment_required": 402,
     "payment_method_unavailable": 501,
+    "credit_not_granted": 403,
+    "credit_limit_exceeded": 402,
+    "invoice_overdue": 402,
     "no_saved_card": 409,
     "onboarding_unavailable": 503,
     "payout_account_needs_second_person": 403,

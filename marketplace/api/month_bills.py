@@ -59,7 +59,8 @@ class MonthGpuSecondsSerializer(serializers.Serializer[Any]):
 class MonthFiguresSerializer(serializers.Serializer[Any]):
     """`opening + charged = earned + refunded + fees + closing`; credits are beyond the price.
 
-    `billed = charged - refunded` and `effective = earned + fees`.
+    `billed = charged - refunded` and `effective = earned + fees`. All are without tax but `tax` itself and
+    `billed_with_tax`.
     """
 
     gpu_seconds = MonthGpuSecondsSerializer()
@@ -73,6 +74,8 @@ class MonthFiguresSerializer(serializers.Serializer[Any]):
     credits = MoneySerializer(help_text="to the wallet, beyond refunds")
     billed = MoneySerializer()
     effective = MoneySerializer()
+    tax = MoneySerializer(help_text="charged in the month less what went back")
+    billed_with_tax = MoneySerializer()
     cost_per_delivered_gpu_hour = serializers.CharField(
         allow_null=True, help_text="effective, by what was delivered"
     )
@@ -255,6 +258,8 @@ def _amounts(figures: Figures) -> dict[str, int]:
         "credits": books.credits,
         "billed": figures.billed,
         "effective": figures.effective,
+        "tax": figures.tax,
+        "billed_with_tax": figures.billed_with_tax,
     }
 
 

@@ -17,6 +17,8 @@ _COLUMNS = (
     "attached",
     "busy",
     "billed",
+    "tax",
+    "with tax",
     "effective",
     "credits",
     "per delivered GPU-hour",
@@ -50,6 +52,8 @@ def page(*, bill: MonthBill, organization: Organization, at: dt.datetime) -> str
         "Paid and not yet used": books.closing,
         "Credits beyond refunds": books.credits,
         "Billed: charged less refunded": figures.billed,
+        "Tax on what was billed": figures.tax,
+        "Billed with tax": figures.billed_with_tax,
         "Effective: earned and fees": figures.effective,
     }
     return render_to_string(
@@ -125,6 +129,8 @@ def _values(figures: Figures, currency: str) -> list[str]:
         _in_hours(figures.attached_seconds),
         _in_hours(figures.busy_seconds),
         str(Money(figures.billed, currency)),
+        str(Money(figures.tax, currency)),
+        str(Money(figures.billed_with_tax, currency)),
         str(Money(figures.effective, currency)),
         str(Money(figures.books.credits, currency)),
         *(value or NOT_MEASURED for value in ratios(figures).values()),

@@ -10,10 +10,13 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from billing import tax
+from billing.tax import TaxTerms
 from marketplace.api.fields import (
     ChoiceField,
     InstantField,
     MoneyField,
+    MoneySerializer,
     PriceBreakdownField,
     RateField,
     StartField,
@@ -26,6 +29,7 @@ from marketplace.api.schema import operation
 from marketplace.api.views import ApiView, find
 from marketplace.core.errors import DomainError
 from marketplace.core.limits import GPUS_PER_REQUEST_MAX
+from marketplace.core.money import Money
 from marketplace.states import Scope, Tier
 from scheduler import quotes
 from scheduler.models import Quote
@@ -94,7 +98,9 @@ class QuoteSerializer(serializers.Serializer[Quote]):
     starts_at = InstantField()
     ends_at = InstantField()
     rate = RateField(help_text="per GPU-hour, locked")
-    total = MoneyField(minor="total_minor")
+    total = MoneyField(minor="total_minor", help_text="without tax")
+    tax = serializers.SerializerMethodField(help_text="on the total, if it is bought now")
+    total_with_tax = serializers.SerializerMethodField(help_text="what is charged")
     price_breakdown = PriceBreakdownField()
     expires_at = InstantField()
     held = serializers.SerializerMethodField(help_text="the GPUs are kept until `expires_at`")
@@ -107,6 +113,33 @@ class QuoteSerializer(serializers.Serializer[Quote]):
 
     def get_held(self, quote: Quote) -> bool:
         return quote.hold and status_at(quote, at=self.context["now"]) == QuoteStatus.OPEN
+
+    @extend_schema_field(MoneySerializer)
+    def get_tax(self, quote: Quote) -> dict[str, object]:
+        return _money(quote, tax.tax_minor(net_minor=quote.total_minor, terms=self._terms))
+
+    @extend_schema_field(MoneySerializer)
+    def get_total_with_tax(self, quote: Quote) -> dict[str, object]:
+        return _money(quote, tax.gross_minor(net_minor=quote.total_minor, terms=self._terms))
+
+    def to_representation(self, instance: Quote) -> dict[str, Any]:
+        """Add to the breakdown of a price what the tenant is taxed, where that is anything."""
+        shown: dict[str, Any] = super().to_representation(instance)
+        taxed = shown["tax"]["amount_minor"]
+        if taxed:
+            shown["price_breakdown"] = {
+                **shown["price_breakdown"],
+                "tax_note": self._terms.note,
+                "tax_basis_points": self._terms.rate_basis_points,
+                "tax_minor": taxed,
+                "total_with_tax_minor": shown["total_with_tax"]["amount_minor"],
+            }
+        return shown
+
+    @property
+    def _terms(self) -> TaxTerms:
+        terms: TaxTerms = self.context["terms"]
+        return terms
 
 
 class PriceInputHourSerializer(serializers.Serializer[Any]):
@@ -200,7 +233,7 @@ class QuotesView(ApiView):
             except DomainError as refusal:
                 refusals.append(refusal)
                 raise
-            return HTTPStatus.CREATED, QuoteSerializer(quote, context={"now": self.now}).data
+            return HTTPStatus.CREATED, QuoteSerializer(quote, context=_context(self, quote)).data
 
         try:
             return self.once(key_required=body["hold"], action=create)
@@ -224,4 +257,17 @@ class QuoteView(ApiView):
     def get(self, request: Request, quote_id: str) -> Response:
         known = Quote.objects.visible_to(self.organization).select_related("price_version")
         quote = find(known, quote_id)
-        return Response(QuoteDetailSerializer(quote, context={"now": self.now}).data)
+        return Response(QuoteDetailSerializer(quote, context=_context(self, quote)).data)
+
+
+def _context(view: ApiView, quote: Quote) -> dict[str, Any]:
+    """Return what a quote is shown by: the clock, and the taxes of now, or of when it was bought."""
+    if quote.status == QuoteStatus.USED:
+        terms = tax.terms_of(reservation=quote.reservation)
+    else:
+        terms = tax.current_terms(organization=view.organization, at=view.now)
+    return {"now": view.now, "terms": terms}
+
+
+def _money(quote: Quote, amount_minor: int) -> dict[str, object]:
+    return dict(MoneySerializer(Money(amount_minor, quote.currency)).data)

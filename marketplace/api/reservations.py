@@ -4,19 +4,21 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, ClassVar
 
-from django.db.models import Prefetch, QuerySet
+from django.db.models import Prefetch, QuerySet, prefetch_related_objects
 from django.http import HttpResponse
 from drf_spectacular.utils import OpenApiExample, extend_schema_field, extend_schema_serializer
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import checkout, payments, provider
+from billing import checkout, payments, provider, purchases, tax
+from billing.models import CreditSale
 from marketplace.api.changes import ChangeSerializer
 from marketplace.api.fields import (
     ChoiceField,
     InstantField,
     MoneyField,
+    MoneySerializer,
     PageQuery,
     RateField,
     SecondsAsDurationField,
@@ -38,6 +40,7 @@ from marketplace.api.payments import (
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView, find
 from marketplace.core.limits import NAME_LENGTH_MAX, SSH_KEY_LENGTH_MAX, SSH_KEYS_MAX, TAGS_MAX
+from marketplace.core.money import Money
 from marketplace.states import Scope, Tier
 from scheduler import reservations
 from scheduler.details import (
@@ -160,6 +163,14 @@ class ReservationsQuery(PageQuery):
     )
 
 
+class OwedInvoiceSerializer(serializers.Serializer[CreditSale]):
+    """The invoice by which a reservation is owed."""
+
+    id = serializers.CharField(source="invoice_id")
+    number = serializers.CharField(source="invoice.number", help_text="as it is printed")
+    due_at = InstantField(help_text="to be paid by then")
+
+
 class PaymentSerializer(serializers.Serializer[Reservation]):
     """How far the payment has come."""
 
@@ -170,6 +181,7 @@ class PaymentSerializer(serializers.Serializer[Reservation]):
     checkout_url = serializers.SerializerMethodField(help_text="a page on which it can be paid")
     bank_transfer = serializers.SerializerMethodField(help_text="where to send the money")
     failure = serializers.SerializerMethodField(help_text="why the last attempt did not work")
+    invoice = serializers.SerializerMethodField(help_text="of what was bought on account")
 
     @extend_schema_field(ChoiceField(choices=[(s, s) for s in _PAYMENT_STATUSES]))
     def get_status(self, reservation: Reservation) -> str:
@@ -192,6 +204,11 @@ class PaymentSerializer(serializers.Serializer[Reservation]):
     def get_failure(self, reservation: Reservation) -> object:
         payment = getattr(reservation, "provider_payment", None)
         return failure_of(payment) if payment else None
+
+    @extend_schema_field(OwedInvoiceSerializer(allow_null=True))
+    def get_invoice(self, reservation: Reservation) -> object:
+        sales: list[CreditSale] = vars(reservation)["shown_sales"]
+        return OwedInvoiceSerializer(sales[0]).data if sales else None
 
 
 class PlacementSerializer(serializers.Serializer[Allocation]):
@@ -270,7 +287,11 @@ class ReservationSerializer(serializers.Serializer[Reservation]):
         source="reclaim_notice_seconds", help_text="PT0S for the firm tier"
     )
     rate = RateField(help_text="per GPU-hour, locked")
-    total = MoneyField(minor="total_minor", help_text="of what is bought now")
+    total = MoneyField(minor="total_minor", help_text="of what is bought now, without tax")
+    tax = serializers.SerializerMethodField(
+        help_text="on the total, by the terms of when it was bought"
+    )
+    total_with_tax = serializers.SerializerMethodField(help_text="what is charged")
     payment = PaymentSerializer(source="*")
     ssh_public_keys = serializers.ListField(child=serializers.CharField())
     image = serializers.CharField()
@@ -289,6 +310,18 @@ class ReservationSerializer(serializers.Serializer[Reservation]):
     relocations = serializers.SerializerMethodField()
     created_at = InstantField()
     simulated = serializers.BooleanField(help_text="on GPUs that do not exist")
+
+    @extend_schema_field(MoneySerializer)
+    def get_tax(self, reservation: Reservation) -> Any:  # noqa: ANN401 - plain values
+        amount_minor = tax.tax_minor(
+            net_minor=reservation.total_minor, terms=tax.terms_of(reservation=reservation)
+        )
+        return MoneySerializer(Money(amount_minor, reservation.currency)).data
+
+    @extend_schema_field(MoneySerializer)
+    def get_total_with_tax(self, reservation: Reservation) -> Any:  # noqa: ANN401 - plain values
+        amount_minor = purchases.price_with_tax(reservation=reservation)
+        return MoneySerializer(Money(amount_minor, reservation.currency)).data
 
     @extend_schema_field(ChangeSerializer(many=True))
     def get_extensions(self, reservation: Reservation) -> Any:  # noqa: ANN401 - plain values
@@ -330,9 +363,9 @@ def _changes_of(reservation: Reservation) -> list[Change]:
     return shown
 
 
-def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
-    """Fetch with each reservation what its answer shows."""
-    return queryset.select_related("provider_payment").prefetch_related(
+def _prefetches() -> list["Prefetch[str]"]:
+    """Return what an answer shows beside a reservation, under the names by which it does."""
+    return [
         Prefetch(
             "allocations",
             queryset=Allocation.objects.filter(live=True).select_related("node").order_by("slots"),
@@ -364,8 +397,36 @@ def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
             queryset=ReservationTransition.objects.order_by("id"),
             to_attr="shown_transitions",
         ),
-        Prefetch("changes", queryset=Change.objects.order_by("at"), to_attr="shown_changes"),
-    )
+        Prefetch(
+            "changes",
+            queryset=Change.objects.select_related("credit_sale").order_by("at"),
+            to_attr="shown_changes",
+        ),
+        Prefetch(
+            "credit_sales",
+            queryset=CreditSale.objects.filter(change=None).select_related("invoice"),
+            to_attr="shown_sales",
+        ),
+    ]
+
+
+def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
+    """Fetch with each reservation what its answer shows."""
+    related = queryset.select_related("provider_payment", "tax_terms")
+    return related.prefetch_related(*_prefetches())
+
+
+def _just_bought(reservation: Reservation) -> Reservation:
+    """Add to a reservation, made and paid from the wallet in this transaction, what its answer shows.
+
+    It has places and moves; nothing else can belong to it yet.
+    """
+    there = ("shown_allocations", "shown_transitions")
+    prefetches = {str(prefetch.to_attr): prefetch for prefetch in _prefetches()}
+    prefetch_related_objects([reservation], *(prefetches.pop(name) for name in there))
+    vars(reservation).update({name: [] for name in prefetches})
+    Reservation.provider_payment.related.set_cached_value(reservation, None)
+    return reservation
 
 
 class ReservationsView(ApiView):
@@ -394,6 +455,10 @@ class ReservationsView(ApiView):
             "capacity_taken",
             "payment_required",
             "payment_method_unavailable",
+            "credit_not_granted",
+            "credit_limit_exceeded",
+            "invoice_overdue",
+            "money_parked",
             "no_saved_card",
             "limit_exceeded",
             "state_conflict",
@@ -410,6 +475,7 @@ class ReservationsView(ApiView):
             "saves_card": body.pop("save_card"),
         }
         details = ReservationDetails(**body)
+        waits = payment_method not in {PaymentMethod.WALLET, PaymentMethod.INVOICE}
         bought: list[Reservation] = []
 
         def buy() -> tuple[int, Any]:
@@ -423,7 +489,9 @@ class ReservationsView(ApiView):
                 **cards,
             )
             bought.append(reservation)
-            return HTTPStatus.CREATED, self._rendered(reservation)
+            if payment_method != PaymentMethod.WALLET:
+                return HTTPStatus.CREATED, self._rendered(reservation)
+            return HTTPStatus.CREATED, ReservationSerializer(_just_bought(reservation)).data
 
         def ask_provider() -> tuple[int, Any]:
             """Ask for the payment now that the reservation is kept; what fails here is tried again later."""
@@ -432,7 +500,6 @@ class ReservationsView(ApiView):
                 provider.drive_payment(payment_id=payment.pk, at=self.now)
             return HTTPStatus.CREATED, self._rendered(bought[-1])
 
-        waits = payment_method != PaymentMethod.WALLET
         return self.once(key_required=True, action=buy, then=ask_provider if waits else None)
 
     def _rendered(self, reservation: Reservation) -> Any:  # noqa: ANN401 - plain values to render

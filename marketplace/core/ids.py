@@ -32,6 +32,8 @@ PREFIXES = frozenset(
         "set",
         "ent",
         "acc",
+        "crt",
+        "crs",
         "apr",
         "rfd",
         "int",
@@ -153,3 +155,11 @@ def new_change_id() -> str:
 
 def new_fee_share_id() -> str:
     return new_id("fee")
+
+
+def new_credit_terms_id() -> str:
+    return new_id("crt")
+
+
+def new_credit_sale_id() -> str:
+    return new_id("crs")

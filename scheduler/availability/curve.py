@@ -157,6 +157,7 @@ class _Curve:
     """One pool, step by step: the sheet of one GPU for one step, and how many are listed and free."""
 
     sheet: Sheet
+    levels: board.Levels
     floors: board.Levels
     listed: board.Counts
     free: board.Counts
@@ -169,9 +170,9 @@ def _curve(steps: Board) -> _Curve:
         sheet=Sheet(
             board=steps,
             listings=every,
-            levels=levels,
             rates=offerings.rates(steps, levels=levels),
         ),
+        levels=levels,
         floors=steps.floors_listed(),
         listed=steps.listed(listings=every),
         free=steps.rooms(listings=every, spread=Spread.ANY),
@@ -187,7 +188,7 @@ def _point(curves: Sequence[_Curve], *, column: int, window: Window) -> CurvePoi
         steps, micros = cheapest.sheet.board, int(cheapest.sheet.rates[column])
         rate = prices.as_rate(micros)
         multiplier = steps.prices.multiplier(
-            rate_micros=micros, floor_rate=steps.pool.floors[int(cheapest.sheet.levels[column])]
+            rate_micros=micros, floor_rate=steps.pool.floors[int(cheapest.levels[column])]
         )
     floors = [
         curve.sheet.board.pool.floors[int(curve.floors[column])]

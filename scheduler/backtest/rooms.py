@@ -10,9 +10,6 @@ from scheduler.states import Spread
 
 GPUS_PER_NODE = 8
 GPUS_PER_ISLAND = 256  # 32 nodes of one fabric
-PACKER_TRIES = (
-    2  # orders in which those that have not started are placed anew; more cost time and win little
-)
 
 
 class Room(Protocol):
@@ -62,7 +59,6 @@ class PackedRoom(CountedRoom):
             islands=max(1, capacity // GPUS_PER_ISLAND),
             gpus_per_node=GPUS_PER_NODE,
             hours=horizon_hours,
-            tries=PACKER_TRIES,
         )
 
     def advance(self, *, hour: int) -> None:

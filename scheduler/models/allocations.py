@@ -42,6 +42,9 @@ class Allocation(models.Model):
         Lease, null=True, on_delete=models.PROTECT, related_name="allocations"
     )
     slots = IntegerRangeField(db_comment="half-open, within the node's block")
+    lot = models.PositiveSmallIntegerField(
+        db_default=0, default=0, db_comment="number of the promise's lot that all the slots are of"
+    )
     period = DateTimeRangeField(db_comment="half-open")
     turnaround_seconds = models.PositiveIntegerField(
         default=0, db_comment="after the period, as the listing asked when this was sold"

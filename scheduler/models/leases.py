@@ -37,6 +37,11 @@ class Lease(models.Model):
     status = models.CharField(max_length=20, choices=LeaseStatus, default=LeaseStatus.PROVISIONING)
     epoch = models.PositiveIntegerField(default=1, db_comment="fencing: the grant's lease_epoch")
     gpu_uuids = ArrayField(models.CharField(max_length=100))
+    gpu_lots = ArrayField(
+        models.PositiveSmallIntegerField(),
+        default=list,
+        db_comment="number of the lot of each of gpu_uuids; empty: all are of the first",
+    )
     starts_at = models.DateTimeField(db_comment="promised")
     ends_at = models.DateTimeField(
         db_comment="promised; earlier where the lease is replaced, reclaimed or left"
@@ -77,6 +82,10 @@ class Lease(models.Model):
             models.UniqueConstraint(
                 fields=["reservation", "node", "epoch"], name="lease_is_unique"
             ),
+            models.CheckConstraint(
+                condition=Q(gpu_lots__len=0) | Q(gpu_lots__len=F("gpu_uuids__len")),
+                name="lease_has_a_lot_per_gpu",
+            ),
         ]
         indexes: ClassVar = [
             models.Index(
@@ -100,6 +109,11 @@ class Lease(models.Model):
     @property
     def window(self) -> Window:
         return Window(self.starts_at, self.ends_at)
+
+    @property
+    def lot_numbers(self) -> tuple[int, ...]:
+        """Return the number of each GPU's lot, in the order of `gpu_uuids`."""
+        return tuple(self.gpu_lots) or (0,) * len(self.gpu_uuids)
 
     @property
     def gpu_seconds_bought(self) -> int:

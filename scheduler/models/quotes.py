@@ -2,9 +2,6 @@
 
 from typing import ClassVar, Self
 
-from django.contrib.postgres.fields import (
-    ArrayField,
-)
 from django.db import models
 from django.db.models import F, Q
 
@@ -37,24 +34,14 @@ class Quote(models.Model):
     spread = models.CharField(max_length=20, choices=Spread)
     starts_at = models.DateTimeField()
     ends_at = models.DateTimeField()
-    floor_rate = models.DecimalField(
-        max_digits=18,
-        decimal_places=6,
-        db_comment="per GPU-hour; only listings with at most this floor may serve",
-    )
-    listing_ids = ArrayField(
-        models.CharField(max_length=ids.ID_LENGTH_MAX),
-        default=list,
-        db_comment="listings that would have served: they honour the price though they raise their floor",
-    )
     rate = models.DecimalField(
-        max_digits=18, decimal_places=6, db_comment="per GPU-hour, mean of the tariff rounded up"
+        max_digits=18, decimal_places=6, db_comment="per GPU-hour, mean of the lots rounded up"
     )
     total_minor = models.BigIntegerField(
-        db_comment="minor units, the tariff over the whole window, locked"
+        db_comment="minor units, the lots over the whole window, locked"
     )
-    tariff = models.JSONField(
-        db_comment="rows of start, end (epoch seconds) and micros per GPU-hour: the price, hour by hour"
+    lots = models.JSONField(
+        db_comment="what the GPUs cost and who may serve: of `scheduler.lots`, one object per lot"
     )
     currency = models.CharField(max_length=3)
     fee_basis_points = models.PositiveIntegerField(

@@ -46,11 +46,11 @@ class Reservation(models.Model):
     starts_at = models.DateTimeField()
     ends_at = models.DateTimeField()
     rate = models.DecimalField(
-        max_digits=18, decimal_places=6, db_comment="per GPU-hour, mean of the tariff rounded up"
+        max_digits=18, decimal_places=6, db_comment="per GPU-hour, mean of the lots rounded up"
     )
-    total_minor = models.BigIntegerField(db_comment="minor units, the tariff over the whole window")
-    tariff = models.JSONField(
-        db_comment="rows of start, end (epoch seconds) and micros per GPU-hour: the price, hour by hour"
+    total_minor = models.BigIntegerField(db_comment="minor units, the lots over the whole window")
+    lots = models.JSONField(
+        db_comment="what the GPUs cost and who may serve: of `scheduler.lots`, one object per lot"
     )
     currency = models.CharField(max_length=3)
     fee_basis_points = models.PositiveIntegerField()

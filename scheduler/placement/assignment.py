@@ -53,7 +53,9 @@ def assign(*, demand: Demand, take: Take, at: dt.datetime) -> list[Place]:
         try:
             with transaction.atomic():
                 slots = _lock_patiently(shares) if patient else _lock(shares)
-                places = supply.places(slots)
+                lot_of = supply.lots_of(slots, demand=demand)
+                assert lot_of is not None, "the plan keeps to the floors of the lots"
+                places = supply.places(lot_of)
                 _clear(places=places, demand=demand, at=at)
                 take(places)
                 return places

@@ -28,8 +28,9 @@ from scheduler import price_rules
 from scheduler.models import PriceRule, PriceRuleTransition, PriceVersion
 from scheduler.price_rules import RuleInForce, RuleWish
 from scheduler.prices import chart, preview
-from scheduler.prices.tables import as_rate, table_of
+from scheduler.prices.tables import table_of
 from scheduler.pricing import Rule
+from scheduler.tariffs import as_rate
 
 CHART_HOURS = 14 * 24  # of a table: what most windows lie in
 

@@ -2,10 +2,11 @@
 
 Three sums hold to the last digit, in rates per GPU-hour over the whole window, fee included:
 `rate = base + scarcity + smoothing + floor uplift`, `firm = reclaimable + certainty premium`, and
-`rate = owner's part + platform fee`.
+`rate = owner's part + platform fee`. Of several lots they are means over all GPUs, and each has its line.
 """
 
 import datetime as dt
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -51,7 +52,6 @@ class HourFacts:
 
     starts: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
-    rates: Micros
     targets: Micros
     table_rates: Micros
     other_tier: Micros
@@ -60,35 +60,48 @@ class HourFacts:
     offered: Counts
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LotFacts:
+    """How many GPUs have which floor, and the smallest rate that leaves it to their owners."""
+
+    gpus: int
+    floor_rate: Decimal
+    gross_micros: int
+
+
 def explain(
     *,
     table: TableFacts,
     hours: HourFacts,
-    floor_rate: Decimal,
-    gross_micros: int,
+    lots: Sequence[LotFacts],
     mean_micros: int,
-    gpus: int,
     total: Money,
 ) -> dict[str, object]:
-    """Return the breakdown of a price; every rate in it is a decimal text of six places."""
-    seconds = int(hours.lengths.sum())
-    base = gross_micros if table.tier is Tier.RECLAIMABLE else table.base_micros
-    targets = np.maximum(hours.targets, base) if not table.id else hours.targets
-    table_rates = hours.table_rates if table.id else hours.rates
-    smoothing = _mean(table_rates - targets, hours.lengths)
-    uplift = _mean(hours.rates - table_rates, hours.lengths)
+    """Return the breakdown of a price; every rate in it is a decimal text of six places.
+
+    `lots` are those of the price, in the order of their floors.
+    """
+    seconds, gpus = int(hours.lengths.sum()), sum(lot.gpus for lot in lots)
+    dearest = lots[-1]
+    gross = _over_lots(lots, lambda lot: Fraction(lot.gross_micros))
+    is_at_floors = not table.id or table.tier is Tier.RECLAIMABLE
+    base = gross if is_at_floors else table.base_micros
+    uplift = _over_lots(lots, lambda lot: _uplift(lot, hours=hours)) if table.id else 0
+    smoothing = _mean(hours.table_rates - hours.targets, hours.lengths) if table.id else 0
     fee = -(-mean_micros * table.fee_basis_points // BASIS_POINTS)
-    other = _mean(hours.other_tier, hours.lengths) if table.id else mean_micros
-    return {
+    other = mean_micros
+    if table.id:
+        other = _over_lots(lots, lambda lot: _paid(hours.other_tier, lot=lot, hours=hours))
+    told: dict[str, object] = {
         "method": table.method,
         "method_version": table.method_version,
         "price_table": table.id or None,
         "price_table_number": table.number,
         "price_table_made_at": format_instant(table.made_at) if table.made_at else None,
         "rule_version": table.rule_version,
-        "floor_rate": format_rate(floor_rate),
+        "floor_rate": format_rate(dearest.floor_rate),
         "fee_basis_points": table.fee_basis_points,
-        "floor_with_fee_rate": _rate(gross_micros),
+        "floor_with_fee_rate": _rate(dearest.gross_micros),
         "base_rate": _rate(base),
         "scarcity_rate": _rate(mean_micros - base - smoothing - uplift),
         "smoothing_rate": _rate(smoothing),
@@ -99,14 +112,50 @@ def explain(
         "other_tier_rate": _rate(other),
         "platform_fee_rate": _rate(fee),
         "owner_rate": _rate(mean_micros - fee),
-        "multiplier": f"{multiple_of(mean_micros, base=max(base, gross_micros)):f}",
+        "multiplier": f"{multiple_of(mean_micros, base=max(base, gross)):f}",
         "rate": _rate(mean_micros),
-        "driving_hour": format_instant(to_instant(int(hours.starts[_driver(hours)]))),
-        "reason": _words(table=table, hours=hours, gross_micros=gross_micros),
+        "driving_hour": format_instant(to_instant(int(hours.starts[_driver(hours, lot=dearest)]))),
+        "reason": _words(table=table, hours=hours, lot=dearest),
         "gpu_seconds": gpus * seconds,
         "total_minor": total.amount_minor,
         "currency": total.currency,
     }
+    if len(lots) > 1:
+        told["lots"] = [_line(lot, table=table, hours=hours) for lot in lots]
+    return told
+
+
+def _line(lot: LotFacts, *, table: TableFacts, hours: HourFacts) -> dict[str, object]:
+    """Return what one lot of several costs."""
+    paid = _paid(hours.table_rates, lot=lot, hours=hours)
+    micros = -(-paid.numerator // paid.denominator)
+    fee = -(-micros * table.fee_basis_points // BASIS_POINTS)
+    return {
+        "gpus": lot.gpus,
+        "floor_rate": format_rate(lot.floor_rate),
+        "floor_with_fee_rate": _rate(lot.gross_micros),
+        "rate": _rate(micros),
+        "platform_fee_rate": _rate(fee),
+        "owner_rate": _rate(micros - fee),
+    }
+
+
+def _paid(micros: Micros, *, lot: LotFacts, hours: HourFacts) -> Fraction:
+    """Return the mean of hourly rates where no hour costs less than a lot's floor with the fee on top."""
+    rates = np.maximum(micros, lot.gross_micros)
+    return Fraction(weighted_sum(rates, hours.lengths), int(hours.lengths.sum()))
+
+
+def _uplift(lot: LotFacts, *, hours: HourFacts) -> Fraction:
+    """Return by how much a lot's floor lifts the mean of the table's rates."""
+    missing = np.maximum(lot.gross_micros - hours.table_rates, 0)
+    return Fraction(weighted_sum(missing, hours.lengths), int(hours.lengths.sum()))
+
+
+def _over_lots(lots: Sequence[LotFacts], micros: Callable[[LotFacts], Fraction]) -> int:
+    """Return the mean over all GPUs, rounded half to even."""
+    whole = sum((micros(lot) * lot.gpus for lot in lots), start=Fraction(0))
+    return round_half_even(whole / sum(lot.gpus for lot in lots))
 
 
 def multiple_of(micros: int, *, base: int) -> Decimal:
@@ -115,16 +164,18 @@ def multiple_of(micros: int, *, base: int) -> Decimal:
     return Decimal(millionths).scaleb(-RATE_DECIMAL_PLACES)
 
 
-def _driver(hours: HourFacts) -> int:
+def _driver(hours: HourFacts, *, lot: LotFacts) -> int:
     """Return which part of the window is the dearest; of equals, the one with most sold, then the first."""
-    return int(np.lexsort((-np.arange(len(hours.rates)), hours.sold, hours.rates))[-1])
+    rates = np.maximum(hours.table_rates, lot.gross_micros)
+    return int(np.lexsort((-np.arange(len(rates)), hours.sold, rates))[-1])
 
 
-def _words(*, table: TableFacts, hours: HourFacts, gross_micros: int) -> str:
+def _words(*, table: TableFacts, hours: HourFacts, lot: LotFacts) -> str:
     if not table.id:
         return NO_TABLE_YET
-    place = _driver(hours)
-    rate, target = int(hours.rates[place]), int(hours.targets[place])
+    place = _driver(hours, lot=lot)
+    rate = max(int(hours.table_rates[place]), lot.gross_micros)
+    target = int(hours.targets[place])
     words = hours_in_words.words(
         hour=int(hours.starts[place]) // SECONDS_PER_HOUR,
         facts=hours_in_words.HourFacts(
@@ -135,7 +186,7 @@ def _words(*, table: TableFacts, hours: HourFacts, gross_micros: int) -> str:
             fitting_basis_points=int(hours.fitting_basis_points[place]),
         ),
     )
-    if rate == gross_micros:
+    if rate == lot.gross_micros:
         return f"{words} It costs no less than the owner's floor with the fee on top."
     if target != rate:
         way = "up" if target > rate else "down"

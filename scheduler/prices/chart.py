@@ -10,7 +10,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from marketplace.core.money import format_rate
-from scheduler.prices.tables import as_rate
+from scheduler.tariffs import as_rate
 
 WIDTH, HEIGHT = 760, 280  # units of the drawing
 LEFT, RIGHT, TOP, BOTTOM = 78, 12, 50, 34  # margins, for the words

@@ -13,7 +13,8 @@ from marketplace.states import Tier
 from scheduler.calendar import WindowOffGrid
 from scheduler.models import PriceVersion
 from scheduler.prices.packed import unpack
-from scheduler.prices.tables import PoolKey, as_rate
+from scheduler.prices.tables import PoolKey
+from scheduler.tariffs import as_rate
 
 DAYS_MAX = HORIZON_DAYS  # nothing is priced further ahead
 

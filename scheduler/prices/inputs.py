@@ -10,7 +10,7 @@ from marketplace.core.windows import format_instant, to_instant, to_seconds
 from scheduler.models import PriceVersion, Quote
 from scheduler.prices.packed import unpack
 from scheduler.prices.refresh import inputs_of
-from scheduler.prices.tables import as_rate
+from scheduler.tariffs import as_rate
 
 
 def of_quote(quote: Quote) -> dict[str, Any] | None:

@@ -15,8 +15,9 @@ from scheduler.price_rules import RuleInForce
 from scheduler.prices.chart import Mark, Series, draw
 from scheduler.prices.packed import Micros
 from scheduler.prices.refresh import Forecast, Inputs, inputs_of, vectors_of
-from scheduler.prices.tables import PoolKey, as_rate
+from scheduler.prices.tables import PoolKey
 from scheduler.pricing.limits import UNKNOWN
+from scheduler.tariffs import as_rate
 
 STEPS = 101  # shares of an hour that is sold, from 0 to 100 %
 EXAMPLE_GPUS = 1_000

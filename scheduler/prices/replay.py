@@ -1,5 +1,6 @@
 """Replay a quote's price from what is stored, and compare."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -9,16 +10,17 @@ from marketplace.core.errors import DomainError
 from marketplace.core.money import Money, format_rate
 from marketplace.core.windows import format_instant, to_instant
 from marketplace.states import Tier
+from scheduler.lots import GpusAtFloor, Lots
 from scheduler.models import Quote
 from scheduler.prices.refresh import METHOD_VERSION, inputs_of, vectors_of
 from scheduler.prices.tables import (
     METHOD_FLOORS,
     PoolKey,
     PriceTable,
-    as_rate,
     floors_only,
     table_of,
 )
+from scheduler.tariffs import as_rate
 
 
 class NotReplayable(DomainError):
@@ -67,12 +69,23 @@ def replay(*, quote: Quote) -> list[Comparison]:
             fitting_basis_points=vectors.fitting_basis_points,
         )
         found += _hours(stored, table)
+    stored_lots = Lots.from_json(quote.lots)
     price = table.price(
-        window=quote.window, floor_rate=quote.floor_rate, gpus=quote.gpus, currency=quote.currency
+        window=quote.window,
+        floors=[GpusAtFloor(lot.floor_rate, lot.gpus) for lot in stored_lots.lots],
+        currency=quote.currency,
     )
+    recomputed_lots = [
+        replace(lot, listing_ids=its.listing_ids)
+        for lot, its in zip(price.lots.lots, stored_lots.lots, strict=True)
+    ]
     found += [
         Comparison(name="rate", stored=format_rate(quote.rate), recomputed=format_rate(price.rate)),
-        Comparison(name="tariff", stored=str(quote.tariff), recomputed=str(price.tariff.as_json())),
+        Comparison(
+            name="lots",
+            stored=str(stored_lots.as_json()),
+            recomputed=str(Lots(tuple(recomputed_lots)).as_json()),
+        ),
         Comparison(
             name="total",
             stored=str(Money(quote.total_minor, quote.currency)),
@@ -88,11 +101,16 @@ def replay(*, quote: Quote) -> list[Comparison]:
     return found + [
         Comparison(
             name=f"price_breakdown.{name}",
-            stored=str(quote.price_breakdown.get(name)),
-            recomputed=str(price.breakdown.get(name)),
+            stored=_text(quote.price_breakdown.get(name)),
+            recomputed=_text(price.breakdown.get(name)),
         )
         for name in names
     ]
+
+
+def _text(value: object) -> str:
+    """Return a figure, or several of them, in one order for both sides."""
+    return json.dumps(value, sort_keys=True) if isinstance(value, list) else str(value)
 
 
 def _hours(stored: PriceTable, recomputed: PriceTable) -> Iterator[Comparison]:

@@ -1,7 +1,7 @@
 """Price tables as search and quotes use them: the newest version of a pool, and what a window costs by it."""
 
 import datetime as dt
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
@@ -20,11 +20,12 @@ from marketplace.core.money import (
 )
 from marketplace.core.windows import Window, to_seconds
 from marketplace.states import Tier
+from scheduler.lots import GpusAtFloor, Lot, Lots
 from scheduler.models import PriceVersion
 from scheduler.prices import breakdown
 from scheduler.prices.packed import Counts, Micros, unpack
 from scheduler.pricing.rule import BASIS_POINTS
-from scheduler.tariffs import MICROS, Segment, Tariff
+from scheduler.tariffs import MICROS, Segment, Tariff, as_rate
 
 Seconds: TypeAlias = npt.NDArray[np.int64]
 
@@ -42,12 +43,12 @@ class PoolKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PricedWindow:
-    """What a window costs a tenant, fee included: the tariff of one GPU, its mean, and the whole amount."""
+    """What a window costs a tenant, fee included: its lots, their mean rate, and the whole amount."""
 
     rate: Decimal
     multiplier: Decimal
     total: Money
-    tariff: Tariff
+    lots: Lots
     fee_basis_points: int
     price_table_id: str | None
     breakdown: dict[str, object]
@@ -102,7 +103,14 @@ class PriceTable:
 
         `starts` are seconds since the Unix epoch; `seconds` is the length of the windows.
         """
-        rates = np.empty((len(floor_rates), len(starts)), dtype=np.int64)
+        whole, rest = self.window_means(starts=starts, seconds=seconds, floor_rates=floor_rates)
+        return whole + (rest > 0)
+
+    def window_means(
+        self, *, starts: Seconds, seconds: int, floor_rates: Sequence[Decimal]
+    ) -> tuple[Micros, Micros]:
+        """Return the mean rate of each window exactly: whole micros, and the rest × seconds."""
+        means = np.empty((2, len(floor_rates), len(starts)), dtype=np.int64)
         # Modulo 2⁶⁴ the differences are right, whatever the sums: a window's own sum fits.
         for row, floor_rate in enumerate(floor_rates):
             hourly = np.maximum(self.rate_micros, self.gross_micros(floor_rate)).astype(np.uint64)
@@ -111,31 +119,52 @@ class PriceTable:
             )
             whole = self._until(starts + seconds, hourly=hourly, sums=sums)
             whole -= self._until(starts, hourly=hourly, sums=sums)
-            length = np.uint64(seconds)
-            rates[row] = ((whole + (length - np.uint64(1))) // length).astype(np.int64)
-        return rates
+            means[:, row] = np.divmod(whole, np.uint64(seconds))
+        return means[0], means[1]
+
+    def pooled(self, floors: Iterable[GpusAtFloor], *, window: Window) -> tuple[GpusAtFloor, ...]:
+        """Return the floors, rising; those that every hour of a window pays anyhow are one, the highest."""
+        lowest = int(self.rate_micros[self._hours(window).index].min())
+        found: list[GpusAtFloor] = []
+        for each in sorted(floors):
+            if found and self.gross_micros(each.floor_rate) <= lowest:
+                found[-1] = GpusAtFloor(each.floor_rate, found[-1].gpus + each.gpus)
+            else:
+                found.append(each)
+        return tuple(found)
 
     def price(
-        self, *, window: Window, floor_rate: Decimal, gpus: int, currency: str
+        self, *, window: Window, floors: Sequence[GpusAtFloor], currency: str
     ) -> PricedWindow:
-        """Price some GPUs of listings with at most this floor: exact, rounded once."""
-        assert gpus > 0, gpus
-        assert floor_rate > 0, floor_rate
-        gross = self.gross_micros(floor_rate)
+        """Price GPUs at the floors of their owners, one lot for each: exact, rounded once."""
+        assert floors, "something is priced"
+        assert all(each.floor_rate > 0 for each in floors), floors
         hours = self._hours(window)
-        rates = np.maximum(self.rate_micros[hours.index], gross)
-        tariff = _tariff(bounds=hours.bounds, rates=rates)
-        weighted = breakdown.weighted_sum(rates, hours.lengths)
-        micros = -(-weighted // window.seconds)
-        exact = Fraction(
-            weighted * gpus * 10 ** currency_exponent(currency), MICROS * SECONDS_PER_HOUR
+        table_rates = self.rate_micros[hours.index]
+        gross = [self.gross_micros(each.floor_rate) for each in floors]
+        rates = [np.maximum(table_rates, micros) for micros in gross]
+        lots = Lots(
+            tuple(
+                Lot(
+                    gpus=each.gpus,
+                    floors=Tariff.flat(window=window, rate=each.floor_rate),
+                    tariff=_tariff(bounds=hours.bounds, rates=its_rates),
+                )
+                for each, its_rates in zip(floors, rates, strict=True)
+            )
         )
+        weighted = sum(
+            breakdown.weighted_sum(its_rates, hours.lengths) * each.gpus
+            for each, its_rates in zip(floors, rates, strict=True)
+        )
+        micros = -(-weighted // (lots.gpus * window.seconds))
+        exact = Fraction(weighted * 10 ** currency_exponent(currency), MICROS * SECONDS_PER_HOUR)
         total = Money(round_half_even(exact), currency)
         return PricedWindow(
             rate=as_rate(micros),
-            multiplier=self.multiplier(rate_micros=micros, floor_rate=floor_rate),
+            multiplier=self.multiplier(rate_micros=micros, floor_rate=floors[-1].floor_rate),
             total=total,
-            tariff=tariff,
+            lots=lots,
             fee_basis_points=self.fee_basis_points,
             price_table_id=self.id or None,
             breakdown=breakdown.explain(
@@ -147,24 +176,26 @@ class PriceTable:
                     method=self.method,
                     method_version=self.method_version,
                     fee_basis_points=self.fee_basis_points,
-                    base_micros=self.base_micros or gross,
+                    base_micros=self.base_micros,
                     made_at=self.made_at,
                 ),
                 hours=breakdown.HourFacts(
                     starts=hours.bounds[:-1],
                     lengths=hours.lengths,
-                    rates=rates,
                     targets=self.target_micros[hours.index],
-                    table_rates=self.rate_micros[hours.index],
-                    other_tier=np.maximum(self.other_tier_micros[hours.index], gross),
+                    table_rates=table_rates,
+                    other_tier=self.other_tier_micros[hours.index],
                     fitting_basis_points=self.fitting_basis_points[hours.index],
                     sold=self.sold[hours.index],
                     offered=self.offered[hours.index],
                 ),
-                floor_rate=floor_rate,
-                gross_micros=gross,
+                lots=[
+                    breakdown.LotFacts(
+                        gpus=each.gpus, floor_rate=each.floor_rate, gross_micros=its_gross
+                    )
+                    for each, its_gross in zip(floors, gross, strict=True)
+                ],
                 mean_micros=micros,
-                gpus=gpus,
                 total=total,
             ),
         )
@@ -305,8 +336,3 @@ def _tariff(*, bounds: Seconds, rates: Micros) -> Tariff:
             for starts, until, rate in zip(begins, ends, rates[firsts].tolist(), strict=True)
         )
     )
-
-
-def as_rate(micros: int) -> Decimal:
-    """Return micros per GPU-hour as a rate of six places."""
-    return Decimal(micros).scaleb(-RATE_DECIMAL_PLACES)

@@ -74,11 +74,14 @@ class Shape:
         return starts
 
     def leads(self, hours: int) -> Floats:
-        """Return the share of requests that come when their start is less than 0, 1, … hours away."""
-        known = min(hours, len(self.lead_share))
-        return np.concatenate(
-            [self.lead_share[:known], np.full(hours - known, self.lead_share[-1])]
-        )
+        """Return per hour from the running one the share of its requests that are still to come.
+
+        Those of the running hour are: what starts `i` hours ahead is still asked for with up to `i` hours'
+        notice.
+        """
+        shares = self.lead_share[1:]
+        known = min(hours, len(shares))
+        return np.concatenate([shares[:known], np.full(hours - known, shares[-1])])
 
     def asked(self, *, first_hour: int, hours: int) -> float:
         """Return how many requests are asked in some hours, whatever they ask for."""

@@ -40,7 +40,7 @@ class Rule:
     # A firm hour this near never becomes cheaper: otherwise waiting would pay.
     no_fall_hours: int = 12
     # How many standard deviations of the remaining demand are reckoned with.
-    caution: Decimal = Decimal(2)
+    caution: Decimal = Decimal("2.5")
     # Of the GPUs on offer so many are reckoned with: small windows leave holes that nothing fits.
     sellable_share: Decimal = Decimal("0.96")
     # The base rises by this share of itself as the hour sells out; 0 leaves that to the forecast.
@@ -51,23 +51,23 @@ class Rule:
     value_sigma: Decimal = Decimal("0.5")
     # The level of demand is relearnt on two time scales. The slow one holds at every lead time, the fast one
     # fades with the lead. A prior is a number of requests that count as having come as forecast.
-    slow_hours: int = HOURS_PER_WEEK
+    slow_hours: int = 48
     slow_prior: int = 40
     slow_level_min: Decimal = Decimal("0.3")
     slow_level_max: Decimal = Decimal(3)
-    fast_hours: int = 72
+    fast_hours: int = 24
     fast_prior: int = 60
     fast_level_min: Decimal = Decimal("0.5")
     fast_level_max: Decimal = Decimal(3)
-    fade_hours: int = 72
+    fade_hours: int = HOURS_PER_WEEK
     # Below so many GPUs, or so many requests in the last 28 days, nothing can be forecast.
     small_pool_gpus: int = 256
     requests_min: int = 200
     small_pool_share: Decimal = Decimal("0.93")
     # A reclaimable hour costs at most the firm rate less this discount; the discount grows up to the second
     # figure where a reclaim is certain and near, and is half grown `reclaim_near_hours` ahead.
-    reclaimable_discount: Decimal = Decimal("0.3")
-    reclaimable_discount_max: Decimal = Decimal("0.6")
+    reclaimable_discount: Decimal = Decimal("0.4")
+    reclaimable_discount_max: Decimal = Decimal("0.7")
     reclaim_near_hours: int = 24
     reclaimable_up_per_hour: Decimal = Decimal("0.25")
     reclaimable_down_per_hour: Decimal = Decimal("0.25")

@@ -38,7 +38,10 @@ def carry_out(
     _lock_slots({slot for its_slots in slots.values() for slot in its_slots})
     moves = []
     for promise in promises:
-        places = supply.places(slots[promise.id])
+        lot_of = supply.lots_of(slots[promise.id], demand=promise.demand)
+        if lot_of is None:
+            raise CapacityTaken("a promise that was to make room would be too cheap for its owner")
+        places = supply.places(lot_of)
         _end_lapsed_holds(places=places, window=promise.demand.window, at=at)
         moves.append(
             Move(
@@ -55,7 +58,7 @@ def carry_out(
             reason=reason,
             actor=ACTOR,
             at=at,
-            from_places=_written(supply.places(promise.slots)),
+            from_places=_written(supply.places(dict.fromkeys(promise.slots, 0))),
             to_places=_written(move.places),
         )
         for promise, move in zip(promises, moves, strict=True)

@@ -1,10 +1,10 @@
 """The promises that may still move."""
 
 import datetime as dt
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 from django.db import connection
@@ -14,7 +14,7 @@ from agents.models import SLOTS_PER_NODE
 from marketplace.core.windows import Window, to_seconds
 from marketplace.states import Tier
 from scheduler import occupancy
-from scheduler.placement.demand import Demand, serves
+from scheduler.placement.demand import Demand, asks_of, serves_every_lot
 from scheduler.placement.supply import Supply
 from scheduler.states import QuoteStatus, ReservationStatus, Spread
 
@@ -65,7 +65,7 @@ def movable(
     by every listing that covers one of the nodes. And sold with the longest turn-round of those listings, so
     that one length fits everywhere; what was sold with another stays where it is.
     """
-    bases = [supply.nodes[row].slot_base for row in rows]
+    bases = [supply.slot_base(row) for row in rows]
     offered = dict(zip(bases, supply.offered_at_all[list(rows)].tolist(), strict=True))
     covering = [
         listing
@@ -82,7 +82,7 @@ def movable(
         )
         if len(promise.slots) == promise.demand.gpus
         and all(_is_offered(slot, offered=offered) for slot in promise.slots)
-        and all(serves(listing, demand=promise.demand, at=at) for listing in covering)
+        and all(serves_every_lot(listing, demand=promise.demand, at=at) for listing in covering)
     ]
 
 
@@ -108,8 +108,10 @@ def _read(
         cursor.execute(
             """
             SELECT a.id, lower(a.slots), upper(a.slots), lower(a.period), upper(a.period),
-                   r.id, q.id, q.gpu_model_id, q.region, q.tier, coalesce(r.gpus, q.gpus), q.spread,
-                   q.floor_rate, q.listing_ids
+                   r.id, q.id, q.gpu_model_id, q.region, q.tier, q.spread,
+                   (SELECT jsonb_agg(lot - 'tariff' ORDER BY number)
+                      FROM jsonb_array_elements(coalesce(r.lots, q.lots))
+                           WITH ORDINALITY AS l (lot, number))
               FROM unnest(%(blocks)s::int4range[]) AS pool (block)
               JOIN scheduler_allocation a
                 ON a.slots && pool.block AND a.occupied && %(window)s AND a.live
@@ -127,7 +129,7 @@ def _read(
     by_promise: dict[tuple[str, Window], list[tuple[Held, Demand, bool]]] = defaultdict(list)
     for pk, lower, upper, starts_at, ends_at, reservation, quote, *promised in rows:
         its_window = Window(starts_at, ends_at)
-        model, region, tier, gpus, spread, floor_rate, listing_ids = promised
+        model, region, tier, spread, lots = promised
         by_promise[reservation or quote, its_window].append(
             (
                 Held(allocation_id=pk, slot_lower=lower, slot_upper=upper),
@@ -135,11 +137,9 @@ def _read(
                     gpu_model_id=model,
                     region=region,
                     tier=Tier(tier),
-                    gpus=gpus,
                     spread=Spread(spread),
                     window=its_window,
-                    floor_rate_max=Decimal(floor_rate),
-                    listing_ids=frozenset(listing_ids),
+                    asks=asks_of(json.loads(lots)),
                 ),
                 reservation is not None,
             )

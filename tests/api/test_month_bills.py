@@ -194,7 +194,14 @@ class TestMonth:
         Reservation.objects.filter(pk=reservation.pk).update(
             starts_at=reservation.starts_at + year_on,
             ends_at=reservation.ends_at + year_on,
-            tariff=[[s + 315_360_000, e + 315_360_000, r] for s, e, r in reservation.tariff],
+            lots=[
+                lot
+                | {
+                    name: [[s + 315_360_000, e + 315_360_000, r] for s, e, r in lot[name]]
+                    for name in ("floors", "tariff")
+                }
+                for lot in reservation.lots
+            ],
         )
         bill = month(api)
         assert bill["commitments_ahead"]["reservations"] == 1

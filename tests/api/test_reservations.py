@@ -172,7 +172,7 @@ class TestRefusal:
         answer = buy(api, quote=second)
         assert (answer.status, answer.code) == (409, "capacity_taken")
 
-    @pytest.mark.parametrize("method", ["card", "invoice"])
+    @pytest.mark.parametrize("method", ["card", "bank_transfer"])
     def test_of_a_way_to_pay_that_is_not_there_gives_the_key_back(
         self, api: ApiClient, organization: Organization, method: str
     ) -> None:

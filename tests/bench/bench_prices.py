@@ -175,6 +175,7 @@ def _with_forecast(pools: int) -> str:
 def _quotes(pools: int) -> list[str]:
     """Price windows of a large pool whose every hour has a price of its own: the dearest case."""
     from marketplace.states import Tier
+    from scheduler.lots import GpusAtFloor
     from scheduler.prices import PoolKey, tables
     from tests.scheduler import factories
 
@@ -187,8 +188,7 @@ def _quotes(pools: int) -> list[str]:
     def priced(hours: int) -> Any:
         return table.price(
             window=factories.window_in(24, length=hours),
-            floor_rate=Decimal(2),
-            gpus=64,
+            floors=[GpusAtFloor(Decimal(2), 64)],
             currency="usd",
         )
 

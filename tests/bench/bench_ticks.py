@@ -95,6 +95,7 @@ def _sell(*, count: int) -> None:
     from psycopg.types.range import Int4Range, TimestamptzRange
 
     from marketplace.core.windows import Window
+    from scheduler.lots import Lot, Lots
     from scheduler.models import Allocation, Quote, Reservation
     from scheduler.tariffs import Tariff
     from tests.scheduler.factories import MODEL, REGION, make_listing, make_node, make_organization
@@ -102,7 +103,11 @@ def _sell(*, count: int) -> None:
     owner, tenant = make_organization(), make_organization()
     listing = make_listing(owner=owner)
     window = Window(STARTS_AT, ENDS_AT)
-    tariff = Tariff.flat(window=window, rate=Decimal(3)).as_json()
+    lot = Lot(
+        gpus=1,
+        floors=Tariff.flat(window=window, rate=Decimal(2)),
+        tariff=Tariff.flat(window=window, rate=Decimal(3)),
+    )
     nodes = [make_node(owner=owner) for _ in range(-(-count // GPUS_PER_NODE))]
     shared: dict[str, Any] = {
         "organization": tenant,
@@ -115,7 +120,7 @@ def _sell(*, count: int) -> None:
         "ends_at": window.ends_at,
         "rate": Decimal(3),
         "total_minor": 600,
-        "tariff": tariff,
+        "lots": Lots((lot,)).as_json(),
         "currency": "usd",
         "fee_basis_points": 1_500,
         "simulated": True,
@@ -126,7 +131,6 @@ def _sell(*, count: int) -> None:
             **shared,
             status="used",
             used_at=NOW,
-            floor_rate=Decimal(2),
             price_breakdown={},
             expires_at=NOW,
         )

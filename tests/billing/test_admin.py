@@ -9,7 +9,9 @@ from billing.models import Approval, Entry, Payout, PayoutAccount, Settlement
 from marketplace.core.money import Money
 from marketplace.models import User
 from tests.billing import factories
+from tests.billing.debtors import a_debtor, buy, owed, sale_of
 from tests.billing.test_payouts import released_settlement
+from tests.scheduler.factories import make_pool, make_quote
 
 pytestmark = pytest.mark.django_db
 
@@ -31,6 +33,7 @@ class TestLists:
         [
             *("account", "entry", "posting", "settlement", "payout", "earnedhour", "correction"),
             *("reserve", "refund", "dispute", "booksrun", "parking", "approval"),
+            *("creditterms", "creditsale", "dunningcase"),
             *("payment", "payoutaccount", "intent", "inboxevent", "difference"),
         ],
     )
@@ -207,3 +210,49 @@ class TestPayoutAccounts:
         self.act(client, changed, "withdraw")
         changed.refresh_from_db()
         assert changed.retired_at is not None
+
+
+class TestCredit:
+    def test_is_asked_for_among_the_approvals(self, admin_client):
+        tenant = factories.tenant()
+        form = {
+            "kind": "credit",
+            "organization": tenant.pk,
+            "subject_id": tenant.pk,
+            "amount_minor": "500000",
+            "net_days": "14",
+            "reason": "a good customer",
+        }
+        admin_client.post(reverse("admin:billing_request"), form)
+        approval = Approval.objects.get()
+        assert (approval.status, approval.net_days) == ("requested", 14)
+
+    def test_without_days_to_pay_says_why_not(self, admin_client):
+        tenant = factories.tenant()
+        form = {
+            "kind": "credit",
+            "organization": tenant.pk,
+            "subject_id": tenant.pk,
+            "amount_minor": "500000",
+            "reason": "a good customer",
+        }
+        page = admin_client.post(reverse("admin:billing_request"), form).content.decode()
+        assert "within 14 or 30 days" in page
+        assert not Approval.objects.exists()
+
+    def test_is_paid_by_a_transfer_that_is_recorded_once(self, admin_client):
+        make_pool()
+        sale = sale_of(buy(make_quote(tenant=a_debtor())))
+        address = reverse("admin:billing_transfer_received", args=[sale.pk])
+        assert sale.invoice_id in admin_client.get(address).content.decode()
+        form = {"amount_minor": "100", "idempotency_key": str(uuid.uuid4())}
+        for _ in range(2):
+            admin_client.post(address, form)
+        assert owed(sale) == sale.amount_minor - 100
+
+    def test_is_not_paid_by_people_who_may_only_look(self, client):
+        make_pool()
+        sale = sale_of(buy(make_quote(tenant=a_debtor())))
+        client.force_login(User.objects.create_user(username="eve", is_staff=True))
+        address = reverse("admin:billing_transfer_received", args=[sale.pk])
+        assert client.get(address).status_code == 403

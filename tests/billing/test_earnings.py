@@ -9,6 +9,7 @@ from billing import books, earnings, ledger, purchases, settlements
 from billing.models import EarnedHour, Entry, Settlement
 from billing.states import AccountKind
 from marketplace.core.windows import Window
+from scheduler.lots import Lot, Lots
 from scheduler.models import Lease, Reservation
 from scheduler.states import LeaseStatus, ReservationStatus
 from scheduler.tariffs import Segment, Tariff
@@ -43,9 +44,9 @@ def priced_by_the_hour(*rates: str, gpus: int = 2) -> Reservation:
         total_minor=total,
         paid=False,
     )
-    Reservation.objects.filter(pk=row.pk).update(tariff=tariff.as_json())
     # The owner asked for one dollar: every hour's price is above it.
-    type(row.quote).objects.filter(pk=row.quote_id).update(floor_rate=1)
+    lot = Lot(gpus=gpus, floors=Tariff.flat(window=window, rate=Decimal(1)), tariff=tariff)
+    Reservation.objects.filter(pk=row.pk).update(lots=Lots((lot,)).as_json())
     row = Reservation.objects.get(pk=row.pk)
     purchases.post(reservation=row, at=START)
     return row
@@ -109,6 +110,30 @@ class TestCloseDue:
         factories.outage(of=lease, seconds=1800)
         earnings.close_due(at=START + hours(1) + CLOSE_AFTER)
         assert EarnedHour.objects.get().earned_minor == 300
+
+    def test_notes_what_the_readings_said_of_the_hour(self):
+        lease = factories.lease(
+            of=priced_by_the_hour("2.000000", "2.000000"), status=LeaseStatus.ACTIVE
+        )
+        factories.meter(
+            of=lease, gpu=0, busy=600, attached=1800, energy_millijoules=9, seconds=3600
+        )
+        factories.meter(of=lease, gpu=1, busy=None, seconds=3600)
+        earnings.close_due(at=START + hours(1) + CLOSE_AFTER)
+        hour = EarnedHour.objects.get()
+        assert (hour.gpu_seconds_metered, hour.gpu_seconds_measured) == (7200, 3600)
+        assert (hour.gpu_seconds_attached, hour.energy_millijoules) == (1800, 9)
+
+    def test_notes_nothing_where_nothing_was_measured(self):
+        lease = factories.lease(
+            of=priced_by_the_hour("2.000000", "2.000000"), status=LeaseStatus.ACTIVE
+        )
+        for gpu in range(2):
+            factories.meter(of=lease, gpu=gpu, busy=None)
+        earnings.close_due(at=START + hours(1) + CLOSE_AFTER)
+        hour = EarnedHour.objects.get()
+        assert (hour.gpu_seconds_measured, hour.gpu_seconds_attached) == (0, None)
+        assert hour.energy_millijoules is None
 
     def test_leaves_the_books_in_order(self):
         running(priced_by_the_hour("2.000001", "6.100007", "2.900003"))

@@ -260,6 +260,7 @@ class TestChart:
     def test_guards_only_what_authorises_spending(self):
         guarded = {kind for kind, nature in ledger.CHART.items() if nature.is_guarded}
         assert guarded == {
+            AccountKind.RECEIVABLE,
             AccountKind.WALLET,
             AccountKind.PROMO,
             AccountKind.HOLD,

@@ -208,7 +208,8 @@ class TestOtherCurrencies:
         row = unpaid(total_minor=price, status=ReservationStatus.COMPLETED)
         for model in (type(row), type(row.quote)):
             model.objects.filter(organization=row.organization).update(currency=currency)
-        type(row.quote).objects.filter(pk=row.quote_id).update(floor_rate="0.000001")
+        lots = [lot | {"floors": [[*lot["floors"][0][:2], 1]]} for lot in row.lots]
+        type(row).objects.filter(pk=row.pk).update(lots=lots)
         row = Reservation.objects.get(pk=row.pk)
         ledger.post(
             idempotency_key="fill",

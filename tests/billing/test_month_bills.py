@@ -32,7 +32,8 @@ def movements(organization: Organization, *, deposited: int) -> Movements:
     assert row.bought == (
         row.busy + row.idle + row.undelivered + row.released + row.closing_seconds
     )
-    spent = row.charged - row.refunded - row.credits
+    taxed = row.tax_charged - row.tax_refunded
+    spent = row.charged - row.refunded - row.credits + taxed
     assert wallet.balance(organization=organization) == Money(deposited - spent, "usd")
     return row
 
@@ -41,11 +42,15 @@ def movements(organization: Organization, *, deposited: int) -> Movements:
     ("returned_after", "late_outage"),
     [pytest.param(None, True, id="refunds"), pytest.param(1800, False, id="charges again")],
 )
-@pytest.mark.parametrize("deposited", [471, 900])
+@pytest.mark.parametrize(
+    ("deposited", "is_taxed"), [(471, False), (900, False), (560, True), (900, True)]
+)
 def test_a_late_correction_is_in_the_figures(
-    *, returned_after: int | None, late_outage: bool, deposited: int
+    *, returned_after: int | None, late_outage: bool, deposited: int, is_taxed: bool
 ) -> None:
     tenant = factories.tenant(funds_minor=deposited)
+    if is_taxed:
+        factories.taxed(buyer=tenant)
     lease = factories.lease(
         of=factories.reservation(buyer=tenant), returned_after_seconds=returned_after
     )
@@ -63,10 +68,13 @@ def test_a_late_correction_is_in_the_figures(
     assert row.credits == settlement.credit_minor + change.credit_minor + change.borne_minor
 
 
-def test_a_cancellation_is_in_the_figures_with_its_fee() -> None:
+@pytest.mark.parametrize("is_taxed", [False, True])
+def test_a_cancellation_is_in_the_figures_with_its_fee(*, is_taxed: bool) -> None:
     at = market.NOW
     market.make_pool()
     tenant = market.make_organization()
+    if is_taxed:
+        factories.taxed(buyer=tenant)
     wallet.record_deposit(
         organization=tenant, amount=Money(1_000_000, "usd"), idempotency_key="1", at=at, actor="t"
     )

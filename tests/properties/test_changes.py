@@ -16,10 +16,10 @@ from marketplace.core.errors import DomainError
 from marketplace.core.money import Money
 from scheduler import cancellations, extensions, leases, rebookings, replacements, reservations
 from scheduler.details import ReservationDetails
+from scheduler.lots import Lots
 from scheduler.models import Allocation, Change, Lease, Reservation
 from scheduler.rebookings import WindowWish
 from scheduler.states import RESERVATION_ARROWS, ReservationStatus
-from scheduler.tariffs import Tariff
 from tests.scheduler.factories import (
     NOW,
     hours,
@@ -236,9 +236,9 @@ class Market(RuleBasedStateMachine):
             if RESERVATION_ARROWS.is_final(status):
                 assert slots == 0
                 continue
-            tariff = Tariff.from_json(reservation.tariff)
-            assert tariff.window == reservation.window
-            total = tariff.amount(window=reservation.window, gpus=reservation.gpus, currency="usd")
+            lots = Lots.from_json(reservation.lots)
+            assert lots.window == reservation.window
+            total = lots.amount(window=reservation.window, currency="usd")
             assert reservation.total_minor == total.amount_minor
             if status is ReservationStatus.SCHEDULED:
                 assert slots == reservation.gpus

@@ -25,6 +25,7 @@ from tests.scheduler.factories import (
     make_quote,
     make_reservation,
     reserve,
+    resize,
     seconds,
     window_in,
 )
@@ -267,7 +268,8 @@ class TestAMove:
 def make_quote_that_needs_room() -> Quote:
     """Return a quote of a whole node, priced while one was free."""
     quote = make_quote(gpus=4, window=window_in(24))
-    Quote.objects.filter(pk=quote.pk).update(gpus=8, spread="single_node")
+    resize(quote, gpus=8)
+    Quote.objects.filter(pk=quote.pk).update(spread="single_node")
     return Quote.objects.get(pk=quote.pk)
 
 

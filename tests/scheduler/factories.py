@@ -6,6 +6,8 @@ import secrets
 from decimal import Decimal
 from typing import Any
 
+from django.db import transaction
+
 from agents import protocol
 from agents.models import SLOTS_PER_NODE, Gpu, Grant, MeterReading, Node, Receipt
 from marketplace import catalog
@@ -14,7 +16,8 @@ from marketplace.models import Listing, Organization
 from marketplace.states import ListingStatus
 from scheduler import quotes, reservations
 from scheduler.details import ReservationDetails
-from scheduler.models import Lease, Quote, Reservation
+from scheduler.lots import Lot, Lots
+from scheduler.models import ChangeQuote, Lease, Quote, Reservation
 from scheduler.quotes import QuoteRequest
 
 NOW = dt.datetime(2026, 11, 23, 12, tzinfo=dt.UTC)
@@ -127,15 +130,27 @@ def make_quote(
     )
 
 
+def lots_of(row: Quote | Reservation | ChangeQuote) -> tuple[Lot, ...]:
+    """Return what a promise is made of."""
+    return Lots.from_json(row.lots).lots
+
+
+def resize(promise: Quote | Reservation, *, gpus: int) -> None:
+    """Change of how many GPUs a promise of one lot is, and nothing else."""
+    (lot,) = promise.lots
+    type(promise).objects.filter(pk=promise.pk).update(gpus=gpus, lots=[lot | {"gpus": gpus}])
+
+
 def reserve(quote: Quote, *, at: dt.datetime = NOW, **details: Any) -> Reservation:
-    return reservations.reserve(
-        organization=quote.organization,
-        quote_id=quote.pk,
-        payment_method="wallet",
-        details=ReservationDetails(**details),
-        at=at,
-        actor="test",
-    )
+    with transaction.atomic():  # a refusal ends it
+        return reservations.reserve(
+            organization=quote.organization,
+            quote_id=quote.pk,
+            payment_method="wallet",
+            details=ReservationDetails(**details),
+            at=at,
+            actor="test",
+        )
 
 
 def make_reservation(*, at: dt.datetime = NOW, **changes: Any) -> Reservation:

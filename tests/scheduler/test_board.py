@@ -15,7 +15,7 @@ from agents.models import Gpu
 from marketplace.core.errors import DomainError
 from marketplace.core.windows import Window, format_instant, to_instant, to_seconds
 from marketplace.models import Listing
-from scheduler import board, offerings, pools, reindexing
+from scheduler import board, merit, offerings, pools, reindexing
 from scheduler.models import Allocation
 from scheduler.pools import Pool
 from scheduler.states import Spread
@@ -63,8 +63,10 @@ def sells(listing: Listing, gpu: Gpu, window: Window, gpus: int) -> bool:
     )
 
 
-def floor_by_hand(window: Window, *, gpus: int, spread: Spread, at: Any) -> Decimal | None:
-    """Return the lowest floor at which a request fits, one GPU after the other."""
+def floors_by_hand(
+    window: Window, *, gpus: int, spread: Spread, at: Any
+) -> list[tuple[Decimal, ...]]:
+    """Return the floors of the cheapest GPUs on each ground where a request fits, one GPU after the other."""
     booked = [
         place
         for place in Allocation.objects.filter(live=True).select_related("quote")
@@ -94,8 +96,7 @@ def floor_by_hand(window: Window, *, gpus: int, spread: Spread, at: Any) -> Deci
                 Spread.SAME_FABRIC: gpu.node.fabric or gpu.node_id,
             }[spread]
             floors.setdefault(group, []).append(min(its))
-    fitting = [sorted(each)[gpus - 1] for each in floors.values() if len(each) >= gpus]
-    return min(fitting, default=None)
+    return [tuple(sorted(each)[:gpus]) for each in floors.values() if len(each) >= gpus]
 
 
 def the_pool() -> Pool:
@@ -187,11 +188,16 @@ class TestLevels(TestCase):
             levels = every.levels(listings=listings, gpus=gpus, spread=spread).tolist()
             halves = fine.levels(listings=listings, gpus=gpus, spread=spread).tolist()
             assert halves[::2] == levels
-            for start, level in zip(every.starts.tolist(), levels, strict=True):
+            costs = merit.rates(every, listings=listings, gpus=gpus, spread=spread).tolist()
+            for start, level, micros in zip(every.starts.tolist(), levels, costs, strict=True):
                 window = Window(to_instant(start), to_instant(start + length * HOUR))
-                expected = floor_by_hand(window, gpus=gpus, spread=spread, at=NOW)
+                fitting = floors_by_hand(window, gpus=gpus, spread=spread, at=NOW)
                 found = pool.floors[level] if level < len(pool.floors) else None
-                assert found == expected, (window, spread)
+                assert found == min((floors[-1] for floors in fitting), default=None)
+                means = [
+                    -(-sum(map(every.prices.gross_micros, floors)) // gpus) for floors in fitting
+                ]
+                assert micros == min(means, default=merit.UNPRICED), (window, spread)
 
 
 @pytest.mark.django_db

@@ -11,10 +11,10 @@ from marketplace.models import Event
 from scheduler import cancellations, change_rules, changes, leases, replacements, reservations
 from scheduler.change_rules import DAY_SECONDS, RuleWish
 from scheduler.holds import QuoteExpired, QuoteUsed
+from scheduler.lots import Lots
 from scheduler.models import Allocation, Change, ChangeQuote, Lease, Reservation
 from scheduler.quotas import LimitExceeded
 from scheduler.states import ChangeKind, LeaseReason, LeaseStatus, ReservationStatus
-from scheduler.tariffs import Tariff
 from tests.scheduler.factories import (
     NOW,
     hours,
@@ -196,7 +196,8 @@ class TestCancel:
     def test_names_the_owners_that_had_kept_the_gpus(self) -> None:
         first, second = make_pool(gpus=4), make_pool(gpus=4)
         change = leave(make_reservation(gpus=8, spread="any"))
-        assert change.given_back_by_owner == {first.pk: 4, second.pk: 4}
+        of_each = 4 * 2 * 3600 * 2_352_942
+        assert change.given_back_by_owner == {first.pk: of_each, second.pk: of_each}
 
     def test_happens_once_per_quote(self) -> None:
         make_pool()
@@ -286,11 +287,11 @@ class TestEarlyReturn:
         change = leave(lease.reservation, at=at)
         reservation = Reservation.objects.get(pk=lease.reservation_id)
         assert reservation.ends_at == lease.starts_at + hours(1)
-        tariff = Tariff.from_json(reservation.tariff)
-        assert tariff.window == reservation.window
+        lots = Lots.from_json(reservation.lots)
+        assert lots.window == reservation.window
         assert (
             reservation.total_minor
-            == tariff.amount(window=reservation.window, gpus=2, currency="usd").amount_minor
+            == lots.amount(window=reservation.window, currency="usd").amount_minor
         )
         assert change.gpu_seconds_released == 2 * 3600
         assert (change.from_ends_at, change.ends_at) == (lease.ends_at, reservation.ends_at)

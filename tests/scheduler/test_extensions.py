@@ -14,14 +14,15 @@ from scheduler import cancellations, extensions, leases, reservations
 from scheduler.calendar import BeyondHorizon, CapacityTaken, WindowOffGrid, WindowUpsideDown
 from scheduler.extensions import ExtensionRefused, ExtensionTooEarly, ExtensionTooLate
 from scheduler.holds import QuoteExpired, QuoteUsed
+from scheduler.lots import Lots
 from scheduler.models import Allocation, Change, ChangeQuote, Lease, Quote, Reservation, TenantLimit
 from scheduler.quotas import LimitExceeded
 from scheduler.quotes import PriceAboveMax
 from scheduler.states import ExtensionLimit, LeaseStatus, QuoteStatus
-from scheduler.tariffs import Tariff
 from tests.scheduler.factories import (
     NOW,
     hours,
+    lots_of,
     make_lease,
     make_listing,
     make_node,
@@ -72,7 +73,7 @@ def extend(
 def as_it_was(reservation: Reservation) -> bool:
     """Say whether nothing of a reservation has changed since it was read."""
     now = Reservation.objects.get(pk=reservation.pk)
-    columns = ("status", "starts_at", "ends_at", "tariff", "rate", "total_minor")
+    columns = ("status", "starts_at", "ends_at", "lots", "rate", "total_minor")
     periods = {(a.period.lower, a.period.upper) for a in places(reservation)}
     return all(getattr(now, c) == getattr(reservation, c) for c in columns) and periods == {
         (reservation.starts_at, reservation.ends_at)
@@ -93,10 +94,10 @@ class TestQuote:
         reservation = make_reservation(gpus=2)
         quote = ask(reservation, by=3)
         assert (quote.kind, quote.refund_minor, quote.fee_minor) == ("extension", 0, 0)
-        tariff = Tariff.from_json(quote.tariff)
-        assert tariff.window == quote.window
-        assert tariff.clipped(window=reservation.window) == Tariff.from_json(reservation.tariff)
-        whole = tariff.amount(window=tariff.window, gpus=2, currency="usd").amount_minor
+        lots = Lots.from_json(quote.lots)
+        assert lots.window == quote.window
+        assert lots.clipped(window=reservation.window) == Lots.from_json(reservation.lots)
+        whole = lots.amount(window=lots.window, currency="usd").amount_minor
         assert quote.total_minor == whole
         assert quote.charge_minor == whole - reservation.total_minor > 0
 
@@ -196,7 +197,7 @@ class TestQuote:
         )
         end = dt.datetime(2028, 3, 27, 0, tzinfo=dt.UTC)  # past Europe's change on 26 March
         quote = ask(reservation, ends_at=end, at=at)
-        added = Tariff.from_json(quote.tariff).window.seconds - 3600
+        added = Lots.from_json(quote.lots).window.seconds - 3600
         assert added == (end - reservation.ends_at) / seconds(1) == 3600 * (9 + 27 * 24 + 1)
 
 
@@ -322,7 +323,7 @@ class TestExtend:
         change = extend(reservation, quote=quote)
         now = Reservation.objects.get(pk=reservation.pk)
         assert now.window == quote.window
-        assert (now.total_minor, now.tariff) == (quote.total_minor, quote.tariff)
+        assert (now.total_minor, now.lots) == (quote.total_minor, quote.lots)
         assert {(a.period.lower, a.period.upper) for a in places(now)} == {
             (now.starts_at, now.ends_at)
         }
@@ -443,4 +444,5 @@ class TestExtend:
         make_node(owner=dear, gpus=1)
         make_listing(owner=dear, floor_rate=Decimal("3.000000"))
         quote = ask(make_reservation(gpus=2, spread="any"))
-        assert quote.floor_rate == Decimal("3.000000")
+        (lot,) = lots_of(quote)
+        assert lot.floors.segments[-1].rate_micros == 3_000_000

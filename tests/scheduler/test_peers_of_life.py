@@ -149,9 +149,9 @@ class TestVastHostingTermsAreFrozen:
         Node.objects.update(last_report_at=NOW + hours(2))
         second = make_reservation(at=NOW + hours(2), gpus=2, window=window_in(100, length=48))
 
-        was = (first.rate, first.total_minor, first.tariff)
+        was = (first.rate, first.total_minor, first.lots)
         first.refresh_from_db()
-        assert (first.rate, first.total_minor, first.tariff) == was
+        assert (first.rate, first.total_minor, first.lots) == was
         assert second.rate > first.rate
         tick(first.starts_at)
         assert Lease.objects.get().ends_at == first.ends_at

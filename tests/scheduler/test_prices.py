@@ -17,6 +17,7 @@ from marketplace.core.money import Money
 from marketplace.core.windows import Window, to_instant, to_seconds
 from marketplace.models import Listing
 from marketplace.states import Tier
+from scheduler.lots import GpusAtFloor
 from scheduler.models import PriceVersion
 from scheduler.prices import PoolKey, PriceTable, refresh, tables
 from scheduler.prices.packed import pack, unpack
@@ -76,17 +77,17 @@ class TestWindow:
         window = Window(NOW + seconds(1800), NOW + hours(2))
 
         price = a_table(2_000_000, 3_000_000).price(
-            window=window, floor_rate=Decimal(1), gpus=4, currency="usd"
+            window=window, floors=[GpusAtFloor(Decimal(1), 4)], currency="usd"
         )
 
         assert price.total == Money(1600, "usd")  # 4 × (½ × 2 + 1 × 3)
         assert price.rate == Decimal("2.666667")
-        assert price.tariff.amount(window=window, gpus=4, currency="usd") == price.total
-        assert price.tariff.mean_rate == price.rate
+        assert price.lots.amount(window=window, currency="usd") == price.total
+        assert price.lots.mean_rate == price.rate
 
     def test_never_costs_less_than_the_floor_after_the_fee(self) -> None:
         price = a_table(2_000_000, fee=1500).price(
-            window=window_in(0), floor_rate=Decimal(2), gpus=1, currency="usd"
+            window=window_in(0), floors=[GpusAtFloor(Decimal(2), 1)], currency="usd"
         )
 
         assert price.rate == Decimal("2.352942")
@@ -98,8 +99,7 @@ class TestWindow:
         for starts_in, rate in ((-5, 2), (1, 3), (500, 3)):
             price = table.price(
                 window=window_in(starts_in, length=1),
-                floor_rate=Decimal(1),
-                gpus=1,
+                floors=[GpusAtFloor(Decimal(1), 1)],
                 currency="usd",
             )
             assert price.rate == rate
@@ -124,9 +124,9 @@ class TestWindow:
             floor_rates=[floor],
         )
 
-        price = table.price(window=window, floor_rate=floor, gpus=3, currency="usd")
-        assert Decimal(int(found[0, 0])).scaleb(-6) == price.rate == price.tariff.mean_rate
-        assert price.total == price.tariff.amount(window=window, gpus=3, currency="usd")
+        price = table.price(window=window, floors=[GpusAtFloor(floor, 3)], currency="usd")
+        assert Decimal(int(found[0, 0])).scaleb(-6) == price.rate == price.lots.mean_rate
+        assert price.total == price.lots.amount(window=window, currency="usd")
 
     def test_of_half_a_year_at_the_highest_rates_does_not_overflow(self) -> None:
         table = a_table(99_999_000_000, fee=9000)
@@ -142,7 +142,7 @@ class TestWindow:
     @given(rates=st.lists(st.integers(1, 10**9), min_size=1, max_size=6), fee=st.integers(0, 9000))
     def test_is_explained_by_figures_that_add_up(self, rates: list[int], fee: int) -> None:
         price = a_table(*rates, fee=fee).price(
-            window=window_in(0, length=5), floor_rate=Decimal("1.5"), gpus=1, currency="usd"
+            window=window_in(0, length=5), floors=[GpusAtFloor(Decimal("1.5"), 1)], currency="usd"
         )
 
         told = {
@@ -156,7 +156,7 @@ class TestWindow:
     def test_names_the_hour_that_drives_it_and_the_identifiers_of_its_inputs(self) -> None:
         told = (
             a_table(2_000_000, 3_000_000)
-            .price(window=window_in(0), floor_rate=Decimal(1), gpus=1, currency="usd")
+            .price(window=window_in(0), floors=[GpusAtFloor(Decimal(1), 1)], currency="usd")
             .breakdown
         )
 
@@ -170,7 +170,7 @@ class TestWindow:
 
     def test_costs_the_owners_floor_where_there_is_no_table_yet(self) -> None:
         price = floors_only(KEY).price(
-            window=window_in(0), floor_rate=Decimal(2), gpus=1, currency="usd"
+            window=window_in(0), floors=[GpusAtFloor(Decimal(2), 1)], currency="usd"
         )
 
         assert price.rate == Decimal("2.352942")
@@ -179,9 +179,11 @@ class TestWindow:
 
     def test_is_not_cheaper_in_parts(self) -> None:
         table = a_table(2_345_678, 3_333_333, 2_222_222)
-        whole = table.price(window=window_in(0), floor_rate=Decimal(1), gpus=7, currency="usd")
+        whole = table.price(
+            window=window_in(0), floors=[GpusAtFloor(Decimal(1), 7)], currency="usd"
+        )
         parts = [
-            table.price(window=window, floor_rate=Decimal(1), gpus=1, currency="usd")
+            table.price(window=window, floors=[GpusAtFloor(Decimal(1), 1)], currency="usd")
             for window in (window_in(0, length=1), window_in(1, length=1))
             for _ in range(7)
         ]
@@ -306,9 +308,9 @@ class TestRefresh:
 
         firm, reclaimable = sorted(found.values(), key=lambda t: t.key.tier)
         assert set(reclaimable.rate_micros[:24].tolist()) == {1_176_471}  # idle: the floor
-        # A discount of 30 % and, a day ahead, half of a twentieth of 30 %:
-        # 1.176471 + (.6925 × 2.470589 − 1.176471) × ¼
-        assert int(reclaimable.target_micros[24]) == 1_310_073
+        # A discount of 40 % and, a day ahead, half of a twentieth of 30 %:
+        # 1.176471 + (.5925 × 2.470589 − 1.176471) × ¼
+        assert int(reclaimable.target_micros[24]) == 1_248_309
         assert np.array_equal(reclaimable.other_tier_micros, firm.rate_micros)
 
     def test_takes_the_floor_that_half_of_the_gpus_do_not_exceed_as_base(self) -> None:

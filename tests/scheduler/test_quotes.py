@@ -1,6 +1,7 @@
 """Quotes: what is promised, for how long, and what is refused."""
 
 import datetime as dt
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -21,6 +22,7 @@ from scheduler.states import QuoteStatus
 from tests.scheduler.factories import (
     NOW,
     hours,
+    lots_of,
     make_listing,
     make_node,
     make_organization,
@@ -57,7 +59,9 @@ class TestCreate:
         after = make_quote()
 
         assert after.rate == Decimal("2.470589")  # a step of 5 % towards .93 × 1.5 × the base
-        assert after.tariff == [[*before.tariff[0][:2], 2_470_589]]
+        ((was,),) = (lot.tariff.segments for lot in lots_of(before))
+        ((now,),) = (lot.tariff.segments for lot in lots_of(after))
+        assert now == replace(was, rate_micros=2_470_589)
         before.refresh_from_db()
         assert before.rate == Decimal("2.352942")
 
@@ -114,18 +118,19 @@ class TestCreate:
         owner = make_pool()
         make_listing(owner=owner, floor_rate=Decimal("1.000000"))
 
-        assert make_quote(gpus=8).floor_rate == Decimal(1)
+        assert lots_of(make_quote(gpus=8))[0].floor_rate == 1
         with pytest.raises(quotes.NotEnoughCapacity):
             make_quote(gpus=9)
 
-    def test_pays_every_owner_the_highest_floor_that_is_needed(self) -> None:
+    def test_pays_each_owner_by_its_own_floor(self) -> None:
         make_pool()
         dearer = make_organization()
         make_node(owner=dearer)
         make_listing(owner=dearer, floor_rate=Decimal(3))
 
-        assert make_quote(gpus=8).floor_rate == Decimal(2)
-        assert make_quote(gpus=16, spread="any").floor_rate == Decimal(3)
+        assert [(lot.gpus, lot.floor_rate) for lot in lots_of(make_quote(gpus=8))] == [(8, 2)]
+        both = lots_of(make_quote(gpus=16, spread="any"))
+        assert [(lot.gpus, lot.floor_rate) for lot in both] == [(8, 2), (8, 3)]
 
     def test_starts_now_on_the_next_second(self) -> None:
         make_pool()

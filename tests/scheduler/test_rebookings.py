@@ -18,14 +18,15 @@ from scheduler.calendar import (
     WindowOffGrid,
     WindowUpsideDown,
 )
+from scheduler.lots import Lots
 from scheduler.models import Allocation, Change, ChangeQuote, Reservation, TenantLimit
 from scheduler.quotas import LimitExceeded
 from scheduler.quotes import NotEnoughCapacity, PriceAboveMax, WindowTooShort
 from scheduler.rebookings import MoveTooLate, WindowWish
-from scheduler.tariffs import Tariff
 from tests.scheduler.factories import (
     NOW,
     hours,
+    lots_of,
     make_listing,
     make_node,
     make_organization,
@@ -83,7 +84,7 @@ def read(reservation: Reservation) -> Reservation:
 
 def as_it_was(reservation: Reservation) -> bool:
     now = read(reservation)
-    columns = ("status", "starts_at", "ends_at", "tariff", "rate", "total_minor")
+    columns = ("status", "starts_at", "ends_at", "lots", "rate", "total_minor")
     slots = sum(a.slots.upper - a.slots.lower for a in places(reservation))
     periods = {(a.period.lower, a.period.upper) for a in places(reservation)}
     return (
@@ -134,9 +135,9 @@ class TestShortening:
         reservation = make_reservation(window=window_in(48, length=4))
         Listing.objects.update(floor_rate=Decimal("9.000000"))
         take(reservation, ask(reservation, starts=49, ends=51))
-        tariff = Tariff.from_json(read(reservation).tariff)
-        old = Tariff.from_json(reservation.tariff)
-        assert tariff == old.clipped(window=Window(NOW + hours(49), NOW + hours(51)))
+        lots = Lots.from_json(read(reservation).lots)
+        old = Lots.from_json(reservation.lots)
+        assert lots == old.clipped(window=Window(NOW + hours(49), NOW + hours(51)))
 
     def test_is_possible_on_the_last_day_for_nothing_back(self) -> None:
         make_pool()
@@ -195,8 +196,8 @@ class TestMove:
         Listing.objects.filter(pk=old.pk).update(status="retired")
         make_listing(owner=cheap, floor_rate=Decimal("4.000000"))
         quote = ask(reservation, starts=3 * DAYS + 1, ends=3 * DAYS + 5)
-        tariff = Tariff.from_json(quote.tariff)
-        assert [segment.rate_micros for segment in tariff.segments] == [2_352_942, 4_705_883]
+        (lot,) = lots_of(quote)
+        assert [segment.rate_micros for segment in lot.tariff.segments] == [2_352_942, 4_705_883]
         # One hour at 2.352942 is given up, one at 4.705883 is added.
         assert (reservation.total_minor, quote.total_minor, quote.charge_minor) == (941, 1176, 235)
 
@@ -210,10 +211,8 @@ class TestMove:
         make_node(owner=dear, gpus=1)
         make_listing(owner=dear, floor_rate=Decimal("4.000000"))
         quote = ask(reservation, starts=9 * DAYS, ends=9 * DAYS + 4)
-        assert (quote.floor_rate, quote.added_rate) == (
-            Decimal("4.000000"),
-            Decimal("4.705883"),
-        )
+        (lot,) = lots_of(quote)
+        assert (lot.floor_rate, quote.added_rate) == (Decimal(4), Decimal("4.705883"))
         assert quote.charge_minor == quote.total_minor - reservation.total_minor
         take(reservation, quote)
         assert {a.node.organization for a in places(reservation)} == {dear}
@@ -303,7 +302,7 @@ class TestWindow:
         start = dt.datetime(2027, 3, 27, 22, tzinfo=dt.UTC)  # clocks change in Europe on the 28th
         starts = (start - NOW) / hours(1)
         quote = ask(reservation, starts=starts, ends=starts + 24 * 5)
-        assert Tariff.from_json(quote.tariff).window.seconds == 5 * 86_400
+        assert Lots.from_json(quote.lots).window.seconds == 5 * 86_400
 
     def test_of_what_is_not_paid_begun_or_over_does_not_change(self) -> None:
         make_pool()

@@ -17,10 +17,10 @@ from marketplace.states import EventKind, Tier
 from scheduler import cancellations, leases, reclaims, replacements, reservations
 from scheduler.compensation import compensation_for
 from scheduler.leases import RETURN_GRACE_SECONDS
+from scheduler.lots import Lots
 from scheduler.models import Allocation, Lease, Reclaim, Reservation
 from scheduler.reclaims import REMINDER_SECONDS, NotReclaimable, ReclaimTooLate
 from scheduler.states import LeaseReason, LeaseStatus, ReservationReason, ReservationStatus
-from scheduler.tariffs import Tariff
 from tests.scheduler.factories import (
     MODEL,
     NOW,
@@ -209,8 +209,8 @@ class TestReclaim:
         made = reclaim(lease, at=lease.starts_at + hours(10))
 
         rest = Window(made.due_at, lease.ends_at)
-        tariff = Tariff.from_json(lease.reservation.tariff)
-        left = tariff.amount(window=rest, gpus=2, currency="usd")
+        lots = Lots.from_json(lease.reservation.lots)
+        left = lots.amount(window=rest, currency="usd")
         assert rest.seconds == 38 * 3600
         assert made.remaining_minor == left.amount_minor > 0
         assert (

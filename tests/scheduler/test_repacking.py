@@ -21,6 +21,7 @@ from tests.scheduler.factories import (
     make_quote,
     make_reservation,
     reserve,
+    resize,
     window_in,
 )
 
@@ -123,7 +124,7 @@ class TestMakingRoom:
         assert places(dear) == [(dear_base, dear_base + 8)]
         Allocation.objects.filter(reservation=dear).update(slots=(dear_base, dear_base + 4))
         for promise in (dear, dear.quote):
-            type(promise).objects.filter(pk=promise.pk).update(gpus=4)
+            resize(promise, gpus=4)
 
         block = make_reservation(gpus=8, spread="single_node")
 
@@ -193,7 +194,8 @@ class TestMakingRoom:
     ) -> None:
         scattered()
         quote = make_quote(gpus=4)
-        Quote.objects.filter(pk=quote.pk).update(gpus=8, spread="single_node")
+        resize(quote, gpus=8)
+        Quote.objects.filter(pk=quote.pk).update(spread="single_node")
 
         def somebody_changes_it(*_args, **_named):
             raise CapacityTaken("a promise that was to make room is being changed")

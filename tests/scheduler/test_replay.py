@@ -16,6 +16,7 @@ from scheduler.prices.packed import pack, unpack
 from tests.scheduler.factories import (
     NOW,
     hours,
+    lots_of,
     make_listing,
     make_pool,
     make_quote,
@@ -46,8 +47,8 @@ class TestReplay:
 
         found = replay.replay(quote=reread(quote))
 
-        assert len(quote.tariff) == 3
-        assert {c.name for c in found} >= {"table", "rate", "tariff", "total", "fee"}
+        assert len(lots_of(quote)[0].tariff.segments) == 3
+        assert {c.name for c in found} >= {"table", "rate", "lots", "total", "fee"}
         assert [c for c in found if not c.agrees] == []
 
     def test_does_so_after_the_market_has_moved_on(self) -> None:
@@ -123,7 +124,9 @@ class TestWorkedExample:
             "certainty_premium_rate": "0.058824",
         }
         assert {name: told[name] for name in expected} == expected
-        assert (quote.total_minor, [row[2] for row in quote.tariff]) == (1_447, [2352942, 2470589])
+        (lot,) = lots_of(quote)
+        rates = [segment.rate_micros for segment in lot.tariff.segments]
+        assert (quote.total_minor, rates) == (1_447, [2_352_942, 2_470_589])
         published = prices.__doc__ or ""
         for number in [*expected.values(), "3.282356", "2.188237", "14.470593", "14.47"]:
             assert number.replace("-", "−") in published or number == "0.000000"

@@ -100,8 +100,7 @@ def occupied_until() -> dt.datetime | None:
 
 
 def on_offer(*, at: dt.datetime) -> int:
-    rows = onoffer.annotated(gpus=Gpu.objects.all(), at=at).values_list("on_offer", flat=True)
-    return sum(rows)
+    return sum(vars(gpu)["on_offer"] for gpu in onoffer.annotated(gpus=Gpu.objects.all(), at=at))
 
 
 def assert_sound() -> None:

@@ -20,6 +20,7 @@ from marketplace.management.loading.rows import ID, id_of, multiply, quietly
 from marketplace.management.loading.watch import Watch
 from marketplace.models import Listing, Organization
 from marketplace.states import Tier
+from scheduler.lots import Lot, Lots
 from scheduler.models import Allocation, Quote, Reservation, ReservationTransition
 from scheduler.states import (
     PaymentMethod,
@@ -45,12 +46,16 @@ _PROMISED = {
     "region": "node.region",
     "total_minor": "round(b.gpus * extract(epoch FROM b.ends_at - b.starts_at)"
     " * t.rate * %(minor)s / 3600)::bigint",
-    "tariff": "jsonb_build_array(jsonb_build_array(extract(epoch FROM b.starts_at)::bigint,"
-    " extract(epoch FROM b.ends_at)::bigint, (t.rate * 1000000)::bigint))",
+    "lots": "jsonb_build_array(jsonb_build_object('gpus', b.gpus,"
+    " 'listing_ids', jsonb_build_array(listing.id),"
+    " 'floors', jsonb_build_array(jsonb_build_array(extract(epoch FROM b.starts_at)::bigint,"
+    " extract(epoch FROM b.ends_at)::bigint, t.lots #> '{0,floors,0,2}')),"
+    " 'tariff', jsonb_build_array(jsonb_build_array(extract(epoch FROM b.starts_at)::bigint,"
+    " extract(epoch FROM b.ends_at)::bigint, (t.rate * 1000000)::bigint))))",
 }
 # What a booking `b` is made of, with the columns in which it differs from the first one.
 _BOOKED: tuple[tuple[_Booked, dict[str, str]], ...] = (
-    (Quote, {**_PROMISED, "id": ID.format("qte", "b.n"), "listing_ids": "ARRAY[listing.id]"}),
+    (Quote, {**_PROMISED, "id": ID.format("qte", "b.n")}),
     (
         Reservation,
         {**_PROMISED, "id": ID.format("rsv", "b.n"), "quote_id": ID.format("qte", "b.n")},
@@ -121,7 +126,13 @@ def _first_booking(
     """Make the booking that the others are multiplied from, by the models; it is paid for by nobody."""
     node, slot, gpus, starts, ends = bookings[0].tolist()
     window = Window(first + starts * HOUR, first + ends * HOUR)
-    tariff = Tariff.flat(window=window, rate=RATE)
+    lot = Lot(
+        gpus=gpus,
+        floors=Tariff.flat(window=window, rate=FLOOR_RATE),
+        tariff=Tariff.flat(window=window, rate=RATE),
+        listing_ids=(listing.pk,),
+    )
+    lots = Lots((lot,))
     shared: dict[str, Any] = {
         "organization": tenant,
         "gpu_model_id": GPU_MODEL,
@@ -132,10 +143,8 @@ def _first_booking(
         "starts_at": window.starts_at,
         "ends_at": window.ends_at,
         "rate": RATE,
-        "tariff": tariff.as_json(),
-        "total_minor": tariff.amount(
-            window=window, gpus=gpus, currency=settings.CURRENCY
-        ).amount_minor,
+        "lots": lots.as_json(),
+        "total_minor": lots.amount(window=window, currency=settings.CURRENCY).amount_minor,
         "currency": settings.CURRENCY,
         "fee_basis_points": settings.PLATFORM_FEE_BASIS_POINTS,
         "simulated": True,
@@ -144,8 +153,6 @@ def _first_booking(
     quote = Quote.objects.create(
         id=id_of("qte", 0),
         status=QuoteStatus.USED,
-        floor_rate=FLOOR_RATE,
-        listing_ids=[listing.pk],
         price_breakdown={},
         expires_at=at,
         used_at=at,

@@ -1,6 +1,7 @@
 """The firm price: the documented formula with numbers worked out by hand, and its laws for every input."""
 
 import time
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -15,6 +16,8 @@ from scheduler.pricing.limits import UNKNOWN, gross_floors
 HOURS = 24
 BASE = 2_000_000  # micros per GPU-hour
 RULE = Rule()
+# What the examples worked out by hand reckon with.
+WORKED = Rule(caution=Decimal(2), sold_slope=Decimal(0))
 
 counts = st.integers(min_value=0, max_value=3_000)
 rates = st.integers(min_value=BASE, max_value=4 * BASE)
@@ -45,7 +48,7 @@ def one_hour(*, room: int, demand: float, opening: int = UNKNOWN, floor: int = 1
             sold=np.array([983 - room], dtype=np.int64),
         ),
         demand=Demand(gpus=np.array([demand]), size_ratio=16.0),
-        rule=RULE,
+        rule=WORKED,
         opening=np.array([opening], dtype=np.int64),
     )
 
@@ -108,7 +111,7 @@ class TestOwnersFloors:
         vector = refresh(
             supply=self.supply(sold=sold),
             demand=demand_of(np.array([demand])),
-            rule=RULE,
+            rule=WORKED,
             opening=np.array([UNKNOWN], dtype=np.int64),
         )
         return int(vector.target_micros[0])

@@ -15,7 +15,7 @@ from scheduler.pricing.forecast import (
     remaining,
 )
 
-RULE = Rule()
+RULE = Rule(slow_hours=168, fast_hours=72, fade_hours=72)
 NOW = 500_000
 
 
@@ -46,17 +46,18 @@ class TestRemaining:
             shape=simple_shape(), learnt=Levels(), first_hour=NOW, hours=12, rule=RULE
         )
 
-        # Windows that start within five hours have all been asked for; later ones run for three hours.
-        assert demand == pytest.approx([0, 0, 0, 0, 0, 0, 1, 2, 3, 3, 3, 3], abs=1e-9)
+        # What starts within five hours has been asked for before the running hour, what starts in five is
+        # asked for in it, and all of it runs for three hours.
+        assert demand == pytest.approx([0, 0, 0, 0, 0, 1, 2, 3, 3, 3, 3, 3], abs=1e-9)
 
     def test_believes_the_fast_level_less_the_further_ahead(self) -> None:
         plain, fast = (
             remaining(shape=simple_shape(), learnt=learnt, first_hour=NOW, hours=800, rule=RULE)
             for learnt in (Levels(), Levels(slow=1.0, fast=2.0))
         )
-        ratio = fast[6:] / plain[6:]
+        ratio = fast[5:] / plain[5:]
 
-        assert ratio[0] == pytest.approx(1 + np.exp(-6 / 72))
+        assert ratio[0] == pytest.approx(1 + np.exp(-5 / 72))
         assert (np.diff(ratio) < 0).all()
         assert ratio[-1] == pytest.approx(1, abs=1e-4)
 

@@ -1,5 +1,6 @@
 """The small pool's fallback, the reclaimable tier, the limits they share, and the words on a quote."""
 
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from scheduler.pricing.limits import UNKNOWN, aligned
 
 HOURS = 48
 BASE = 2_000_000
-RULE = Rule()
+RULE = Rule(reclaimable_discount=Decimal("0.3"), reclaimable_discount_max=Decimal("0.6"))
 
 shares = arrays.arrays(np.int64, HOURS, elements=st.integers(0, 10_000))
 used = arrays.arrays(np.int64, HOURS, elements=st.integers(0, 1_100))

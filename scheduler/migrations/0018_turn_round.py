@@ -99,7 +99,7 @@ END $$;
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("scheduler", "0015_relocation_reason"),
+        ("scheduler", "0017_weights_of_owners"),
     ]
 
     operations = [
