@@ -2,7 +2,7 @@
 
 import csv
 import datetime as dt
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from operator import itemgetter
 
 from django.conf import settings
@@ -22,7 +22,7 @@ def lines(
     version: Version,
     dataset: Dataset,
     at: dt.datetime,
-) -> Iterator[str]:
+) -> Generator[str]:
     """Return the lines of a file as it stands now, its header first; what follows is read as it is asked for.
 
     :raises ValueError: when `month` names no month.
@@ -58,7 +58,7 @@ class _Line:
         return text
 
 
-def _lines(columns: tuple[str, ...], pages: Iterator[Iterable[Row]]) -> Iterator[str]:
+def _lines(columns: tuple[str, ...], pages: Iterator[Iterable[Row]]) -> Generator[str]:
     writer = csv.writer(_Line(), lineterminator="\r\n")
     cells = itemgetter(*(SAME_AS.get(column, column) for column in columns))
     yield str(writer.writerow(columns))

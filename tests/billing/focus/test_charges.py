@@ -2,6 +2,7 @@
 
 import datetime as dt
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -20,8 +21,8 @@ PAYER = Payer(
 )
 
 
-def frames(*, currency: str = "usd", **changes: object) -> Frames:
-    values: dict[str, object] = {
+def frames(*, currency: str = "usd", **changes: Any) -> Frames:
+    values: dict[str, Any] = {
         "reservation_id": "rsv_1",
         "quote_id": "qte_1",
         "gpu_model": "h100-sxm-80gb",
@@ -44,8 +45,8 @@ def frames(*, currency: str = "usd", **changes: object) -> Frames:
     return Frames(payer=PAYER, deal=Deal(**{**values, **changes}), currency=currency)
 
 
-def hour(**changes: object) -> Fact:
-    values: dict[str, object] = {
+def hour(**changes: Any) -> Fact:
+    values: dict[str, Any] = {
         "reservation_id": "rsv_1",
         "lease_id": "lse_1",
         "entry_id": "ent_1",

@@ -1,7 +1,7 @@
 """How files come about: of one snapshot, with no transaction left open, and as a command writes them."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -13,7 +13,7 @@ from marketplace.models import Organization
 from tests.billing import factories as books
 
 
-def charges_of(tenant: Organization) -> Iterator[str]:
+def charges_of(tenant: Organization) -> Generator[str]:
     return focus.lines(
         organization=tenant,
         month="2026-11",

@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0012_floors_of_hours"),
+        ("billing", "0016_dunning"),
     ]
 
     operations = [
