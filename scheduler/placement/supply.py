@@ -330,12 +330,14 @@ def _nothing(*, listings: tuple[Listing, ...]) -> Supply:
 def _islands(groups: Sequence[Machines]) -> tuple[list[Island], Rows]:
     """Return the islands of some machines, and per machine the number of its own."""
     numbers: dict[Island, int] = {}
-    found = []
+    found: list[int] = []
+    sizes: list[int] = []
     for machines in groups:
-        places = [machines.fabric] * len(machines.ids) if machines.fabric else machines.ids
+        places = [machines.fabric] if machines.fabric else machines.ids
         islands = ((machines.organization_id, machines.region, place) for place in places)
         found += [numbers.setdefault(island, len(numbers)) for island in islands]
-    return list(numbers), np.array(found, dtype=np.int64)
+        sizes += [len(machines.ids)] if machines.fabric else [1] * len(places)
+    return list(numbers), np.repeat(np.array(found, dtype=np.int64), sizes)
 
 
 def _numbered(numbers: Rows) -> Rows:
