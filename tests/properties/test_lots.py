@@ -6,6 +6,7 @@ several; so is a request whose region is left open, and one whose window is cut 
 
 from collections.abc import Sequence
 from decimal import Decimal
+from typing import Any
 
 from django.db import transaction
 from hypothesis import HealthCheck, assume, given, settings
@@ -43,7 +44,7 @@ def fleet(asked: Sequence[tuple[int, int]]) -> int:
     return sum(gpus for _, gpus in asked)
 
 
-def quoted(gpus: int, **changes: object) -> Quote:
+def quoted(gpus: int, **changes: Any) -> Quote:
     return make_quote(gpus=gpus, spread="any", window=window_in(24, length=3), **changes)
 
 

@@ -4,6 +4,7 @@ import csv
 import datetime as dt
 import io
 import json
+from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -20,7 +21,7 @@ LATER = factories.START + dt.timedelta(days=2)
 DECEMBER_FIRST = dt.datetime(2026, 12, 1, tzinfo=dt.UTC)
 
 
-def a_tenant(name: str, **taxes: object) -> Organization:
+def a_tenant(name: str, **taxes: Any) -> Organization:
     row = factories.tenant(name=name, funds_minor=10_000)
     return factories.taxed(buyer=row, **taxes) if taxes else row
 

@@ -5,8 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0015_dunning"),
-        ("billing", "0015_month_close_recorded"),
+        ("billing", "0016_dunning"),
     ]
 
     operations = [
