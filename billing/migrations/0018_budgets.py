@@ -8,8 +8,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0015_dunning"),
-        ("billing", "0015_month_close_recorded"),
+        ("billing", "0017_note_what_the_meters_said_of_an_hour"),
         ("marketplace", "0004_events"),
     ]
 
