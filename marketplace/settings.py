@@ -102,6 +102,16 @@ RECLAIM_COMPENSATION_BASIS_POINTS = env.integer(
 REFUND_ALONE_MINOR_MAX = env.integer(
     "HEADROOM_REFUND_ALONE_MINOR_MAX", default=10_000, minimum=0, maximum=10_000_000
 )
+# From the due date of an invoice: it is asked for twice, and then what has not started is cancelled.
+DUNNING_REMINDER_SECONDS = env.integer(
+    "HEADROOM_DUNNING_REMINDER_SECONDS", default=3 * 86_400, minimum=0, maximum=90 * 86_400
+)
+DUNNING_WARNING_SECONDS = env.integer(
+    "HEADROOM_DUNNING_WARNING_SECONDS", default=10 * 86_400, minimum=0, maximum=90 * 86_400
+)
+DUNNING_SUSPENSION_SECONDS = env.integer(
+    "HEADROOM_DUNNING_SUSPENSION_SECONDS", default=14 * 86_400, minimum=0, maximum=90 * 86_400
+)
 # Share of the price that the platform keeps, in basis points; a listing's floor is what the owner receives.
 PLATFORM_FEE_BASIS_POINTS = env.integer(
     "HEADROOM_PLATFORM_FEE_BASIS_POINTS", default=1500, minimum=0, maximum=9000

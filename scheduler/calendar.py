@@ -279,10 +279,9 @@ def _take(
 
 @contextmanager
 def _overlap_is_taken() -> Iterator[None]:
-    """Undo what the block did and say `CapacityTaken`, when it gave a GPU to two."""
+    """Say `CapacityTaken` when the block gave a GPU to two; the caller's savepoint undoes what was done."""
     try:
-        with transaction.atomic():
-            yield
+        yield
     except IntegrityError as error:
         cause = error.__cause__
         if isinstance(cause, psycopg.Error) and cause.diag.constraint_name == OVERLAP_CONSTRAINT:

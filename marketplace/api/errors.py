@@ -187,6 +187,11 @@ STATUS_BY_CODE: dict[str, int] = {
     "limit_exceeded": 403,
     # money
     "payment_required": 402,
+    "approval_required": 403,
+    "approval_refused": 403,
+    "budget_exceeded": 403,
+    "project_frozen": 403,
+    "budgets_changed": 412,
     "payment_method_unavailable": 501,
     "credit_not_granted": 403,
     "credit_limit_exceeded": 402,

@@ -16,6 +16,7 @@ from rest_framework.response import Response
 from billing import month_bills, month_movements
 from billing.month_bills import Figures, MonthBill, Row
 from marketplace.api import month_page
+from marketplace.api.budgets import BudgetSerializer
 from marketplace.api.fields import ChoiceField, InstantField, MoneySerializer, StrictSerializer
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView
@@ -136,6 +137,9 @@ class MonthBillSerializer(serializers.Serializer[Any]):
     by_project = ProjectFiguresSerializer(many=True)
     by_tag = TagFiguresSerializer(many=True)
     commitments_ahead = AheadSerializer()
+    budgets = BudgetSerializer(
+        many=True, help_text="as they are set now, in the periods in which the month begins"
+    )
 
 
 class MonthBillView(ApiView):
@@ -198,6 +202,7 @@ def _bill(bill: MonthBill) -> dict[str, Any]:
             for each in bill.by_tag
         ],
         "commitments_ahead": bill.ahead,
+        "budgets": bill.budgets,
     }
 
 

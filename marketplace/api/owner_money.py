@@ -1,7 +1,6 @@
 """`/v1/owner/earnings` and `/v1/payouts`: what the machines brought in, and what is due to their owner."""
 
 import datetime as dt
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from django.conf import settings
@@ -11,7 +10,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing.models import Payout, Settlement
+from billing.models import Correction, Payout, Settlement
 from billing.states import PayoutStatus
 from marketplace.api.fields import (
     ChoiceField,
@@ -29,14 +28,20 @@ from marketplace.states import Scope
 
 EARNINGS_DAYS_MAX = 366  # a year of days is the longest table that one answer holds
 EARNINGS_DAYS_DEFAULT = 30
+_SUMS_OF_BOTH = {
+    name: Coalesce(Sum(name), 0)
+    for name in (
+        "gpu_seconds_delivered",
+        "gpu_seconds_busy",
+        "earned_minor",
+        "fee_minor",
+        "owner_minor",
+    )
+}
 _SUMS = {
     "leases": Count("id"),
     "gpu_seconds_sold": Coalesce(Sum("gpu_seconds_bought"), 0),
-    "gpu_seconds_delivered": Coalesce(Sum("gpu_seconds_delivered"), 0),
-    "gpu_seconds_busy": Coalesce(Sum("gpu_seconds_busy"), 0),
-    "earned_minor": Coalesce(Sum("earned_minor"), 0),
-    "fee_minor": Coalesce(Sum("fee_minor"), 0),
-    "owner_minor": Coalesce(Sum("owner_minor"), 0),
+    **_SUMS_OF_BOTH,
 }
 
 
@@ -70,7 +75,7 @@ class EarningsRowSerializer(serializers.Serializer[Any]):
 
 
 class EarningsSerializer(serializers.Serializer[Any]):
-    """Earnings of settled leases in a period."""
+    """Earnings of leases that were settled in a period, and of what late evidence corrected in it."""
 
     vars()["from"] = InstantField()
     to = InstantField()
@@ -104,32 +109,51 @@ class EarningsView(ApiView):
             settled_at__gte=starts_at,
             settled_at__lt=ends_at,
         )
-        total = _row(key="total", sums=settlements.aggregate(**_SUMS))
+        corrections = Correction.objects.filter(
+            settlement__owner=self.organization,
+            settlement__currency=settings.CURRENCY,
+            corrected_at__gte=starts_at,
+            corrected_at__lt=ends_at,
+        )
+        total = _added(settlements.aggregate(**_SUMS), corrections.aggregate(**_SUMS_OF_BOTH))
         answer = {
             "from": starts_at,
             "to": ends_at,
             "group_by": self.query["group_by"],
-            "total": total,
-            "groups": list(_rows(settlements, group_by=self.query["group_by"])),
+            "total": _row(key="total", sums=total),
+            "groups": _rows(settlements, corrections, group_by=self.query["group_by"]),
         }
         return Response(EarningsSerializer(answer).data)
 
 
-def _rows(settlements: QuerySet[Settlement], *, group_by: str) -> Iterable[dict[str, Any]]:
-    """Yield a row per group. Groups are as many as days in the period, or the owner's machines."""
-    keys = {
-        "day": Func(
-            Func(Value("UTC"), F("settled_at"), function="timezone"),
-            function="date",
-            output_field=DateField(),
-        ),
-        "gpu_model": F("lease__reservation__gpu_model_id"),
-        "region": F("lease__node__region"),
-        "node": F("lease__node_id"),
-    }
-    grouped = settlements.annotate(key=keys[group_by]).values("key").annotate(**_SUMS)
-    for sums in grouped.order_by("key"):
-        yield _row(key=str(sums["key"]), sums=sums)
+def _rows(
+    settlements: QuerySet[Settlement], corrections: QuerySet[Correction], *, group_by: str
+) -> list[dict[str, Any]]:
+    """Return a row per group. Groups are as many as days in the period, or the owner's machines."""
+    groups: dict[str, dict[str, Any]] = {}
+    for rows, instant, to_lease, sums in (
+        (settlements, "settled_at", "lease", _SUMS),
+        (corrections, "corrected_at", "settlement__lease", _SUMS_OF_BOTH),
+    ):
+        key = {
+            "day": Func(
+                Func(Value("UTC"), F(instant), function="timezone"),
+                function="date",
+                output_field=DateField(),
+            ),
+            "gpu_model": F(f"{to_lease}__reservation__gpu_model_id"),
+            "region": F(f"{to_lease}__node__region"),
+            "node": F(f"{to_lease}__node_id"),
+        }[group_by]
+        for found in rows.order_by().annotate(key=key).values("key").annotate(**sums):
+            name = str(found.pop("key"))
+            groups[name] = _added(groups.get(name, {}), found)
+    return [_row(key=name, sums=_added(sums, {})) for name, sums in sorted(groups.items())]
+
+
+def _added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return the sums of both; a correction is of no lease of its own."""
+    return {name: one.get(name, 0) + other.get(name, 0) for name in _SUMS}
 
 
 def _row(*, key: str, sums: dict[str, Any]) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from django.urls import path
 
 from marketplace.api import (
     bills,
+    budgets,
     changes,
     documents,
     events,
+    exports,
     invoice_payments,
     leases,
     limits,
@@ -16,6 +18,7 @@ from marketplace.api import (
     offerings,
     owner_urls,
     prices,
+    purchase_requests,
     quotes,
     reservations,
     top_ups,
@@ -50,6 +53,20 @@ urlpatterns = [
     path("leases/<str:lease_id>/utilization", leases.UtilizationView.as_view()),
     path("events", events.EventsView.as_view()),
     path("events/<str:event_id>", events.EventView.as_view()),
+    path("approval-limit", purchase_requests.ApprovalLimitView.as_view()),
+    path("purchase-requests", purchase_requests.PurchaseRequestsView.as_view()),
+    path("purchase-requests/<str:request_id>", purchase_requests.PurchaseRequestView.as_view()),
+    path(
+        "purchase-requests/<str:request_id>/approve",
+        purchase_requests.ApprovePurchaseView.as_view(),
+    ),
+    path(
+        "purchase-requests/<str:request_id>/refuse", purchase_requests.RefusePurchaseView.as_view()
+    ),
+    path("budgets", budgets.BudgetsView.as_view()),
+    path("project-freezes", budgets.FreezesView.as_view()),
+    path("project-freezes/<str:freeze_id>", budgets.FreezeView.as_view()),
+    path("exports/focus", exports.FocusExportView.as_view()),
     path("limits", limits.LimitsView.as_view()),
     path("credit", invoice_payments.CreditView.as_view()),
     path("invoices/<str:invoice_id>/payments", invoice_payments.InvoicePaymentsView.as_view()),

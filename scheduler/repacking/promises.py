@@ -68,7 +68,7 @@ def movable(
     That is: not bound yet, on no other node, on slots that are still offered, and served at their own price
     by every listing that covers one of the nodes.
     """
-    bases = [supply.nodes[row].slot_base for row in rows]
+    bases = [supply.slot_base(row) for row in rows]
     offered = dict(zip(bases, supply.offered_at_all[list(rows)].tolist(), strict=True))
     covering = [
         listing

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from agents.models import Node
-from billing import payouts, settlements
+from billing import corrections, payouts, settlements
 from billing.models import Settlement
 from marketplace.models import Organization
 from marketplace.states import Scope
@@ -46,6 +46,25 @@ class TestEarnings:
             assert row["fee"]["amount_minor"] + row["net"]["amount_minor"] == settled.earned_minor
             assert row["gpu_seconds_sold"] == 7200
             assert row["gpu_seconds_delivered"] == 3600
+
+    @pytest.mark.parametrize("group_by", ["day", "gpu_model", "region", "node"])
+    def test_count_a_late_correction_where_it_was_made(
+        self, api: ApiClient, settled: Settlement, group_by: str
+    ) -> None:
+        books.outage(of=settled.lease, seconds=900)
+        at = settled.review_due_at
+        assert at is not None
+        correction = corrections.review(settlement_id=settled.pk, at=at + dt.timedelta(days=1))
+        assert correction is not None
+        assert correction.earned_minor < 0
+        answer = api.get("/v1/owner/earnings", **period(group_by=group_by)).json
+        for name, column in (("earned", "earned"), ("fee", "fee"), ("net", "owner")):
+            both = getattr(settled, f"{column}_minor") + getattr(correction, f"{column}_minor")
+            assert answer["total"][name]["amount_minor"] == both
+            assert sum(row[name]["amount_minor"] for row in answer["groups"]) == both
+        assert [row["leases"] for row in answer["groups"]] == ([1, 0] if group_by == "day" else [1])
+        earlier = api.get("/v1/owner/earnings", **period(to="2026-11-23T00:00:00Z")).json
+        assert earlier["total"]["earned"]["amount_minor"] == settled.earned_minor
 
     def test_are_nothing_outside_of_the_period_or_for_a_stranger(
         self, api: ApiClient, settled: Settlement

@@ -11,9 +11,23 @@ from billing import purchases, tax, tax_rules, wallet
 from marketplace.core.money import Money, amount_for
 from marketplace.core.windows import Window
 from marketplace.models import GpuModel, Organization
+from scheduler import change_rules
 from scheduler.lots import Lot, Lots
-from scheduler.models import Lease, Quote, Reservation, ReservationTransition
-from scheduler.states import LeaseStatus, QuoteStatus, ReservationReason, ReservationStatus
+from scheduler.models import (
+    Change,
+    ChangeQuote,
+    Lease,
+    Quote,
+    Reservation,
+    ReservationTransition,
+)
+from scheduler.states import (
+    ChangeKind,
+    LeaseStatus,
+    QuoteStatus,
+    ReservationReason,
+    ReservationStatus,
+)
 from scheduler.tariffs import Tariff
 
 START = dt.datetime(2026, 11, 2, 8, tzinfo=dt.UTC)
@@ -27,12 +41,14 @@ def owner(*, name: str = "Nordlicht Compute") -> Organization:
     )[0]
 
 
-def tenant(*, name: str = "Perceptron AG", funds_minor: int = 0) -> Organization:
+def tenant(
+    *, name: str = "Perceptron AG", funds_minor: int = 0, currency: str = "usd"
+) -> Organization:
     row, _ = Organization.objects.get_or_create(
         name=name, defaults={"is_tenant": True, "created_at": START}
     )
     if funds_minor:
-        fund(row, minor=funds_minor)
+        fund(row, minor=funds_minor, currency=currency)
     return row
 
 
@@ -103,15 +119,7 @@ def reservation(
     if total_minor is None:
         seconds = gpus * hours * 3600
         total_minor = amount_for(rate=rate, gpu_seconds=seconds, currency=currency).amount_minor
-    floor = (rate * (10_000 - fee_basis_points) / 10_000).quantize(
-        Decimal("0.000001"), rounding=ROUND_DOWN
-    )
     window = Window(START, ends_at)
-    lot = Lot(
-        gpus=gpus,
-        floors=Tariff.flat(window=window, rate=floor),
-        tariff=Tariff.flat(window=window, rate=rate),
-    )
     shared = {
         "organization": buyer,
         "gpu_model": model,
@@ -123,7 +131,9 @@ def reservation(
         "ends_at": ends_at,
         "rate": rate,
         "total_minor": total_minor,
-        "lots": Lots((lot,)).as_json(),
+        "lots": lots(
+            window=window, gpus=gpus, rate=rate, fee_basis_points=fee_basis_points
+        ).as_json(),
         "currency": currency,
         "fee_basis_points": fee_basis_points,
         "simulated": True,
@@ -152,6 +162,82 @@ def reservation(
     if paid:
         purchases.post(reservation=row, at=bought_at)
     return row
+
+
+def lots(*, window: Window, gpus: int, rate: Decimal, fee_basis_points: int) -> Lots:
+    """Return one lot of GPUs at a flat rate, its floor the rate less the market's fee."""
+    floor = (rate * (10_000 - fee_basis_points) / 10_000).quantize(
+        Decimal("0.000001"), rounding=ROUND_DOWN
+    )
+    lot = Lot(
+        gpus=gpus,
+        floors=Tariff.flat(window=window, rate=floor),
+        tariff=Tariff.flat(window=window, rate=rate),
+    )
+    return Lots((lot,))
+
+
+def change(
+    *,
+    of: Reservation,
+    kind: ChangeKind,
+    charged: int = 0,
+    refunded: int = 0,
+    fee: int = 0,
+    added: int = 0,
+    released: int = 0,
+) -> Change:
+    """Return a change that was made of a reservation, GPU-seconds added at its end; nothing is posted.
+
+    The reservation is what the change makes of it, but for its status. Of what is given back all GPUs are of
+    one owner.
+    """
+    rule = change_rules.current(at=START)
+    before, total = of.window, of.total_minor
+    of.ends_at += dt.timedelta(seconds=added // of.gpus)
+    of.total_minor += charged - refunded - fee
+    of.lots = lots(
+        window=of.window, gpus=of.gpus, rate=of.rate, fee_basis_points=of.fee_basis_points
+    ).as_json()
+    of.save(update_fields=["ends_at", "total_minor", "lots"])
+    left = None if kind == ChangeKind.CANCELLATION else of.window
+    shared = {
+        "reservation": of,
+        "kind": kind,
+        "from_starts_at": before.starts_at,
+        "from_ends_at": before.ends_at,
+        "starts_at": left and left.starts_at,
+        "ends_at": left and left.ends_at,
+        "currency": of.currency,
+    }
+    quote = ChangeQuote.objects.create(
+        **shared,
+        organization=of.organization,
+        rule=rule,
+        from_status=of.status,
+        from_total_minor=total,
+        notice_seconds=0,
+        fee_basis_points=0,
+        total_minor=of.total_minor,
+        charge_minor=charged,
+        refund_minor=refunded,
+        fee_minor=fee,
+        created_at=START,
+        expires_at=START,
+        used_at=START,
+    )
+    return Change.objects.create(
+        **shared,
+        quote=quote,
+        charged_minor=charged,
+        refunded_minor=refunded,
+        fee_minor=fee,
+        gpu_seconds_added=added,
+        gpu_seconds_released=released,
+        given_back_by_owner={owner().pk: of.gpus} if released else {},
+        actor="test",
+        at=START,
+    )
 
 
 def lease(
@@ -192,6 +278,7 @@ def meter(
     busy: int | None = 0,
     energy_millijoules: int | None = None,
     up: int | None = None,
+    attached: int | None = None,
 ) -> MeterReading:
     number = next(_numbers)
     return MeterReading.objects.create(
@@ -205,6 +292,7 @@ def meter(
         ends_at=of.starts_at + dt.timedelta(seconds=from_second + seconds),
         up_seconds=seconds if up is None else up,
         busy_seconds=busy,
+        attached_seconds=attached,
         energy_millijoules=energy_millijoules,
         simulated=True,
         received_at=of.ends_at,

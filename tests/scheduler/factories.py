@@ -6,6 +6,8 @@ import secrets
 from decimal import Decimal
 from typing import Any
 
+from django.db import transaction
+
 from agents import protocol
 from agents.models import SLOTS_PER_NODE, Gpu, Grant, MeterReading, Node, Receipt
 from marketplace import catalog
@@ -145,14 +147,15 @@ def resize(promise: Quote | Reservation, *, gpus: int) -> None:
 
 
 def reserve(quote: Quote, *, at: dt.datetime = NOW, **details: Any) -> Reservation:
-    return reservations.reserve(
-        organization=quote.organization,
-        quote_id=quote.pk,
-        payment_method="wallet",
-        details=ReservationDetails(**details),
-        at=at,
-        actor="test",
-    )
+    with transaction.atomic():  # a refusal ends it
+        return reservations.reserve(
+            organization=quote.organization,
+            quote_id=quote.pk,
+            payment_method="wallet",
+            details=ReservationDetails(**details),
+            at=at,
+            actor="test",
+        )
 
 
 def make_reservation(*, at: dt.datetime = NOW, **changes: Any) -> Reservation:

@@ -1,0 +1,237 @@
+"""Money that comes in, what it buys, what becomes of that before it begins, and invoices."""
+
+from django.conf import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule
+
+from billing import (
+    approvals,
+    changes,
+    promotions,
+    provider_money,
+    purchases,
+    receivables,
+    wallet,
+)
+from billing.states import ApprovalKind
+from scheduler.models import Reservation
+from scheduler.states import ChangeKind, PaymentMethod, ReservationStatus
+from tests.billing import factories
+from tests.properties.ledger.model import FAR, FARTHER, HOURS, TAXES, Model
+
+WHO = st.integers(0, len(TAXES) - 1)
+
+
+class Buying(Model):
+    """The rules of what happens before a reservation begins."""
+
+    @rule(amount=st.integers(1, 20_000), who=WHO)
+    def deposit(self, amount: int, who: int) -> None:
+        key = self.next_id("deposit")
+        for _ in range(2):
+            wallet.record_deposit(
+                organization=self.tenants[who],
+                amount=self.money(amount),
+                idempotency_key=key,
+                at=factories.START,
+                actor="test",
+            )
+
+    @rule(amount=st.integers(1, 20_000), who=WHO)
+    def top_up(self, amount: int, who: int) -> None:
+        payment = self.next_id("pi")
+        for _ in range(2):
+            provider_money.top_up(
+                organization=self.tenants[who],
+                object_id=payment,
+                amount=self.money(amount),
+                at=factories.START,
+            )
+        self.clearing[payment] = amount
+
+    @rule(amount=st.integers(1, 5_000), who=WHO)
+    def grant(self, amount: int, who: int) -> None:
+        grant_id = self.next_id("promo")
+        promotions.grant(
+            organization=self.tenants[who],
+            grant_id=grant_id,
+            amount=self.money(amount),
+            at=factories.START,
+        )
+        self.grants[grant_id] = self.tenants[who]
+
+    @rule(
+        price=st.integers(0, 3000),
+        gpus=st.integers(1, 4),
+        fee=st.integers(0, 9000),
+        method=st.sampled_from(PaymentMethod),
+        who=WHO,
+        is_promoted=st.booleans(),
+    )
+    def buy(
+        self,
+        *,
+        price: int,
+        gpus: int,
+        fee: int,
+        method: PaymentMethod,
+        who: int,
+        is_promoted: bool,
+    ) -> None:
+        tenant = self.tenants[who]
+
+        def purchase() -> Reservation:
+            row = factories.reservation(
+                buyer=tenant,
+                gpus=gpus,
+                hours=HOURS,
+                total_minor=price,
+                fee_basis_points=fee,
+                currency=settings.CURRENCY,
+                paid=False,
+            )
+            row.payment_method = method
+            row.save(update_fields=["payment_method"])
+            asked = purchases.price_with_tax(reservation=row)
+            if method == PaymentMethod.CARD:
+                payment = self.next_id("pi")
+                purchases.capture_payment(reservation=row, object_id=payment, at=factories.START)
+                self.clearing[payment] = asked
+            elif method == PaymentMethod.INVOICE:
+                invoice = self.next_id("inv")
+                purchases.capture_invoice(reservation=row, invoice_id=invoice, at=factories.START)
+                self.invoices[invoice] = (tenant, asked)
+                self.on_account[row.pk] = invoice
+            else:
+                of_tenant = [name for name, who in self.grants.items() if who == tenant]
+                if is_promoted and of_tenant:
+                    promotions.spend(reservation=row, grant_id=of_tenant[-1], at=factories.START)
+                purchases.post(reservation=row, at=factories.START)
+            return row
+
+        row = self.attempt(purchase)
+        if row is not None:
+            self.bought.append(row)
+
+    @rule(price=st.integers(1, 3000), who=WHO)
+    def hold(self, price: int, who: int) -> None:
+        def take() -> Reservation:
+            row = factories.reservation(
+                buyer=self.tenants[who],
+                hours=HOURS,
+                total_minor=price,
+                currency=settings.CURRENCY,
+                status=ReservationStatus.PAYMENT_PENDING,
+                paid=False,
+            )
+            Reservation.objects.filter(pk=row.pk).update(payment_due_at=FARTHER)
+            purchases.hold(reservation=row, at=factories.START)
+            return row
+
+        row = self.attempt(take)
+        if row is not None:
+            self.held.append(row)
+
+    @precondition(lambda self: self.held)
+    @rule(is_captured=st.booleans())
+    def resolve(self, *, is_captured: bool) -> None:
+        row = self.held.pop()
+        if is_captured:
+            purchases.capture_hold(reservation=row, at=factories.START)
+            self.bought.append(row)
+        else:
+            purchases.void_hold(reservation=row, at=factories.START)
+        self.set_status(row, ReservationStatus.ACTIVE if is_captured else ReservationStatus.EXPIRED)
+
+    @precondition(lambda self: self.bought)
+    @rule(data=st.data(), kept=st.integers(0, 3000))
+    def leave(self, data: st.DataObject, kept: int) -> None:
+        """Cancel what has not begun; a part of the price stays as the fee."""
+        row = self.bought.pop(data.draw(st.integers(0, len(self.bought) - 1)))
+        fee = min(kept, row.total_minor)
+        made = factories.change(
+            of=row,
+            kind=ChangeKind.CANCELLATION,
+            refunded=row.total_minor - fee,
+            fee=fee,
+            released=row.gpus * row.window.seconds,
+        )
+        changes.post(change=made)
+        self.set_status(row, ReservationStatus.CANCELLED)
+
+    @precondition(lambda self: self.bought)
+    @rule(data=st.data(), price=st.integers(0, 2000))
+    def extend(self, data: st.DataObject, price: int) -> None:
+        """Add an hour to what has not begun, paid from the wallet whatever paid the rest."""
+        row = self.bought[data.draw(st.integers(0, len(self.bought) - 1))]
+
+        def add() -> Reservation:
+            changes.post(
+                change=factories.change(
+                    of=row, kind=ChangeKind.EXTENSION, charged=price, added=row.gpus * 3600
+                )
+            )
+            return row
+
+        if self.attempt(add) is None:
+            row.refresh_from_db()
+
+    @precondition(lambda self: any(row.pk in self.on_account for row in self.bought))
+    @rule()
+    def void_invoice(self) -> None:
+        """Take back the invoice of a reservation that has not begun and that nobody has paid."""
+        row = next(row for row in self.bought if row.pk in self.on_account)
+        invoice = self.on_account.pop(row.pk)
+        if invoice not in self.invoices or row.changes.exists():
+            return
+        self.bought.remove(row)
+        self.set_status(row, ReservationStatus.CANCELLED)
+        receivables.void(reservation=row, invoice_id=invoice, at=factories.START)
+        del self.invoices[invoice]
+
+    @precondition(lambda self: self.invoices)
+    @rule(data=st.data())
+    def pay_invoice(self, data: st.DataObject) -> None:
+        invoice, (tenant, owed) = self.invoices.popitem()
+        paid = data.draw(st.integers(0, owed + 50))
+        if paid:
+            receivables.pay(
+                organization=tenant,
+                invoice_id=invoice,
+                payment_id=self.next_id("pay"),
+                amount_minor=paid,
+                currency=settings.CURRENCY,
+                at=factories.START,
+                is_by_bank=True,
+            )
+        if paid < owed:
+            approval = approvals.request(
+                kind=ApprovalKind.WRITE_OFF,
+                organization=tenant,
+                subject_id=invoice,
+                amount=self.money(owed - paid),
+                reason="nobody pays",
+                at=factories.START,
+                actor="anna",
+            )
+            approvals.approve(approval_id=approval.id, at=factories.START, actor="bert")
+
+    @precondition(lambda self: self.clearing)
+    @rule(fee=st.integers(0, 40))
+    def match(self, fee: int) -> None:
+        payment, amount = self.clearing.popitem()
+        if not amount:
+            return
+        taken = min(fee, amount)
+        transaction_id = self.next_id("txn")
+        provider_money.match(
+            object_id=payment,
+            transaction_id=transaction_id,
+            amount=self.money(amount),
+            fee_minor=taken,
+            at=FAR,
+        )
+        if amount > taken:
+            provider_money.make_available(
+                transaction_id=transaction_id, amount=self.money(amount - taken), at=FAR
+            )

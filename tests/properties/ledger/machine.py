@@ -1,0 +1,245 @@
+"""Every fate that money can have, in any order: what runs, settles, is paid out and is called off."""
+
+import datetime as dt
+
+from django.conf import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule
+
+from agents.protocol import Cause
+from billing import (
+    approvals,
+    changes,
+    corrections,
+    disputes,
+    earnings,
+    ledger,
+    payouts,
+    promotions,
+    receivables,
+    refunds,
+    settlements,
+)
+from billing.models import Dispute, Entry, Payout, Refund, Reserve, Settlement
+from billing.states import ApprovalKind, DisputeStatus, EntryKind, PayoutStatus, RefundStatus
+from scheduler.models import Lease, Reclaim
+from scheduler.states import LeaseStatus, ReservationStatus
+from tests.billing import factories
+from tests.properties.ledger.buying import WHO, Buying
+from tests.properties.ledger.model import DURING, ENDS_AT_ZERO, FAR, FARTHER, SECONDS, balances
+
+
+class Market(Buying):
+    """Tenants and an owner, whose reservations run through every fate that money can have."""
+
+    @precondition(lambda self: self.bought)
+    @rule(
+        data=st.data(),
+        nodes=st.integers(0, 2),
+        handover=st.none() | st.integers(0, SECONDS - 1),
+    )
+    def start(self, data: st.DataObject, nodes: int, handover: int | None) -> None:
+        row = self.bought.pop(data.draw(st.integers(0, len(self.bought) - 1)))
+        left = row.gpus
+        for _ in range(nodes):
+            if not left:
+                break
+            gpus = data.draw(st.integers(1, left))
+            left -= gpus
+            lease = factories.lease(
+                of=row,
+                gpus=gpus,
+                status=LeaseStatus.ACTIVE,
+                handed_over_after_seconds=handover,
+            )
+            for gpu in range(gpus):
+                factories.meter(
+                    of=lease, gpu=gpu, seconds=SECONDS, busy=data.draw(st.integers(0, 900))
+                )
+            self.running.append(lease)
+        if nodes == 0:
+            self.set_status(row, ReservationStatus.FAILED)
+
+    @precondition(lambda self: self.running)
+    @rule(
+        at=st.integers(0, SECONDS - 1), length=st.integers(1, SECONDS), cause=st.sampled_from(Cause)
+    )
+    def lose(self, at: int, length: int, cause: Cause) -> None:
+        lease = self.running[-1]
+        if not lease.gpu_uuids or lease.gpu_uuids[0] in self.lost():
+            return
+        factories.outage(of=lease, from_second=at, seconds=length, cause=cause)
+
+    @rule()
+    def close_hours(self) -> None:
+        while earnings.close_due(at=DURING):
+            pass
+
+    @precondition(lambda self: self.running)
+    @rule(
+        data=st.data(),
+        length=st.integers(0, SECONDS),
+        reclaimed=st.booleans(),
+    )
+    def finish(self, *, data: st.DataObject, length: int, reclaimed: bool) -> None:
+        lease = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        handed_over_at = lease.handed_over_at
+        ended_at = lease.ends_at
+        if handed_over_at is not None:
+            ended_at = min(handed_over_at + dt.timedelta(seconds=length), lease.ends_at)
+        Lease.objects.filter(pk=lease.pk).update(
+            status=LeaseStatus.FAILED if handed_over_at is None else LeaseStatus.ENDED,
+            returned_at=None if handed_over_at is None else ended_at,
+            closed_at=lease.ends_at,
+        )
+        if reclaimed and handed_over_at is not None and lease.starts_at < ended_at < lease.ends_at:
+            Reclaim.objects.create(
+                lease=lease,
+                notice_at=lease.starts_at,
+                due_at=ended_at,
+                promised_until=lease.ends_at,
+                remaining_minor=400,
+                compensation_minor=data.draw(st.integers(0, 100)),
+                currency=settings.CURRENCY,
+                actor="test",
+            )
+        row = lease.reservation
+        if not any(other.reservation_id == row.pk for other in self.running):
+            self.set_status(
+                row, ReservationStatus.RECLAIMED if reclaimed else ReservationStatus.COMPLETED
+            )
+
+    @rule()
+    def settle(self) -> None:
+        settlements.settle_ended(at=FAR)
+
+    @rule(seconds=st.integers(1, 3000))
+    def learn_late(self, seconds: int) -> None:
+        """Let evidence of an outage come after the settlement, and correct by it."""
+        row = Settlement.objects.filter(review_due_at__isnull=False).first()
+        if row is None or row.review_due_at is None or row.lease.gpu_uuids[0] in self.lost():
+            return
+        factories.outage(of=row.lease, seconds=seconds)
+        corrections.review(settlement_id=row.pk, at=row.review_due_at)
+
+    @rule()
+    def release(self) -> None:
+        payouts.release_due(at=FAR)
+        changes.release_due(at=FAR)
+
+    @rule(fails=st.booleans())
+    def pay_out(self, *, fails: bool) -> None:
+        payout = Payout.objects.filter(status=PayoutStatus.DUE).first()
+        if payout is None:
+            return
+        payouts.send(payout_id=payout.pk, at=FAR, actor="test")
+        if fails:
+            payouts.fail(payout_id=payout.pk, at=FAR, actor="test")
+            payouts.retry(payout_id=payout.pk, at=FAR, actor="test")
+        else:
+            payouts.confirm(payout_id=payout.pk, at=FAR, actor="test")
+
+    @rule(fails=st.booleans())
+    def refund(self, *, fails: bool) -> None:
+        refunds.open_due(at=FAR)
+        row = Refund.objects.filter(status=RefundStatus.DUE).first()
+        if row is None:
+            return
+        refunds.send(refund_id=row.pk, at=FAR, actor="test")
+        (refunds.fail if fails else refunds.settle)(refund_id=row.pk, at=FAR, actor="test")
+
+    @rule(amount=st.integers(1, 500), fee=st.integers(0, 20))
+    def dispute(self, amount: int, fee: int) -> None:
+        row = Settlement.objects.order_by("-pk").first()
+        if row is None:
+            return
+        disputes.open_dispute(
+            dispute_id=self.next_id("dp"),
+            reservation=row.lease.reservation,
+            amount_minor=amount,
+            fee_minor=fee,
+            currency=settings.CURRENCY,
+            at=FAR,
+            actor="test",
+        )
+
+    @rule(is_won=st.booleans(), of_owner=st.booleans())
+    def decide(self, *, is_won: bool, of_owner: bool) -> None:
+        row = Dispute.objects.filter(status=DisputeStatus.OPEN).first()
+        if row is None:
+            return
+        if is_won:
+            disputes.win(dispute_id=row.pk, at=FAR, actor="test")
+        else:
+            bearer = factories.owner() if of_owner else None
+            disputes.lose(dispute_id=row.pk, at=FAR, actor="test", borne_by=bearer)
+
+    @rule(amount=st.integers(1, 20_000), who=WHO)
+    def be_kind(self, amount: int, who: int) -> None:
+        approval = approvals.request(
+            kind=ApprovalKind.REFUND,
+            organization=self.tenants[who],
+            subject_id=self.next_id("case"),
+            amount=self.money(amount),
+            reason="a bad day",
+            at=FAR,
+            actor="anna",
+        )
+        if approval.decided_at is None:
+            approvals.approve(approval_id=approval.id, at=FAR, actor="bert")
+
+    @precondition(lambda self: Entry.objects.filter(kind=EntryKind.DEPOSIT).exists())
+    @rule(data=st.data())
+    def take_a_deposit_back(self, data: st.DataObject) -> None:
+        deposits = Entry.objects.filter(kind=EntryKind.DEPOSIT, reversed_by=None).order_by("pk")
+        if not deposits:
+            return
+        entry = deposits[data.draw(st.integers(0, len(deposits) - 1))]
+        self.attempt(
+            lambda: ledger.reverse(entry=entry, idempotency_key=f"undo:{entry.pk}", at=FAR)
+        )
+
+    @rule()
+    def close_everything(self) -> None:
+        """After everything is over and everybody was paid, nothing is left open anywhere."""
+        while self.held:
+            self.resolve(is_captured=False)
+        while self.bought:
+            self.set_status(self.bought.pop(), ReservationStatus.FAILED)
+        while self.running:
+            lease = self.running.pop()
+            Lease.objects.filter(pk=lease.pk).update(
+                status=LeaseStatus.FAILED if lease.handed_over_at is None else LeaseStatus.ENDED,
+                returned_at=lease.handed_over_at and lease.ends_at,
+                closed_at=lease.ends_at,
+            )
+            self.set_status(lease.reservation, ReservationStatus.COMPLETED)
+        for _ in range(2):
+            settlements.settle_ended(at=FAR)
+        while Dispute.objects.filter(status=DisputeStatus.OPEN).exists():
+            self.decide(is_won=True, of_owner=False)
+        for invoice, (tenant, owed) in self.invoices.items():
+            if owed:
+                receivables.write_off(
+                    organization=tenant,
+                    invoice_id=invoice,
+                    amount_minor=owed,
+                    currency=settings.CURRENCY,
+                    at=FAR,
+                )
+        self.invoices.clear()
+        for name, tenant in self.grants.items():
+            promotions.expire(
+                organization=tenant, grant_id=name, currency=settings.CURRENCY, at=FAR
+            )
+        while self.clearing:
+            self.match(fee=1)
+        while refunds.open_due(at=FAR) or Refund.objects.filter(status=RefundStatus.DUE).exists():
+            self.refund(fails=False)
+        self.release()
+        while Reserve.objects.filter(released_at=None).exists():
+            assert payouts.release_due(at=FARTHER)
+        while Payout.objects.filter(status=PayoutStatus.DUE).exists():
+            self.pay_out(fails=False)
+        assert balances(*ENDS_AT_ZERO) == {}
+        self.check()
