@@ -147,6 +147,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "listing_durations_invalid": 422,
     "floor_rate_invalid": 422,
     "reclaim_notice_invalid": 422,
+    "listing_turnaround_invalid": 422,
     "min_gpus_invalid": 422,
     "blackouts_invalid": 422,
     # agents

@@ -48,7 +48,7 @@ class PurchaseRequestsQuery(PageQuery):
     status = ChoiceField(choices=ApprovalStatus.choices, required=False, default=None)
 
 
-class PurchaseRequestSerializer(serializers.Serializer[PurchaseRequest]):
+class PurchaseToApproveSerializer(serializers.Serializer[PurchaseRequest]):
     """An order above the limit, and what became of it."""
 
     id = serializers.CharField()
@@ -71,7 +71,7 @@ class PurchaseRequestSerializer(serializers.Serializer[PurchaseRequest]):
         return request.decided_by or None
 
 
-PurchaseRequestPage = page_serializer(PurchaseRequestSerializer, name="PurchaseRequestPage")
+PurchaseRequestPage = page_serializer(PurchaseToApproveSerializer, name="PurchaseRequestPage")
 
 
 class ApprovalLimitView(ApiView):
@@ -135,13 +135,13 @@ class PurchaseRequestView(ApiView):
 
     @operation(
         summary="One order that took a second person",
-        responses={200: PurchaseRequestSerializer},
+        responses={200: PurchaseToApproveSerializer},
         refusals=("not_found",),
         operation_id="get_purchase_request",
     )
     def get(self, request: Request, request_id: str) -> Response:
         found = find(PurchaseRequest.objects.visible_to(self.organization), request_id)
-        return Response(PurchaseRequestSerializer(found).data)
+        return Response(PurchaseToApproveSerializer(found).data)
 
 
 class _DecisionView(ApiView):
@@ -159,14 +159,14 @@ class _DecisionView(ApiView):
                 at=self.now,
                 actor=self.caller.actor,
             )
-            return HTTPStatus.OK, PurchaseRequestSerializer(row).data
+            return HTTPStatus.OK, PurchaseToApproveSerializer(row).data
 
         return self.once(key_required=False, action=decide)
 
 
 _DECISION: dict[str, Any] = {
     "request": NoFields,
-    "responses": {200: PurchaseRequestSerializer},
+    "responses": {200: PurchaseToApproveSerializer},
     "refusals": ("not_found", "state_conflict", "four_eyes_needed"),
     "idempotency_key": "optional",
 }
