@@ -77,7 +77,8 @@ class LeaseMeters:
 
     `gpu_seconds_measured` says of how many metered GPU-seconds it is known whether they were busy,
     `gpu_seconds_delivered` how many of the covered ones count as delivered, and `gpu_seconds_undelivered` how
-    many of the window do not, by readings and outages together.
+    many of the window do not, by readings and outages together. `gpu_seconds_attached` is None where no
+    reading tells.
     """
 
     gpu_seconds_metered: int
@@ -85,6 +86,7 @@ class LeaseMeters:
     gpu_seconds_undelivered: int
     gpu_seconds_measured: int
     gpu_seconds_busy: int
+    gpu_seconds_attached: int | None
     energy_millijoules: int | None
     readings_until: dt.datetime | None
     gpus: dict[str, GpuMeter]
@@ -202,6 +204,11 @@ def _of_lease(
         gpu_seconds_undelivered=sum(g.undelivered_seconds for g in gpus.values()) + sum(unmetered),
         gpu_seconds_measured=sum(g.measured_seconds for g in gpus.values()),
         gpu_seconds_busy=sum(g.busy_seconds for g in gpus.values()),
+        gpu_seconds_attached=(
+            sum(g.attached_seconds for g in gpus.values())
+            if any(g.attachment_known_seconds for g in gpus.values())
+            else None
+        ),
         energy_millijoules=sum(energies) if energies else None,
         readings_until=readings_until,
         gpus=gpus,

@@ -66,14 +66,14 @@ def read(
     organization_ids: Collection[str],
     at: dt.datetime,
 ) -> Supply:
-    """Return what some owners may sell at `at`; `None` stands for every model or region. Three queries."""
+    """Return what some owners may sell at `at`; `None` stands for every model or region. Two queries."""
     machines = _machines(region=region, organization_ids=organization_ids, at=at)
     blocks: dict[str, Blocks] = {}
     masks: dict[str, Masks] = {}
     if machines:
         known = np.sort(np.concatenate([each.blocks for each in machines]))
-        withdrawn = _withdrawn()
-        for model, packed in _gpus(gpu_model_id=gpu_model_id, blocks=known):
+        whole, withdrawn = _gpus(gpu_model_id=gpu_model_id, blocks=known)
+        for model, packed in whole:
             blocks[model] = packed["block"].astype(np.int32)
             its_masks = packed["mask"].astype(np.uint16)
             masks[model] = its_masks & ~masks_of_slots(slots=withdrawn, blocks=blocks[model])
@@ -180,8 +180,13 @@ def _machines(
     return found
 
 
-def _gpus(*, gpu_model_id: str | None, blocks: Blocks) -> list[tuple[str, Records]]:
-    """Return per model the blocks that have whole, healthy GPUs of it, and their bits."""
+def _gpus(
+    *, gpu_model_id: str | None, blocks: Blocks
+) -> tuple[list[tuple[str, Records]], npt.NDArray[np.integer]]:
+    """Return per model the blocks of its whole, healthy GPUs, with their bits; and which are withdrawn.
+
+    Withdrawn are the slots, of any block, that an alarm withdraws or that an outage keeps from working.
+    """
     parts = runs(blocks)
     with connection.cursor() as cursor:
         cursor.execute(
@@ -199,6 +204,15 @@ def _gpus(*, gpu_model_id: str | None, blocks: Blocks) -> list[tuple[str, Record
                        AND g.virtualization_mode <> ALL(%(hosts)s)
                      GROUP BY 1, 2) AS node
              GROUP BY model
+             UNION ALL
+            SELECT NULL, string_agg(int4send(slot), ''::bytea) FROM (
+                SELECT g.slot FROM agents_alarm a
+                  JOIN agents_gpu g ON g.node_id = a.node_id AND a.gpu_uuid IN ('', g.uuid)
+                 WHERE a.settled_at IS NULL
+                 UNION
+                SELECT g.slot FROM agents_outage o JOIN agents_gpu g ON g.id = o.gpu_id
+                 WHERE o.ends_at IS NULL
+            ) AS withdrawn
             """,  # noqa: S608 - a number of ours
             {
                 "lower": [lower for lower, _ in parts],
@@ -208,26 +222,6 @@ def _gpus(*, gpu_model_id: str | None, blocks: Blocks) -> list[tuple[str, Record
                 "hosts": list(VGPU_HOST_MODES),
             },
         )
-        return [
-            (model, np.frombuffer(bytes(packed), dtype=_GPUS))
-            for model, packed in cursor.fetchall()
-        ]
-
-
-def _withdrawn() -> npt.NDArray[np.integer]:
-    """Return the slots that an alarm withdraws or that an outage keeps from working."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            """
-            SELECT string_agg(int4send(slot), ''::bytea) FROM (
-                SELECT g.slot FROM agents_alarm a
-                  JOIN agents_gpu g ON g.node_id = a.node_id AND a.gpu_uuid IN ('', g.uuid)
-                 WHERE a.settled_at IS NULL
-                 UNION
-                SELECT g.slot FROM agents_outage o JOIN agents_gpu g ON g.id = o.gpu_id
-                 WHERE o.ends_at IS NULL
-            ) AS withdrawn
-            """
-        )
-        (packed,) = cursor.fetchone()
-    return np.frombuffer(bytes(packed or b""), dtype=_SLOT)
+        packed = {model: bytes(its or b"") for model, its in cursor.fetchall()}
+    withdrawn = np.frombuffer(packed.pop(None), dtype=_SLOT)
+    return [(model, np.frombuffer(its, dtype=_GPUS)) for model, its in packed.items()], withdrawn

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlencode
 
 from django import forms
 from django.conf import settings
@@ -15,6 +16,7 @@ from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
+from django.utils.html import format_html
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.widgets import (
     UnfoldAdminIntegerFieldWidget,
@@ -26,6 +28,7 @@ from unfold.widgets import (
 from billing import (
     approvals,
     books,
+    budget_admin,  # noqa: F401 - registers its own classes
     invoice_payments,
     onboarding,
     receivables,
@@ -44,6 +47,8 @@ from billing.models import (
     Difference,
     Dispute,
     DisputeTransition,
+    DunningCase,
+    DunningTransition,
     EarnedHour,
     Entry,
     InboxEvent,
@@ -421,10 +426,7 @@ def transfer_view(request: HttpRequest, sale_id: str) -> HttpResponse:
         except DomainError as refusal:
             form.add_error(None, refusal.detail)
         else:
-            left = receivables.open_minor(
-                organization=sale.organization, invoice_id=sale.invoice_id, currency=sale.currency
-            )
-            text = amount_text(minor=left, currency=sale.currency)
+            text = amount_text(minor=_open_minor(sale), currency=sale.currency)
             messages.success(request, f"{payment_id}: {text} of {sale.invoice_id} are still open.")
             return HttpResponseRedirect(reverse("admin:billing_creditsale_change", args=[sale.pk]))
     return _page(
@@ -442,7 +444,7 @@ def request_view(request: HttpRequest) -> HttpResponse:
     """Ask for a movement of money."""
     if not request.user.has_perm(REQUEST_PERMISSION):
         raise PermissionDenied
-    form = RequestForm(request.POST or None)
+    form = RequestForm(request.POST or None, initial=request.GET.dict())
     if request.method == "POST" and form.is_valid():
         wish = form.cleaned_data
         try:
@@ -503,6 +505,12 @@ def decide_view(request: HttpRequest, approval_id: str) -> HttpResponse:
             f"{approval.organization}, about {approval.subject_id}. Reason: {approval.reason}"
         ),
         buttons=[("approve", "Let it happen"), ("refuse", "Refuse")],
+    )
+
+
+def _open_minor(sale: CreditSale) -> int:
+    return receivables.open_minor(
+        organization=sale.organization, invoice_id=sale.invoice_id, currency=sale.currency
     )
 
 
@@ -586,6 +594,40 @@ class CreditSaleAdmin(_Shown):
     @admin.display(description="amount", ordering="amount_minor")
     def amount_written(self, sale: CreditSale) -> str:
         return amount_text(minor=sale.amount_minor, currency=sale.currency)
+
+
+@admin.register(DunningCase)
+class DunningCaseAdmin(_Shown):
+    """How far the collection of what is owed has come; giving it up is asked for among the approvals."""
+
+    list_display = ["sale", "tenant", "status", "open_written", "act_due_at"]
+    list_filter = ["status", "act_due_at"]
+    search_fields = ["sale__id", "sale__invoice__number", "sale__organization__name"]
+    list_select_related = ["sale__organization", "sale__invoice"]
+    readonly_fields = ["open_written", "write_off"]
+    inlines = [_transitions_of(DunningTransition)]
+
+    @admin.display(description="tenant", ordering="sale__organization__name")
+    def tenant(self, case: DunningCase) -> str:
+        return str(case.sale.organization)
+
+    @admin.display(description="open")
+    def open_written(self, case: DunningCase) -> str:
+        return amount_text(minor=_open_minor(case.sale), currency=case.sale.currency)
+
+    @admin.display(description="write-off")
+    def write_off(self, case: DunningCase) -> str:
+        still_open = _open_minor(case.sale)
+        if not still_open:
+            return "nothing is owed"
+        wish = {
+            "kind": ApprovalKind.WRITE_OFF.value,
+            "organization": case.sale.organization_id,
+            "subject_id": case.sale.invoice_id,
+            "amount_minor": still_open,
+        }
+        address = f"{reverse('admin:billing_request')}?{urlencode(wish)}"
+        return format_html('<a href="{}">Ask for a write-off</a>', address)
 
 
 @admin.register(Payment)

@@ -12,7 +12,15 @@ from django.conf import settings
 from django.db.models import Exists, OuterRef, QuerySet, Sum
 
 from billing import invoices, parking, purchases, receivables
-from billing.models import Account, Approval, CreditSale, CreditTerms, Invoice
+from billing.models import (
+    Account,
+    Approval,
+    CreditSale,
+    CreditTerms,
+    DunningCase,
+    DunningTransition,
+    Invoice,
+)
 from billing.states import AccountKind
 from marketplace import audit, events
 from marketplace.core.errors import DomainError
@@ -21,6 +29,7 @@ from marketplace.models import Organization
 from marketplace.states import EventKind
 from scheduler.models import Change, Reservation
 
+ACTOR = "billing.credit"
 OVERDUE_SHOWN_MAX = 100  # nobody pays more of them in one go, and the next look shows the rest
 
 
@@ -200,7 +209,7 @@ def note_sale(
     invoice: Invoice,
     at: dt.datetime,
 ) -> CreditSale:
-    """Remember what was bought on account, in the transaction in which it became owed.
+    """Remember what was bought on account, and watch it, in the transaction in which it became owed.
 
     :raises CreditLimitExceeded: when what is owed now is more than the limit.
     """
@@ -210,7 +219,7 @@ def note_sale(
         owed_minor=owed_minor(organization=organization, currency=currency),
         added_minor=0,
     )
-    return CreditSale.objects.create(
+    sale = CreditSale.objects.create(
         organization=organization,
         reservation=reservation,
         change=change,
@@ -223,6 +232,11 @@ def note_sale(
         due_at=due_at(terms=terms, at=at),
         created_at=at,
     )
+    case = DunningCase.objects.create(sale=sale, act_due_at=sale.due_at)
+    DunningTransition.objects.create(
+        case=case, from_status="", to_status=case.status, actor=ACTOR, at=at
+    )
+    return sale
 
 
 def _check_limit(*, terms: CreditTerms, owed_minor: int, added_minor: int) -> None:

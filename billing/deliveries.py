@@ -31,9 +31,10 @@ class Delivery:
     """What the evidence says of a lease, in whole GPU-seconds: `busy <= delivered <= bought`.
 
     `metered` are the delivered GPU-seconds that meter readings cover; `is_fully_metered` says that every
-    GPU has readings up to the end, so that none is still on its way. `worth` is what the tariffs ask for
-    the delivered ones, and `floor` what their owner's floors ask, exact, in major units. `outages` are
-    clipped to the time between handover and end.
+    GPU has readings up to the end, so that none is still on its way. `measured` are those of which it is
+    known whether they were busy; `attached` those in which a process held the GPU's memory, None where
+    nothing tells. `worth` is what the tariffs ask for the delivered ones, and `floor` what their owner's
+    floors ask, exact, in major units. `outages` are clipped to the time between handover and end.
     """
 
     bought: int
@@ -44,6 +45,8 @@ class Delivery:
     is_fully_metered: bool
     worth: Fraction = Fraction(0)
     floor: Fraction = Fraction(0)
+    measured: int = 0
+    attached: int | None = None
     outages: tuple[OutageWindow, ...] = ()
 
 
@@ -123,7 +126,8 @@ def _between(
     window = Window(handed_over_at, until)
     told = outages.within(gpu_uuids=lease.gpu_uuids, window=window)
     faults = _faults(lease=lease, told=told)
-    delivered = metered = busy = worth_micros = floor_micros = 0
+    delivered = metered = busy = measured = worth_micros = floor_micros = 0
+    attached: int | None = None
     found: list[metering.LeaseMeters] = []
     for number, gpu_uuids in _gpus_by_lot(lease).items():
         pieces = _pieces(lease=lease, lot=number, window=window)
@@ -140,6 +144,9 @@ def _between(
             delivered += had
             metered += seen
             busy += min(meters.gpu_seconds_busy, had)
+            measured += min(meters.gpu_seconds_measured, had)
+            if meters.gpu_seconds_attached is not None:
+                attached = (attached or 0) + min(meters.gpu_seconds_attached, had)
             worth_micros += piece.rate_micros * had
             floor_micros += piece.floor_micros * had
         found += of_pieces
@@ -154,6 +161,8 @@ def _between(
         and all(m.readings_until is not None and m.readings_until >= until for m in found),
         worth=Fraction(worth_micros, MICROS * SECONDS_PER_HOUR),
         floor=Fraction(floor_micros, MICROS * SECONDS_PER_HOUR),
+        measured=measured,
+        attached=attached,
         outages=tuple(told),
     )
 

@@ -138,6 +138,10 @@ def close_next(*, lease_id: str, at: dt.datetime) -> bool:
         earned_minor=amounts.earned - before.earned,
         fee_minor=amounts.fee - before.fee,
         owner_minor=amounts.owner - before.owner,
+        gpu_seconds_metered=delivery.metered,
+        gpu_seconds_measured=delivery.measured,
+        gpu_seconds_attached=delivery.attached,
+        energy_millijoules=delivery.energy_millijoules,
         closed_at=at,
     )
     steps.reached("hour.stored")

@@ -202,6 +202,19 @@ MORE_INVARIANTS = (
         """,  # noqa: S608
     ),
     Invariant(
+        "debts_are_watched",
+        "Each sale on account is watched until it is owed no more.",
+        """
+        SELECT s.invoice_id || ' is ' || coalesce(d.status, 'not watched') || ' and open by '
+            || coalesce(a.balance, 0), s.organization_id
+        FROM billing_creditsale s
+        LEFT JOIN billing_dunningcase d ON d.sale_id = s.id
+        LEFT JOIN billing_account a ON a.kind = 'receivable' AND a.subject_id = s.invoice_id
+            AND a.currency = s.currency
+        WHERE d.status IS NULL OR (d.status = 'closed' AND coalesce(a.balance, 0) <> 0)
+        """,
+    ),
+    Invariant(
         "nothing_stays_in_suspense",
         "Money of which nobody knows whose it is does not stay so for a day.",
         f"""

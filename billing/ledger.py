@@ -267,8 +267,14 @@ def require_funds(*, account: AccountRef, amount: int) -> None:
     :raises InsufficientFunds: when it holds less; nothing but the lock is left.
     """
     assert CHART[account.kind].is_guarded, account.kind
-    rows = Account.objects.filter(code=account.code, currency=account.currency)
-    kept = rows.select_for_update(no_key=True).values_list("balance", flat=True).first() or 0
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT balance FROM billing_account WHERE code = %s AND currency = %s"
+            " FOR NO KEY UPDATE",
+            [account.code, account.currency],
+        )
+        row = cursor.fetchone()
+    kept = row[0] if row is not None else 0
     if kept < amount:
         raise _short(held=kept, amount=amount, currency=account.currency)
 

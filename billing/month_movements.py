@@ -1,6 +1,6 @@
 """What the books moved in a month of UTC, for each reservation of a tenant.
 
-When something happened is decided in one place, `_MOMENT`: an hour of a lease belongs to the month in which
+When something happened is decided in one place, `MOMENT`: an hour of a lease belongs to the month in which
 the hour begins, and what a settlement adds to its hours (refund and credit too) to the month in which the
 lease's time ended. Everything else, late corrections too, belongs to the instant of its entry. So every
 posting is in exactly one month, and months add up to the books.
@@ -42,7 +42,7 @@ _PRICE_ENTRIES = (
     EntryKind.COMPENSATION,
     EntryKind.GOODWILL,
 )
-_MOMENT = """
+MOMENT = """
     CASE
         WHEN e.kind IN ('settlement', 'credit', 'compensation') AND l.id IS NOT NULL
             THEN least(e.effective_at, l.ends_at) - interval '1 microsecond'
@@ -58,7 +58,7 @@ _MOVEMENTS = f"""
     FROM (
         SELECT a.subject_id AS account_of, a.kind AS account_kind, e.kind AS entry_kind, e.subject_id,
             l.reservation_id AS lease_of, c.reservation_id AS change_of, p.side, p.amount,
-            coalesce(h.starts_at, {_MOMENT}) AS moment
+            coalesce(h.starts_at, {MOMENT}) AS moment
         FROM billing_account a
         JOIN billing_posting p ON p.account_id = a.id JOIN billing_entry e ON e.id = p.entry_id
         LEFT JOIN billing_earnedhour h ON h.entry_id = e.id
@@ -68,7 +68,7 @@ _MOVEMENTS = f"""
             AND a.currency = ANY(%(currencies)s)
             AND (a.kind NOT IN ('wallet', 'refund_payable', 'receivable') OR e.kind = ANY(%(entries)s))
         UNION ALL
-        SELECT r.id, 'tax_payable', e.kind, e.subject_id, NULL, NULL, tax.side, tax.amount, {_MOMENT}
+        SELECT r.id, 'tax_payable', e.kind, e.subject_id, NULL, NULL, tax.side, tax.amount, {MOMENT}
         FROM scheduler_reservation r
         JOIN billing_taxline n ON n.reservation_id = r.id AND NOT n.is_relief
         JOIN billing_entry e ON e.id = n.entry_id

@@ -2,6 +2,8 @@
 
 import datetime as dt
 
+from django.db import transaction
+
 from billing import accounts, ledger, tax, tax_relief
 from billing.models import Entry
 from billing.states import AccountKind, EntryKind
@@ -45,6 +47,7 @@ def open_minor(*, organization: Organization, invoice_id: str, currency: str) ->
     return ledger.kept_balance(account=owed)
 
 
+@transaction.atomic
 def pay(
     *,
     organization: Organization,
@@ -83,6 +86,7 @@ def pay(
     _tell_if_paid(organization=organization, invoice_id=invoice_id, owed=owed, at=at)
 
 
+@transaction.atomic
 def pay_from_wallet(
     *, organization: Organization, invoice_id: str, payment_id: str, amount: Money, at: dt.datetime
 ) -> None:
@@ -110,6 +114,7 @@ def pay_from_wallet(
     _tell_if_paid(organization=organization, invoice_id=invoice_id, owed=owed, at=at)
 
 
+@transaction.atomic
 def offset(*, reservation: Reservation, at: dt.datetime) -> int:
     """Set what a reservation gives back against what is owed for it; return what was set off or paid out.
 
@@ -171,6 +176,7 @@ def _set_off(
     )
 
 
+@transaction.atomic
 def void(*, reservation: Reservation, invoice_id: str, at: dt.datetime) -> None:
     """Take back the invoice of a reservation that never started; what was paid of it goes to the wallet."""
     currency = reservation.currency
@@ -205,6 +211,7 @@ def void(*, reservation: Reservation, invoice_id: str, at: dt.datetime) -> None:
     tax.note(part, reservation=reservation, entry=entry, at=at)
 
 
+@transaction.atomic
 def write_off(
     *,
     organization: Organization,

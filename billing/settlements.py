@@ -272,6 +272,8 @@ def evidence_of(*, lease: Lease, delivery: Delivery) -> dict[str, object]:
         },
         "fee_basis_points": lease.reservation.fee_basis_points,
         "energy_millijoules": delivery.energy_millijoules,
+        "gpu_seconds_measured": delivery.measured,
+        "gpu_seconds_attached": delivery.attached,
         "outage_count": len(delivery.outages),
         "outages": [
             {

@@ -200,4 +200,46 @@ class InvoiceState(TextChoices):
     WRITTEN_OFF = "written_off"
 
 
+class PurchaseKind(TextChoices):
+    """What takes a second person of the tenant, above its own limit."""
+
+    RESERVATION = "reservation"
+    CHANGE = "change"
+
+
+class BudgetPeriod(TextChoices):
+    """Of UTC; what is delivered in it counts."""
+
+    MONTH = "month"
+    QUARTER = "quarter"
+    YEAR = "year"
+    TOTAL = "total"
+
+
+class BudgetMode(TextChoices):
+    HARD = "hard"  # what does not fit is refused
+    NOTIFY = "notify"  # thresholds are told, and nothing is refused
+
+
+class DunningStatus(TextChoices):
+    WAITING = "waiting"  # not due yet
+    OVERDUE = "overdue"  # nothing more is sold on account
+    REMINDED = "reminded"
+    WARNED = "warned"  # told what happens next, and when
+    SUSPENDED = "suspended"  # what had not started and was not paid is given back
+    CLOSED = "closed"  # nothing is owed any more
+
+
+DUNNING_ARROWS = Arrows(
+    initial=(DunningStatus.WAITING,),
+    moves={
+        DunningStatus.WAITING: (DunningStatus.OVERDUE, DunningStatus.CLOSED),
+        DunningStatus.OVERDUE: (DunningStatus.REMINDED, DunningStatus.CLOSED),
+        DunningStatus.REMINDED: (DunningStatus.WARNED, DunningStatus.CLOSED),
+        DunningStatus.WARNED: (DunningStatus.SUSPENDED, DunningStatus.CLOSED),
+        DunningStatus.SUSPENDED: (DunningStatus.CLOSED,),
+        DunningStatus.CLOSED: (),
+    },
+)
+
 GPU_SECONDS = "gpu_second"  # the "currency" of the second set of books

@@ -5,8 +5,10 @@ from django.utils import timezone
 
 from billing import (
     books,
+    budgets,
     changes,
     corrections,
+    dunning,
     earnings,
     inbox,
     invoices,
@@ -20,6 +22,11 @@ from billing import (
     settlements,
     transfers,
 )
+
+
+@shared_task(name="billing.collect_debts")
+def collect_debts() -> None:
+    dunning.advance_due(at=timezone.now())
 
 
 @shared_task(name="billing.settle_leases")
@@ -95,3 +102,8 @@ def reconcile_provider() -> None:
     """Compare the provider's books with ours; what is overdue goes to the log as an error."""
     if provider.is_connected():
         reconcile.run(at=timezone.now())
+
+
+@shared_task(name="billing.watch_budgets")
+def watch_budgets() -> None:
+    budgets.watch_due(at=timezone.now())

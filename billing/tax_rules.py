@@ -147,8 +147,13 @@ def rule_at(*, jurisdiction: str, at: dt.datetime) -> TaxRule | None:
 
 def status_at(*, organization: Organization, at: dt.datetime) -> TaxStatus | None:
     """Return a tenant's status at an instant; None for one that nobody has given one."""
-    known = TaxStatus.objects.filter(organization=organization, valid_from__lte=at)
-    return known.order_by("-valid_from", "-version").first()
+    # As text: every purchase asks this, and Django takes longer to write it than PostgreSQL to answer.
+    found = TaxStatus.objects.raw(
+        "SELECT * FROM billing_taxstatus WHERE organization_id = %s AND valid_from <= %s"
+        " ORDER BY valid_from DESC, version DESC LIMIT 1",
+        [organization.pk, at],
+    )
+    return next(iter(found), None)
 
 
 def _start(valid_from: dt.datetime | None, *, at: dt.datetime) -> dt.datetime:

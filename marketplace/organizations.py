@@ -6,7 +6,7 @@ import re
 import secrets
 from collections.abc import Sequence
 
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
 
 from marketplace import audit
 from marketplace.core.errors import DomainError, InvalidValue, StateConflict
@@ -17,6 +17,16 @@ from marketplace.states import Scope
 SECRET_PREFIX = "hr_live_"  # noqa: S105 - how every secret begins, not a secret
 SECRET_BYTES = 32  # 256 random bits: 43 characters of base64url
 _SECRET_FORM = re.compile(r"hr_live_[A-Za-z0-9_-]{43}", flags=re.ASCII)
+_KEY_FIELDS = [field.attname for field in ApiKey._meta.concrete_fields]  # noqa: SLF001 - Django's own name for it
+_ORGANIZATION_FIELDS = [field.attname for field in Organization._meta.concrete_fields]  # noqa: SLF001
+# As text: every request asks this, and Django takes longer to write it than PostgreSQL to answer.
+_USABLE_KEY = (
+    f"SELECT {', '.join(f'k.{name}' for name in _KEY_FIELDS)},"  # noqa: S608 - names of our own columns
+    f" {', '.join(f'o.{name}' for name in _ORGANIZATION_FIELDS)}"
+    " FROM marketplace_apikey k JOIN marketplace_organization o ON o.id = k.organization_id"
+    " WHERE k.secret_sha256 = %s AND k.revoked_at IS NULL"
+    " AND (k.expires_at IS NULL OR k.expires_at > %s)"
+)
 # "hr_live_" and six characters: enough to recognise, far too few to guess.
 _SHOWN_PREFIX_LENGTH = 14
 
@@ -144,8 +154,15 @@ def authenticate(*, secret: str, at: dt.datetime) -> ApiKey:
     :raises InvalidApiKey: when the secret is malformed, unknown, revoked or expired.
     """
     if _SECRET_FORM.fullmatch(secret):
-        keys = ApiKey.objects.usable(at=at).select_related("organization")
-        if api_key := keys.filter(secret_sha256=_digest(secret)).first():
+        with connection.cursor() as cursor:
+            cursor.execute(_USABLE_KEY, [_digest(secret), at])
+            row = cursor.fetchone()
+        if row is not None:
+            split = len(_KEY_FIELDS)
+            api_key = ApiKey.from_db(connection.alias, _KEY_FIELDS, row[:split])
+            api_key.organization = Organization.from_db(
+                connection.alias, _ORGANIZATION_FIELDS, row[split:]
+            )
             return api_key
     raise InvalidApiKey("the key is unknown, revoked or expired")
 

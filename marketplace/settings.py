@@ -102,6 +102,16 @@ RECLAIM_COMPENSATION_BASIS_POINTS = env.integer(
 REFUND_ALONE_MINOR_MAX = env.integer(
     "HEADROOM_REFUND_ALONE_MINOR_MAX", default=10_000, minimum=0, maximum=10_000_000
 )
+# From the due date of an invoice: it is asked for twice, and then what has not started is cancelled.
+DUNNING_REMINDER_SECONDS = env.integer(
+    "HEADROOM_DUNNING_REMINDER_SECONDS", default=3 * 86_400, minimum=0, maximum=90 * 86_400
+)
+DUNNING_WARNING_SECONDS = env.integer(
+    "HEADROOM_DUNNING_WARNING_SECONDS", default=10 * 86_400, minimum=0, maximum=90 * 86_400
+)
+DUNNING_SUSPENSION_SECONDS = env.integer(
+    "HEADROOM_DUNNING_SUSPENSION_SECONDS", default=14 * 86_400, minimum=0, maximum=90 * 86_400
+)
 # Share of the price that the platform keeps, in basis points; a listing's floor is what the owner receives.
 PLATFORM_FEE_BASIS_POINTS = env.integer(
     "HEADROOM_PLATFORM_FEE_BASIS_POINTS", default=1500, minimum=0, maximum=9000
@@ -132,6 +142,9 @@ SELLER = {
     # How an open invoice is paid: a bank account, in one line.
     "payment_details": env.text("HEADROOM_SELLER_PAYMENT_DETAILS", default=""),
 }
+# TrueType files for documents with names in scripts that the built-in font lacks; empty: the built-in one.
+PDF_FONT = env.text("HEADROOM_PDF_FONT", default="")
+PDF_FONT_BOLD = env.text("HEADROOM_PDF_FONT_BOLD", default="")
 STRIPE_SECRET_KEY = env.text("STRIPE_SECRET_KEY", default="")
 # Several while one replaces another, separated by commas.
 STRIPE_WEBHOOK_SECRETS = env.words("STRIPE_WEBHOOK_SECRET")

@@ -72,7 +72,7 @@ def cancel(
     used = changes.use(reservation=reservation, quote_id=quote_id, kinds=KINDS, at=at)
     if used.kind == ChangeKind.EARLY_RETURN:
         return _return_early(reservation, used=used, at=at, actor=actor)
-    owners = changes.owners_of(reservation=reservation)
+    owners = changes.given_back(reservation=reservation, parts=[reservation.window])
     is_paid = reservation.status != ReservationStatus.PAYMENT_PENDING
     change = changes.record(
         reservation=reservation,
@@ -99,10 +99,14 @@ def _return_early(
     held = _held_leases(reservation)
     kept = _kept(reservation, at=at)
     total_minor = _total(reservation, lots=kept)
+    ends_at = kept.window.ends_at
+    rest = Window(ends_at, reservation.ends_at)
+    lots = Lots.from_json(reservation.lots)
     owners: dict[str, int] = defaultdict(int)
     for lease in held:
-        owners[lease.node.organization_id] += len(lease.gpu_uuids)
-    ends_at = kept.window.ends_at
+        owners[lease.node.organization_id] += lots.micro_seconds_of(
+            numbers=lease.lot_numbers, window=rest
+        )
     seconds_left = (reservation.ends_at - ends_at) // dt.timedelta(seconds=1)
     change = changes.record(
         reservation=reservation,

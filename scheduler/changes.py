@@ -5,7 +5,7 @@ A quote of a change moves once in its life, so `used_at` and `expires_at` tell i
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from django.db import transaction
@@ -220,11 +220,15 @@ def rewrite(*, reservation: Reservation, lots: Lots, total_minor: int) -> None:
     reservation.save(update_fields=["starts_at", "ends_at", "lots", "rate", "total_minor"])
 
 
-def owners_of(*, reservation: Reservation) -> dict[str, int]:
-    """Return how many GPUs of each owner a reservation has in the calendar."""
-    gpus: dict[str, int] = defaultdict(int)
-    for place in Allocation.objects.filter(reservation=reservation, live=True).select_related(
-        "node"
-    ):
-        gpus[place.node.organization_id] += place.slots.upper - place.slots.lower
-    return dict(gpus)
+def given_back(*, reservation: Reservation, parts: Iterable[Window]) -> dict[str, int]:
+    """Return the worth of some parts of a reservation's window on each owner's GPUs in the calendar."""
+    lots, windows = Lots.from_json(reservation.lots), list(parts)
+    worth: dict[str, int] = defaultdict(int)
+    places = Allocation.objects.filter(reservation=reservation, live=True)
+    for place in places.select_related("node"):
+        numbers = [place.lot] * (place.slots.upper - place.slots.lower)
+        for window in windows:
+            worth[place.node.organization_id] += lots.micro_seconds_of(
+                numbers=numbers, window=window
+            )
+    return dict(worth)

@@ -26,31 +26,38 @@ class QuoteExpired(DomainError):
     title = "The quote has expired"
 
 
-@transaction.atomic
-def use(*, quote: Quote, at: dt.datetime) -> None:
-    """Take the arrow open → used: one reservation, once.
+def require_usable(*, quote: Quote, at: dt.datetime) -> None:
+    """Refuse a quote of which nothing can be made any more.
 
     A quote is expired from `expires_at` on, whether or not the sweep has seen it.
 
     :raises QuoteUsed: when a reservation was made from it.
     :raises QuoteExpired: when it is not open, or its time is up.
     """
+    if quote.used_at is not None:
+        raise QuoteUsed(
+            f"quote {quote.pk} was used at {format_instant(quote.used_at)}", pointer="/quote_id"
+        )
+    if quote.status != QuoteStatus.OPEN or quote.expires_at <= at:
+        raise QuoteExpired(
+            f"quote {quote.pk} expired at {format_instant(quote.expires_at)}", pointer="/quote_id"
+        )
+
+
+def use(*, quote: Quote, at: dt.datetime) -> None:
+    """Take the arrow open → used: one reservation, once.
+
+    :raises QuoteUsed: when a reservation was made from it; likewise `QuoteExpired`, see `require_usable`.
+    """
     assert QUOTE_ARROWS.allows(QuoteStatus.OPEN, QuoteStatus.USED)
     won = Quote.objects.filter(pk=quote.pk, status=QuoteStatus.OPEN, expires_at__gt=at).update(
         status=QuoteStatus.USED, used_at=at
     )
-    if won:
-        quote.status, quote.used_at = QuoteStatus.USED, at
-        return
-    quote.refresh_from_db(fields=["status", "used_at"])
-    if quote.status == QuoteStatus.USED:
-        assert quote.used_at is not None
-        raise QuoteUsed(
-            f"quote {quote.pk} was used at {format_instant(quote.used_at)}", pointer="/quote_id"
-        )
-    raise QuoteExpired(
-        f"quote {quote.pk} expired at {format_instant(quote.expires_at)}", pointer="/quote_id"
-    )
+    if not won:
+        quote.refresh_from_db(fields=["status", "used_at"])
+        require_usable(quote=quote, at=at)
+        raise AssertionError(f"nobody but us may use {quote.pk}, which is open")
+    quote.status, quote.used_at = QuoteStatus.USED, at
 
 
 @transaction.atomic

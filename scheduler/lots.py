@@ -9,6 +9,7 @@ A lot has a number, its place in the sequence, for as long as the promise lives:
 it. Floors are what owners receive at least, hour by hour: hours that were added later may have others.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -126,9 +127,14 @@ class Lots:
 
     def value_of(self, *, numbers: Iterable[int], window: Window) -> Fraction:
         """Return what some GPUs cost, of which the lots are given, one number each; in major units."""
+        exact = self.micro_seconds_of(numbers=numbers, window=window)
+        return Fraction(exact, MICROS * SECONDS_PER_HOUR)
+
+    def micro_seconds_of(self, *, numbers: Iterable[int], window: Window) -> int:
+        """Return the same exactly as a whole number: micros per GPU-hour × seconds."""
         return sum(
-            (self.lots[number].tariff.value(window=window) for number in numbers),
-            start=Fraction(0),
+            count * self.lots[number].tariff.micro_seconds(window=window)
+            for number, count in Counter(numbers).items()
         )
 
     def amount_of(self, *, numbers: Iterable[int], window: Window, currency: str) -> Money:

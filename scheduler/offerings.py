@@ -1,26 +1,26 @@
 """Price windows on boards and choose among them: what search, quotes and the curve have in common."""
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
 import numpy as np
-import numpy.typing as npt
 from django.conf import settings
 
 from marketplace.core.money import RATE_DECIMAL_PLACES, Money
 from marketplace.core.windows import Window, to_instant
 from marketplace.models import Listing
-from scheduler import pools, prices
-from scheduler.board import Board, Levels
-from scheduler.lots import GpusAtFloor, Lots
+from scheduler import merit, pools, prices
+from scheduler.board import Board, Counts, Flags, Levels
+from scheduler.lots import GpusAtFloor, Lot, Lots
+from scheduler.merit import UNPRICED, Rows, Step
+from scheduler.pool_keys import PoolKey
 from scheduler.pools import Pool
-from scheduler.prices import PoolKey, PricedWindow, PriceTable
+from scheduler.prices import PricedWindow, PriceTable
 from scheduler.prices.packed import Micros
 from scheduler.states import Spread
-
-UNPRICED = np.iinfo(np.int64).max  # where nothing fits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +57,12 @@ class Wish:
 class Sheet:
     """A board with a price for each window in which a wish fits.
 
-    `levels` are the lowest floors with room, as indices in `pool.floors`; `rates` are micros per GPU-hour as
-    the tenant sees them, `UNPRICED` where the wish does not fit.
+    `rates` are micros per GPU-hour as the tenant sees them, the mean over all GPUs; `UNPRICED` where the wish
+    does not fit.
     """
 
     board: Board
     listings: tuple[Listing, ...]
-    levels: Levels
     rates: Micros
 
 
@@ -85,10 +84,14 @@ class Choice:
 
 
 def sheet(board: Board, *, wish: Wish) -> Sheet:
-    """Price every window of a board for a wish, each at the lowest floor that has room for it."""
+    """Price every window of a board for a wish, each GPU at the lowest floor that has room for it."""
     listings = board.admitted(gpus=wish.gpus)
-    levels = board.levels(listings=listings, gpus=wish.gpus, spread=wish.spread)
-    return Sheet(board=board, listings=listings, levels=levels, rates=rates(board, levels=levels))
+    if len({listing.floor_rate for listing in listings}) > 1:
+        found = merit.rates(board, listings=listings, gpus=wish.gpus, spread=wish.spread)
+    else:
+        levels = board.levels(listings=listings, gpus=wish.gpus, spread=wish.spread)
+        found = rates(board, levels=levels)
+    return Sheet(board=board, listings=listings, rates=found)
 
 
 def tables(found: Iterable[Pool], *, at: dt.datetime) -> dict[Pool, PriceTable]:
@@ -128,24 +131,27 @@ def earliest(sheets: Sequence[Sheet], *, rate_max: Decimal | None) -> Choice | N
 
 def offer(choice: Choice, *, wish: Wish) -> Offer:
     """Describe a window: what it costs, on how many nodes it lies, and which listings would serve."""
-    board, column = choice.sheet.board, choice.column
-    pool, level = board.pool, int(choice.sheet.levels[column])
-    columns = np.array([column])
-    free = board.free(listings=choice.sheet.listings, level=level, columns=columns)[:, 0]
-    rows = _nodes(pool=pool, counts=np.bitwise_count(free).astype(np.int64), wish=wish)
-    serving = []
-    unserved = free[rows]
-    for each in pool.sold:
-        if each.listing in choice.sheet.listings and each.listing.floor_rate <= pool.floors[level]:
-            its = each.masks[rows] & unserved
-            if its.any() and board.opens(each.listing, column=column):
-                serving.append(each.listing)
-                unserved &= ~its
-    price = board.prices.price(
-        window=choice.window,
-        floors=[GpusAtFloor(pool.floors[level], wish.gpus)],
-        currency=settings.CURRENCY,
+    board, pool = choice.sheet.board, choice.sheet.board.pool
+    found = list(
+        merit.steps(board, listings=choice.sheet.listings, columns=np.array([choice.column]))
     )
+    if len({step.level for step in found}) == 1:
+        floors: Sequence[GpusAtFloor] = [GpusAtFloor(found[0].listing.floor_rate, wish.gpus)]
+        ground = np.arange(len(pool.blocks))
+    else:
+        ground = merit.cheapest_ground(
+            board, found=found, gpus=wish.gpus, spread=wish.spread, column=choice.column
+        )
+        used = _floors(found, ground=_chosen(pool, ground), wish=wish)
+        floors = board.prices.pooled(used, window=choice.window)
+    price = board.prices.price(window=choice.window, floors=floors, currency=settings.CURRENCY)
+    rows = _rows(pool=pool, found=found, ground=_chosen(pool, ground), floors=floors, wish=wish)
+    chosen = _chosen(pool, rows)
+    serving = [
+        step.listing
+        for step in found
+        if step.listing.floor_rate <= floors[-1].floor_rate and step.masks[chosen[step.rows]].any()
+    ]
     fabrics = {pool.fabrics[island] for island in pool.island_of[rows].tolist()}
     return Offer(
         gpu_model=pool.gpu_model_id,
@@ -160,14 +166,71 @@ def offer(choice: Choice, *, wish: Wish) -> Offer:
         total=price.total,
         price_breakdown=price.breakdown,
         simulated=bool(pool.simulated[rows].any()),
-        lots=Lots(
-            tuple(
-                replace(lot, listing_ids=tuple(sorted(listing.pk for listing in serving)))
-                for lot in price.lots.lots
-            )
-        ),
+        lots=_named(price.lots, serving=serving),
         price=price,
     )
+
+
+def _chosen(pool: Pool, rows: Rows) -> Flags:
+    """Return a flag per node of a pool."""
+    chosen: Flags = np.zeros(len(pool.blocks), dtype=bool)
+    chosen[rows] = True
+    return chosen
+
+
+def _floors(found: Sequence[Step], *, ground: Flags, wish: Wish) -> list[GpusAtFloor]:
+    """Return how many GPUs of a ground are used of each listing: the lowest floors first."""
+    floors: Counter[Decimal] = Counter()
+    missing = wish.gpus
+    for step in found:
+        free = int(np.bitwise_count(step.masks[ground[step.rows]]).sum(dtype=np.int64))
+        used = min(free, missing)
+        if used:
+            floors[step.listing.floor_rate] += used
+            missing -= used
+    assert not missing, "the price of a window and its places disagree"
+    return [GpusAtFloor(floor_rate, gpus) for floor_rate, gpus in floors.items()]
+
+
+def _rows(
+    *,
+    pool: Pool,
+    found: Sequence[Step],
+    ground: Flags,
+    floors: Sequence[GpusAtFloor],
+    wish: Wish,
+) -> Rows:
+    """Return the nodes on which a request would lie: all that the cheaper lots need, and few for the dearest.
+
+    A quote promises no node by name; where it will lie is decided when it is reserved.
+    """
+    cheaper = floors[-2].floor_rate if len(floors) > 1 else None
+    needed: Counts = np.zeros(len(pool.blocks), dtype=np.int64)
+    counts: Counts = np.zeros(len(pool.blocks), dtype=np.int64)
+    for step in found:
+        if step.listing.floor_rate <= floors[-1].floor_rate:
+            is_cheaper = cheaper is not None and step.listing.floor_rate <= cheaper
+            free = np.bitwise_count(step.masks[:, 0])
+            (needed if is_cheaper else counts)[step.rows] += free
+    if cheaper is None:
+        return _nodes(pool=pool, counts=counts, wish=wish)
+    used = ground & (needed > 0)
+    missing = floors[-1].gpus - int(counts[used].sum())
+    others = np.flatnonzero(ground & ~used)
+    fullest = others[np.argsort(-counts[others], kind="stable")]
+    few = int(np.searchsorted(np.cumsum(counts[fullest]), missing)) + 1 if missing > 0 else 0
+    return np.union1d(np.flatnonzero(used), fullest[:few])
+
+
+def _named(lots: Lots, *, serving: Sequence[Listing]) -> Lots:
+    """Return lots with the listings that would serve each: those up to its floor that no cheaper lot has."""
+    found: list[Lot] = []
+    rest = sorted(serving, key=lambda listing: listing.floor_rate)
+    for lot in lots.lots:
+        its = [listing.pk for listing in rest if listing.floor_rate <= lot.floor_rate]
+        rest = rest[len(its) :]
+        found.append(replace(lot, listing_ids=tuple(sorted(its))))
+    return Lots(tuple(found))
 
 
 def refusal(found: Sequence[Pool], *, wish: Wish) -> str | None:
@@ -207,7 +270,7 @@ def _first(
     ]
 
 
-def _nodes(*, pool: Pool, counts: npt.NDArray[np.int64], wish: Wish) -> npt.NDArray[np.int64]:
+def _nodes(*, pool: Pool, counts: Counts, wish: Wish) -> Rows:
     """Return the nodes on which a request would lie: one that fits tightest, else the tightest island.
 
     A quote promises no node by name; where it will lie is decided when it is reserved.

@@ -8,7 +8,6 @@ import datetime as dt
 from dataclasses import dataclass
 
 from django.db import connection, transaction
-from django.db.models import Q
 
 from marketplace import audit
 from marketplace.core.errors import DomainError
@@ -60,12 +59,12 @@ class Standing:
 
 def limits_of(*, organization: Organization) -> Limits:
     """Return what holds for a tenant: its own row, and where that says nothing, the row for everybody."""
-    rows = {
-        row.organization_id: row
-        for row in TenantLimit.objects.filter(
-            Q(organization=organization) | Q(organization__isnull=True)
-        )
-    }
+    # As text: every purchase asks this, and Django takes longer to write it than PostgreSQL to answer.
+    found = TenantLimit.objects.raw(
+        "SELECT * FROM scheduler_tenantlimit WHERE organization_id = %s OR organization_id IS NULL",
+        [organization.pk],
+    )
+    rows = {row.organization_id: row for row in found}
     known = [rows[key] for key in (organization.pk, None) if key in rows]
     hours = next((r.gpu_hours_max for r in known if r.gpu_hours_max is not None), None)
     longest = next(

@@ -142,7 +142,7 @@ def rebook(
     assert window is not None
     if window.starts_at < at and window.starts_at != old.starts_at:
         raise StateConflict(f"the new window began at {format_instant(window.starts_at)}")
-    owners = changes.owners_of(reservation=reservation)
+    owners = changes.given_back(reservation=reservation, parts=_added(window, old))
     if used.kind == ChangeKind.SHORTENING:
         places = list(Allocation.objects.filter(reservation=reservation, live=True).order_by("pk"))
         calendar.change_period(allocations=places, window=window)

@@ -87,11 +87,14 @@ class Tariff:
 
     def value(self, *, window: Window) -> Fraction:
         """Return what one GPU costs over the part of `window` that the tariff covers, in major units."""
+        return Fraction(self.micro_seconds(window=window), MICROS * SECONDS_PER_HOUR)
+
+    def micro_seconds(self, *, window: Window) -> int:
+        """Return the same exactly as a whole number: micros per GPU-hour × seconds."""
         starts, ends = to_seconds(window.starts_at), to_seconds(window.ends_at)
-        micro_seconds = sum(
+        return sum(
             max(0, min(s.ends, ends) - max(s.starts, starts)) * s.rate_micros for s in self.segments
         )
-        return Fraction(micro_seconds, MICROS * SECONDS_PER_HOUR)
 
     def amount(self, *, window: Window, gpus: int, currency: str) -> Money:
         """Return what some GPUs cost over a part of the window, rounded once."""

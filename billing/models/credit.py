@@ -3,10 +3,13 @@
 from typing import ClassVar, Self
 
 from django.db import models
-from django.db.models import Q
+from django.db.models import OuterRef, Q, Subquery
+from django.db.models.functions import Coalesce
 
+from billing.models.books import Account
 from billing.models.controls import Approval
 from billing.models.invoices import Invoice
+from billing.states import DUNNING_ARROWS, AccountKind, DunningStatus
 from marketplace.core import ids
 from marketplace.models import Organization
 from scheduler.models import Change, Reservation
@@ -56,6 +59,15 @@ class CreditSaleQuerySet(models.QuerySet["CreditSale"]):
     def visible_to(self, organization: Organization) -> Self:
         return self.filter(organization=organization)
 
+    def with_open(self) -> Self:
+        """Add to each sale what of it is still owed, as `open_minor`."""
+        kept = Account.objects.filter(
+            kind=AccountKind.RECEIVABLE,
+            subject_id=OuterRef("invoice_id"),
+            currency=OuterRef("currency"),
+        )
+        return self.annotate(open_minor=Coalesce(Subquery(kept.values("balance")[:1]), 0))
+
 
 class CreditSale(models.Model):
     """Something bought on account, and the invoice by which it is owed; what is still open, the books say."""
@@ -103,3 +115,58 @@ class CreditSale(models.Model):
 
     def __str__(self) -> str:
         return self.invoice_id
+
+
+class DunningCase(models.Model):
+    """How far the collection of one sale on account has come."""
+
+    sale = models.OneToOneField(
+        CreditSale, primary_key=True, on_delete=models.PROTECT, related_name="dunning"
+    )
+    status = models.CharField(max_length=20, choices=DunningStatus, default=DunningStatus.WAITING)
+    act_due_at = models.DateTimeField(
+        null=True,
+        db_comment="the next step is taken then, unless nothing is owed; null: none is left",
+    )
+
+    class Meta:
+        ordering: ClassVar = ["-sale"]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["act_due_at"],
+                condition=Q(act_due_at__isnull=False),
+                name="dunning_due",
+            ),
+            models.Index(
+                fields=["sale"],
+                condition=~Q(status=DunningStatus.CLOSED),
+                name="dunning_open",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.sale_id
+
+
+class DunningTransition(models.Model):
+    """One move of a case: append-only, written by the winner in the transaction of the move."""
+
+    case = models.ForeignKey(DunningCase, on_delete=models.PROTECT, related_name="transitions")
+    from_status = models.CharField(max_length=20, blank=True)
+    to_status = models.CharField(max_length=20, choices=DunningStatus)
+    reason = models.CharField(
+        max_length=20, blank=True, db_comment="of an end: paid, credited, written_off"
+    )
+    actor = models.CharField(max_length=100)
+    at = models.DateTimeField()
+
+    class Meta:
+        ordering: ClassVar = ["id"]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=DUNNING_ARROWS.as_check(), name="dunning_transition_is_legal"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.case_id}: {self.from_status or '∅'} → {self.to_status}"

@@ -33,6 +33,17 @@ class EarnedHour(models.Model):
     earned_minor = models.BigIntegerField(db_comment="owner's part plus fee")
     fee_minor = models.BigIntegerField()
     owner_minor = models.BigIntegerField()
+    # For reports, which cannot read a month of minutes: what the readings said when the hour was closed.
+    gpu_seconds_metered = models.BigIntegerField(
+        null=True, db_comment="of the delivered, covered by readings; null: not noted"
+    )
+    gpu_seconds_measured = models.BigIntegerField(
+        null=True, db_comment="of these, known whether a kernel ran; null: not noted"
+    )
+    gpu_seconds_attached = models.BigIntegerField(
+        null=True, db_comment="a process held memory; null: not measured"
+    )
+    energy_millijoules = models.BigIntegerField(null=True, db_comment="null: not measured")
     closed_at = models.DateTimeField()
 
     class Meta:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from django.db import IntegrityError, transaction
+from django.db import connection, transaction
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from rest_framework.renderers import JSONRenderer
@@ -166,8 +166,7 @@ def _run(
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise
         text = _text(errors.body_of(refusal, request=request))
-        with transaction.atomic():
-            _close(record=record, claimed_until=claimed_until, status=status, text=text)
+        _close(record=record, claimed_until=claimed_until, status=status, text=text)
         response = _rendered(status=status, text=text)
         for name, value in errors.headers_of(refusal).items():
             response[name] = value
@@ -184,18 +183,23 @@ def _claim(
     until: dt.datetime,
 ) -> IdempotencyRecord:
     """Return the record: ours to work on, or with the first answer in it."""
-    try:
-        with transaction.atomic():
-            return IdempotencyRecord.objects.create(
-                organization=organization,
-                key=key,
-                request_sha256=request_sha256,
-                created_at=at,
-                locked_until=until,
-            )
-    except IntegrityError as error:
-        if "idempotency_key_is_unique" not in str(error):
-            raise
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO marketplace_idempotencyrecord"
+            " (organization_id, key, request_sha256, created_at, locked_until)"
+            " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (organization_id, key) DO NOTHING RETURNING id",
+            [organization.pk, key, request_sha256, at, until],
+        )
+        claimed = cursor.fetchone()
+    if claimed is not None:
+        return IdempotencyRecord(
+            pk=claimed[0],
+            organization=organization,
+            key=key,
+            request_sha256=request_sha256,
+            created_at=at,
+            locked_until=until,
+        )
     records = IdempotencyRecord.objects.filter(organization=organization, key=key)
     record = records.first()
     if record is None:  # its first call failed in this very moment and gave the key back
@@ -222,9 +226,13 @@ def _in_flight() -> IdempotencyInFlight:
 def _close(
     *, record: IdempotencyRecord, claimed_until: dt.datetime, status: int, text: str
 ) -> None:
-    closed = IdempotencyRecord.objects.filter(
-        pk=record.pk, response_status__isnull=True, locked_until=claimed_until
-    ).update(response_status=status, response_body=text)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE marketplace_idempotencyrecord SET response_status = %s, response_body = %s"
+            " WHERE id = %s AND response_status IS NULL AND locked_until = %s",
+            [int(status), text, record.pk, claimed_until],
+        )
+        closed = cursor.rowcount
     if not closed:
         raise _ClaimLost
 

@@ -27,13 +27,9 @@ class _AnyQuery(StrictSerializer):
         return {}
 
 
-_BUDGETS = "hard caps per organization and project are not kept yet"
 _EVENTS = "events are kept and not sent yet; list them at /v1/events"
-_FOCUS = "the rows of a month are at /v1/bills as CSV, and not in the FOCUS columns yet"
 
 _CALLS: tuple[tuple[str, Mapping[str, Scope], str], ...] = (
-    ("exports/focus", {"GET": Scope.BILLING_READ}, _FOCUS),
-    ("budgets", {"GET": Scope.BILLING_READ, "PUT": Scope.BILLING_WRITE}, _BUDGETS),
     ("webhook-endpoints", {"GET": Scope.BILLING_READ, "POST": Scope.BILLING_WRITE}, _EVENTS),
     (
         "webhook-endpoints/<str:endpoint_id>",

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, ClassVar
 
-from django.db.models import Prefetch, QuerySet
+from django.db.models import Prefetch, QuerySet, prefetch_related_objects
 from django.http import HttpResponse
 from drf_spectacular.utils import OpenApiExample, extend_schema_field, extend_schema_serializer
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import checkout, payments, provider, purchases, tax
+from billing import budgets, checkout, payments, provider, purchase_requests, purchases, tax
 from billing.models import CreditSale
 from marketplace.api.changes import ChangeSerializer
 from marketplace.api.fields import (
@@ -42,7 +42,6 @@ from marketplace.api.views import ApiView, find
 from marketplace.core.limits import NAME_LENGTH_MAX, SSH_KEY_LENGTH_MAX, SSH_KEYS_MAX, TAGS_MAX
 from marketplace.core.money import Money
 from marketplace.states import Scope, Tier
-from scheduler import reservations
 from scheduler.details import (
     IMAGE_LENGTH_MAX,
     WARNING_SECONDS_DEFAULT,
@@ -71,7 +70,7 @@ from scheduler.states import (
     Spread,
 )
 
-_PAYMENT_STATUSES = ("pending", "paid", "failed", "expired")
+_PAYMENT_STATUSES = ("pending", "paid", "owed", "failed", "expired")
 _UNPAID = {
     ReservationStatus.PAYMENT_PENDING: "pending",
     ReservationStatus.PAYMENT_FAILED: "failed",
@@ -169,13 +168,14 @@ class OwedInvoiceSerializer(serializers.Serializer[CreditSale]):
     id = serializers.CharField(source="invoice_id")
     number = serializers.CharField(source="invoice.number", help_text="as it is printed")
     due_at = InstantField(help_text="to be paid by then")
+    open = MoneyField(minor="open_minor", help_text="not paid yet")
 
 
 class PaymentSerializer(serializers.Serializer[Reservation]):
     """How far the payment has come."""
 
     method = ChoiceField(choices=PaymentMethod.choices, source="payment_method")
-    status = serializers.SerializerMethodField()
+    status = serializers.SerializerMethodField(help_text="owed: bought on account, not paid yet")
     due_at = InstantField(source="payment_due_at", help_text="an unpaid reservation ends here")
     client_secret = serializers.SerializerMethodField(help_text="for card payments")
     checkout_url = serializers.SerializerMethodField(help_text="a page on which it can be paid")
@@ -185,7 +185,9 @@ class PaymentSerializer(serializers.Serializer[Reservation]):
 
     @extend_schema_field(ChoiceField(choices=[(s, s) for s in _PAYMENT_STATUSES]))
     def get_status(self, reservation: Reservation) -> str:
-        return _UNPAID.get(ReservationStatus(reservation.status), "paid")
+        sale = _sale_of(reservation)
+        is_owed = sale is not None and vars(sale)["open_minor"] > 0
+        return _UNPAID.get(ReservationStatus(reservation.status), "owed" if is_owed else "paid")
 
     def get_client_secret(self, reservation: Reservation) -> str | None:
         payment = open_payment_of(reservation)
@@ -207,8 +209,8 @@ class PaymentSerializer(serializers.Serializer[Reservation]):
 
     @extend_schema_field(OwedInvoiceSerializer(allow_null=True))
     def get_invoice(self, reservation: Reservation) -> object:
-        sales: list[CreditSale] = vars(reservation)["shown_sales"]
-        return OwedInvoiceSerializer(sales[0]).data if sales else None
+        sale = _sale_of(reservation)
+        return OwedInvoiceSerializer(sale).data if sale else None
 
 
 class PlacementSerializer(serializers.Serializer[Allocation]):
@@ -358,14 +360,19 @@ class ReservationSerializer(serializers.Serializer[Reservation]):
 ReservationPage = page_serializer(ReservationSerializer, name="ReservationPage")
 
 
+def _sale_of(reservation: Reservation) -> CreditSale | None:
+    shown: list[CreditSale] = vars(reservation)["shown_sales"]
+    return shown[0] if shown else None
+
+
 def _changes_of(reservation: Reservation) -> list[Change]:
     shown: list[Change] = vars(reservation)["shown_changes"]
     return shown
 
 
-def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
-    """Fetch with each reservation what its answer shows."""
-    return queryset.select_related("provider_payment", "tax_terms").prefetch_related(
+def _prefetches() -> list["Prefetch[str]"]:
+    """Return what an answer shows beside a reservation, under the names by which it does."""
+    return [
         Prefetch(
             "allocations",
             queryset=Allocation.objects.filter(live=True).select_related("node").order_by("slots"),
@@ -404,10 +411,29 @@ def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
         ),
         Prefetch(
             "credit_sales",
-            queryset=CreditSale.objects.filter(change=None).select_related("invoice"),
+            queryset=CreditSale.objects.filter(change=None).select_related("invoice").with_open(),
             to_attr="shown_sales",
         ),
-    )
+    ]
+
+
+def _shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
+    """Fetch with each reservation what its answer shows."""
+    related = queryset.select_related("provider_payment", "tax_terms")
+    return related.prefetch_related(*_prefetches())
+
+
+def _just_bought(reservation: Reservation) -> Reservation:
+    """Add to a reservation, made and paid from the wallet in this transaction, what its answer shows.
+
+    It has places and moves; nothing else can belong to it yet.
+    """
+    there = ("shown_allocations", "shown_transitions")
+    prefetches = {str(prefetch.to_attr): prefetch for prefetch in _prefetches()}
+    prefetch_related_objects([reservation], *(prefetches.pop(name) for name in there))
+    vars(reservation).update({name: [] for name in prefetches})
+    Reservation.provider_payment.related.set_cached_value(reservation, None)
+    return reservation
 
 
 class ReservationsView(ApiView):
@@ -434,6 +460,10 @@ class ReservationsView(ApiView):
             "quote_used",
             "quote_expired",
             "capacity_taken",
+            "approval_required",
+            "approval_refused",
+            "budget_exceeded",
+            "project_frozen",
             "payment_required",
             "payment_method_unavailable",
             "credit_not_granted",
@@ -456,6 +486,15 @@ class ReservationsView(ApiView):
             "saves_card": body.pop("save_card"),
         }
         details = ReservationDetails(**body)
+        # Before the key is used: what another person has approved may be ordered again with the same one.
+        purchase_requests.ask_for_quote(
+            organization=self.organization,
+            quote_id=quote_id,
+            project=details.project,
+            at=self.now,
+            actor=self.caller.actor,
+        )
+        waits = payment_method not in {PaymentMethod.WALLET, PaymentMethod.INVOICE}
         bought: list[Reservation] = []
 
         def buy() -> tuple[int, Any]:
@@ -469,7 +508,9 @@ class ReservationsView(ApiView):
                 **cards,
             )
             bought.append(reservation)
-            return HTTPStatus.CREATED, self._rendered(reservation)
+            if payment_method != PaymentMethod.WALLET:
+                return HTTPStatus.CREATED, self._rendered(reservation)
+            return HTTPStatus.CREATED, ReservationSerializer(_just_bought(reservation)).data
 
         def ask_provider() -> tuple[int, Any]:
             """Ask for the payment now that the reservation is kept; what fails here is tried again later."""
@@ -478,7 +519,6 @@ class ReservationsView(ApiView):
                 provider.drive_payment(payment_id=payment.pk, at=self.now)
             return HTTPStatus.CREATED, self._rendered(bought[-1])
 
-        waits = payment_method not in {PaymentMethod.WALLET, PaymentMethod.INVOICE}
         return self.once(key_required=True, action=buy, then=ask_provider if waits else None)
 
     def _rendered(self, reservation: Reservation) -> Any:  # noqa: ANN401 - plain values to render
@@ -502,13 +542,19 @@ class ReservationView(ApiView):
         summary="Change name, project, tags, SSH keys or warnings",
         request=ReservationChanges,
         responses={200: ReservationSerializer},
-        refusals=("not_found", "state_conflict", "invalid_value"),
+        refusals=(
+            "not_found",
+            "state_conflict",
+            "invalid_value",
+            "budget_exceeded",
+            "project_frozen",
+        ),
         operation_id="update_reservation",
     )
     def patch(self, request: Request, reservation_id: str) -> Response:
         reservation = find(Reservation.objects.visible_to(self.organization), reservation_id)
         changes = DetailChanges(**self.body(ReservationChanges))
-        reservations.change_details(reservation=reservation, changes=changes, at=self.now)
+        budgets.change_details(reservation=reservation, changes=changes, at=self.now)
         return self._answer(reservation_id)
 
     def _answer(self, reservation_id: str) -> Response:

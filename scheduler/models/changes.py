@@ -144,8 +144,8 @@ class ChangeQuote(models.Model):
 class Change(models.Model):
     """A change that was made: append-only, written in the transaction that made it.
 
-    `charged - refunded - fee` is by how much the reservation's total changed. `given_back_by_owner` says how
-    many GPUs of each owner had the time that was given back.
+    `charged - refunded - fee` is by how much the reservation's total changed. `given_back_by_owner` says
+    by which weights the owners share the fee: by the price of the time that was given back on their GPUs.
     """
 
     id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_change_id)
@@ -162,7 +162,7 @@ class Change(models.Model):
     currency = models.CharField(max_length=3)
     gpu_seconds_added = models.BigIntegerField()
     gpu_seconds_released = models.BigIntegerField()
-    given_back_by_owner = models.JSONField(default=dict, db_comment="organization to GPUs")
+    given_back_by_owner = models.JSONField(default=dict, db_comment="organization to its weight")
     actor = models.CharField(max_length=100)
     at = models.DateTimeField()
 

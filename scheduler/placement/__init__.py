@@ -1,20 +1,7 @@
 """Where a demand goes: `supply` reads what may serve it, `planning` chooses, `assignment` takes."""
 
 from scheduler.placement.assignment import Take, assign
-from scheduler.placement.demand import Ask, Demand, admits, asks_of, offers, totals
-from scheduler.placement.shares import FreeNode, NodeShare, choose, free_nodes
+from scheduler.placement.demand import Ask, Demand, admits, asks_of
+from scheduler.placement.shares import NodeShare
 
-__all__ = [
-    "Ask",
-    "Demand",
-    "FreeNode",
-    "NodeShare",
-    "Take",
-    "admits",
-    "asks_of",
-    "assign",
-    "choose",
-    "free_nodes",
-    "offers",
-    "totals",
-]
+__all__ = ["Ask", "Demand", "NodeShare", "Take", "admits", "asks_of", "assign"]

@@ -1,8 +1,7 @@
 """What is to be placed, and which listings sell it."""
 
 import datetime as dt
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -14,7 +13,6 @@ from marketplace.models import Listing
 from marketplace.states import Tier
 from scheduler import pools
 from scheduler.board import is_open
-from scheduler.pools import Pool, PoolGpu
 from scheduler.states import Spread
 from scheduler.tariffs import as_rate
 
@@ -62,10 +60,15 @@ class Demand:
         named = (ask.floor_rate_max for ask in self.asks if listing.id in ask.listing_ids)
         return min(listing.floor_rate, min(named, default=listing.floor_rate))
 
-    def may_serve(self, node: pools.PoolNode) -> bool:
+    @property
+    def takes_any_node(self) -> bool:
+        """Say that no node is left out."""
+        return not self.without_nodes and self.islands is None
+
+    def may_serve(self, node_id: str, island: pools.Island) -> bool:
         """Say whether a node is none of those that are left out."""
-        return node.id not in self.without_nodes and (
-            self.islands is None or node.island in self.islands
+        return node_id not in self.without_nodes and (
+            self.islands is None or island in self.islands
         )
 
 
@@ -109,24 +112,3 @@ def admits(listing: Listing, *, gpus: int, window: Window, at: dt.datetime) -> b
         return False
     starts, ends = (np.array([to_seconds(i)]) for i in (window.starts_at, window.ends_at))
     return bool(is_open(listing, starts=starts, ends=ends, at=at)[0])
-
-
-def offers(*, pool: Pool, demand: Demand, at: dt.datetime) -> Iterator[tuple[PoolGpu, Listing]]:
-    """Yield each GPU that is on offer for a demand, with the cheapest listing that sells it."""
-    admitted = {listing.id for listing in pool.listings if serves(listing, demand=demand, at=at)}
-    for gpu in pool.gpus:
-        if not demand.may_serve(gpu.node):
-            continue
-        for listing in gpu.listings:
-            if listing.id in admitted:
-                yield gpu, listing
-                break
-
-
-def totals(found: Sequence[Pool]) -> dict[str, int]:
-    """Return how many GPUs of some pools each node has."""
-    counts: dict[str, int] = defaultdict(int)
-    for pool in found:
-        for gpu in pool.gpus:
-            counts[gpu.node.id] += 1
-    return counts

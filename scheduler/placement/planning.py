@@ -5,10 +5,11 @@ from decimal import Decimal
 
 import numpy as np
 
+from agents.supply import Masks
 from scheduler.packing.choice import best_row
 from scheduler.placement.demand import Demand
-from scheduler.placement.shares import NodeShare, fill
-from scheduler.placement.supply import Masks, Rows, Supply
+from scheduler.placement.shares import NodeShare
+from scheduler.placement.supply import Rows, Supply
 from scheduler.states import Spread
 
 ALL_SLOTS = np.uint16(0xFFFF)
@@ -42,7 +43,7 @@ def plan(supply: Supply, *, demand: Demand, without: Masks) -> list[NodeShare] |
         )
         if found is None:
             return None
-        exact = [NodeShare(node=s.node, slots=s.slots[: s.count], count=s.count) for s in found]
+        exact = [NodeShare(slots=s.slots[: s.count], count=s.count) for s in found]
         taken = taken | supply.masks([slot for share in exact for slot in share.slots])
         shares += exact
     return shares
@@ -68,7 +69,7 @@ def _ground(supply: Supply, *, demand: Demand, without: Masks) -> Masks | None:
 
     There is room where each lot and those before it find enough GPUs at its floor.
     """
-    everywhere: Masks = np.full(len(supply.nodes), ALL_SLOTS)
+    everywhere: Masks = np.full(len(supply.blocks), ALL_SLOTS)
     needed = np.cumsum([ask.gpus for ask in demand.asks])
     rooms = np.array(
         [
@@ -81,9 +82,9 @@ def _ground(supply: Supply, *, demand: Demand, without: Masks) -> Masks | None:
         return everywhere if bool((rooms.sum(axis=1) >= needed).all()) else None
     nodes = np.flatnonzero((rooms >= needed[:, None]).all(axis=0))
     if len(nodes):
-        inside = np.arange(len(supply.nodes)) == nodes[np.argmin(rooms[-1, nodes])]
+        inside = np.arange(len(supply.blocks)) == nodes[np.argmin(rooms[-1, nodes])]
         return np.where(inside, everywhere, np.uint16(0))
-    if demand.spread is Spread.SINGLE_NODE or not len(supply.nodes):
+    if demand.spread is Spread.SINGLE_NODE or not len(supply.blocks):
         return None
     by_island = np.stack([np.bincount(supply.island_of, weights=room) for room in rooms])
     islands = np.flatnonzero((by_island >= needed[:, None]).all(axis=0))
@@ -111,8 +112,7 @@ def _choose(supply: Supply, *, usable: Masks, gpus: int, spread: Spread) -> list
         gpus=gpus,
     )
     if row is not None:
-        free = supply.free_node(row, usable=int(usable[row]))
-        return [NodeShare(node=free.node, slots=free.slots, count=gpus)]
+        return [supply.share(row, usable=int(usable[row]), count=gpus)]
     if spread is Spread.SINGLE_NODE:
         return None
     for counts in (np.where(is_idle, room, 0), room):
@@ -130,4 +130,23 @@ def _choose(supply: Supply, *, usable: Masks, gpus: int, spread: Spread) -> list
 def _filled(
     supply: Supply, *, rows: Sequence[int] | Rows, usable: Masks, gpus: int
 ) -> list[NodeShare]:
-    return fill([supply.free_node(row, usable=int(usable[row])) for row in rows], gpus=gpus)
+    """Take the fullest nodes whole, and the rest where the least is left over. There is room enough."""
+    left = np.asarray(rows)
+    room: Rows = np.bitwise_count(usable[left]).astype(np.int64)
+    order = np.argsort(-room, kind="stable")
+    left, room = left[order], room[order]
+    is_untouched = room == np.bitwise_count(supply.sellable[left])
+    shares: list[NodeShare] = []
+    missing = gpus
+    while missing:
+        fitting = np.flatnonzero(room >= missing)
+        place = 0
+        if len(fitting):
+            breaks_one = is_untouched[fitting] & (room[fitting] > missing)
+            place = int(fitting[np.lexsort((left[fitting], room[fitting], breaks_one))[0]])
+        row = int(left[place])
+        count = min(missing, int(room[place]))
+        shares.append(supply.share(row, usable=int(usable[row]), count=count))
+        missing -= count
+        left, room, is_untouched = (np.delete(x, place) for x in (left, room, is_untouched))
+    return shares

@@ -1,8 +1,8 @@
 """What may serve a demand, as arrays: a row per node, a bit per slot of its block.
 
-Read in four queries whose answers are small: the listings, the nodes, one array of the slots that are
-sellable, and what the calendar says of the window. Objects for single GPUs are made for the few nodes that
-are chosen, not for the pool.
+Read in few queries whose answers are small: the listings, the machines, the bits of their GPUs, and what the
+calendar says of the window. Objects for nodes and single GPUs are made for the few that are chosen, not for
+the pool.
 """
 
 import datetime as dt
@@ -10,59 +10,57 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from django.conf import settings
-from django.contrib.postgres.aggregates import ArrayAgg
 
-from agents import idleness, inventory
+from agents import supply as machines_supply
 from agents.models import SLOTS_PER_NODE, Node
+from agents.supply import Blocks, Machines, Masks
 from marketplace.core.windows import Window, to_seconds
 from marketplace.models import Listing
-from marketplace.states import ListingMode, Tier
+from marketplace.states import ListingMode, ListingStatus, Tier
 from scheduler import occupancy
 from scheduler.calendar import Place
 from scheduler.placement.demand import Demand, serves
-from scheduler.placement.shares import FreeNode, run_lengths
-from scheduler.pools import Island, PoolNode
+from scheduler.placement.shares import NodeShare, run_lengths
+from scheduler.pool_keys import PoolKey
+from scheduler.pools import Island
 
-Masks = npt.NDArray[np.uint16]
 Rows = npt.NDArray[np.int64]
 
 STEPS_MAX = 720  # a window that is no whole hours is looked at in at most so many steps
 
 
-class PoolKey(NamedTuple):
-    """What makes GPUs interchangeable for a tenant."""
-
-    gpu_model_id: str
-    region: str
-    tier: Tier
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Supply:
     """The sellable nodes of one model, region and tier that some admitted listing covers.
 
+    `blocks`, which rise, and `ids` have an entry per node, and `island_of` the number of its island.
     `offered[i]` are the slots that `listings[i]` sells, the cheapest listing first by `floor_rates[i]`, with
-    which it counts; `taken` are the slots that somebody has in some part of the window, `taken_by_step` those
-    of each of its steps.
+    which it counts; `ready[i]` those of them that nobody has in its turn-round after the window. `taken` are
+    the slots that somebody has in some part of the window, `taken_by_step` those of each of its steps.
     """
 
-    nodes: tuple[PoolNode, ...]
+    blocks: Blocks
+    ids: tuple[str, ...]
     island_of: Rows
     sellable: Masks
     listings: tuple[Listing, ...]
     floor_rates: tuple[Decimal, ...]
     offered: Masks
+    ready: Masks
     taken: Masks
     taken_by_step: Masks
 
     @property
     def steps(self) -> int:
         return int(self.taken_by_step.shape[1])
+
+    def slot_base(self, row: int) -> int:
+        """Return the first slot of a node's block."""
+        return int(self.blocks[row]) * SLOTS_PER_NODE
 
     @property
     def idle_steps(self) -> Rows:
@@ -82,23 +80,25 @@ class Supply:
         offered: Masks = np.bitwise_or.reduce(self.offered, axis=0)
         return offered
 
+    @property
+    def turnaround_seconds_max(self) -> int:
+        """Return the longest turn-round that one of the listings asks."""
+        return max((listing.turnaround_seconds for listing in self.listings), default=0)
+
     def usable(self, *, floor_rate_max: Decimal, without: Masks) -> Masks:
         """Return per node the slots that are free and sold at a floor up to this, less some."""
         within = [i for i, floor in enumerate(self.floor_rates) if floor <= floor_rate_max]
-        usable: Masks = np.bitwise_or.reduce(self.offered[within], axis=0) & ~self.taken & ~without
+        usable: Masks = np.bitwise_or.reduce(self.ready[within], axis=0) & ~self.taken & ~without
         return usable
 
-    def free_node(self, row: int, *, usable: int) -> FreeNode:
-        """Return one node with its usable slots, those of the cheapest listing and tightest run first."""
+    def share(self, row: int, *, usable: int, count: int) -> NodeShare:
+        """Return a share of a node: slots of the cheapest listing and of the tightest run come first."""
         slots = self._slots(row, mask=usable)
         run_of = run_lengths(slots)
-        return FreeNode(
-            node=self.nodes[row],
-            slots=tuple(
-                sorted(slots, key=lambda s: (self.floor_rates[self._seller(row, s)], run_of[s], s))
-            ),
-            gpus_total=int(self.sellable[row]).bit_count(),
+        preferred = sorted(
+            slots, key=lambda s: (self.floor_rates[self._seller(row, s)], run_of[s], s)
         )
+        return NodeShare(slots=tuple(preferred), count=count)
 
     def listing_of(self, row: int, slot: int) -> Listing:
         """Return the cheapest admitted listing that sells a slot."""
@@ -111,9 +111,8 @@ class Supply:
         """
         if len(demand.asks) == 1:
             return dict.fromkeys(slots, demand.asks[0].lot)
-        row_of = self._row_of
         floors = {
-            slot: demand.floor_of(self.listing_of(row_of[_base(slot)], slot)) for slot in slots
+            slot: demand.floor_of(self.listing_of(self._row_of(slot), slot)) for slot in slots
         }
         places = [ask for ask in demand.asks for _ in range(ask.gpus)]
         cheapest = sorted(floors, key=lambda slot: (floors[slot], slot))
@@ -124,16 +123,17 @@ class Supply:
 
     def places(self, lot_of: Mapping[int, int]) -> list[Place]:
         """Return the runs of neighbouring slots of one node, one listing and one lot."""
-        row_of = self._row_of
         places: list[Place] = []
         for slot in sorted(lot_of):
-            row = row_of[_base(slot)]
+            row = self._row_of(slot)
+            listing = self.listing_of(row, slot)
             place = Place(
-                node_id=self.nodes[row].id,
-                listing_id=self.listing_of(row, slot).id,
+                node_id=self.ids[row],
+                listing_id=listing.id,
                 slot_lower=slot,
                 slot_upper=slot + 1,
                 lot=lot_of[slot],
+                turnaround_seconds=listing.turnaround_seconds,
             )
             last = places[-1] if places else None
             if last is not None and place == replace(
@@ -144,27 +144,35 @@ class Supply:
                 places.append(place)
         return places
 
-    @property
-    def _row_of(self) -> dict[int, int]:
-        return {node.slot_base: row for row, node in enumerate(self.nodes)}
+    def _row_of(self, slot: int) -> int:
+        return int(np.searchsorted(self.blocks, slot // SLOTS_PER_NODE))
 
     def _seller(self, row: int, slot: int) -> int:
-        """Return the number of the cheapest listing that sells a slot."""
-        bit = 1 << (slot - self.nodes[row].slot_base)
-        return next(i for i, masks in enumerate(self.offered) if int(masks[row]) & bit)
+        """Return the number of the cheapest listing that sells a slot, if one can with time to turn round.
+
+        Where others will have moved away none can yet.
+        """
+        bit = 1 << slot % SLOTS_PER_NODE
+        return next(
+            i
+            for masks_of in (self.ready, self.offered)
+            for i, masks in enumerate(masks_of)
+            if int(masks[row]) & bit
+        )
 
     def masks(self, slots: Collection[int]) -> Masks:
         """Return the bits of some slots, per node."""
-        return _masks(list(slots), nodes=self.nodes)
+        numbers = np.array(sorted(slots), dtype=np.int64)
+        return machines_supply.masks_of_slots(slots=numbers, blocks=self.blocks)
 
     def _slots(self, row: int, *, mask: int) -> list[int]:
-        base = self.nodes[row].slot_base
+        base = self.slot_base(row)
         return [base + bit for bit in range(SLOTS_PER_NODE) if mask >> bit & 1]
 
 
 def read(*, demand: Demand, at: dt.datetime) -> Supply:
     """Return what may serve a demand at this moment. Holds that have expired count as free."""
-    pool = PoolKey(demand.gpu_model_id, demand.region, demand.tier)
+    pool = PoolKey(gpu_model_id=demand.gpu_model_id, region=demand.region, tier=demand.tier)
     listings = [listing for listing in listings_of(pool) if serves(listing, demand=demand, at=at)]
     cheapest_first = tuple(sorted(listings, key=demand.floor_of))
     return read_pool(pool=pool, listings=cheapest_first, window=demand.window, demand=demand, at=at)
@@ -179,38 +187,76 @@ def read_pool(
     demand: Demand | None = None,
 ) -> Supply:
     """Return the nodes that some listings cover, the cheapest first; `demand` may leave nodes out."""
-    nodes, labels = _nodes(pool=pool, listings=listings, demand=demand)
-    sellable = _sellable(pool=pool, nodes=nodes, at=at) if nodes else np.zeros(0, np.uint16)
-    offered = np.zeros((len(listings), len(nodes)), dtype=np.uint16)
-    for i, listing in enumerate(listings):
-        covers = [
-            node.island[0] == listing.organization_id
-            and listing.fabric in ("", node.fabric)
-            and (not listing.labels or listing.labels.items() <= its_labels.items())
-            for node, its_labels in zip(nodes, labels, strict=True)
-        ]
-        offered[i, covers] = sellable[covers]
-        if listing.mode == ListingMode.WHEN_IDLE:
-            offered[i] &= _idle(pool=pool, listing=listing, nodes=nodes, at=at)
-    covered = np.flatnonzero(offered.any(axis=0)) if listings else np.zeros(0, np.int64)
-    kept = tuple(nodes[row] for row in covered)
-    steps = _taken_by_step(nodes=kept, window=window, at=at) & sellable[covered, None]
-    islands: dict[Island, int] = {}
+    has = machines_supply.read(
+        gpu_model_id=pool.gpu_model_id,
+        region=pool.region,
+        organization_ids={listing.organization_id for listing in listings},
+        at=at,
+    )
+    groups = [
+        (machines, covering)
+        for machines in has.machines
+        if (covering := [i for i, listing in enumerate(listings) if covers(listing, machines)])
+    ]
+    if not groups or pool.gpu_model_id not in has.blocks:
+        return _nothing(listings=listings)
+    blocks = np.concatenate([machines.blocks for machines, _ in groups])
+    ids = [node_id for machines, _ in groups for node_id in machines.ids]
+    islands, numbers = _islands([machines for machines, _ in groups])
+    sellable = has.masks_of(gpu_model_id=pool.gpu_model_id, blocks=blocks)
+    offered = np.zeros((len(listings), len(blocks)), dtype=np.uint16)
+    first = 0
+    for machines, covering in groups:
+        rows = slice(first, first + len(machines.blocks))
+        first = rows.stop
+        offered[covering, rows] = sellable[rows]
+    kept = np.argsort(blocks)
+    if demand is not None and not demand.takes_any_node:
+        may = [demand.may_serve(ids[row], islands[numbers[row]]) for row in kept.tolist()]
+        kept = kept[may]
+    blocks, offered = blocks[kept], offered[:, kept]
+    _leave_busy_out(offered, listings=listings, blocks=blocks, at=at)
+    covered = np.flatnonzero(offered.any(axis=0))
+    kept, blocks = kept[covered], blocks[covered]
+    steps = _taken_by_step(blocks=blocks, window=window, at=at) & sellable[kept, None]
     return Supply(
-        nodes=kept,
-        island_of=np.array(
-            [islands.setdefault(node.island, len(islands)) for node in kept], dtype=np.int64
-        ),
-        sellable=sellable[covered],
+        blocks=blocks,
+        ids=tuple(ids[row] for row in kept.tolist()),
+        island_of=_numbered(numbers[kept]),
+        sellable=sellable[kept],
         listings=listings,
         floor_rates=tuple(
             listing.floor_rate if demand is None else demand.floor_of(listing)
             for listing in listings
         ),
         offered=offered[:, covered],
+        ready=_ready(
+            offered=offered[:, covered],
+            listings=listings,
+            blocks=blocks,
+            ends_at=window.ends_at,
+            at=at,
+        ),
         taken=np.bitwise_or.reduce(steps, axis=1),
         taken_by_step=steps,
     )
+
+
+def _ready(
+    *,
+    offered: Masks,
+    listings: Sequence[Listing],
+    blocks: Blocks,
+    ends_at: dt.datetime,
+    at: dt.datetime,
+) -> Masks:
+    """Return per listing and node the slots that nobody has in the listing's turn-round after a window."""
+    ready = offered.copy()
+    for seconds in {listing.turnaround_seconds for listing in listings} - {0}:
+        after = Window(ends_at, ends_at + dt.timedelta(seconds=seconds))
+        alike = [i for i, each in enumerate(listings) if each.turnaround_seconds == seconds]
+        ready[alike] &= ~occupancy.during(blocks=blocks, window=after, at=at)
+    return ready
 
 
 def pools() -> list[PoolKey]:
@@ -222,7 +268,7 @@ def pools() -> list[PoolKey]:
         regions[owner].add(region)
     return sorted(
         {
-            PoolKey(listing.gpu_model_id, region, Tier(listing.tier))
+            PoolKey(gpu_model_id=listing.gpu_model_id, region=region, tier=Tier(listing.tier))
             for listing in Listing.objects.published()
             for region in regions[listing.organization_id]
             if listing.region in ("", region)
@@ -232,107 +278,89 @@ def pools() -> list[PoolKey]:
 
 def listings_of(pool: PoolKey) -> tuple[Listing, ...]:
     """Return the published listings of a pool, the cheapest first."""
-    found = Listing.objects.published().filter(
-        currency=settings.CURRENCY,
-        gpu_model_id=pool.gpu_model_id,
-        tier=pool.tier,
-        region__in=["", pool.region],
+    # As text: every buyer asks this, and Django takes longer to write it than PostgreSQL to answer.
+    found = Listing.objects.raw(
+        "SELECT * FROM marketplace_listing WHERE status = %(published)s AND currency = %(currency)s"
+        " AND gpu_model_id = %(model)s AND tier = %(tier)s AND region IN ('', %(region)s)",
+        {
+            "published": ListingStatus.PUBLISHED.value,
+            "currency": settings.CURRENCY,
+            "model": pool.gpu_model_id,
+            "tier": pool.tier.value,
+            "region": pool.region,
+        },
     )
     return tuple(sorted(found, key=lambda listing: (listing.floor_rate, listing.id)))
 
 
-def _nodes(
-    *, pool: PoolKey, listings: Sequence[Listing], demand: Demand | None
-) -> tuple[list[PoolNode], list[dict[str, str]]]:
-    """Return the machines of the listings' owners in the region, in the order of their blocks."""
-    columns = ["id", "slot_base", "organization_id", "region", "fabric", "simulated"]
-    if asks_labels := any(listing.labels for listing in listings):
-        columns.append("labels")
-    rows = (
-        Node.objects.filter(
-            organization_id__in={listing.organization_id for listing in listings},
-            region=pool.region,
-        )
-        .order_by("slot_base")
-        .values_list(*columns)
+def covers(listing: Listing, machines: Machines) -> bool:
+    """Say whether a listing of the region selects machines."""
+    return (
+        listing.organization_id == machines.organization_id
+        and listing.fabric in ("", machines.fabric)
+        and listing.labels.items() <= machines.labels.items()
     )
-    nodes, labels = [], []
-    for node_id, base, owner, region, fabric, simulated, *rest in rows:
-        node = PoolNode(
-            id=node_id,
-            slot_base=base,
-            island=(owner, region, fabric or node_id),
-            fabric=fabric,
-            simulated=simulated,
-        )
-        if demand is not None and not demand.may_serve(node):
-            continue
-        nodes.append(node)
-        labels.append(rest[0] if asks_labels else {})
-    return nodes, labels
 
 
-def _sellable(*, pool: PoolKey, nodes: Sequence[PoolNode], at: dt.datetime) -> Masks:
-    owners = {node.island[0] for node in nodes}
-    found = (
-        inventory.sellable_gpus(at=at)
-        .filter(
-            gpu_model_id=pool.gpu_model_id,
-            node__region=pool.region,
-            node__organization_id__in=owners,
-        )
-        .aggregate(slots=ArrayAgg("slot", default=[]))
+def _nothing(*, listings: tuple[Listing, ...]) -> Supply:
+    """Return the supply of a pool in which no machine is on offer."""
+    none = np.zeros(0, dtype=np.uint16)
+    return Supply(
+        blocks=np.zeros(0, dtype=np.int32),
+        ids=(),
+        island_of=np.zeros(0, dtype=np.int64),
+        sellable=none,
+        listings=listings,
+        floor_rates=tuple(listing.floor_rate for listing in listings),
+        offered=np.zeros((len(listings), 0), dtype=np.uint16),
+        ready=np.zeros((len(listings), 0), dtype=np.uint16),
+        taken=none,
+        taken_by_step=np.zeros((0, 1), dtype=np.uint16),
     )
-    return _masks(found["slots"], nodes=nodes)
 
 
-def _idle(*, pool: PoolKey, listing: Listing, nodes: Sequence[PoolNode], at: dt.datetime) -> Masks:
-    """Return the slots of an owner's GPUs that have been idle for as long as its listing asks."""
-    rows = (
-        inventory.sellable_gpus(at=at)
-        .filter(
-            gpu_model_id=pool.gpu_model_id,
-            node__region=pool.region,
-            node__organization_id=listing.organization_id,
-        )
-        .values_list("slot", "idle_state", "idle_since", "offered_again_at")
-    )
-    idle = [
-        slot
-        for slot, idle_state, idle_since, offered_again_at in rows
-        if idleness.offered_idle_seconds(
-            idle_state=idle_state, idle_since=idle_since, offered_again_at=offered_again_at, at=at
-        )
-        >= listing.idle_for_seconds
-    ]
-    return _masks(idle, nodes=nodes)
+def _islands(groups: Sequence[Machines]) -> tuple[list[Island], Rows]:
+    """Return the islands of some machines, and per machine the number of its own."""
+    numbers: dict[Island, int] = {}
+    found: list[int] = []
+    sizes: list[int] = []
+    for machines in groups:
+        places = [machines.fabric] if machines.fabric else machines.ids
+        islands = ((machines.organization_id, machines.region, place) for place in places)
+        found += [numbers.setdefault(island, len(numbers)) for island in islands]
+        sizes += [len(machines.ids)] if machines.fabric else [1] * len(places)
+    return list(numbers), np.repeat(np.array(found, dtype=np.int64), sizes)
 
 
-def _base(slot: int) -> int:
-    """Return the first slot of the block in which a slot lies."""
-    return slot // SLOTS_PER_NODE * SLOTS_PER_NODE
+def _numbered(numbers: Rows) -> Rows:
+    """Return numbers from 0 on in the place of some, in the order in which they first come."""
+    _, firsts, places = np.unique(numbers, return_index=True, return_inverse=True)
+    rank: Rows = np.argsort(np.argsort(firsts))
+    return rank[places]
 
 
-def _masks(slots: Sequence[int], *, nodes: Sequence[PoolNode]) -> Masks:
-    """Return the bits of some slots in their nodes' blocks; slots of other nodes are left out."""
-    masks = np.zeros(len(nodes), dtype=np.uint16)
-    if not slots or not nodes:
-        return masks
-    bases = np.array([node.slot_base for node in nodes], dtype=np.int64)
-    numbers = np.array(slots, dtype=np.int64)
-    blocks = numbers // SLOTS_PER_NODE * SLOTS_PER_NODE
-    rows = np.minimum(np.searchsorted(bases, blocks), len(bases) - 1)
-    known = bases[rows] == blocks
-    bits = (1 << (numbers[known] - blocks[known])).astype(np.uint16)
-    np.bitwise_or.at(masks, rows[known], bits)
-    return masks
+def _leave_busy_out(
+    offered: npt.NDArray[np.uint16],
+    *,
+    listings: Sequence[Listing],
+    blocks: Blocks,
+    at: dt.datetime,
+) -> None:
+    """Take from what listings of idle GPUs offer those that have not been idle for as long as they ask."""
+    curious = [i for i, listing in enumerate(listings) if listing.mode == ListingMode.WHEN_IDLE]
+    if not curious:
+        return
+    owners = {listings[i].organization_id for i in curious}
+    idle = machines_supply.idle(organization_ids=owners, at=at)
+    for i in curious:
+        slots = idle["slot"][idle["seconds"] >= listings[i].idle_for_seconds]
+        offered[i] &= machines_supply.masks_of_slots(slots=slots, blocks=blocks)
 
 
-def _taken_by_step(*, nodes: Sequence[PoolNode], window: Window, at: dt.datetime) -> Masks:
+def _taken_by_step(*, blocks: Blocks, window: Window, at: dt.datetime) -> Masks:
     """Return per node and step of the window the slots that somebody has in some part of the step."""
-    if not nodes:
+    if not len(blocks):
         return np.zeros((0, 1), dtype=np.uint16)
-    blocks = np.array([node.slot_base // SLOTS_PER_NODE for node in nodes], dtype=np.int32)
     first = to_seconds(window.starts_at)
     hour = occupancy.HOUR_SECONDS
     if first % hour == 0 and window.seconds % hour == 0:
@@ -340,7 +368,7 @@ def _taken_by_step(*, nodes: Sequence[PoolNode], window: Window, at: dt.datetime
             blocks=blocks, first_hour=first // hour, hours=window.seconds // hour, at=at
         )
     count = max(1, min(STEPS_MAX, window.seconds // settings.GRID_SECONDS))
-    masks = np.zeros((len(nodes), count), dtype=np.uint16)
+    masks = np.zeros((len(blocks), count), dtype=np.uint16)
     occupancy.paint(
         masks=masks,
         blocks=blocks,

@@ -1,5 +1,6 @@
 """Replay a quote's price from what is stored, and compare."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -11,14 +12,9 @@ from marketplace.core.windows import format_instant, to_instant
 from marketplace.states import Tier
 from scheduler.lots import GpusAtFloor, Lots
 from scheduler.models import Quote
+from scheduler.pool_keys import PoolKey
 from scheduler.prices.refresh import METHOD_VERSION, inputs_of, vectors_of
-from scheduler.prices.tables import (
-    METHOD_FLOORS,
-    PoolKey,
-    PriceTable,
-    floors_only,
-    table_of,
-)
+from scheduler.prices.tables import METHOD_FLOORS, PriceTable, floors_only, table_of
 from scheduler.tariffs import as_rate
 
 
@@ -56,7 +52,7 @@ def replay(*, quote: Quote) -> list[Comparison]:
         table = replace(floors_only(key), fee_basis_points=quote.fee_basis_points)
     else:
         version = quote.price_version
-        if version.method_version != METHOD_VERSION:
+        if version.method_version > METHOD_VERSION:
             raise NotReplayable(f"{version.pk} was made by {method} {version.method_version}")
         stored = table_of(version)
         vectors = vectors_of(inputs_of(version))
@@ -100,11 +96,16 @@ def replay(*, quote: Quote) -> list[Comparison]:
     return found + [
         Comparison(
             name=f"price_breakdown.{name}",
-            stored=str(quote.price_breakdown.get(name)),
-            recomputed=str(price.breakdown.get(name)),
+            stored=_text(quote.price_breakdown.get(name)),
+            recomputed=_text(price.breakdown.get(name)),
         )
         for name in names
     ]
+
+
+def _text(value: object) -> str:
+    """Return a figure, or several of them, in one order for both sides."""
+    return json.dumps(value, sort_keys=True) if isinstance(value, list) else str(value)
 
 
 def _hours(stored: PriceTable, recomputed: PriceTable) -> Iterator[Comparison]:

@@ -22,6 +22,7 @@ from marketplace.core.windows import Window, to_seconds
 from marketplace.states import Tier
 from scheduler.lots import GpusAtFloor, Lot, Lots
 from scheduler.models import PriceVersion
+from scheduler.pool_keys import PoolKey
 from scheduler.prices import breakdown
 from scheduler.prices.packed import Counts, Micros, unpack
 from scheduler.pricing.rule import BASIS_POINTS
@@ -30,15 +31,6 @@ from scheduler.tariffs import MICROS, Segment, Tariff, as_rate
 Seconds: TypeAlias = npt.NDArray[np.int64]
 
 METHOD_FLOORS = "owners_floors"  # of a pool that has no table yet
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class PoolKey:
-    """GPUs of one model, region and tier have one price."""
-
-    gpu_model_id: str
-    region: str
-    tier: Tier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +95,14 @@ class PriceTable:
 
         `starts` are seconds since the Unix epoch; `seconds` is the length of the windows.
         """
-        rates = np.empty((len(floor_rates), len(starts)), dtype=np.int64)
+        whole, rest = self.window_means(starts=starts, seconds=seconds, floor_rates=floor_rates)
+        return whole + (rest > 0)
+
+    def window_means(
+        self, *, starts: Seconds, seconds: int, floor_rates: Sequence[Decimal]
+    ) -> tuple[Micros, Micros]:
+        """Return the mean rate of each window exactly: whole micros, and the rest × seconds."""
+        means = np.empty((2, len(floor_rates), len(starts)), dtype=np.int64)
         # Modulo 2⁶⁴ the differences are right, whatever the sums: a window's own sum fits.
         for row, floor_rate in enumerate(floor_rates):
             hourly = np.maximum(self.rate_micros, self.gross_micros(floor_rate)).astype(np.uint64)
@@ -112,9 +111,8 @@ class PriceTable:
             )
             whole = self._until(starts + seconds, hourly=hourly, sums=sums)
             whole -= self._until(starts, hourly=hourly, sums=sums)
-            length = np.uint64(seconds)
-            rates[row] = ((whole + (length - np.uint64(1))) // length).astype(np.int64)
-        return rates
+            means[:, row] = np.divmod(whole, np.uint64(seconds))
+        return means[0], means[1]
 
     def pooled(self, floors: Iterable[GpusAtFloor], *, window: Window) -> tuple[GpusAtFloor, ...]:
         """Return the floors, rising; those that every hour of a window pays anyhow are one, the highest."""

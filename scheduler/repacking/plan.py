@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from agents.models import SLOTS_PER_NODE
+from agents.supply import Masks
 from scheduler import occupancy
 from scheduler.packing.layout import Layout, Piece, Placement, Request
 from scheduler.placement.demand import Demand
-from scheduler.placement.supply import Masks, Supply
+from scheduler.placement.supply import Supply
 from scheduler.repacking.promises import Promise, hours_of
 
 NEWCOMER = ""  # the request that has no promise yet
@@ -33,8 +34,8 @@ class Board:
     slots: dict[str, set[int]]
 
     def request(self, request_id: str, *, demand: Demand) -> Request:
-        """Return a demand in the hours of the layout."""
-        start, end = hours_of(demand.window)
+        """Return a demand, with the turn-round after it, in the hours of the layout."""
+        start, end = _hours(demand, supply=self.supply)
         return Request(
             id=request_id,
             gpus=demand.gpus,
@@ -53,23 +54,21 @@ def build(
     at: dt.datetime,
 ) -> Board:
     """Lay out some nodes, island by island, over the hours of some promises and of a demand."""
-    windows = [promise.hours for promise in promises]
+    windows = [_hours(promise.demand, supply=supply) for promise in promises]
     if demand is not None:
-        windows.append(hours_of(demand.window))
+        windows.append(_hours(demand, supply=supply))
     first_hour, end_hour = min(w[0] for w in windows), max(w[1] for w in windows)
-    by_block = sorted(rows, key=lambda row: supply.nodes[row].slot_base)
-    blocks = np.array(
-        [supply.nodes[row].slot_base // SLOTS_PER_NODE for row in by_block], dtype=np.int32
-    )
+    by_block = sorted(rows)
+    blocks = np.array([int(supply.blocks[row]) for row in by_block], dtype=np.int32)
     read = occupancy.read(blocks=blocks, first_hour=first_hour, hours=end_hour - first_hour, at=at)
-    ordered = sorted(rows, key=lambda row: (supply.island_of[row], supply.nodes[row].slot_base))
+    ordered = sorted(rows, key=lambda row: (supply.island_of[row], supply.slot_base(row)))
     place_of = {row: place for place, row in enumerate(by_block)}
     offered = supply.offered_at_all[ordered]
     fixed = read[[place_of[row] for row in ordered]] & offered[:, None]
-    at_base = {supply.nodes[row].slot_base: place for place, row in enumerate(ordered)}
+    at_base = {supply.slot_base(row): place for place, row in enumerate(ordered)}
     pieces: dict[str, dict[int, int]] = {}
     for promise in promises:
-        start, end = (hour - first_hour for hour in promise.hours)
+        start, end = (hour - first_hour for hour in _hours(promise.demand, supply=supply))
         counts: dict[int, int] = {}
         for row, mask in _masks(promise.slots, at_base=at_base).items():
             fixed[row, start:end] &= ~np.uint16(mask)
@@ -101,6 +100,11 @@ def build(
             )
         )
     return board
+
+
+def _hours(demand: Demand, *, supply: Supply) -> tuple[int, int]:
+    """Return the hours of a demand with the longest turn-round that may follow it, half-open."""
+    return hours_of(demand.window.followed_by(seconds=supply.turnaround_seconds_max))
 
 
 def slots_of_changes(board: Board) -> dict[str, set[int]] | None:
@@ -141,7 +145,7 @@ def _assign(
 ) -> dict[str, set[int]] | None:
     """Return slots for those that changed, or `None`; `among` are those who may be in their way."""
     taken = board.fixed.copy()
-    at_base = {board.supply.nodes[row].slot_base: place for place, row in enumerate(board.rows)}
+    at_base = {board.supply.slot_base(row): place for place, row in enumerate(board.rows)}
     placements = board.layout.placements
     for request_id in (among or placements.keys()) - changed:
         request = placements[request_id].request
@@ -161,7 +165,7 @@ def _assign(
                 return None
             bits = [bit for bit in range(SLOTS_PER_NODE) if free >> bit & 1][: piece.gpus]
             hours |= np.uint16(sum(1 << bit for bit in bits))
-            base = board.supply.nodes[board.rows[piece.row]].slot_base
+            base = board.supply.slot_base(board.rows[piece.row])
             slots |= {base + bit for bit in bits}
         found[request.id] = slots
     return found
@@ -171,7 +175,7 @@ def _counts(board: Board, request_id: str) -> dict[int, int]:
     """Return how many GPUs a promise has on each row; none for one that has no place yet."""
     if request_id == NEWCOMER:
         return {}
-    at_base = {board.supply.nodes[row].slot_base: place for place, row in enumerate(board.rows)}
+    at_base = {board.supply.slot_base(row): place for place, row in enumerate(board.rows)}
     masks = _masks(board.slots[request_id], at_base=at_base)
     return {row: mask.bit_count() for row, mask in masks.items()}
 

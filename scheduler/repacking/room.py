@@ -91,7 +91,7 @@ def _take_nothing(places: Sequence[Place]) -> None:
 
 def _rows(supply: Supply, *, demand: Demand) -> list[int]:
     """Return the nodes of the islands with the most room, if enough GPUs are free at every hour."""
-    if not supply.nodes:
+    if not len(supply.blocks):
         return []
     free = np.bitwise_count(supply.offered_at_all[:, None] & ~supply.taken_by_step)
     by_island = np.zeros((int(supply.island_of.max()) + 1, supply.steps), dtype=np.int64)

@@ -14,7 +14,8 @@ WRITERS = {
     "scheduler/holds.py",
     "scheduler/price_rules.py",
     "scheduler/quotes.py",
-    "scheduler/reservations.py",
+    "scheduler/reservations/due.py",
+    "scheduler/reservations/moves.py",
     "scheduler/leases.py",
     "billing/card_refunds.py",
     "billing/top_up_disputes.py",
@@ -24,6 +25,7 @@ WRITERS = {
     "billing/approvals.py",
     "billing/disputes.py",
     "billing/payouts.py",
+    "billing/purchase_requests.py",
     "billing/refunds.py",
 }
 # The program on the GPU host and the start-up of the market have no tables; migrations describe columns; the

@@ -7,7 +7,7 @@ from decimal import ROUND_DOWN, Decimal
 
 from agents import protocol
 from agents.models import Gpu, MeterReading, Node, Outage, Receipt
-from billing import purchases, tax, tax_rules, wallet
+from billing import invoices, purchases, tax, tax_rules, wallet
 from marketplace.core.money import Money, amount_for
 from marketplace.core.windows import Window
 from marketplace.models import GpuModel, Organization
@@ -41,12 +41,14 @@ def owner(*, name: str = "Nordlicht Compute") -> Organization:
     )[0]
 
 
-def tenant(*, name: str = "Perceptron AG", funds_minor: int = 0) -> Organization:
+def tenant(
+    *, name: str = "Perceptron AG", funds_minor: int = 0, currency: str = "usd"
+) -> Organization:
     row, _ = Organization.objects.get_or_create(
         name=name, defaults={"is_tenant": True, "created_at": START}
     )
     if funds_minor:
-        fund(row, minor=funds_minor)
+        fund(row, minor=funds_minor, currency=currency)
     return row
 
 
@@ -160,6 +162,14 @@ def reservation(
     if paid:
         purchases.post(reservation=row, at=bought_at)
     return row
+
+
+def bought_on_account(row: Reservation) -> str:
+    """Invoice a reservation and post its purchase; return the invoice's id."""
+    due_at = START + dt.timedelta(days=30)
+    invoice = invoices.issue_for_purchase(reservation=row, due_at=due_at, at=START)
+    purchases.capture_invoice(reservation=row, invoice_id=invoice.pk, at=START)
+    return invoice.pk
 
 
 def lots(*, window: Window, gpus: int, rate: Decimal, fee_basis_points: int) -> Lots:
@@ -276,6 +286,7 @@ def meter(
     busy: int | None = 0,
     energy_millijoules: int | None = None,
     up: int | None = None,
+    attached: int | None = None,
 ) -> MeterReading:
     number = next(_numbers)
     return MeterReading.objects.create(
@@ -289,6 +300,7 @@ def meter(
         ends_at=of.starts_at + dt.timedelta(seconds=from_second + seconds),
         up_seconds=seconds if up is None else up,
         busy_seconds=busy,
+        attached_seconds=attached,
         energy_millijoules=energy_millijoules,
         simulated=True,
         received_at=of.ends_at,

@@ -33,7 +33,7 @@ class TestLists:
         [
             *("account", "entry", "posting", "settlement", "payout", "earnedhour", "correction"),
             *("reserve", "refund", "dispute", "booksrun", "parking", "approval"),
-            *("creditterms", "creditsale"),
+            *("creditterms", "creditsale", "dunningcase"),
             *("payment", "payoutaccount", "intent", "inboxevent", "difference"),
         ],
     )

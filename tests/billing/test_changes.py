@@ -5,7 +5,8 @@ import datetime as dt
 import pytest
 from django.db import transaction
 
-from agents.models import Node
+from agents.models import Node, Receipt
+from agents.protocol import ReceiptKind
 from billing import bills, books, changes, checkout, ledger, parking, payouts, settlements, wallet
 from billing.checkout import PaymentMethodUnavailable
 from billing.ledger import InsufficientFunds
@@ -136,7 +137,10 @@ def start(reservation: Reservation) -> list[Lease]:
 
 def finish(reservation: Reservation, *, at: dt.datetime) -> None:
     """Let the nodes return what they have, and settle everything."""
-    for lease in Lease.objects.filter(reservation=reservation, closed_at__isnull=True):
+    unsaid = Lease.objects.filter(reservation=reservation, closed_at__isnull=True).exclude(
+        pk__in=Receipt.objects.filter(kind=ReceiptKind.RETURN).values("lease_id")
+    )
+    for lease in unsaid:
         factories.say_returned(lease, at=at - seconds(4))
     leases.advance(at=at)
     leases.advance(at=at)

@@ -111,6 +111,30 @@ class TestCloseDue:
         earnings.close_due(at=START + hours(1) + CLOSE_AFTER)
         assert EarnedHour.objects.get().earned_minor == 300
 
+    def test_notes_what_the_readings_said_of_the_hour(self):
+        lease = factories.lease(
+            of=priced_by_the_hour("2.000000", "2.000000"), status=LeaseStatus.ACTIVE
+        )
+        factories.meter(
+            of=lease, gpu=0, busy=600, attached=1800, energy_millijoules=9, seconds=3600
+        )
+        factories.meter(of=lease, gpu=1, busy=None, seconds=3600)
+        earnings.close_due(at=START + hours(1) + CLOSE_AFTER)
+        hour = EarnedHour.objects.get()
+        assert (hour.gpu_seconds_metered, hour.gpu_seconds_measured) == (7200, 3600)
+        assert (hour.gpu_seconds_attached, hour.energy_millijoules) == (1800, 9)
+
+    def test_notes_nothing_where_nothing_was_measured(self):
+        lease = factories.lease(
+            of=priced_by_the_hour("2.000000", "2.000000"), status=LeaseStatus.ACTIVE
+        )
+        for gpu in range(2):
+            factories.meter(of=lease, gpu=gpu, busy=None)
+        earnings.close_due(at=START + hours(1) + CLOSE_AFTER)
+        hour = EarnedHour.objects.get()
+        assert (hour.gpu_seconds_measured, hour.gpu_seconds_attached) == (0, None)
+        assert hour.energy_millijoules is None
+
     def test_leaves_the_books_in_order(self):
         running(priced_by_the_hour("2.000001", "6.100007", "2.900003"))
         for hour in (1, 2):

@@ -6,6 +6,8 @@ import secrets
 from decimal import Decimal
 from typing import Any
 
+from django.db import transaction
+
 from agents import protocol
 from agents.models import SLOTS_PER_NODE, Gpu, Grant, MeterReading, Node, Receipt
 from marketplace import catalog
@@ -133,6 +135,11 @@ def lots_of(row: Quote | Reservation | ChangeQuote) -> tuple[Lot, ...]:
     return Lots.from_json(row.lots).lots
 
 
+def floors_of(row: Quote | Reservation | ChangeQuote) -> list[tuple[int, Decimal]]:
+    """Return of how many GPUs each lot is, and its floor."""
+    return [(lot.gpus, lot.floor_rate) for lot in lots_of(row)]
+
+
 def resize(promise: Quote | Reservation, *, gpus: int) -> None:
     """Change of how many GPUs a promise of one lot is, and nothing else."""
     (lot,) = promise.lots
@@ -140,14 +147,15 @@ def resize(promise: Quote | Reservation, *, gpus: int) -> None:
 
 
 def reserve(quote: Quote, *, at: dt.datetime = NOW, **details: Any) -> Reservation:
-    return reservations.reserve(
-        organization=quote.organization,
-        quote_id=quote.pk,
-        payment_method="wallet",
-        details=ReservationDetails(**details),
-        at=at,
-        actor="test",
-    )
+    with transaction.atomic():  # a refusal ends it
+        return reservations.reserve(
+            organization=quote.organization,
+            quote_id=quote.pk,
+            payment_method="wallet",
+            details=ReservationDetails(**details),
+            at=at,
+            actor="test",
+        )
 
 
 def make_reservation(*, at: dt.datetime = NOW, **changes: Any) -> Reservation:

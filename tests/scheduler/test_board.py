@@ -15,7 +15,7 @@ from agents.models import Gpu
 from marketplace.core.errors import DomainError
 from marketplace.core.windows import Window, format_instant, to_instant, to_seconds
 from marketplace.models import Listing
-from scheduler import board, offerings, pools, reindexing
+from scheduler import board, merit, offerings, pools, reindexing
 from scheduler.models import Allocation
 from scheduler.pools import Pool
 from scheduler.states import Spread
@@ -63,21 +63,32 @@ def sells(listing: Listing, gpu: Gpu, window: Window, gpus: int) -> bool:
     )
 
 
-def floor_by_hand(window: Window, *, gpus: int, spread: Spread, at: Any) -> Decimal | None:
-    """Return the lowest floor at which a request fits, one GPU after the other."""
-    taken = [
+def floors_by_hand(
+    window: Window, *, gpus: int, spread: Spread, at: Any
+) -> list[tuple[Decimal, ...]]:
+    """Return the floors of the cheapest GPUs on each ground where a request fits, one GPU after the other."""
+    booked = [
         place
         for place in Allocation.objects.filter(live=True).select_related("quote")
-        if place.period.lower < window.ends_at
-        and window.starts_at < place.period.upper
-        and not (place.quote and place.quote.status == "open" and place.quote.expires_at <= at)
+        if not (place.quote and place.quote.status == "open" and place.quote.expires_at <= at)
     ]
+
+    def is_free(gpu: Gpu, listing: Listing) -> bool:
+        return not any(
+            place.period.lower < window.ends_at + seconds(listing.turnaround_seconds)
+            and window.starts_at < place.period.upper + seconds(place.turnaround_seconds)
+            and place.slots.lower <= gpu.slot < place.slots.upper
+            for place in booked
+        )
+
     listings = list(Listing.objects.order_by("floor_rate"))
     floors: dict[Any, list[Decimal]] = {}
     for gpu in Gpu.objects.select_related("node"):
-        if any(place.slots.lower <= gpu.slot < place.slots.upper for place in taken):
-            continue
-        its = [each.floor_rate for each in listings if sells(each, gpu, window, gpus)]
+        its = [
+            each.floor_rate
+            for each in listings
+            if sells(each, gpu, window, gpus) and is_free(gpu, each)
+        ]
         if its:
             group = {
                 Spread.ANY: "all",
@@ -85,8 +96,7 @@ def floor_by_hand(window: Window, *, gpus: int, spread: Spread, at: Any) -> Deci
                 Spread.SAME_FABRIC: gpu.node.fabric or gpu.node_id,
             }[spread]
             floors.setdefault(group, []).append(min(its))
-    fitting = [sorted(each)[gpus - 1] for each in floors.values() if len(each) >= gpus]
-    return min(fitting, default=None)
+    return [tuple(sorted(each)[:gpus]) for each in floors.values() if len(each) >= gpus]
 
 
 def the_pool() -> Pool:
@@ -103,23 +113,35 @@ class TestLevels(TestCase):
         gpus=st.integers(min_value=1, max_value=12),
         length=st.integers(min_value=1, max_value=10),
         fold=st.integers(min_value=0, max_value=1),
+        turnarounds=st.lists(st.sampled_from([0, 0, 60, 3600, 5400]), min_size=3, max_size=3),
     )
     def test_are_those_of_a_look_at_each_gpu(
-        self, bookings: list[tuple[int, int, int, bool]], gpus: int, length: int, fold: int
+        self,
+        bookings: list[tuple[int, int, int, bool]],
+        gpus: int,
+        length: int,
+        fold: int,
+        turnarounds: list[int],
     ) -> None:
         with transaction.atomic():
-            self.fill(bookings)
+            self.fill(bookings, turnarounds=turnarounds)
             if fold:
                 reindexing.fold()
             self.compare(gpus=gpus, length=length)
             transaction.set_rollback(True)
 
-    def fill(self, bookings: list[tuple[int, int, int, bool]]) -> None:
+    def fill(self, bookings: list[tuple[int, int, int, bool]], *, turnarounds: list[int]) -> None:
         owner = make_organization()
         for fabric in ("ib-1", "ib-1", "ib-2", ""):
             make_node(owner=owner, gpus=4, fabric=fabric)
-        make_listing(owner=owner, floor_rate=Decimal(3))
-        make_listing(owner=owner, floor_rate=Decimal(2), fabric="ib-1", gpus_min=3)
+        make_listing(owner=owner, floor_rate=Decimal(3), turnaround_seconds=turnarounds[0])
+        make_listing(
+            owner=owner,
+            floor_rate=Decimal(2),
+            fabric="ib-1",
+            gpus_min=3,
+            turnaround_seconds=turnarounds[1],
+        )
         make_listing(
             owner=owner,
             floor_rate=Decimal(1),
@@ -128,6 +150,7 @@ class TestLevels(TestCase):
             ends_at=NOW + hours(30),
             duration_seconds_min=2 * HOUR,
             blackouts=[[format_instant(NOW + hours(n)) for n in (12, 14)]],
+            turnaround_seconds=turnarounds[2],
         )
         for start, duration, size, lapses in bookings:
             window = window_in(start + 1, length=duration)
@@ -165,11 +188,16 @@ class TestLevels(TestCase):
             levels = every.levels(listings=listings, gpus=gpus, spread=spread).tolist()
             halves = fine.levels(listings=listings, gpus=gpus, spread=spread).tolist()
             assert halves[::2] == levels
-            for start, level in zip(every.starts.tolist(), levels, strict=True):
+            costs = merit.rates(every, listings=listings, gpus=gpus, spread=spread).tolist()
+            for start, level, micros in zip(every.starts.tolist(), levels, costs, strict=True):
                 window = Window(to_instant(start), to_instant(start + length * HOUR))
-                expected = floor_by_hand(window, gpus=gpus, spread=spread, at=NOW)
+                fitting = floors_by_hand(window, gpus=gpus, spread=spread, at=NOW)
                 found = pool.floors[level] if level < len(pool.floors) else None
-                assert found == expected, (window, spread)
+                assert found == min((floors[-1] for floors in fitting), default=None)
+                means = [
+                    -(-sum(map(every.prices.gross_micros, floors)) // gpus) for floors in fitting
+                ]
+                assert micros == min(means, default=merit.UNPRICED), (window, spread)
 
 
 @pytest.mark.django_db

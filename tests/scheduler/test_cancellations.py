@@ -196,7 +196,8 @@ class TestCancel:
     def test_names_the_owners_that_had_kept_the_gpus(self) -> None:
         first, second = make_pool(gpus=4), make_pool(gpus=4)
         change = leave(make_reservation(gpus=8, spread="any"))
-        assert change.given_back_by_owner == {first.pk: 4, second.pk: 4}
+        of_each = 4 * 2 * 3600 * 2_352_942
+        assert change.given_back_by_owner == {first.pk: of_each, second.pk: of_each}
 
     def test_happens_once_per_quote(self) -> None:
         make_pool()

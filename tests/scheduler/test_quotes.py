@@ -21,6 +21,7 @@ from scheduler.prices import refresh
 from scheduler.states import QuoteStatus
 from tests.scheduler.factories import (
     NOW,
+    floors_of,
     hours,
     lots_of,
     make_listing,
@@ -122,14 +123,15 @@ class TestCreate:
         with pytest.raises(quotes.NotEnoughCapacity):
             make_quote(gpus=9)
 
-    def test_pays_every_owner_the_highest_floor_that_is_needed(self) -> None:
+    def test_pays_each_owner_by_its_own_floor(self) -> None:
         make_pool()
         dearer = make_organization()
         make_node(owner=dearer)
         make_listing(owner=dearer, floor_rate=Decimal(3))
 
-        assert lots_of(make_quote(gpus=8))[0].floor_rate == 2
-        assert lots_of(make_quote(gpus=16, spread="any"))[0].floor_rate == 3
+        assert floors_of(make_quote(gpus=8)) == [(8, Decimal(2))]
+        both = make_quote(gpus=16, spread="any")
+        assert floors_of(both) == [(8, Decimal(2)), (8, Decimal(3))]
 
     def test_starts_now_on_the_next_second(self) -> None:
         make_pool()

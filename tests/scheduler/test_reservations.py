@@ -4,6 +4,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from django.db import transaction
 
 from marketplace.core.errors import DomainError, NotFound, StateConflict
 from marketplace.models import Listing
@@ -77,7 +78,7 @@ class TestReserve:
         make_pool()
         quote = make_quote()
 
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFound), transaction.atomic():
             reservations.reserve(
                 organization=make_organization(),
                 quote_id=quote.pk,
@@ -179,7 +180,7 @@ class TestReserve:
         make_pool()
         quote = make_quote()
 
-        with pytest.raises(DomainError, match="must be one of"):
+        with pytest.raises(DomainError, match="must be one of"), transaction.atomic():
             reservations.reserve(
                 organization=quote.organization,
                 quote_id=quote.pk,
@@ -197,7 +198,7 @@ class TestReserve:
             make_reservation()
         quote = make_quote()
 
-        with django_assert_max_num_queries(22):
+        with django_assert_max_num_queries(18):
             reserve(quote)
 
 

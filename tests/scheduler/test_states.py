@@ -17,6 +17,7 @@ from scheduler.models import (
     Reservation,
     ReservationTransition,
 )
+from scheduler.reservations import moves
 from scheduler.states import (
     LEASE_ARROWS,
     QUOTE_ARROWS,
@@ -116,7 +117,7 @@ class TestMove:
         reservations.confirm(reservation_id=faster.pk, at=NOW, actor="test")
 
         with pytest.raises(StateConflict):
-            reservations._move(
+            moves.move(
                 slower,
                 to=ReservationStatus.PAYMENT_FAILED,
                 reason=ReservationReason.PAYMENT_DECLINED,

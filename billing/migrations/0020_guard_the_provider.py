@@ -94,6 +94,6 @@ def _statements() -> list[tuple[str, str]]:
 
 
 class Migration(migrations.Migration):
-    dependencies = [("billing", "0015_month_close_recorded")]
+    dependencies = [("billing", "0019_purchase_requests")]
 
     operations = [migrations.RunSQL(forwards, backwards) for forwards, backwards in _statements()]

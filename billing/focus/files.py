@@ -1,0 +1,97 @@
+"""The files of an export, a page of lines at a time: what a caller asks for, and nothing kept."""
+
+import csv
+import datetime as dt
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from operator import itemgetter
+
+from django.conf import settings
+
+from billing import month_movements
+from billing.focus import charges, commitments, invoice_lines, periods, reading
+from billing.focus.columns import COLUMNS, SAME_AS, Dataset, Version
+from billing.focus.facts import NO_DOCUMENTS, Deal, Documents, Fact, Payer
+from billing.focus.frames import Frames, Row
+from marketplace.models import Organization
+
+
+def lines(
+    *,
+    organization: Organization,
+    month: str,
+    version: Version,
+    dataset: Dataset,
+    at: dt.datetime,
+) -> Generator[str]:
+    """Return the lines of a file as it stands now, its header first; what follows is read as it is asked for.
+
+    :raises ValueError: when `month` names no month.
+    :raises KeyError: when the version has no such dataset.
+    """
+    columns = COLUMNS[version, dataset]
+    window = month_movements.month_window(month=month)
+    payer = Payer(
+        account_id=organization.pk,
+        account_name=organization.name,
+        issuer_name=settings.SELLER["name"],
+        starts_at=window.starts_at,
+        ends_at=window.ends_at,
+    )
+    pages: Iterator[Iterable[Row]]
+    match dataset:
+        case Dataset.COST_AND_USAGE:
+            pages = _charges(organization=organization, payer=payer)
+        case Dataset.CONTRACT_COMMITMENT:
+            pages = commitments.pages(organization=organization, payer=payer)
+        case Dataset.INVOICE_DETAIL:
+            pages = invoice_lines.pages(organization=organization, month=month, payer=payer)
+        case Dataset.BILLING_PERIOD:
+            row = periods.row_of(organization=organization, month=month, payer=payer, at=at)
+            pages = iter([[row]])
+    return _lines(columns, pages)
+
+
+class _Line:
+    """A file that hands each line on instead of keeping it."""
+
+    def write(self, text: str) -> str:
+        return text
+
+
+def _lines(columns: tuple[str, ...], pages: Iterator[Iterable[Row]]) -> Generator[str]:
+    writer = csv.writer(_Line(), lineterminator="\r\n")
+    cells = itemgetter(*(SAME_AS.get(column, column) for column in columns))
+    yield str(writer.writerow(columns))
+    for page in pages:
+        yield "".join([str(writer.writerow(cells(row))) for row in page])
+
+
+def _charges(*, organization: Organization, payer: Payer) -> Iterator[Iterable[Row]]:
+    for page in reading.pages(organization=organization, payer=payer):
+        deals = reading.deals(
+            reservation_ids={fact.reservation_id for fact in page if fact.reservation_id}
+        )
+        documents = reading.documents(
+            entry_keys={fact.entry_key for fact in page if fact.entry_key}
+        )
+        yield _rows(page, payer=payer, deals=deals, documents=documents)
+
+
+def _rows(
+    page: list[Fact],
+    *,
+    payer: Payer,
+    deals: Mapping[str, Deal],
+    documents: Mapping[str, Documents],
+) -> Iterator[Row]:
+    """Yield the charges of a page; its facts come by reservation, so that few frames are made."""
+    frames: Frames | None = None
+    place: tuple[str, str] | None = None
+    for fact in page:
+        here = (fact.reservation_id or "", fact.currency)
+        if frames is None or here != place:
+            place = here
+            frames = Frames(payer=payer, deal=deals.get(here[0]), currency=fact.currency)
+        yield from charges.rows_of(
+            fact, frames=frames, documents=documents.get(fact.entry_key, NO_DOCUMENTS)
+        )

@@ -1,0 +1,228 @@
+"""Read the entries of a tenant's month, in one statement and so of one snapshot, a page at a time.
+
+The hours of leases are read from their own rows, which are an entry's content and come by the hundred
+thousand; everything else from the legs of its entries. Which month something belongs to is decided by
+`billing.month_movements`, so that a file and the bill of its month have the same content.
+
+The cursor stands in the database and holds its result there: neither the size of a file nor the speed of
+whoever reads it is felt as memory here or as an open transaction.
+"""
+
+import datetime as dt
+from collections.abc import Iterator
+from decimal import Decimal, InvalidOperation
+
+from django.db import connection
+
+from billing.focus.facts import Deal, Documents, Fact, Payer
+from billing.models import Entry, InvoiceLine
+from billing.month_movements import MOMENT
+from billing.states import GPU_SECONDS, AccountKind, EntryKind
+from marketplace.models import Organization
+from scheduler.models import Reservation
+
+ROWS_PER_PAGE = 5_000  # about 5 MB of facts
+
+# Where a tenant's money comes from and goes back to; all else of an entry is what became of it.
+_PURSES = (
+    AccountKind.WALLET,
+    AccountKind.HOLD,
+    AccountKind.RECEIVABLE,
+    AccountKind.REFUND_PAYABLE,
+    AccountKind.PSP_CLEARING,
+    AccountKind.BANK,
+)
+_OF_RESERVATION = (EntryKind.PURCHASE, EntryKind.REFUND)
+_CREDITS = (
+    EntryKind.CREDIT,
+    EntryKind.COMPENSATION,
+    EntryKind.GOODWILL,
+    EntryKind.PROMOTION_SPENT,
+)
+_ENTRIES = """
+    SELECT e.id AS entry_id, r.id AS reservation_id, NULL AS lease_id
+    FROM scheduler_reservation r JOIN billing_entry e ON e.subject_id = r.id
+    WHERE r.organization_id = %(organization)s AND e.kind = ANY(%(of_reservation)s)
+    UNION ALL
+    SELECT s.entry_id, r.id, l.id
+    FROM scheduler_reservation r JOIN scheduler_lease l ON l.reservation_id = r.id
+    JOIN billing_settlement s ON s.lease_id = l.id
+    WHERE r.organization_id = %(organization)s
+    UNION ALL
+    SELECT c.entry_id, r.id, l.id
+    FROM scheduler_reservation r JOIN scheduler_lease l ON l.reservation_id = r.id
+    JOIN billing_settlement s ON s.lease_id = l.id JOIN billing_correction c ON c.settlement_id = s.id
+    WHERE r.organization_id = %(organization)s
+    UNION ALL
+    SELECT e.id, r.id, NULL
+    FROM scheduler_reservation r JOIN scheduler_change c ON c.reservation_id = r.id
+    JOIN billing_entry e ON e.subject_id = c.id AND e.kind = 'change'
+    WHERE r.organization_id = %(organization)s
+    UNION ALL
+    SELECT e.id, coalesce(r.id, l.reservation_id), l.id
+    FROM billing_account a JOIN billing_posting p ON p.account_id = a.id
+    JOIN billing_entry e ON e.id = p.entry_id
+    LEFT JOIN scheduler_lease l ON l.id = e.subject_id
+    LEFT JOIN scheduler_reservation r ON r.id = e.subject_id AND r.organization_id = a.organization_id
+    WHERE a.organization_id = %(organization)s AND a.kind = 'wallet' AND e.kind = ANY(%(credits)s)
+    UNION ALL
+    SELECT e.id, (
+            SELECT d.subject_id FROM billing_posting q JOIN billing_account d ON d.id = q.account_id
+            WHERE q.entry_id = e.id AND d.kind = 'deferred' LIMIT 1
+        ), NULL
+    FROM billing_account a JOIN billing_posting p ON p.account_id = a.id
+    JOIN billing_entry e ON e.id = p.entry_id
+    WHERE a.organization_id = %(organization)s AND a.kind = 'receivable' AND e.kind = 'invoice_void'
+"""
+_SIGNED = "CASE p.side WHEN 'debit' THEN p.amount ELSE -p.amount END"
+
+
+def _gained(condition: str) -> str:
+    return f"coalesce(sum({_SIGNED}) FILTER (WHERE {condition}), 0)::bigint"
+
+
+_FACTS = f"""
+    WITH found AS ({_ENTRIES}),
+    entries AS (
+        SELECT * FROM found
+        UNION ALL
+        SELECT v.id, f.reservation_id, f.lease_id
+        FROM found f JOIN billing_entry v ON v.reverses_id = f.entry_id
+    )
+    SELECT r.id AS reservation_id, l.id AS lease_id, h.entry_id, 'earning' AS kind, r.currency,
+        h.ends_at AS effective_at, h.starts_at, h.ends_at,
+        0::bigint, -h.earned_minor, 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint,
+        h.gpu_seconds_delivered, h.gpu_seconds_busy, h.gpu_seconds_metered, h.gpu_seconds_measured,
+        h.gpu_seconds_attached, h.energy_millijoules, h.worth_micros::bigint,
+        0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint, ''
+    FROM scheduler_reservation r JOIN scheduler_lease l ON l.reservation_id = r.id
+    JOIN billing_earnedhour h ON h.lease_id = l.id
+    WHERE r.organization_id = %(organization)s AND h.entry_id IS NOT NULL
+        AND l.starts_at < %(ends_at)s
+        AND h.starts_at >= %(starts_at)s AND h.starts_at < %(ends_at)s
+    UNION ALL
+    SELECT f.reservation_id, f.lease_id, e.id, e.kind, legs.currency, e.effective_at,
+        CASE
+            WHEN s.id IS NOT NULL AND hours.until < lease.ends_at THEN hours.until
+            WHEN c.id IS NOT NULL AND c.kind = 'extension' THEN c.from_ends_at
+            WHEN c.id IS NOT NULL THEN coalesce(c.starts_at, c.from_starts_at)
+            ELSE lease.starts_at
+        END,
+        CASE WHEN c.id IS NOT NULL THEN coalesce(c.ends_at, c.from_ends_at) ELSE lease.ends_at END,
+        legs.taken - legs.tax, legs.deferred, legs.tax, coalesce(n.tax_refunded_minor, 0), legs.bought,
+        legs.released, legs.undelivered, legs.delivered, legs.busy, s.gpu_seconds_metered - hours.metered,
+        (s.evidence ->> 'gpu_seconds_measured')::bigint - hours.measured,
+        (s.evidence ->> 'gpu_seconds_attached')::bigint - hours.attached,
+        (s.evidence ->> 'energy_millijoules')::bigint - hours.energy, NULL,
+        coalesce(c.charged_minor, 0), coalesce(c.fee_minor, 0), coalesce(k.earned_minor, 0),
+        coalesce(k.borne_minor, 0), coalesce(k.credit_minor, 0), e.idempotency_key
+    FROM entries f JOIN billing_entry e ON e.id = f.entry_id
+    LEFT JOIN scheduler_lease l ON l.id = e.subject_id
+    LEFT JOIN scheduler_lease lease ON lease.id = f.lease_id
+    LEFT JOIN billing_settlement s ON s.entry_id = e.id
+    LEFT JOIN billing_correction k ON k.entry_id = e.id
+    LEFT JOIN scheduler_change c ON c.id = e.subject_id
+    LEFT JOIN billing_taxline n ON n.entry_id = e.id AND NOT n.is_relief
+    CROSS JOIN LATERAL (
+        SELECT max(a.currency) FILTER (WHERE a.currency <> %(seconds)s) AS currency,
+            {_gained("a.kind = ANY(%(purses)s)")} AS taken,
+            -{_gained("a.kind = 'deferred'")} AS deferred,
+            -{_gained("a.kind = 'tax_payable'")} AS tax,
+            -{_gained("a.kind = 'u_bought'")} AS bought,
+            {_gained("a.kind = 'u_released'")} AS released,
+            {_gained("a.kind = 'u_undelivered'")} AS undelivered,
+            {_gained("a.kind IN ('u_busy', 'u_idle')")} AS delivered,
+            {_gained("a.kind = 'u_busy'")} AS busy
+        FROM billing_posting p JOIN billing_account a ON a.id = p.account_id
+        WHERE p.entry_id = e.id
+    ) legs
+    LEFT JOIN LATERAL (
+        SELECT max(x.ends_at) AS until, coalesce(sum(x.gpu_seconds_metered), 0)::bigint AS metered,
+            coalesce(sum(x.gpu_seconds_measured), 0)::bigint AS measured,
+            CASE WHEN count(x.id) = count(x.gpu_seconds_attached)
+                THEN coalesce(sum(x.gpu_seconds_attached), 0)::bigint END AS attached,
+            CASE WHEN count(x.id) = count(x.energy_millijoules)
+                THEN coalesce(sum(x.energy_millijoules), 0)::bigint END AS energy
+        FROM billing_earnedhour x WHERE x.lease_id = s.lease_id
+    ) hours ON s.id IS NOT NULL
+    WHERE e.effective_at >= %(starts_at)s AND legs.currency IS NOT NULL
+        AND {MOMENT} >= %(starts_at)s AND {MOMENT} < %(ends_at)s
+"""  # noqa: S608 - constants of this file and of the bill of a month
+
+
+def pages(*, organization: Organization, payer: Payer) -> Iterator[list[Fact]]:
+    """Yield the entries of a month in pages, those of one reservation and lease together, by time."""
+    with connection.chunked_cursor() as cursor:
+        cursor.execute(
+            f"{_FACTS} ORDER BY 1 NULLS FIRST, 2 NULLS FIRST, 7 NULLS FIRST, 3",
+            {
+                "organization": organization.pk,
+                "starts_at": payer.starts_at,
+                "ends_at": payer.ends_at,
+                "seconds": GPU_SECONDS,
+                "purses": [kind.value for kind in _PURSES],
+                "of_reservation": [kind.value for kind in _OF_RESERVATION],
+                "credits": [kind.value for kind in _CREDITS],
+            },
+        )
+        while rows := cursor.fetchmany(ROWS_PER_PAGE):
+            yield [Fact._make(row) for row in rows]
+
+
+def deals(*, reservation_ids: set[str]) -> dict[str, Deal]:
+    """Return what the reservations of a page say of themselves; two queries."""
+    purchased = dict(
+        Entry.objects.filter(kind=EntryKind.PURCHASE, subject_id__in=reservation_ids).values_list(
+            "subject_id", "effective_at"
+        )
+    )
+    found = Reservation.objects.filter(pk__in=reservation_ids).select_related("quote", "gpu_model")
+    return {each.pk: _deal(each, purchased_at=purchased.get(each.pk)) for each in found}
+
+
+def documents(*, entry_keys: set[str]) -> dict[str, Documents]:
+    """Return where the entries of a page stand in invoices and credit notes; one query."""
+    found: dict[str, Documents] = {}
+    lines = InvoiceLine.objects.filter(entry_key__in=entry_keys).order_by("pk")
+    for key, line_id, corrects, number in lines.values_list(
+        "entry_key", "pk", "corrects_line", "invoice__number"
+    ):
+        places = found.setdefault(key, Documents())
+        if corrects is None:
+            places.charged = places.charged or (number, line_id)
+        else:
+            places.given_back = places.given_back or (number, line_id)
+    return found
+
+
+def _deal(reservation: Reservation, *, purchased_at: dt.datetime | None) -> Deal:
+    quote, gpu_model = reservation.quote, reservation.gpu_model
+    breakdown = quote.price_breakdown
+    return Deal(
+        reservation_id=reservation.pk,
+        quote_id=quote.pk,
+        gpu_model=gpu_model.pk,
+        gpu_model_name=gpu_model.name,
+        gpus=reservation.gpus,
+        region=reservation.region,
+        tier=reservation.tier,
+        starts_at=quote.starts_at,
+        ends_at=quote.ends_at,
+        rate=quote.rate,
+        base_rate=_rate(breakdown.get("base_rate")),
+        multiplier=breakdown.get("multiplier") or "",
+        is_dynamic=quote.price_version_id is not None,
+        name=reservation.name,
+        project=reservation.project,
+        tags=reservation.tags,
+        simulated=reservation.simulated,
+        purchased_at=purchased_at,
+    )
+
+
+def _rate(text: object) -> Decimal | None:
+    """Return the rate that a breakdown names; None in one of a time when it named none."""
+    try:
+        return Decimal(str(text)) if text is not None else None
+    except InvalidOperation:
+        return None

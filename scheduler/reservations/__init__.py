@@ -1,0 +1,32 @@
+"""Reservations: the promise, from the accepted quote to the end of its window.
+
+Every arrow is one function here: `acceptance` has the first one, `moves` those that somebody takes, `due`
+those whose time has come.
+"""
+
+from scheduler.reservations.acceptance import PAYMENT_WINDOW_SECONDS, accept, reserve
+from scheduler.reservations.due import expire_unpaid, finish_due, start_due
+from scheduler.reservations.moves import (
+    cancel,
+    confirm,
+    confirm_in_hand,
+    confirm_late,
+    fail_payment,
+)
+from scheduler.reservations.records import change_details, get
+
+__all__ = [
+    "PAYMENT_WINDOW_SECONDS",
+    "accept",
+    "cancel",
+    "change_details",
+    "confirm",
+    "confirm_in_hand",
+    "confirm_late",
+    "expire_unpaid",
+    "fail_payment",
+    "finish_due",
+    "get",
+    "reserve",
+    "start_due",
+]
