@@ -298,19 +298,19 @@ class TestInvoice:
         row = factories.reservation(buyer=buyer(funds=0), paid=False)
         row.payment_method = PaymentMethod.INVOICE
         row.save(update_fields=["payment_method"])
-        purchases.capture_invoice(reservation=row, invoice_id="inv_1", at=AT)
+        self.invoice_id = factories.bought_on_account(row)
         return row
 
     def test_asks_for_price_and_tax(self):
         self.on_account()
-        assert (balance(AccountKind.RECEIVABLE, "inv_1"), payable()) == (560, 89)
+        assert (balance(AccountKind.RECEIVABLE, self.invoice_id), payable()) == (560, 89)
         assert_books_hold()
 
     def test_that_is_voided_is_owed_by_nobody(self):
         row = self.on_account()
         Reservation.objects.filter(pk=row.pk).update(status=ReservationStatus.CANCELLED)
-        receivables.void(reservation=row, invoice_id="inv_1", at=AT)
-        assert (balance(AccountKind.RECEIVABLE, "inv_1"), payable()) == (0, 0)
+        receivables.void(reservation=row, invoice_id=self.invoice_id, at=AT)
+        assert (balance(AccountKind.RECEIVABLE, self.invoice_id), payable()) == (0, 0)
         assert_books_hold()
 
 
