@@ -19,5 +19,5 @@ DROP FUNCTION scheduler_refuse_change();
 
 
 class Migration(migrations.Migration):
-    dependencies = [("scheduler", "0018_turn_round")]
+    dependencies = [("scheduler", "0017_weights_of_owners")]
     operations = [migrations.RunSQL(_FORWARD, _BACKWARD)]
