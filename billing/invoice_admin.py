@@ -21,7 +21,15 @@ from marketplace.core.read_only import ReadOnly
 class InvoiceLineInline(ReadOnly, TabularInline):  # type: ignore[misc] # unfold has no types
     model = InvoiceLine
     fk_name = "invoice"
-    fields = ["position", "description", "reservation", "gpu_seconds", "net_minor", "tax_minor", "tax_note"]
+    fields = [
+        "position",
+        "description",
+        "reservation",
+        "gpu_seconds",
+        "net_minor",
+        "tax_minor",
+        "tax_note",
+    ]
     extra = 0
 
 
@@ -40,7 +48,17 @@ class StateFilter(admin.SimpleListFilter):
 
 @admin.register(Invoice)
 class InvoiceAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
-    list_display = ["number", "kind", "state", "organization", "total", "owed", "issued_at", "due_at", "file"]
+    list_display = [
+        "number",
+        "kind",
+        "state",
+        "organization",
+        "total",
+        "owed",
+        "issued_at",
+        "due_at",
+        "file",
+    ]
     list_filter = ["kind", StateFilter, "period", "simulated"]
     list_select_related = ["organization"]
     search_fields = ["number", "id", "organization__name", "purchase_order_number"]
