@@ -254,13 +254,15 @@ def release(*, share_id: str, at: dt.datetime) -> bool:
 def _require_allowed(
     *, organization: Organization, reservation_id: str, quote_id: str, at: dt.datetime
 ) -> None:
-    """Refuse what budgets and limits do not allow; a quote that does not exist is refused where used."""
+    """Refuse what budgets and limits do not allow; a quote that cannot be used is refused where it is."""
     if "\x00" in quote_id or "\x00" in reservation_id:
         return
     quotes = ChangeQuote.objects.visible_to(organization).select_related("reservation")
-    quote = quotes.filter(pk=quote_id, reservation=reservation_id).first()
+    quote = quotes.filter(
+        pk=quote_id, reservation=reservation_id, used_at__isnull=True, expires_at__gt=at
+    ).first()
     promise = Promise.after(quote) if quote is not None else None
-    if quote is not None and promise is not None and quote.used_at is None:
+    if quote is not None and promise is not None:
         budgets.require(
             organization=organization,
             project=quote.reservation.project,

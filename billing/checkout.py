@@ -85,7 +85,7 @@ def purchase(
             pointer="/payment_method",
         )
     quote = quotes.get_for_use(organization=organization, quote_id=quote_id)
-    if quote.status == QuoteStatus.OPEN:
+    if quote.status == QuoteStatus.OPEN and quote.expires_at > at:
         budgets.require(
             organization=organization, project=details.project, promise=Promise.of(quote), at=at
         )

@@ -116,6 +116,8 @@ DUNNING_SUSPENSION_SECONDS = env.integer(
 PLATFORM_FEE_BASIS_POINTS = env.integer(
     "HEADROOM_PLATFORM_FEE_BASIS_POINTS", default=1500, minimum=0, maximum=9000
 )
+# Whether the tax of an invoice that is written off is owed no more: only where a law says so.
+TAX_RELIEF_ON_BAD_DEBT = env.switch("HEADROOM_TAX_RELIEF_ON_BAD_DEBT", default=False)
 # Who issues invoices: a short code that begins their numbers.
 INVOICE_ISSUER = env.text("HEADROOM_INVOICE_ISSUER", default="HR")
 if not re.fullmatch(r"[A-Z0-9]{1,12}", INVOICE_ISSUER, flags=re.ASCII):

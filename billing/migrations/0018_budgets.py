@@ -9,7 +9,6 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
     dependencies = [
         ("billing", "0017_note_what_the_meters_said_of_an_hour"),
-        ("billing", "0015_month_close_recorded"),
         ("marketplace", "0004_events"),
     ]
 

@@ -48,7 +48,7 @@ class PurchaseRequestsQuery(PageQuery):
     status = ChoiceField(choices=ApprovalStatus.choices, required=False, default=None)
 
 
-class PurchaseToApproveSerializer(serializers.Serializer[PurchaseRequest]):
+class HeldOrderSerializer(serializers.Serializer[PurchaseRequest]):
     """An order above the limit, and what became of it."""
 
     id = serializers.CharField()
@@ -71,7 +71,7 @@ class PurchaseToApproveSerializer(serializers.Serializer[PurchaseRequest]):
         return request.decided_by or None
 
 
-PurchaseRequestPage = page_serializer(PurchaseToApproveSerializer, name="PurchaseRequestPage")
+HeldOrderPage = page_serializer(HeldOrderSerializer, name="HeldOrderPage")
 
 
 class ApprovalLimitView(ApiView):
@@ -119,7 +119,7 @@ class PurchaseRequestsView(ApiView):
 
     @operation(
         summary="Orders that took a second person, newest first",
-        responses={200: PurchaseRequestPage},
+        responses={200: HeldOrderPage},
         query=PurchaseRequestsQuery,
         operation_id="list_purchase_requests",
     )
@@ -127,7 +127,7 @@ class PurchaseRequestsView(ApiView):
         found = PurchaseRequest.objects.visible_to(self.organization)
         if self.query["status"] is not None:
             found = found.filter(status=self.query["status"])
-        return Response(PurchaseRequestPage(page_of(found, query=self.query)).data)
+        return Response(HeldOrderPage(page_of(found, query=self.query)).data)
 
 
 class PurchaseRequestView(ApiView):
@@ -135,13 +135,13 @@ class PurchaseRequestView(ApiView):
 
     @operation(
         summary="One order that took a second person",
-        responses={200: PurchaseToApproveSerializer},
+        responses={200: HeldOrderSerializer},
         refusals=("not_found",),
         operation_id="get_purchase_request",
     )
     def get(self, request: Request, request_id: str) -> Response:
         found = find(PurchaseRequest.objects.visible_to(self.organization), request_id)
-        return Response(PurchaseToApproveSerializer(found).data)
+        return Response(HeldOrderSerializer(found).data)
 
 
 class _DecisionView(ApiView):
@@ -159,14 +159,14 @@ class _DecisionView(ApiView):
                 at=self.now,
                 actor=self.caller.actor,
             )
-            return HTTPStatus.OK, PurchaseToApproveSerializer(row).data
+            return HTTPStatus.OK, HeldOrderSerializer(row).data
 
         return self.once(key_required=False, action=decide)
 
 
 _DECISION: dict[str, Any] = {
     "request": NoFields,
-    "responses": {200: PurchaseToApproveSerializer},
+    "responses": {200: HeldOrderSerializer},
     "refusals": ("not_found", "state_conflict", "four_eyes_needed"),
     "idempotency_key": "optional",
 }

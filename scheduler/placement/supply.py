@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,19 +25,12 @@ from scheduler import occupancy
 from scheduler.calendar import Place
 from scheduler.placement.demand import Demand, serves
 from scheduler.placement.shares import NodeShare, run_lengths
+from scheduler.pool_keys import PoolKey
 from scheduler.pools import Island
 
 Rows = npt.NDArray[np.int64]
 
 STEPS_MAX = 720  # a window that is no whole hours is looked at in at most so many steps
-
-
-class PoolKey(NamedTuple):
-    """What makes GPUs interchangeable for a tenant."""
-
-    gpu_model_id: str
-    region: str
-    tier: Tier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -180,7 +172,7 @@ class Supply:
 
 def read(*, demand: Demand, at: dt.datetime) -> Supply:
     """Return what may serve a demand at this moment. Holds that have expired count as free."""
-    pool = PoolKey(demand.gpu_model_id, demand.region, demand.tier)
+    pool = PoolKey(gpu_model_id=demand.gpu_model_id, region=demand.region, tier=demand.tier)
     listings = [listing for listing in listings_of(pool) if serves(listing, demand=demand, at=at)]
     cheapest_first = tuple(sorted(listings, key=demand.floor_of))
     return read_pool(pool=pool, listings=cheapest_first, window=demand.window, demand=demand, at=at)
@@ -276,7 +268,7 @@ def pools() -> list[PoolKey]:
         regions[owner].add(region)
     return sorted(
         {
-            PoolKey(listing.gpu_model_id, region, Tier(listing.tier))
+            PoolKey(gpu_model_id=listing.gpu_model_id, region=region, tier=Tier(listing.tier))
             for listing in Listing.objects.published()
             for region in regions[listing.organization_id]
             if listing.region in ("", region)

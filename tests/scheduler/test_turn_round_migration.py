@@ -11,7 +11,7 @@ import pytest
 from django.conf import settings
 from django.db import connection
 
-BEFORE, AFTER = "0017_weights_of_owners", "0018_turn_round"
+BEFORE, AFTER = "0018_price_versions_never_change", "0019_turn_round"
 DATABASE = "before_the_turn_round"
 # Two neighbours that touch, one that is over, and one whose hold was given up in their midst.
 ROWS = """

@@ -99,7 +99,7 @@ END $$;
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("scheduler", "0017_weights_of_owners"),
+        ("scheduler", "0018_price_versions_never_change"),
     ]
 
     operations = [
