@@ -2,7 +2,7 @@
 
 The difference of the totals is charged to the wallet or owed on an invoice, or goes back less the fee; its
 tax goes with it, and the tax of the fee stays where it was paid. Of the fee the owners of the GPUs get what
-they get of any price: all but the market's share of it, divided by what was given back of each.
+they get of any price: all but the market's share of it, divided by the price of what was given back of each.
 """
 
 import datetime as dt
@@ -302,10 +302,14 @@ def _require_means(
     promised = ChangeQuote.objects.filter(reservation=reservation, pk=quote_id).first()
     if promised is None or not promised.charge_minor:
         return None  # no such quote, which the scheduler refuses; or nothing to pay
-    part = tax.preview(reservation=reservation, charged=promised.charge_minor)
     return credit.require(
         organization=organization,
-        amount=Money(promised.charge_minor + part.charged, promised.currency),
+        amount=Money(
+            tax.gross_minor(
+                net_minor=promised.charge_minor, terms=tax.terms_of(reservation=reservation)
+            ),
+            promised.currency,
+        ),
         at=at,
     )
 

@@ -269,6 +269,32 @@ def _ahead(*, organization: Organization, since: dt.datetime) -> Ahead:
     )
 
 
+def ahead_by_month(*, organization: Organization, since: dt.datetime) -> list[tuple[str, Ahead]]:
+    """Return what is promised from an instant on, by month of UTC; months without anything are left out."""
+    promised = list(
+        Reservation.objects.visible_to(organization)
+        .filter(status__in=_AHEAD, ends_at__gt=since)
+        .order_by("pk")
+    )
+    last = max((each.ends_at for each in promised), default=since)
+    found: list[tuple[str, Ahead]] = []
+    while since < last:
+        month = month_movements.month_window(month=f"{since.astimezone(dt.UTC):%Y-%m}")
+        window = Window(since, month.ends_at)
+        parts = [_contracted(each, window=window) for each in promised]
+        parts = [(seconds, price) for seconds, price in parts if seconds]
+        if parts:
+            ahead = Ahead(
+                since=since,
+                reservations=len(parts),
+                gpu_seconds=sum(seconds for seconds, _ in parts),
+                contracted=Money(sum(price for _, price in parts), settings.CURRENCY),
+            )
+            found.append((f"{window.starts_at.astimezone(dt.UTC):%Y-%m}", ahead))
+        since = month.ends_at
+    return found
+
+
 def _is_final(*, organization: Organization, window: Window, at: dt.datetime) -> bool:
     """Say whether the month is over and no lease has time in it that is neither closed nor settled."""
     if at < window.ends_at:

@@ -260,15 +260,15 @@ def _pool(
 def _islands(*, parts: Sequence[_Part], region: str) -> tuple[list[tuple[Island, str]], Rows]:
     """Return the islands with their fabrics, sorted, and the number of each node's."""
     members: list[tuple[Island, str]] = []
+    sizes: list[int] = []
     for part in parts:
         owner, fabric = part.machines.organization_id, part.machines.fabric
-        if fabric:
-            members += [((owner, region, fabric), fabric)] * len(part.machines.ids)
-        else:
-            members += [((owner, region, node_id), "") for node_id in part.machines.ids]
+        places = [fabric] if fabric else part.machines.ids
+        members += [((owner, region, place), fabric) for place in places]
+        sizes += [len(part.machines.ids)] if fabric else [1] * len(places)
     islands = sorted(set(members))
     number_of = {island: number for number, island in enumerate(islands)}
-    return islands, np.array([number_of[each] for each in members], dtype=np.int64)
+    return islands, np.repeat(np.array([number_of[each] for each in members], np.int64), sizes)
 
 
 def _quiet(listing: Listing, *, blocks: Blocks, idle: Records | None) -> Masks:

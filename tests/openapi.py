@@ -82,6 +82,8 @@ def check(*, method: str, path: str, status: int, content_type: str, body: bytes
         raise Undocumented(f"{call}: {media_type} is not documented")
     if method == "HEAD":
         return
+    if media_type == "application/pdf":
+        return  # a file has no schema; what is in it is for its own tests
     pointer = "/".join(
         [
             "",

@@ -148,6 +148,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "listing_durations_invalid": 422,
     "floor_rate_invalid": 422,
     "reclaim_notice_invalid": 422,
+    "listing_turnaround_invalid": 422,
     "min_gpus_invalid": 422,
     "blackouts_invalid": 422,
     # agents
@@ -205,6 +206,9 @@ STATUS_BY_CODE: dict[str, int] = {
     "money_parked": 423,
     "nothing_receivable": 422,
     "refund_refused": 422,
+    "invoice_refused": 422,
+    "credit_exceeds_invoice": 409,
+    "month_not_over": 409,
     "four_eyes_needed": 403,
 }
 

@@ -3,6 +3,7 @@
 from django.urls import path
 
 from marketplace.api import (
+    billing_profile,
     bills,
     budgets,
     changes,
@@ -10,6 +11,7 @@ from marketplace.api import (
     events,
     exports,
     invoice_payments,
+    invoices,
     leases,
     limits,
     market,
@@ -47,6 +49,10 @@ urlpatterns = [
     path("reservations/<str:reservation_id>/extensions", changes.ExtensionsView.as_view()),
     path("reservations/<str:reservation_id>/change-quote", changes.ChangeQuoteView.as_view()),
     path("reservations/<str:reservation_id>/changes", changes.ChangesView.as_view()),
+    path("billing-profile", billing_profile.BillingProfileView.as_view()),
+    path("invoices", invoices.InvoicesView.as_view()),
+    path("invoices/<str:invoice_id>", invoices.InvoiceView.as_view()),
+    path("invoices/<str:invoice_id>/pdf", invoices.InvoicePdfView.as_view()),
     path("bills/<str:month>", month_bills.MonthBillView.as_view()),
     path("leases", leases.LeasesView.as_view()),
     path("leases/<str:lease_id>", leases.LeaseView.as_view()),
