@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from cryptography.fernet import Fernet, MultiFernet
 from django.conf import settings
+from django.utils.encoding import force_bytes
 
 PREFIX = "whsec_"
 SECRET_BYTES = 32  # the specification asks for 24 to 64
@@ -42,6 +43,6 @@ def sign(*, keys: Sequence[str], message_id: str, timestamp: int, body: bytes) -
 def _box() -> MultiFernet:
     keys = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS]
     return MultiFernet(
-        Fernet(base64.urlsafe_b64encode(hashlib.sha256(_PURPOSE + key.encode()).digest()))
+        Fernet(base64.urlsafe_b64encode(hashlib.sha256(_PURPOSE + force_bytes(key)).digest()))
         for key in keys
     )

@@ -150,11 +150,10 @@ class TestAnEvent:
         # A redirect is no success, and nobody followed it.
         assert (delivery.last_status, delivery.due_at) == (302, later(seconds=305))
         assert len(receiver.calls) == 2
-        endpoint.refresh_from_db()
-        assert endpoint.failing_since == NOW
+        failing = WebhookEndpoint.objects.filter(failing_since=NOW)
+        assert failing.get() == endpoint
         assert deliveries.deliver_due(at=later(seconds=305)) == 1
-        endpoint.refresh_from_db()
-        assert endpoint.failing_since is None
+        assert not failing.exists()
         assert len({call[0]["webhook-id"] for call in receiver.calls}) == 1
 
     def test_is_given_up_after_its_last_attempt(

@@ -8,7 +8,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("marketplace", "0004_events"),
+        ("marketplace", "0005_turn_round"),
     ]
 
     operations = [
