@@ -162,6 +162,8 @@ if STRIPE_API_BASE and IS_PRODUCTION:
         "STRIPE_API_BASE must not be set in production: a stand-in moves no money"
     )
 # Money is play money outside production, and with a test key of the payment provider.
+# An endpoint on this machine may be called without TLS where nothing here is real.
+WEBHOOKS_TO_LOOPBACK = not IS_PRODUCTION
 SIMULATED_PAYMENTS = not IS_PRODUCTION or STRIPE_SECRET_KEY.startswith(("sk_test_", "rk_test_"))
 
 # --- Django ----------------------------------------------------------------------------------------
