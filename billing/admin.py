@@ -28,6 +28,7 @@ from unfold.widgets import (
 from billing import (
     approvals,
     books,
+    budget_admin,  # noqa: F401 - registers its own classes
     invoice_payments,
     onboarding,
     receivables,

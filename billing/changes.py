@@ -2,7 +2,7 @@
 
 The difference of the totals is charged to the wallet or owed on an invoice, or goes back less the fee; its
 tax goes with it, and the tax of the fee stays where it was paid. Of the fee the owners of the GPUs get what
-they get of any price: all but the market's share of it, divided by what was given back of each.
+they get of any price: all but the market's share of it, divided by the price of what was given back of each.
 """
 
 import datetime as dt
@@ -11,9 +11,21 @@ import logging
 from django.conf import settings
 from django.db import transaction
 
-from billing import accounts, credit, invoices, ledger, parking, receivables, tax
+from billing import (
+    accounts,
+    budgets,
+    credit,
+    invoices,
+    ledger,
+    parking,
+    purchase_requests,
+    receivables,
+    tax,
+)
 from billing.checkout import PaymentMethodUnavailable
 from billing.models import CreditTerms, FeeShare, Payout, PayoutTransition
+from billing.promised import Promise
+from billing.purchase_requests import Order
 from billing.states import AccountKind, EntryKind
 from marketplace.core.errors import InvalidValue
 from marketplace.core.money import Money, share_of, split_by_weights
@@ -69,11 +81,15 @@ def extend(
     The old end stands if the payment fails.
 
     :raises PaymentMethodUnavailable: for `card` and `bank_transfer`.
+    :raises budgets.BudgetExceeded: when a hard budget does not cover what is added; likewise `ProjectFrozen`.
     :raises credit.CreditNotGranted: when nothing can be bought on account; likewise `CreditLimitExceeded`
         with the missing amount, and `InvoiceOverdue`.
     :raises ledger.InsufficientFunds: with the missing amount, when the wallet does not cover it.
     :raises DomainError: whatever refuses the extension; see `scheduler.extensions.extend`.
     """
+    _require_allowed(
+        organization=organization, reservation_id=reservation_id, quote_id=quote_id, at=at
+    )
     terms = _require_means(
         organization=organization,
         reservation_id=reservation_id,
@@ -107,11 +123,15 @@ def rebook(
     The old window stands if the payment fails.
 
     :raises PaymentMethodUnavailable: for `card` and `bank_transfer`.
+    :raises budgets.BudgetExceeded: when a hard budget does not cover what is added; likewise `ProjectFrozen`.
     :raises credit.CreditNotGranted: when nothing can be bought on account; likewise `CreditLimitExceeded`
         with the missing amount, and `InvoiceOverdue`.
     :raises ledger.InsufficientFunds: with the missing amount, when the wallet does not cover it.
     :raises DomainError: whatever refuses the change; see `scheduler.rebookings.rebook`.
     """
+    _require_allowed(
+        organization=organization, reservation_id=reservation_id, quote_id=quote_id, at=at
+    )
     terms = _require_means(
         organization=organization,
         reservation_id=reservation_id,
@@ -231,6 +251,28 @@ def release(*, share_id: str, at: dt.datetime) -> bool:
     return True
 
 
+def _require_allowed(
+    *, organization: Organization, reservation_id: str, quote_id: str, at: dt.datetime
+) -> None:
+    """Refuse what budgets and limits do not allow; a quote that cannot be used is refused where it is."""
+    if "\x00" in quote_id or "\x00" in reservation_id:
+        return
+    quotes = ChangeQuote.objects.visible_to(organization).select_related("reservation")
+    quote = quotes.filter(
+        pk=quote_id, reservation=reservation_id, used_at__isnull=True, expires_at__gt=at
+    ).first()
+    promise = Promise.after(quote) if quote is not None else None
+    if quote is not None and promise is not None:
+        budgets.require(
+            organization=organization,
+            project=quote.reservation.project,
+            promise=promise,
+            at=at,
+            instead_of=quote.reservation,
+        )
+        purchase_requests.require(order=Order.of_change(quote))
+
+
 def _require_means(
     *,
     organization: Organization,
@@ -260,10 +302,14 @@ def _require_means(
     promised = ChangeQuote.objects.filter(reservation=reservation, pk=quote_id).first()
     if promised is None or not promised.charge_minor:
         return None  # no such quote, which the scheduler refuses; or nothing to pay
-    part = tax.preview(reservation=reservation, charged=promised.charge_minor)
     return credit.require(
         organization=organization,
-        amount=Money(promised.charge_minor + part.charged, promised.currency),
+        amount=Money(
+            tax.gross_minor(
+                net_minor=promised.charge_minor, terms=tax.terms_of(reservation=reservation)
+            ),
+            promised.currency,
+        ),
         at=at,
     )
 

@@ -4,10 +4,22 @@ import datetime as dt
 
 from django.db import transaction
 
-from billing import accounts, credit, ledger, payments, provider, purchases, tax
+from billing import (
+    accounts,
+    budgets,
+    credit,
+    ledger,
+    payments,
+    provider,
+    purchase_requests,
+    purchases,
+    tax,
+)
 from billing.models import CreditTerms
 from billing.payments import Wishes
+from billing.promised import Promise
 from billing.provider_states import PaymentMeans
+from billing.purchase_requests import Order
 from marketplace.core.errors import DomainError, InvalidValue
 from marketplace.core.money import Money
 from marketplace.models import Organization
@@ -52,6 +64,8 @@ def purchase(
 
     :raises InvalidValue: when nobody has ever heard of the payment method, or it takes too long here.
     :raises PaymentMethodUnavailable: where it takes a provider and none is connected.
+    :raises budgets.BudgetExceeded: when a hard budget does not cover the price; likewise `ProjectFrozen`.
+    :raises ApprovalRequired: above the tenant's own limit, unless another person has approved it.
     :raises payments.NoSavedCard: when the saved card is to pay and there is none.
     :raises ledger.InsufficientFunds: with the missing amount, when the wallet does not cover the price.
     :raises credit.CreditNotGranted: when nothing can be bought on account; likewise `CreditLimitExceeded`
@@ -71,6 +85,11 @@ def purchase(
             pointer="/payment_method",
         )
     quote = quotes.get_for_use(organization=organization, quote_id=quote_id)
+    if quote.status == QuoteStatus.OPEN and quote.expires_at > at:
+        budgets.require(
+            organization=organization, project=details.project, promise=Promise.of(quote), at=at
+        )
+        purchase_requests.require(order=Order.of_quote(quote, project=details.project))
     terms = _require_means(quote=quote, method=method, at=at)
     reservation = reservations.accept(
         quote=quote,

@@ -8,14 +8,13 @@ window that lies in the month. What no meter measured is None.
 import datetime as dt
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
-from fractions import Fraction
 
 from django.conf import settings
 from django.db.models import DateTimeField, F, Max, Q
 from django.db.models.functions import Coalesce, Least
 
 from agents import meter_sums
-from billing import month_movements
+from billing import budgets, month_movements
 from billing.bills import (
     COVERAGE_QUANTUM,
     KWH_QUANTUM,
@@ -23,11 +22,12 @@ from billing.bills import (
     cost_per_hour,
     ratio,
 )
+from billing.budgets import BudgetStanding
 from billing.month_movements import Movements
-from marketplace.core.money import Money, round_half_even
+from billing.promised import Promise
+from marketplace.core.money import Money
 from marketplace.core.windows import Window
 from marketplace.models import Organization
-from scheduler.lots import Lots
 from scheduler.models import Lease, Reservation
 from scheduler.states import ReservationStatus
 
@@ -136,10 +136,11 @@ class MonthBill:
     by_project: list[Group]
     by_tag: list[Group]
     ahead: Ahead
+    budgets: list[BudgetStanding]
 
 
 def month_bill(*, organization: Organization, month: str, at: dt.datetime) -> MonthBill:
-    """Return the bill of a month as it stands at an instant; a fixed number of queries.
+    """Return the bill of a month as it stands at an instant; the number of queries depends on budgets alone.
 
     :raises ValueError: when `month` names no month.
     """
@@ -155,6 +156,7 @@ def month_bill(*, organization: Organization, month: str, at: dt.datetime) -> Mo
         by_project=_groups(rows, names=lambda reservation: [("project", reservation.project)]),
         by_tag=_groups(rows, names=lambda reservation: sorted(reservation.tags.items())),
         ahead=_ahead(organization=organization, since=max(window.ends_at, at)),
+        budgets=budgets.standings(organization=organization, at=window.starts_at),
     )
 
 
@@ -201,21 +203,12 @@ def ratios(figures: Figures) -> dict[str, str | None]:
 def _contracted(reservation: Reservation, *, window: Window) -> tuple[int, int]:
     """Return the GPU-seconds that are promised in a window and their price.
 
-    The price is a difference of two rounded sums, so that the months of a reservation make its total.
+    The prices of the months of a reservation make its total.
     """
     part = reservation.window.intersection(window)
     if part is None or reservation.status not in _PROMISED:
         return 0, 0
-    lots = Lots.from_json(reservation.lots)
-    whole = lots.value(window=reservation.window)
-    before, until = (
-        lots.value(window=Window(reservation.starts_at, instant))
-        if instant > reservation.starts_at
-        else Fraction(0)
-        for instant in (part.starts_at, part.ends_at)
-    )
-    total = reservation.total_minor
-    price = round_half_even(total * until / whole) - round_half_even(total * before / whole)
+    price = Promise.of(reservation).part_minor(within=window)
     return reservation.gpus * part.seconds, price
 
 
@@ -274,6 +267,32 @@ def _ahead(*, organization: Organization, since: dt.datetime) -> Ahead:
         gpu_seconds=sum(seconds for seconds, _ in parts),
         contracted=Money(sum(price for _, price in parts), settings.CURRENCY),
     )
+
+
+def ahead_by_month(*, organization: Organization, since: dt.datetime) -> list[tuple[str, Ahead]]:
+    """Return what is promised from an instant on, by month of UTC; months without anything are left out."""
+    promised = list(
+        Reservation.objects.visible_to(organization)
+        .filter(status__in=_AHEAD, ends_at__gt=since)
+        .order_by("pk")
+    )
+    last = max((each.ends_at for each in promised), default=since)
+    found: list[tuple[str, Ahead]] = []
+    while since < last:
+        month = month_movements.month_window(month=f"{since.astimezone(dt.UTC):%Y-%m}")
+        window = Window(since, month.ends_at)
+        parts = [_contracted(each, window=window) for each in promised]
+        parts = [(seconds, price) for seconds, price in parts if seconds]
+        if parts:
+            ahead = Ahead(
+                since=since,
+                reservations=len(parts),
+                gpu_seconds=sum(seconds for seconds, _ in parts),
+                contracted=Money(sum(price for _, price in parts), settings.CURRENCY),
+            )
+            found.append((f"{window.starts_at.astimezone(dt.UTC):%Y-%m}", ahead))
+        since = month.ends_at
+    return found
 
 
 def _is_final(*, organization: Organization, window: Window, at: dt.datetime) -> bool:

@@ -200,6 +200,27 @@ class InvoiceState(TextChoices):
     WRITTEN_OFF = "written_off"
 
 
+class PurchaseKind(TextChoices):
+    """What takes a second person of the tenant, above its own limit."""
+
+    RESERVATION = "reservation"
+    CHANGE = "change"
+
+
+class BudgetPeriod(TextChoices):
+    """Of UTC; what is delivered in it counts."""
+
+    MONTH = "month"
+    QUARTER = "quarter"
+    YEAR = "year"
+    TOTAL = "total"
+
+
+class BudgetMode(TextChoices):
+    HARD = "hard"  # what does not fit is refused
+    NOTIFY = "notify"  # thresholds are told, and nothing is refused
+
+
 class DunningStatus(TextChoices):
     WAITING = "waiting"  # not due yet
     OVERDUE = "overdue"  # nothing more is sold on account

@@ -5,6 +5,7 @@ from django.utils import timezone
 
 from billing import (
     books,
+    budgets,
     changes,
     corrections,
     dunning,
@@ -101,3 +102,8 @@ def reconcile_provider() -> None:
     """Compare the provider's books with ours; what is overdue goes to the log as an error."""
     if provider.is_connected():
         reconcile.run(at=timezone.now())
+
+
+@shared_task(name="billing.watch_budgets")
+def watch_budgets() -> None:
+    budgets.watch_due(at=timezone.now())

@@ -1,5 +1,6 @@
 """The catalogue for the operator: what the verbs allow, and histories that nobody can edit."""
 
+import datetime as dt
 from typing import Any
 
 from django import forms
@@ -18,6 +19,7 @@ from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 from marketplace import listings, organizations
 from marketplace.core.errors import DomainError
 from marketplace.core.read_only import ReadOnly
+from marketplace.core.windows import format_duration
 from marketplace.models import (
     ApiKey,
     AuditEvent,
@@ -181,6 +183,7 @@ class ListingAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold ships n
         "floor",
         "tier",
         "mode",
+        "turn_round",
         "starts_at",
         "ends_at",
     )
@@ -198,6 +201,10 @@ class ListingAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold ships n
     @admin.display(description="floor per GPU-hour", ordering="floor_rate")
     def floor(self, listing: Listing) -> str:
         return f"{listing.floor_rate} {listing.currency.upper()}"
+
+    @admin.display(description="turn-round", ordering="turnaround_seconds")
+    def turn_round(self, listing: Listing) -> str:
+        return format_duration(dt.timedelta(seconds=listing.turnaround_seconds))
 
     @admin.action(description="Publish the selected listings")
     def publish(self, request: HttpRequest, queryset: QuerySet[Listing]) -> None:

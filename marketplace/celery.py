@@ -53,6 +53,7 @@ _CADENCES_SECONDS: dict[str, float] = {
     "billing.review_settlements": 60,
     "billing.open_refunds": 5,
     "billing.check_books": 3600,
+    "billing.watch_budgets": 15,
     "agents.review_alarms": 60,
     "agents.prune_readings": 3600,
     "marketplace.prune_idempotency_records": 3600,

@@ -9,7 +9,7 @@ from django.db import models
 from django.db.models import F, Q
 
 from marketplace.core import ids
-from marketplace.core.limits import NAME_LENGTH_MAX
+from marketplace.core.limits import NAME_LENGTH_MAX, TURN_ROUND_SECONDS_MAX
 from marketplace.core.money import RATE_MAX
 from marketplace.states import LISTING_ARROWS, ListingMode, ListingStatus, Scope, Tier
 
@@ -155,6 +155,9 @@ class Listing(models.Model):
     duration_seconds_min = models.PositiveIntegerField(default=0)
     duration_seconds_max = models.PositiveIntegerField(null=True, blank=True)
     gpus_min = models.PositiveIntegerField(default=1)
+    turnaround_seconds = models.PositiveIntegerField(
+        default=0, db_comment="after a tenant's window nobody else has the GPUs for this long"
+    )
     blackouts = models.JSONField(
         default=list,
         blank=True,
@@ -196,6 +199,10 @@ class Listing(models.Model):
             ),
             models.CheckConstraint(
                 condition=Q(gpus_min__gte=1), name="listing_gpus_min_is_positive"
+            ),
+            models.CheckConstraint(
+                condition=Q(turnaround_seconds__lte=TURN_ROUND_SECONDS_MAX),
+                name="listing_turnaround_is_bounded",
             ),
             models.CheckConstraint(
                 condition=Q(mode=ListingMode.ALWAYS, idle_for_seconds=0, rolling_seconds=0)

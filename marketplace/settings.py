@@ -116,6 +116,8 @@ DUNNING_SUSPENSION_SECONDS = env.integer(
 PLATFORM_FEE_BASIS_POINTS = env.integer(
     "HEADROOM_PLATFORM_FEE_BASIS_POINTS", default=1500, minimum=0, maximum=9000
 )
+# Whether the tax of an invoice that is written off is owed no more: only where a law says so.
+TAX_RELIEF_ON_BAD_DEBT = env.switch("HEADROOM_TAX_RELIEF_ON_BAD_DEBT", default=False)
 # Who issues invoices: a short code that begins their numbers.
 INVOICE_ISSUER = env.text("HEADROOM_INVOICE_ISSUER", default="HR")
 if not re.fullmatch(r"[A-Z0-9]{1,12}", INVOICE_ISSUER, flags=re.ASCII):
@@ -140,6 +142,9 @@ SELLER = {
     # How an open invoice is paid: a bank account, in one line.
     "payment_details": env.text("HEADROOM_SELLER_PAYMENT_DETAILS", default=""),
 }
+# TrueType files for documents with names in scripts that the built-in font lacks; empty: the built-in one.
+PDF_FONT = env.text("HEADROOM_PDF_FONT", default="")
+PDF_FONT_BOLD = env.text("HEADROOM_PDF_FONT_BOLD", default="")
 STRIPE_SECRET_KEY = env.text("STRIPE_SECRET_KEY", default="")
 # Several while one replaces another, separated by commas.
 STRIPE_WEBHOOK_SECRETS = env.words("STRIPE_WEBHOOK_SECRET")

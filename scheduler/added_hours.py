@@ -11,7 +11,8 @@ from scheduler import prices
 from scheduler.lots import GpusAtFloor
 from scheduler.lots import mean_rate as mean_rate_of
 from scheduler.models import Reservation
-from scheduler.prices import PoolKey, PricedWindow
+from scheduler.pool_keys import PoolKey
+from scheduler.prices import PricedWindow
 
 
 def price(

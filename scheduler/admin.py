@@ -149,6 +149,7 @@ class AllocationAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]  # unfold has
         "node",
         "slots",
         "period",
+        "occupied",
         "live",
         "listing",
         "quote",

@@ -6,7 +6,7 @@ seconds since the Unix epoch.
 """
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -35,14 +35,16 @@ CELLS_MAX = 8_000_000  # nodes × starts looked at in one go: arrays of some 50 
 class Board:
     """A pool, and which of its slots are taken in each window of one length.
 
-    Window i is `[starts[i], starts[i] + seconds)`; `taken` has a row per node and a column per window.
+    Window i is `[starts[i], starts[i] + seconds)`. `taken` has, by the turn-rounds in seconds that the pool's
+    listings ask, a row per node and a column per window: what is taken in the window or in the turn-round
+    after it, for whoever comes next must not find the machine unready.
     """
 
     pool: Pool
     prices: PriceTable
     starts: Seconds
     seconds: int
-    taken: Masks
+    taken: Mapping[int, Masks]
     at: dt.datetime
 
     @property
@@ -67,12 +69,17 @@ class Board:
 
         Only the windows in `columns` are looked at.
         """
-        untaken: Masks = ~self.taken[:, columns]
-        always, at_times = self._offered(listings=listings, level=level, columns=columns)
-        free: Masks = always[:, np.newaxis] & untaken
-        for masks, open_ in at_times:
-            rows = np.flatnonzero(masks)
-            free[rows] |= _where(open_, masks[rows]) & untaken[rows]
+        free: Masks | None = None
+        for seconds in {listing.turnaround_seconds for listing in listings}:
+            alike = [each for each in listings if each.turnaround_seconds == seconds]
+            untaken: Masks = ~self.taken[seconds][:, columns]
+            always, at_times = self._offered(listings=alike, level=level, columns=columns)
+            part: Masks = always[:, np.newaxis] & untaken
+            for masks, open_ in at_times:
+                rows = np.flatnonzero(masks)
+                part[rows] |= _where(open_, masks[rows]) & untaken[rows]
+            free = part if free is None else free | part
+        assert free is not None, "free for which listings?"
         return free
 
     def floors_listed(self) -> Levels:
@@ -221,16 +228,22 @@ def over_grid(
 ) -> Board:
     """Return the board of all windows of a length that start on the grid from `first` to `last`.
 
-    `seconds` is a multiple of `step`, and the starts lie on the grid.
+    `seconds` is a multiple of `step`, and the starts lie on the grid. Turn-rounds count in whole steps: as
+    windows do, whoever comes next begins on one.
     """
-    span = Window(to_instant(first), to_instant(last + seconds))
+    length, starts = seconds // step, np.arange(first, last + 1, step, dtype=np.int64)
+    steps = {each: -(-each // step) for each in _turnarounds(pool)}
+    span = Window(to_instant(first), to_instant(last + seconds + max(steps.values()) * step))
     busy = occupancy.on_grid(blocks=pool.blocks, span=span, step_seconds=step, at=at)
     return Board(
         pool=pool,
         prices=prices,
-        starts=np.arange(first, last + 1, step, dtype=np.int64),
+        starts=starts,
         seconds=seconds,
-        taken=sliding_or(busy, length=seconds // step),
+        taken={
+            turnaround: sliding_or(busy[:, : len(starts) - 1 + length + more], length=length + more)
+            for turnaround, more in steps.items()
+        },
         at=at,
     )
 
@@ -242,9 +255,19 @@ def of_window(*, pool: Pool, prices: PriceTable, window: Window, at: dt.datetime
         prices=prices,
         starts=np.array([to_seconds(window.starts_at)], dtype=np.int64),
         seconds=window.seconds,
-        taken=occupancy.during(blocks=pool.blocks, window=window, at=at)[:, np.newaxis],
+        taken={
+            turnaround: occupancy.during(
+                blocks=pool.blocks, window=window.followed_by(seconds=turnaround), at=at
+            )[:, np.newaxis]
+            for turnaround in _turnarounds(pool)
+        },
         at=at,
     )
+
+
+def _turnarounds(pool: Pool) -> set[int]:
+    """Return the turn-rounds that the listings of a pool ask, in seconds."""
+    return {listing.turnaround_seconds for listing in pool.listings}
 
 
 def _where(open_: Flags, masks: Masks) -> Masks:
@@ -266,7 +289,11 @@ def sliding_or(masks: Masks, *, length: int) -> Masks:
 
 
 def is_open(listing: Listing, *, starts: Seconds, ends: Seconds, at: dt.datetime) -> Flags:
-    """Say per window whether it lies in a listing's period, outside its blackouts and near enough."""
+    """Say per window whether it lies in a listing's period, outside its blackouts and near enough.
+
+    The turn-round after it may lie outside of the period and in a blackout: the machine is back with its
+    owner then, whose cleaning disturbs nobody.
+    """
     open_: Flags = starts >= to_seconds(listing.starts_at)
     if listing.ends_at is not None:
         open_ &= ends <= to_seconds(listing.ends_at)

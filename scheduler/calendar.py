@@ -53,7 +53,10 @@ class BeyondHorizon(DomainError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Busy:
-    """One live allocation. `lapsed_quote_id` names the expired hold that it serves, which counts as free."""
+    """What one allocation occupies, its turn-round included.
+
+    `lapsed_quote_id` names the expired hold that it serves, which counts as free.
+    """
 
     slot_lower: int
     slot_upper: int
@@ -63,13 +66,17 @@ class Busy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A run of one node's slots, half-open, that one listing sells, for one lot of a promise."""
+    """A run of one node's slots, half-open, that one listing sells, for one lot of a promise.
+
+    The turn-round is the one that the listing asks.
+    """
 
     node_id: str
     listing_id: str
     slot_lower: int
     slot_upper: int
     lot: int = 0
+    turnaround_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +116,7 @@ def check_window(*, starts_at: dt.datetime | None, ends_at: dt.datetime, at: dt.
 
 
 def busy(*, slot_bases: Iterable[int], window: Window, at: dt.datetime) -> list[Busy]:
-    """Return the live allocations on some nodes' blocks that overlap a window; one query.
+    """Return what is occupied of some nodes' blocks in a window; one query.
 
     It goes down the index of the exclusion constraint once per run of blocks: the cost follows the size
     of the pool and what is booked in the window, not what is booked in all.
@@ -118,11 +125,11 @@ def busy(*, slot_bases: Iterable[int], window: Window, at: dt.datetime) -> list[
         blocks: list[object] = list(_blocks(slot_bases))
         cursor.execute(
             """
-            SELECT lower(a.slots), upper(a.slots), lower(a.period), upper(a.period),
+            SELECT lower(a.slots), upper(a.slots), lower(a.occupied), upper(a.occupied),
                    CASE WHEN q.status = 'open' AND q.expires_at <= %(at)s THEN q.id END
               FROM unnest(%(blocks)s::int4range[]) AS pool (block)
               JOIN scheduler_allocation a
-                ON a.live AND a.slots && pool.block AND a.period && tstzrange(%(from)s, %(to)s)
+                ON a.slots && pool.block AND a.occupied && tstzrange(%(from)s, %(to)s)
               LEFT JOIN scheduler_quote q ON q.id = a.quote_id
             """,
             {"at": at, "blocks": blocks, "from": window.starts_at, "to": window.ends_at},
@@ -186,14 +193,35 @@ def free_reservation(*, reservation_id: str) -> int:
     return Allocation.objects.filter(reservation_id=reservation_id, live=True).update(live=False)
 
 
-def free_lease(*, lease_id: str) -> int:
-    """Close the places of a lease that is over; return their number."""
-    return Allocation.objects.filter(lease_id=lease_id, live=True).update(live=False)
+def free_lease(*, lease_id: str, at: dt.datetime) -> int:
+    """Close the places of a lease that is over; return their number.
+
+    Their turn-round runs from now, or from the end of the window where that is over already: who comes next
+    may be booked right behind it. It runs after a handover that failed, too: the machine was touched.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            UPDATE scheduler_allocation SET live = false, free_at = CASE WHEN turnaround_seconds > 0
+                THEN greatest(least(%(at)s, upper(period)), lower(period))
+                    + make_interval(secs => turnaround_seconds) END
+             WHERE live AND lease_id = %(lease)s
+            """,
+            {"at": at, "lease": lease_id},
+        )
+        return int(cursor.rowcount)
+
+
+def forget_turnrounds(*, at: dt.datetime) -> int:
+    """Drop from the calendar the turn-rounds that are over; return their number."""
+    return Allocation.objects.filter(free_at__lte=at).update(free_at=None)
 
 
 @transaction.atomic
 def change_period(*, allocations: Sequence[Allocation], window: Window) -> None:
     """Give some live allocations another window on the slots that they have, all or none.
+
+    Their turn-round moves with the end: within one tenant's window there is none.
 
     :raises CapacityTaken: when somebody has one of the slots then, or one of the allocations is over.
     """
@@ -269,6 +297,7 @@ def _take(
             slots=Int4Range(place.slot_lower, place.slot_upper),
             lot=place.lot,
             period=_period(window),
+            turnaround_seconds=place.turnaround_seconds,
             created_at=at,
         )
         for place in places

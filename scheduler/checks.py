@@ -19,6 +19,8 @@ from scheduler.replacements import PATIENCE_SECONDS
 OVERDUE_SECONDS = 600
 # A GPU that failed is replaced or its tenant released within this time; after it nothing may be sold on it.
 UNHEALTHY_SECONDS_MAX = PATIENCE_SECONDS + OVERDUE_SECONDS
+# Turn-rounds that are over are dropped when the calendar is pruned, nightly: twice may fail.
+FORGOTTEN_SECONDS_MAX = 3 * 86_400
 BREACHES_SHOWN_MAX = 5  # enough to begin the search with; the count says how many there are
 GUARDS = ("calendar_mark_added", "calendar_mark_changed", "calendar_mark_removed")
 
@@ -66,14 +68,18 @@ INVARIANTS = (
     ),
     Invariant(
         "gpus_are_promised_once",
-        "No GPU is in two live allocations of one instant.",
+        "No GPU is in two live allocations of one instant, nor in one while it turns round after another.",
         """
         SELECT 'slot ' || slot || ' is promised twice at ' || starts_at FROM (
-            SELECT slot, lower(period) AS starts_at,
-                lag(upper(period)) OVER (PARTITION BY slot ORDER BY lower(period)) AS before
-            FROM scheduler_allocation
+            SELECT slot, starts_at,
+                lag(free_at) OVER (PARTITION BY slot ORDER BY starts_at) AS before
+            FROM (
+                SELECT slots, lower(period) AS starts_at, CASE WHEN live
+                    THEN upper(period) + make_interval(secs => turnaround_seconds)
+                    ELSE free_at END AS free_at
+                FROM scheduler_allocation WHERE live OR free_at IS NOT NULL
+            ) AS held
             CROSS JOIN LATERAL generate_series(lower(slots), upper(slots) - 1) AS slot
-            WHERE live
         ) AS place WHERE before > starts_at
         """,
     ),
@@ -171,6 +177,17 @@ INVARIANTS = (
         FROM scheduler_lease l JOIN scheduler_leasetransition t ON t.lease_id = l.id
         WHERE l.status = 'returning' AND t.to_status = 'returning'
         GROUP BY l.id HAVING max(t.at) < %(overdue_since)s - make_interval(secs => %(grace)s)
+        UNION ALL
+        SELECT lease_id || ' should have been sought a replacement at ' || due_at
+        FROM scheduler_replacement WHERE closed_at IS NULL AND due_at < %(overdue_since)s
+        UNION ALL
+        SELECT r.lease_id || ' should have been taken back by its owner at ' || r.due_at
+        FROM scheduler_reclaim r JOIN scheduler_lease l ON l.id = r.lease_id
+        WHERE r.stopped_at IS NULL AND r.due_at < %(overdue_since)s
+          AND l.status IN ('active', 'reclaiming')
+        UNION ALL
+        SELECT 'the turn-round of allocation ' || id || ' should be forgotten since ' || free_at
+        FROM scheduler_allocation WHERE free_at < %(forgotten_since)s
         """,
     ),
 )
@@ -183,6 +200,7 @@ def check(*, at: dt.datetime) -> CapacityReport:
         "guards": list(GUARDS),
         "overdue_since": at - dt.timedelta(seconds=OVERDUE_SECONDS),
         "unhealthy_since": at - dt.timedelta(seconds=UNHEALTHY_SECONDS_MAX),
+        "forgotten_since": at - dt.timedelta(seconds=FORGOTTEN_SECONDS_MAX),
         "grace": RETURN_GRACE_SECONDS,
         "handover": HANDOVER_DEADLINE_SECONDS,
         "patience": PATIENCE_SECONDS,

@@ -17,7 +17,7 @@ from marketplace.core.windows import Window, to_seconds
 from marketplace.models import Organization
 from marketplace.states import Tier
 from scheduler.models import DemandSample
-from scheduler.prices.tables import PoolKey
+from scheduler.pool_keys import PoolKey
 from scheduler.pricing.forecast import Requests
 from scheduler.states import DemandKind
 

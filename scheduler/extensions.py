@@ -144,7 +144,8 @@ def extend(
         raise CapacityTaken("somebody has booked a GPU of this reservation since the quote")
     _check_reach(reservation, reach=reach, ends_at=window.ends_at)
     added = Window(reservation.ends_at, window.ends_at)
-    _end_lapsed_holds(places=places, window=added, at=at)
+    turnaround = max(place.turnaround_seconds for place in places)
+    _end_lapsed_holds(places=places, window=added.followed_by(seconds=turnaround), at=at)
     for starts_at in {
         place.period.lower for place in places
     }:  # a lease that was replaced began later
@@ -233,13 +234,27 @@ def _bounds_of(
 def _next_booking(
     *, places: Sequence[Allocation], reservation: Reservation, at: dt.datetime
 ) -> dt.datetime | None:
-    """Return when the next promise begins on one of the GPUs, None when there is none in sight."""
-    horizon = calendar.horizon_at(at=at)
-    if horizon <= reservation.ends_at:
+    """Return when GPUs must be given back to be ready for whoever comes next; None: nobody is in sight.
+
+    What begins before the end of the reservation is its own: its window, and the turn-round that would move.
+    """
+    end, horizon = reservation.ends_at, calendar.horizon_at(at=at)
+    if horizon <= end:
         return None
-    rows = _busy(places=places, window=Window(reservation.ends_at, horizon), at=at)
+    longest = max((place.turnaround_seconds for place in places), default=0)
+    ahead = Window(end, horizon).followed_by(seconds=longest)
+    rows = [
+        row
+        for row in _busy(places=places, window=ahead, at=at)
+        if row.lapsed_quote_id is None and row.window.starts_at >= end
+    ]
     return min(
-        (max(r.window.starts_at, reservation.ends_at) for r in rows if r.lapsed_quote_id is None),
+        (
+            max(end, row.window.starts_at - dt.timedelta(seconds=place.turnaround_seconds))
+            for row in rows
+            for place in places
+            if row.slot_lower < place.slots.upper and place.slots.lower < row.slot_upper
+        ),
         default=None,
     )
 

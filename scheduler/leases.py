@@ -338,7 +338,7 @@ def _close(lease: Lease, *, at: dt.datetime, is_released: bool) -> None:
     lease.closed_at = at
     lease.released_at = at if is_released else None
     lease.save(update_fields=["closed_at", "released_at"])
-    calendar.free_lease(lease_id=lease.pk)
+    calendar.free_lease(lease_id=lease.pk, at=at)
     if is_released:
         grants.close(lease_id=lease.pk, lease_epoch=lease.epoch, at=at)
     else:

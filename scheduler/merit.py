@@ -38,7 +38,7 @@ def steps(board: Board, *, listings: Sequence[Listing], columns: Columns) -> Ite
     """Yield what each of some listings can sell in some windows, the lowest floor first; no GPU twice."""
     level_of = {floor: level for level, floor in enumerate(board.pool.floors)}
     wanted = {listing.id for listing in listings}
-    left: Masks = ~board.taken[:, columns]
+    left = {turnaround: ~taken[:, columns] for turnaround, taken in board.taken.items()}
     starts, ends = board.starts[columns], board.ends[columns]
     for each in board.pool.sold:
         if each.listing.id not in wanted:
@@ -47,8 +47,10 @@ def steps(board: Board, *, listings: Sequence[Listing], columns: Columns) -> Ite
         if not open_.any():
             continue
         rows = np.flatnonzero(each.masks)
-        masks = left[rows] & np.multiply.outer(each.masks[rows], open_.astype(np.uint16))
-        left[rows] &= ~masks
+        offered = np.multiply.outer(each.masks[rows], open_.astype(np.uint16))
+        masks: Masks = left[each.listing.turnaround_seconds][rows] & offered
+        for others in left.values():
+            others[rows] &= ~masks
         yield Step(
             listing=each.listing,
             level=level_of[each.listing.floor_rate],

@@ -31,7 +31,10 @@ _ROW = np.dtype([("week", ">i4"), ("block", ">i4"), ("busy", "<u2", (WEEK_HOURS,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taken:
-    """A run of slots of one node that is taken over some time, half-open, seconds since the Unix epoch."""
+    """A run of slots of one node that is taken over some time, half-open, seconds since the Unix epoch.
+
+    The turn-round after an allocation is part of it.
+    """
 
     slot_lower: int
     slot_upper: int
@@ -139,9 +142,9 @@ def _dirty(*, first_hour: int, hours: int, at: dt.datetime) -> list[Taken]:
             SELECT lower(m.slots), upper(m.slots), lower(m.period), upper(m.period)
               FROM scheduler_calendarmark m WHERE m.period && tstzrange(%(from)s, %(to)s)
              UNION ALL
-            SELECT lower(a.slots), upper(a.slots), lower(a.period), upper(a.period)
+            SELECT lower(a.slots), upper(a.slots), lower(a.occupied), upper(a.occupied)
               FROM scheduler_quote q JOIN scheduler_allocation a ON a.quote_id = q.id AND a.live
-             WHERE q.status = 'open' AND q.expires_at <= %(at)s AND a.period && tstzrange(%(from)s, %(to)s)
+             WHERE q.status = 'open' AND q.expires_at <= %(at)s AND a.occupied && tstzrange(%(from)s, %(to)s)
             """,
             {
                 "at": at,
@@ -229,7 +232,7 @@ def correct(
 
 
 def allocated(*, areas: Sequence[Taken], at: dt.datetime | None) -> list[Taken]:
-    """Return the live allocations that touch some areas; at `None` with the holds that have expired.
+    """Return what is occupied in some areas, with turn-rounds; at `None` with the holds that have expired.
 
     It goes down the index of the exclusion constraint once per area.
     """
@@ -238,10 +241,10 @@ def allocated(*, areas: Sequence[Taken], at: dt.datetime | None) -> list[Taken]:
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            SELECT DISTINCT a.id, lower(a.slots), upper(a.slots), lower(a.period), upper(a.period)
+            SELECT DISTINCT a.id, lower(a.slots), upper(a.slots), lower(a.occupied), upper(a.occupied)
               FROM unnest(%(slots)s::int4range[], %(periods)s::tstzrange[]) AS area (slots, period)
               JOIN scheduler_allocation a
-                ON a.live AND a.slots && area.slots AND a.period && area.period
+                ON a.slots && area.slots AND a.occupied && area.period
               LEFT JOIN scheduler_quote q ON q.id = a.quote_id
              WHERE NOT coalesce(q.status = 'open' AND q.expires_at <= %(at)s, false)
             """,

@@ -16,8 +16,9 @@ from scheduler import merit, pools, prices
 from scheduler.board import Board, Counts, Flags, Levels
 from scheduler.lots import GpusAtFloor, Lot, Lots
 from scheduler.merit import UNPRICED, Rows, Step
+from scheduler.pool_keys import PoolKey
 from scheduler.pools import Pool
-from scheduler.prices import PoolKey, PricedWindow, PriceTable
+from scheduler.prices import PricedWindow, PriceTable
 from scheduler.prices.packed import Micros
 from scheduler.states import Spread
 

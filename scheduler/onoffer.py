@@ -66,6 +66,7 @@ class Code(StrEnum):
     COOLING_DOWN = "cooling_down"
     LEASED = "leased"
     BOOKED = "booked"
+    TURNING_ROUND = "turning_round"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,7 @@ class _Facts:
     alarms: dict[str, list[Alarm]] = field(default_factory=lambda: defaultdict(list))
     outages: dict[str, Outage] = field(default_factory=dict)  # by GPU
     leased: set[str] = field(default_factory=set)  # UUIDs
-    booked: dict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
+    booked: dict[str, list[Allocation]] = field(default_factory=lambda: defaultdict(list))
 
 
 def annotated(*, gpus: QuerySet[Gpu], at: dt.datetime) -> QuerySet[Gpu]:
@@ -115,7 +116,7 @@ def annotated(*, gpus: QuerySet[Gpu], at: dt.datetime) -> QuerySet[Gpu]:
         node=OuterRef("node"), status__in=OPEN_LEASES, gpu_uuids__contains=[OuterRef("uuid")]
     )
     booking = Allocation.objects.filter(
-        live=True, node=OuterRef("node"), slots__contains=OuterRef("slot"), period__contains=at
+        node=OuterRef("node"), slots__contains=OuterRef("slot"), occupied__contains=at
     )
     sellable = inventory.sellable_gpus(at=at).filter(pk=OuterRef("pk"))
     return gpus.annotate(
@@ -178,10 +179,8 @@ def _facts(*, gpus: Sequence[Gpu], at: dt.datetime) -> _Facts:
         "gpu_uuids", flat=True
     ):
         facts.leased.update(uuids)
-    for node_id, slots in Allocation.objects.filter(
-        live=True, node__in=nodes, period__contains=at
-    ).values_list("node_id", "slots"):
-        facts.booked[node_id].append((slots.lower, slots.upper))
+    for place in Allocation.objects.filter(node__in=nodes, occupied__contains=at):
+        facts.booked[place.node_id].append(place)
     return facts
 
 
@@ -203,8 +202,15 @@ def _reasons(*, gpu: Gpu, facts: _Facts, at: dt.datetime) -> Iterator[Reason]:
     yield from _against_the_listings(gpu=gpu, facts=facts, leased=leased, at=at)
     if leased:
         yield Reason(code=Code.LEASED, detail="a lease has it")
-    elif any(lower <= gpu.slot < upper for lower, upper in facts.booked[gpu.node_id]):
-        yield Reason(code=Code.BOOKED, detail="it is promised for this hour")
+        return
+    for place in facts.booked[gpu.node_id]:
+        if place.slots.lower <= gpu.slot < place.slots.upper:
+            if place.live and at < place.period.upper:
+                yield Reason(code=Code.BOOKED, detail="it is promised for this hour")
+            else:
+                ready = format_instant(place.occupied.upper)
+                detail = f"its last tenant has gone; it is ready for the next one at {ready}"
+                yield Reason(code=Code.TURNING_ROUND, detail=detail)
 
 
 def _against_the_device(*, gpu: Gpu) -> Iterator[Reason]:

@@ -16,7 +16,7 @@ from agents import supply
 from agents.models import SLOTS_PER_NODE
 from agents.supply import Blocks, Masks
 from marketplace.core.windows import to_instant, to_seconds
-from scheduler import occupancy
+from scheduler import calendar, occupancy
 from scheduler.models import CalendarMark, CalendarWeek
 from scheduler.models.calendar import WEEK_BYTES
 from scheduler.occupancy import HOUR_SECONDS, WEEK_HOURS, WEEK_SECONDS, Taken
@@ -69,7 +69,8 @@ def rebuild(*, at: dt.datetime) -> int:
 
 
 def prune(*, at: dt.datetime) -> int:
-    """Drop the weeks that are over; return the number of rows."""
+    """Drop the weeks that are over, and the turn-rounds; return the number of weeks' rows."""
+    calendar.forget_turnrounds(at=at)
     count, _ = CalendarWeek.objects.filter(week__lt=_week_of(at)).delete()
     return count
 
@@ -180,8 +181,8 @@ def _last_week() -> int:
         cursor.execute(
             """
             SELECT floor(greatest(
-                (SELECT max(extract(epoch FROM upper(period)))
-                   FROM scheduler_allocation WHERE live) / %s,
+                (SELECT max(extract(epoch FROM upper(occupied)))
+                   FROM scheduler_allocation WHERE occupied IS NOT NULL) / %s,
                 (SELECT max(week) FROM scheduler_calendarweek), -1))::int
             """,
             [WEEK_SECONDS],
@@ -195,7 +196,7 @@ def _blocks_in_use(*, first_week: int) -> Iterator[Blocks]:
         cursor.execute(
             """
             SELECT DISTINCT lower(slots) / %(size)s FROM scheduler_allocation
-             WHERE live AND period && tstzrange(%(from)s, NULL)
+             WHERE occupied && tstzrange(%(from)s, NULL)
              UNION SELECT block FROM scheduler_calendarweek WHERE week >= %(week)s ORDER BY 1
             """,
             {
@@ -218,11 +219,11 @@ def _derive(*, blocks: Blocks, first_week: int, weeks: int) -> Masks:
             """
             SELECT string_agg(
                        int4send(lower(a.slots)) || int4send(upper(a.slots))
-                       || int8send(floor(extract(epoch FROM lower(a.period)))::bigint)
-                       || int8send(ceil(extract(epoch FROM upper(a.period)))::bigint), ''::bytea)
+                       || int8send(floor(extract(epoch FROM lower(a.occupied)))::bigint)
+                       || int8send(ceil(extract(epoch FROM upper(a.occupied)))::bigint), ''::bytea)
               FROM unnest(%s::int4range[]) AS run (slots)
               JOIN scheduler_allocation a
-                ON a.live AND a.slots && run.slots AND a.period && tstzrange(%s, %s)
+                ON a.slots && run.slots AND a.occupied && tstzrange(%s, %s)
             """,
             [
                 [Int4Range(a * SLOTS_PER_NODE, b * SLOTS_PER_NODE) for a, b in supply.runs(blocks)],

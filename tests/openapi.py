@@ -73,11 +73,17 @@ def check(*, method: str, path: str, status: int, content_type: str, body: bytes
     response = operation["responses"].get(str(status))
     if response is None:
         raise Undocumented(f"{call}: the status is not documented; body {body[:500]!r}")
+    if not response.get("content"):
+        if body:
+            raise Undocumented(f"{call}: a body where none is documented")
+        return
     media_type = content_type.partition(";")[0]
     if media_type not in response.get("content", {}):
         raise Undocumented(f"{call}: {media_type} is not documented")
     if method == "HEAD":
         return
+    if media_type == "application/pdf":
+        return  # a file has no schema; what is in it is for its own tests
     pointer = "/".join(
         [
             "",

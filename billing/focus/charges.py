@@ -41,8 +41,8 @@ def rows_of(fact: Fact, *, frames: Frames, documents: Documents = NO_DOCUMENTS) 
             rows = [_credit(fact, frames=frames, billed_minor=fact.net_minor, text=text)]
         case _:
             rows = [_adjustment(fact, frames=frames)]
-    if fact.tax_minor:
-        rows.append(_tax(fact, frames=frames))
+    taxes = (fact.tax_minor + fact.tax_refunded_minor, -fact.tax_refunded_minor)
+    rows += [_tax(fact, frames=frames, minor=minor) for minor in taxes if minor]
     _name_documents(rows, documents=documents)
     return rows
 
@@ -271,14 +271,17 @@ def _fee(fact: Fact, *, frames: Frames) -> Row:
 
 
 def _correction(fact: Fact, *, frames: Frames) -> list[Row]:
-    """Return what late evidence changed: charged or given back, and credited beyond that."""
-    amount = numbers.money(fact.earned_minor, frames.currency)
+    """Return what late evidence changed: charged or given back, and credited beyond that.
+
+    What the wallet did not cover of a charge is not charged: the hours are told, and their cost is less.
+    """
+    earned = fact.earned_minor - fact.borne_minor
     (row,) = _usage(
         fact._replace(attached=None, measured=None, metered=None),
         frames=frames,
-        earned_minor=fact.earned_minor,
+        earned_minor=earned,
     )
-    row["BilledCost"] = amount
+    row["BilledCost"] = numbers.money(earned, frames.currency)
     row["ChargeClass"] = _class(fact.ends_at, frames=frames)
     row["ChargeDescription"] = "Correction by evidence that came late"
     row["x_UndeliveredGpuHours"] = numbers.hours(-fact.delivered)
@@ -286,9 +289,6 @@ def _correction(fact: Fact, *, frames: Frames) -> list[Row]:
     if fact.credit_minor:
         text = _CREDITS[EntryKind.CREDIT]
         rows.append(_credit(fact, frames=frames, billed_minor=-fact.credit_minor, text=text))
-    if fact.borne_minor:
-        text = "Corrected delivery that is not charged"
-        rows.append(_credit(fact, frames=frames, billed_minor=-fact.borne_minor, text=text))
     return rows
 
 
@@ -310,10 +310,9 @@ def _adjustment(fact: Fact, *, frames: Frames) -> Row:
     return row
 
 
-def _tax(fact: Fact, *, frames: Frames) -> Row:
-    return _unpriced(
-        fact, frame=frames.tax, frames=frames, minor=fact.tax_minor, text="Tax on the charge"
-    )
+def _tax(fact: Fact, *, frames: Frames, minor: int) -> Row:
+    text = "Tax on the charge" if minor > 0 else "Tax on what was given back"
+    return _unpriced(fact, frame=frames.tax, frames=frames, minor=minor, text=text)
 
 
 def _unpriced(fact: Fact, *, frame: Row, frames: Frames, minor: int, text: str) -> Row:

@@ -10,8 +10,9 @@ class Fact(NamedTuple):
     """One entry as it concerns a tenant, in minor units and GPU-seconds. The order is that of the query.
 
     `net_minor` was taken from the tenant, negative where it was given back, without its tax; what is paid
-    for and not yet earned grew by `deferred_minor`. What the meters say is None where nothing measured it.
-    `worth_micros` is what the tariff asks for what was delivered: micros per hour × seconds.
+    for and not yet earned grew by `deferred_minor`. Its tax is `tax_minor`, as a difference where an entry
+    charges and gives back; what it gave back of that is `tax_refunded_minor`. What the meters say is None
+    where nothing measured it. `worth_micros` is what the tariff asks for the delivered: micros × seconds.
     `fee_minor` is of a change, `charged_minor` what it added; `earned_minor`, `borne_minor` and
     `credit_minor` are of a correction. `entry_key` names the entry in documents; an hour is in none.
     """
@@ -27,6 +28,7 @@ class Fact(NamedTuple):
     net_minor: int = 0
     deferred_minor: int = 0
     tax_minor: int = 0
+    tax_refunded_minor: int = 0
     bought: int = 0
     released: int = 0
     undelivered: int = 0

@@ -91,7 +91,7 @@ _FACTS = f"""
     )
     SELECT r.id AS reservation_id, l.id AS lease_id, h.entry_id, 'earning' AS kind, r.currency,
         h.ends_at AS effective_at, h.starts_at, h.ends_at,
-        0::bigint, -h.earned_minor, 0::bigint, 0::bigint, 0::bigint, 0::bigint,
+        0::bigint, -h.earned_minor, 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint,
         h.gpu_seconds_delivered, h.gpu_seconds_busy, h.gpu_seconds_metered, h.gpu_seconds_measured,
         h.gpu_seconds_attached, h.energy_millijoules, h.worth_micros::bigint,
         0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint, ''
@@ -109,8 +109,8 @@ _FACTS = f"""
             ELSE lease.starts_at
         END,
         CASE WHEN c.id IS NOT NULL THEN coalesce(c.ends_at, c.from_ends_at) ELSE lease.ends_at END,
-        legs.taken - legs.tax, legs.deferred, legs.tax, legs.bought, legs.released, legs.undelivered,
-        legs.delivered, legs.busy, s.gpu_seconds_metered - hours.metered,
+        legs.taken - legs.tax, legs.deferred, legs.tax, coalesce(n.tax_refunded_minor, 0), legs.bought,
+        legs.released, legs.undelivered, legs.delivered, legs.busy, s.gpu_seconds_metered - hours.metered,
         (s.evidence ->> 'gpu_seconds_measured')::bigint - hours.measured,
         (s.evidence ->> 'gpu_seconds_attached')::bigint - hours.attached,
         (s.evidence ->> 'energy_millijoules')::bigint - hours.energy, NULL,
@@ -122,6 +122,7 @@ _FACTS = f"""
     LEFT JOIN billing_settlement s ON s.entry_id = e.id
     LEFT JOIN billing_correction k ON k.entry_id = e.id
     LEFT JOIN scheduler_change c ON c.id = e.subject_id
+    LEFT JOIN billing_taxline n ON n.entry_id = e.id AND NOT n.is_relief
     CROSS JOIN LATERAL (
         SELECT max(a.currency) FILTER (WHERE a.currency <> %(seconds)s) AS currency,
             {_gained("a.kind = ANY(%(purses)s)")} AS taken,

@@ -94,7 +94,7 @@ INVOICE_INVARIANTS = (
         FROM billing_invoiceline l JOIN billing_invoice i ON i.id = l.invoice_id
         LEFT JOIN ({_MOVED}) m ON m.key = l.entry_key
         WHERE l.corrects_line_id IS NULL AND l.reservation_id IS NOT NULL
-            AND (l.net_minor, l.tax_minor) IS DISTINCT FROM (m.charged, m.tax_charged)
+            AND (l.net_minor, l.tax_minor) <> (coalesce(m.charged, 0), coalesce(m.tax_charged, 0))
         UNION ALL
         SELECT c.entry_key || ' is credited with ' || c.net || ' and ' || c.tax || ', gave back '
             || coalesce(m.refunded || ' and ' || m.tax_refunded, 'nothing'), c.organization_id

@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0016_month_close_recorded"),
+        ("billing", "0016_dunning"),
     ]
 
     operations = [

@@ -4,6 +4,7 @@ Append-only, balance, sealing and guards are enforced by PostgreSQL (migration `
 """
 
 from billing.models.books import Account, Entry, Posting
+from billing.models.budgets import Budget, BudgetQuerySet, ProjectFreeze
 from billing.models.connect import PayoutAccount, Transfer
 from billing.models.controls import Approval, ApprovalTransition, BooksRun, Parking
 from billing.models.credit import (
@@ -34,6 +35,11 @@ from billing.models.provider import (
     ProviderTransition,
     Watermark,
 )
+from billing.models.purchase_requests import (
+    ApprovalLimit,
+    PurchaseRequest,
+    PurchaseRequestTransition,
+)
 from billing.models.refunds import Refund, RefundQuerySet, RefundTransition
 from billing.models.settlements import Correction, Settlement, SettlementQuerySet
 from billing.models.tax import ReservationTax, TaxLine, TaxRule, TaxStatus
@@ -42,10 +48,13 @@ __all__ = [
     "NET_DAYS",
     "Account",
     "Approval",
+    "ApprovalLimit",
     "ApprovalTransition",
     "BalanceTransaction",
     "BillingProfile",
     "BooksRun",
+    "Budget",
+    "BudgetQuerySet",
     "CardRefund",
     "Correction",
     "CreditSale",
@@ -74,7 +83,10 @@ __all__ = [
     "PayoutQuerySet",
     "PayoutTransition",
     "Posting",
+    "ProjectFreeze",
     "ProviderTransition",
+    "PurchaseRequest",
+    "PurchaseRequestTransition",
     "Refund",
     "RefundQuerySet",
     "RefundTransition",

@@ -3,11 +3,13 @@
 from typing import ClassVar, Self
 
 from django.db import models
-from django.db.models import Q
+from django.db.models import OuterRef, Q, Subquery
+from django.db.models.functions import Coalesce
 
+from billing.models.books import Account
 from billing.models.controls import Approval
 from billing.models.invoices import Invoice
-from billing.states import DUNNING_ARROWS, DunningStatus
+from billing.states import DUNNING_ARROWS, AccountKind, DunningStatus
 from marketplace.core import ids
 from marketplace.models import Organization
 from scheduler.models import Change, Reservation
@@ -56,6 +58,15 @@ class CreditTerms(models.Model):
 class CreditSaleQuerySet(models.QuerySet["CreditSale"]):
     def visible_to(self, organization: Organization) -> Self:
         return self.filter(organization=organization)
+
+    def with_open(self) -> Self:
+        """Add to each sale what of it is still owed, as `open_minor`."""
+        kept = Account.objects.filter(
+            kind=AccountKind.RECEIVABLE,
+            subject_id=OuterRef("invoice_id"),
+            currency=OuterRef("currency"),
+        )
+        return self.annotate(open_minor=Coalesce(Subquery(kept.values("balance")[:1]), 0))
 
 
 class CreditSale(models.Model):

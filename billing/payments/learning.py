@@ -4,10 +4,11 @@ import datetime as dt
 
 from django.db import transaction
 
-from billing import card_refunds, ledger, purchases, receivables, wallet
+from billing import budgets, card_refunds, ledger, purchases, receivables, wallet
 from billing.models import Payer, Payment
 from billing.payments import moves
 from billing.payments.asking import CAPTURE_BEFORE_START_SECONDS, READ_AGAIN_SECONDS
+from billing.promised import Promise
 from billing.provider_states import (
     PAYMENT_ARROWS,
     PaymentStatus,
@@ -143,6 +144,8 @@ def _authorize(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> N
 
 
 def _succeed(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> None:
+    # Budgets are locked before the wallet, as they are where an order is accepted.
+    refusal = _refused_by_budget(payment.reservation, at=at) if payment.reservation else None
     moves.move(payment, to=PaymentStatus.SUCCEEDED, reason="", at=at)
     ledger.post(
         idempotency_key=f"topup:{payment.pk}",
@@ -159,7 +162,7 @@ def _succeed(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> Non
         Payer.objects.filter(organization=payment.organization).update(saved_card_id=made.method_id)
     moves.tell(payment, kind=EventKind.PAYMENT_SUCCEEDED, occasion="succeeded", at=at)
     if payment.reservation is not None:
-        _buy(payment, reservation=payment.reservation, at=at)
+        _buy(payment, reservation=payment.reservation, refusal=refusal, at=at)
     elif payment.invoice_id:
         receivables.pay_from_wallet(
             organization=payment.organization,
@@ -170,10 +173,30 @@ def _succeed(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> Non
         )
 
 
-def _buy(payment: Payment, *, reservation: Reservation, at: dt.datetime) -> None:
-    """Buy the reservation with what came; when it is too late for that, send everything back."""
+def _refused_by_budget(reservation: Reservation, *, at: dt.datetime) -> DomainError | None:
+    """Return why a reservation that expired cannot come back: what it left may have been spent since."""
+    if reservation.status != ReservationStatus.EXPIRED:
+        return None
+    try:
+        budgets.require(
+            organization=reservation.organization,
+            project=reservation.project,
+            promise=Promise.of(reservation),
+            at=at,
+        )
+    except (budgets.BudgetExceeded, budgets.ProjectFrozen) as refusal:
+        return refusal
+    return None
+
+
+def _buy(
+    payment: Payment, *, reservation: Reservation, refusal: DomainError | None, at: dt.datetime
+) -> None:
+    """Buy the reservation with what came; when nothing can be bought with it, send everything back."""
     try:
         with transaction.atomic():
+            if refusal is not None:
+                raise refusal
             purchases.post(reservation=reservation, at=at)
             if reservation.status in {ReservationStatus.SCHEDULED, ReservationStatus.ACTIVE}:
                 return  # it was confirmed when the money was held

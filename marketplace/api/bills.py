@@ -2,11 +2,14 @@
 
 from typing import Any, ClassVar
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from billing import bills
+from billing.invoices import reading
+from marketplace.api.bill_documents import BillDocumentSerializer
 from marketplace.api.fields import ChoiceField, InstantField, MoneyField
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView, find
@@ -69,7 +72,14 @@ class BillSerializer(serializers.Serializer[Any]):
     )
     energy_kwh = serializers.CharField(allow_null=True, help_text="null where nothing was measured")
     lines = BillLineSerializer(many=True)
+    documents = serializers.SerializerMethodField(
+        help_text="invoices and credit notes, oldest first"
+    )
     simulated = serializers.BooleanField(help_text="for GPUs that do not exist")
+
+    @extend_schema_field(BillDocumentSerializer(many=True))
+    def get_documents(self, bill: bills.Bill) -> list[dict[str, Any]]:
+        return list(BillDocumentSerializer(self.context["documents"], many=True).data)
 
 
 class BillView(ApiView):
@@ -84,4 +94,5 @@ class BillView(ApiView):
     def get(self, request: Request, reservation_id: str) -> Response:
         reservation = find(Reservation.objects.visible_to(self.organization), reservation_id)
         bill = bills.reservation_bill(reservation=reservation, at=self.now)
-        return Response(BillSerializer(bill).data)
+        context = {"documents": reading.of_reservation(reservation=reservation)}
+        return Response(BillSerializer(bill, context=context).data)

@@ -10,7 +10,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 
 from billing import changes as money
-from billing import tax
+from billing import purchase_requests, tax
 from marketplace.api.fields import (
     ChoiceField,
     InstantField,
@@ -199,6 +199,16 @@ class _ChangeView(ApiView):
 
         return self.once(key_required=True, action=action)
 
+    def ask(self, reservation_id: str, *, quote_id: str) -> None:
+        """Ask for what takes a second person, before the key is used: it may be ordered again with it."""
+        purchase_requests.ask_for_change(
+            organization=self.organization,
+            reservation_id=reservation_id,
+            quote_id=quote_id,
+            at=self.now,
+            actor=self.caller.actor,
+        )
+
 
 class CancellationQuoteView(_ChangeView):
     @operation(
@@ -286,6 +296,10 @@ class ExtensionsView(_ChangeView):
             "capacity_taken",
             "extension_refused",
             "limit_exceeded",
+            "approval_required",
+            "approval_refused",
+            "budget_exceeded",
+            "project_frozen",
             "payment_required",
             "payment_method_unavailable",
             "credit_not_granted",
@@ -298,6 +312,7 @@ class ExtensionsView(_ChangeView):
     )
     def post(self, request: Request, reservation_id: str) -> HttpResponse:
         body = self.body(PaidByQuoteSerializer)
+        self.ask(reservation_id, quote_id=body["quote_id"])
         return self.changed(
             lambda: money.extend(
                 organization=self.organization,
@@ -354,6 +369,10 @@ class ChangesView(_ChangeView):
             *CHANGE_REFUSALS,
             "capacity_taken",
             "limit_exceeded",
+            "approval_required",
+            "approval_refused",
+            "budget_exceeded",
+            "project_frozen",
             "payment_required",
             "payment_method_unavailable",
             "credit_not_granted",
@@ -366,6 +385,7 @@ class ChangesView(_ChangeView):
     )
     def post(self, request: Request, reservation_id: str) -> HttpResponse:
         body = self.body(PaidByQuoteSerializer)
+        self.ask(reservation_id, quote_id=body["quote_id"])
         return self.changed(
             lambda: money.rebook(
                 organization=self.organization,

@@ -147,6 +147,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "listing_durations_invalid": 422,
     "floor_rate_invalid": 422,
     "reclaim_notice_invalid": 422,
+    "listing_turnaround_invalid": 422,
     "min_gpus_invalid": 422,
     "blackouts_invalid": 422,
     # agents
@@ -187,6 +188,11 @@ STATUS_BY_CODE: dict[str, int] = {
     "limit_exceeded": 403,
     # money
     "payment_required": 402,
+    "approval_required": 403,
+    "approval_refused": 403,
+    "budget_exceeded": 403,
+    "project_frozen": 403,
+    "budgets_changed": 412,
     "payment_method_unavailable": 501,
     "credit_not_granted": 403,
     "credit_limit_exceeded": 402,
@@ -199,6 +205,9 @@ STATUS_BY_CODE: dict[str, int] = {
     "money_parked": 423,
     "nothing_receivable": 422,
     "refund_refused": 422,
+    "invoice_refused": 422,
+    "credit_exceeds_invoice": 409,
+    "month_not_over": 409,
     "four_eyes_needed": 403,
 }
 

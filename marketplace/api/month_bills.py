@@ -13,10 +13,14 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import month_bills, month_movements
+from billing import month_bills, month_movements, pdf
+from billing.invoices import reading
 from billing.month_bills import Figures, MonthBill, Row
 from marketplace.api import month_page
+from marketplace.api.bill_documents import BillDocumentSerializer
+from marketplace.api.budgets import BudgetSerializer
 from marketplace.api.fields import ChoiceField, InstantField, MoneySerializer, StrictSerializer
+from marketplace.api.invoices import pdf_response
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView
 from marketplace.core.errors import InvalidValue
@@ -34,7 +38,9 @@ class MonthBillQuery(StrictSerializer):
     """The form of the answer."""
 
     vars()["format"] = ChoiceField(
-        choices=[(form, form) for form in ("json", "csv", "html")], required=False, default="json"
+        choices=[(form, form) for form in ("json", "csv", "html", "pdf")],
+        required=False,
+        default="json",
     )
 
 
@@ -136,6 +142,12 @@ class MonthBillSerializer(serializers.Serializer[Any]):
     by_project = ProjectFiguresSerializer(many=True)
     by_tag = TagFiguresSerializer(many=True)
     commitments_ahead = AheadSerializer()
+    documents = BillDocumentSerializer(
+        many=True, help_text="invoices and credit notes that the month issued, oldest first"
+    )
+    budgets = BudgetSerializer(
+        many=True, help_text="as they are set now, in the periods in which the month begins"
+    )
 
 
 class MonthBillView(ApiView):
@@ -145,9 +157,13 @@ class MonthBillView(ApiView):
     @operation(
         summary="The bill of a month, as it stands now",
         description="The bill of a month of UTC, as it stands now: `YYYY-MM`. With `format=csv` the rows of "
-        "the reservations as CSV, money in minor units; with `format=html` a page to print.",
+        "the reservations as CSV, money in minor units; with `format=html` a page to print, with "
+        "`format=pdf` the same as a file.",
         responses={200: MonthBillSerializer},
-        files={(200, form): OpenApiTypes.STR for form in ("text/csv", "text/html")},
+        files={
+            **{(200, form): OpenApiTypes.STR for form in ("text/csv", "text/html")},
+            (200, "application/pdf"): OpenApiTypes.BINARY,
+        },
         query=MonthBillQuery,
         refusals=("invalid_value",),
         operation_id="get_month_bill",
@@ -165,7 +181,11 @@ class MonthBillView(ApiView):
         if self.query["format"] == "html":
             text = month_page.page(bill=bill, organization=self.organization, at=self.now)
             return HttpResponse(text, headers={"Content-Security-Policy": _PAGE_POLICY})
-        return Response(MonthBillSerializer(_bill(bill)).data)
+        if self.query["format"] == "pdf":
+            content = pdf.month_bill(bill=bill, organization=self.organization, at=self.now)
+            return pdf_response(content, name=f"bill-{month}")
+        documents = reading.for_month(organization=self.organization, month=month)
+        return Response(MonthBillSerializer({**_bill(bill), "documents": documents}).data)
 
 
 def _month(month: str, *, at: dt.datetime) -> Window:
@@ -198,6 +218,7 @@ def _bill(bill: MonthBill) -> dict[str, Any]:
             for each in bill.by_tag
         ],
         "commitments_ahead": bill.ahead,
+        "budgets": bill.budgets,
     }
 
 

@@ -6,7 +6,9 @@ from decimal import ROUND_HALF_EVEN, Decimal
 
 from django.template.loader import render_to_string
 
+from billing.budgets import BudgetStanding
 from billing.month_bills import Figures, Group, MonthBill, Row, ratios
+from billing.states import BudgetPeriod
 from marketplace.core.money import SECONDS_PER_HOUR, Money
 from marketplace.models import Organization
 
@@ -73,6 +75,7 @@ def page(*, bill: MonthBill, organization: Organization, at: dt.datetime) -> str
                 _table("By project", [_group(each, bill.currency) for each in bill.by_project]),
                 _table("By tag", [_tag(each, bill.currency) for each in bill.by_tag]),
             ],
+            "budgets": [_budget(each) for each in bill.budgets],
             "ahead": (
                 f"{bill.ahead.reservations} reservations from {bill.ahead.since:%Y-%m-%d %H:%M} on: "
                 f"{_in_hours(bill.ahead.gpu_seconds)} GPU-hours for {bill.ahead.contracted}."
@@ -120,6 +123,16 @@ def _group(group: Group, currency: str) -> _Line:
 
 def _tag(group: Group, currency: str) -> _Line:
     return _Line(f"{group.name}: {group.value}", "", _values(group.figures, currency))
+
+
+def _budget(standing: BudgetStanding) -> _Line:
+    budget, period = standing.budget, standing.period
+    when = "" if budget.period == BudgetPeriod.TOTAL else f", from {period.starts_at:%Y-%m-%d}"
+    return _Line(
+        budget.project or "the whole organization",
+        f"{budget.get_period_display()}{when} · {budget.get_mode_display()}",
+        [str(budget.amount), str(standing.committed), str(standing.paid), str(standing.left)],
+    )
 
 
 def _values(figures: Figures, currency: str) -> list[str]:

@@ -27,11 +27,9 @@ class _AnyQuery(StrictSerializer):
         return {}
 
 
-_BUDGETS = "hard caps per organization and project are not kept yet"
 _EVENTS = "events are kept and not sent yet; list them at /v1/events"
 
 _CALLS: tuple[tuple[str, Mapping[str, Scope], str], ...] = (
-    ("budgets", {"GET": Scope.BILLING_READ, "PUT": Scope.BILLING_WRITE}, _BUDGETS),
     ("webhook-endpoints", {"GET": Scope.BILLING_READ, "POST": Scope.BILLING_WRITE}, _EVENTS),
     (
         "webhook-endpoints/<str:endpoint_id>",

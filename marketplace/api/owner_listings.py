@@ -33,6 +33,7 @@ REFUSALS = (
     "reclaim_notice_invalid",
     "listing_durations_invalid",
     "min_gpus_invalid",
+    "listing_turnaround_invalid",
     "blackouts_invalid",
     "listing_mode_invalid",
     "no_such_model",

@@ -35,6 +35,7 @@ _DURATIONS = {
     "reclaim_notice": "reclaim_notice",
     "min_duration": "duration_min",
     "max_duration": "duration_max",
+    "turnaround": "turnaround",
 }
 
 
@@ -157,6 +158,11 @@ class ListingChangesSerializer(StrictSerializer):
     min_duration = DurationField(required=False, allow_null=True)
     max_duration = DurationField(required=False, allow_null=True)
     min_gpus = WholeNumberField(required=False, min_value=1, max_value=GPUS_PER_REQUEST_MAX)
+    turnaround = DurationField(
+        required=False,
+        allow_null=True,
+        help_text="after a tenant's window nobody else has the GPUs for this long; at most PT24H",
+    )
     blackouts = StrictListField(
         required=False, child=BlackoutWishSerializer(), max_length=BLACKOUTS_MAX
     )
@@ -229,6 +235,7 @@ class ListingSerializer(serializers.Serializer[Any]):
     min_duration = DurationField(allow_null=True)
     max_duration = DurationField(allow_null=True)
     min_gpus = serializers.IntegerField()
+    turnaround = DurationField(allow_null=True)
     blackouts = BlackoutSerializer(many=True)
     mode = ModeField()
     sold_until = InstantField(
@@ -283,6 +290,7 @@ def _as_answer(listing: Listing, *, sales: Sales) -> Any:  # noqa: ANN401 - JSON
             "min_duration": wish.duration_min or None,
             "max_duration": wish.duration_max,
             "min_gpus": wish.gpus_min,
+            "turnaround": wish.turnaround or None,
             "blackouts": wish.blackouts,
             "mode": listing,
             "sold_until": sales.until,

@@ -17,7 +17,8 @@ from marketplace.api.fields import (
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView
 from marketplace.states import Tier
-from scheduler.prices import PoolKey, history
+from scheduler.pool_keys import PoolKey
+from scheduler.prices import history
 
 DAYS_DEFAULT = 30
 

@@ -11,7 +11,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import checkout, payments, provider, purchases, tax
+from billing import budgets, checkout, payments, provider, purchase_requests, purchases, tax
 from billing.models import CreditSale
 from marketplace.api.changes import ChangeSerializer
 from marketplace.api.fields import (
@@ -42,7 +42,6 @@ from marketplace.api.views import ApiView, find
 from marketplace.core.limits import NAME_LENGTH_MAX, SSH_KEY_LENGTH_MAX, SSH_KEYS_MAX, TAGS_MAX
 from marketplace.core.money import Money
 from marketplace.states import Scope, Tier
-from scheduler import reservations
 from scheduler.details import (
     IMAGE_LENGTH_MAX,
     WARNING_SECONDS_DEFAULT,
@@ -71,7 +70,7 @@ from scheduler.states import (
     Spread,
 )
 
-_PAYMENT_STATUSES = ("pending", "paid", "failed", "expired")
+_PAYMENT_STATUSES = ("pending", "paid", "owed", "failed", "expired")
 _UNPAID = {
     ReservationStatus.PAYMENT_PENDING: "pending",
     ReservationStatus.PAYMENT_FAILED: "failed",
@@ -169,13 +168,14 @@ class OwedInvoiceSerializer(serializers.Serializer[CreditSale]):
     id = serializers.CharField(source="invoice_id")
     number = serializers.CharField(source="invoice.number", help_text="as it is printed")
     due_at = InstantField(help_text="to be paid by then")
+    open = MoneyField(minor="open_minor", help_text="not paid yet")
 
 
 class PaymentSerializer(serializers.Serializer[Reservation]):
     """How far the payment has come."""
 
     method = ChoiceField(choices=PaymentMethod.choices, source="payment_method")
-    status = serializers.SerializerMethodField()
+    status = serializers.SerializerMethodField(help_text="owed: bought on account, not paid yet")
     due_at = InstantField(source="payment_due_at", help_text="an unpaid reservation ends here")
     client_secret = serializers.SerializerMethodField(help_text="for card payments")
     checkout_url = serializers.SerializerMethodField(help_text="a page on which it can be paid")
@@ -185,7 +185,9 @@ class PaymentSerializer(serializers.Serializer[Reservation]):
 
     @extend_schema_field(ChoiceField(choices=[(s, s) for s in _PAYMENT_STATUSES]))
     def get_status(self, reservation: Reservation) -> str:
-        return _UNPAID.get(ReservationStatus(reservation.status), "paid")
+        sale = _sale_of(reservation)
+        is_owed = sale is not None and vars(sale)["open_minor"] > 0
+        return _UNPAID.get(ReservationStatus(reservation.status), "owed" if is_owed else "paid")
 
     def get_client_secret(self, reservation: Reservation) -> str | None:
         payment = open_payment_of(reservation)
@@ -207,8 +209,8 @@ class PaymentSerializer(serializers.Serializer[Reservation]):
 
     @extend_schema_field(OwedInvoiceSerializer(allow_null=True))
     def get_invoice(self, reservation: Reservation) -> object:
-        sales: list[CreditSale] = vars(reservation)["shown_sales"]
-        return OwedInvoiceSerializer(sales[0]).data if sales else None
+        sale = _sale_of(reservation)
+        return OwedInvoiceSerializer(sale).data if sale else None
 
 
 class PlacementSerializer(serializers.Serializer[Allocation]):
@@ -358,6 +360,11 @@ class ReservationSerializer(serializers.Serializer[Reservation]):
 ReservationPage = page_serializer(ReservationSerializer, name="ReservationPage")
 
 
+def _sale_of(reservation: Reservation) -> CreditSale | None:
+    shown: list[CreditSale] = vars(reservation)["shown_sales"]
+    return shown[0] if shown else None
+
+
 def _changes_of(reservation: Reservation) -> list[Change]:
     shown: list[Change] = vars(reservation)["shown_changes"]
     return shown
@@ -404,7 +411,7 @@ def _prefetches() -> list["Prefetch[str]"]:
         ),
         Prefetch(
             "credit_sales",
-            queryset=CreditSale.objects.filter(change=None).select_related("invoice"),
+            queryset=CreditSale.objects.filter(change=None).select_related("invoice").with_open(),
             to_attr="shown_sales",
         ),
     ]
@@ -453,6 +460,10 @@ class ReservationsView(ApiView):
             "quote_used",
             "quote_expired",
             "capacity_taken",
+            "approval_required",
+            "approval_refused",
+            "budget_exceeded",
+            "project_frozen",
             "payment_required",
             "payment_method_unavailable",
             "credit_not_granted",
@@ -475,6 +486,14 @@ class ReservationsView(ApiView):
             "saves_card": body.pop("save_card"),
         }
         details = ReservationDetails(**body)
+        # Before the key is used: what another person has approved may be ordered again with the same one.
+        purchase_requests.ask_for_quote(
+            organization=self.organization,
+            quote_id=quote_id,
+            project=details.project,
+            at=self.now,
+            actor=self.caller.actor,
+        )
         waits = payment_method not in {PaymentMethod.WALLET, PaymentMethod.INVOICE}
         bought: list[Reservation] = []
 
@@ -523,13 +542,19 @@ class ReservationView(ApiView):
         summary="Change name, project, tags, SSH keys or warnings",
         request=ReservationChanges,
         responses={200: ReservationSerializer},
-        refusals=("not_found", "state_conflict", "invalid_value"),
+        refusals=(
+            "not_found",
+            "state_conflict",
+            "invalid_value",
+            "budget_exceeded",
+            "project_frozen",
+        ),
         operation_id="update_reservation",
     )
     def patch(self, request: Request, reservation_id: str) -> Response:
         reservation = find(Reservation.objects.visible_to(self.organization), reservation_id)
         changes = DetailChanges(**self.body(ReservationChanges))
-        reservations.change_details(reservation=reservation, changes=changes, at=self.now)
+        budgets.change_details(reservation=reservation, changes=changes, at=self.now)
         return self._answer(reservation_id)
 
     def _answer(self, reservation_id: str) -> Response:

@@ -14,7 +14,8 @@ from django.views.decorators.http import require_safe
 from marketplace.console.simulated import simulated_parts
 from marketplace.core.money import RATE_DECIMAL_PLACES, SECONDS_PER_HOUR
 from marketplace.core.windows import to_seconds
-from scheduler.prices import PoolKey, history, tables
+from scheduler.pool_keys import PoolKey
+from scheduler.prices import history, tables
 from scheduler.prices.chart import Mark, Series, draw
 
 AHEAD_HOURS = 14 * 24  # what most windows lie in

@@ -35,6 +35,8 @@ PREFIXES = frozenset(
         "crt",
         "crs",
         "apr",
+        "bdg",
+        "frz",
         "rfd",
         "int",
         "pac",
@@ -127,6 +129,14 @@ def new_payout_account_id() -> str:
 
 def new_approval_id() -> str:
     return new_id("apr")
+
+
+def new_budget_id() -> str:
+    return new_id("bdg")
+
+
+def new_freeze_id() -> str:
+    return new_id("frz")
 
 
 def new_refund_id() -> str:

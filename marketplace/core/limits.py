@@ -2,7 +2,7 @@
 
 HORIZON_DAYS = 180  # capacity is sold at most this far ahead: six months, as the nearest peers do
 GPUS_PER_REQUEST_MAX = 100_000  # the largest fleet the calendar was measured with
-TURN_ROUND_SECONDS_MAX = 86_400
+TURN_ROUND_SECONDS_MAX = 86_400  # a machine that needs more than a day for itself is not on offer
 LIST_LIMIT_DEFAULT = 50
 LIST_LIMIT_MAX = 200
 # The largest honest body is a reservation with 20 SSH keys: 20 KiB.

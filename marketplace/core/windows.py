@@ -50,6 +50,10 @@ class Window:
         starts_at, ends_at = max(self.starts_at, other.starts_at), min(self.ends_at, other.ends_at)
         return Window(starts_at, ends_at) if starts_at < ends_at else None
 
+    def followed_by(self, *, seconds: int) -> "Window":
+        """Return the window and some seconds after it."""
+        return Window(self.starts_at, self.ends_at + dt.timedelta(seconds=seconds))
+
 
 def to_seconds(instant: dt.datetime) -> int:
     """Return whole seconds since the Unix epoch, rounded down."""

@@ -7,6 +7,7 @@ from marketplace.listings.checks import (
     RECLAIM_NOTICE_MAX,
     RECLAIM_NOTICE_MIN,
     REGION_LENGTH_MAX,
+    TURNAROUND_MAX,
     BlackoutsRefused,
     DurationsRefused,
     FloorRateRefused,
@@ -15,6 +16,7 @@ from marketplace.listings.checks import (
     ModeRefused,
     PeriodRefused,
     ReclaimNoticeRefused,
+    TurnaroundRefused,
 )
 from marketplace.listings.verbs import NotAnOwner, create, get, pause, publish, retire, update
 from marketplace.listings.wish import ListingChanges, ListingFields, blackouts_of, fields_of
@@ -26,6 +28,7 @@ __all__ = [
     "RECLAIM_NOTICE_MAX",
     "RECLAIM_NOTICE_MIN",
     "REGION_LENGTH_MAX",
+    "TURNAROUND_MAX",
     "BlackoutsRefused",
     "DurationsRefused",
     "FloorRateRefused",
@@ -37,6 +40,7 @@ __all__ = [
     "NotAnOwner",
     "PeriodRefused",
     "ReclaimNoticeRefused",
+    "TurnaroundRefused",
     "blackouts_of",
     "create",
     "fields_of",

@@ -7,7 +7,11 @@ from django.conf import settings
 
 from marketplace.catalog import get_gpu_model
 from marketplace.core.errors import DomainError
-from marketplace.core.limits import GPUS_PER_REQUEST_MAX, HORIZON_DAYS
+from marketplace.core.limits import (
+    GPUS_PER_REQUEST_MAX,
+    HORIZON_DAYS,
+    TURN_ROUND_SECONDS_MAX,
+)
 from marketplace.core.money import RATE_DECIMAL_PLACES, RATE_MAX
 from marketplace.core.text import check_labels, check_name, check_text
 from marketplace.core.windows import Window
@@ -19,6 +23,7 @@ BLACKOUTS_MAX = 100
 # Less is no time to save a day's work; a month is what the longest peers allow.
 RECLAIM_NOTICE_MIN = dt.timedelta(hours=1)
 RECLAIM_NOTICE_MAX = dt.timedelta(hours=720)
+TURNAROUND_MAX = dt.timedelta(seconds=TURN_ROUND_SECONDS_MAX)
 IDLE_FOR_MAX = dt.timedelta(days=7)
 REGION_LENGTH_MAX = 60
 FABRIC_LENGTH_MAX = 100
@@ -63,6 +68,12 @@ class GpusMinRefused(ListingRefused):
     code = "min_gpus_invalid"
 
 
+class TurnaroundRefused(ListingRefused):
+    """The time between two tenants is longer than a day, or no whole seconds."""
+
+    code = "listing_turnaround_invalid"
+
+
 class BlackoutsRefused(ListingRefused):
     """There are too many blackouts."""
 
@@ -93,6 +104,7 @@ def check(*, fields: ListingFields, at: dt.datetime) -> None:
     _check_durations(fields=fields)
     if not 1 <= fields.gpus_min <= GPUS_PER_REQUEST_MAX:
         raise GpusMinRefused(f"must be from 1 to {GPUS_PER_REQUEST_MAX}", pointer="/min_gpus")
+    _check_turnaround(turnaround=fields.turnaround)
     _check_blackouts(blackouts=fields.blackouts)
     _check_mode(fields=fields)
 
@@ -141,6 +153,14 @@ def _check_durations(*, fields: ListingFields) -> None:
         )
     if fields.duration_max < fields.duration_min:
         raise DurationsRefused("must not be shorter than min_duration", pointer="/max_duration")
+
+
+def _check_turnaround(*, turnaround: dt.timedelta) -> None:
+    if not _ZERO <= turnaround <= TURNAROUND_MAX or turnaround.microseconds:
+        raise TurnaroundRefused(
+            f"must be whole seconds, at most {TURNAROUND_MAX // dt.timedelta(hours=1)} hours",
+            pointer="/turnaround",
+        )
 
 
 def _check_blackouts(*, blackouts: tuple[Window, ...]) -> None:

@@ -36,6 +36,7 @@ class ListingFields:
     duration_min: dt.timedelta = _ZERO
     duration_max: dt.timedelta | None = None
     gpus_min: int = 1
+    turnaround: dt.timedelta = _ZERO
     blackouts: tuple[Window, ...] = ()
     mode: ListingMode = ListingMode.ALWAYS
     idle_for: dt.timedelta = _ZERO
@@ -58,6 +59,7 @@ class ListingChanges(TypedDict, total=False):
     duration_min: dt.timedelta
     duration_max: dt.timedelta | None
     gpus_min: int
+    turnaround: dt.timedelta
     blackouts: tuple[Window, ...]
     mode: ListingMode
     idle_for: dt.timedelta
@@ -89,6 +91,7 @@ def fields_of(*, listing: Listing) -> ListingFields:
         duration_min=dt.timedelta(seconds=listing.duration_seconds_min),
         duration_max=None if longest is None else dt.timedelta(seconds=longest),
         gpus_min=listing.gpus_min,
+        turnaround=dt.timedelta(seconds=listing.turnaround_seconds),
         blackouts=blackouts_of(listing=listing),
         mode=ListingMode(listing.mode),
         idle_for=dt.timedelta(seconds=listing.idle_for_seconds),
@@ -114,6 +117,7 @@ def columns(*, fields: ListingFields) -> dict[str, object]:
         if fields.duration_max is None
         else _seconds(fields.duration_max),
         "gpus_min": fields.gpus_min,
+        "turnaround_seconds": _seconds(fields.turnaround),
         "blackouts": [
             [format_instant(window.starts_at), format_instant(window.ends_at)]
             for window in fields.blackouts

@@ -44,7 +44,7 @@ class CurvePoint:
 
     @property
     def gpus_sold(self) -> int:
-        """Return how many of the listed GPUs are sold or held."""
+        """Return how many of the listed GPUs are sold, held or turning round."""
         return self.gpus_listed - self.gpus_free
 
 
@@ -67,7 +67,8 @@ def price_curve(
 ) -> list[CurvePoint]:
     """Return per grid step what one GPU costs where it is cheapest, and how many are listed and free.
 
-    Lengths and sizes that listings ask for are not looked at: a step is no offer.
+    Lengths and sizes that listings ask for are not looked at: a step is no offer. A step after which a GPU
+    could not turn round before it is promised again is not free: nobody can have it.
 
     :raises NoSuchModel: when the catalogue does not have the model.
     :raises WindowOffGrid: when an end of the window is not on the grid.
@@ -130,7 +131,10 @@ def market_summary(*, at: dt.datetime) -> list[ModelSummary]:
                 rates[model].append(prices.as_rate(int(costs[level, 0])))
             seen = offered
         listed[model].append((pool, seen))
-        free[model].append((pool, seen & ~now.taken[:, 0]))
+        free_now = now.free(
+            listings=pool.listings, level=len(pool.floors) - 1, columns=np.zeros(1, dtype=np.int64)
+        )
+        free[model].append((pool, free_now[:, 0]))
     return [
         ModelSummary(
             gpu_model=model,

@@ -12,7 +12,7 @@ from scheduler.states import PriceCause
 
 
 class PriceVersion(models.Model):
-    """One version of a pool's price table: append-only, and complete in itself.
+    """One version of a pool's price table: append-only, and complete in itself. PostgreSQL refuses a change.
 
     Vectors run over the hours from `first_hour` on and are packed as `scheduler.prices.packed` has it. From
     `rule` and the inputs anybody gets the rates again, without any other row.

@@ -53,10 +53,10 @@ def assign(*, demand: Demand, take: Take, at: dt.datetime) -> list[Place]:
         try:
             with transaction.atomic():
                 slots = _lock_patiently(shares) if patient else _lock(shares)
-                _clear(slots=slots, demand=demand, at=at)
                 lot_of = supply.lots_of(slots, demand=demand)
                 assert lot_of is not None, "the plan keeps to the floors of the lots"
                 places = supply.places(lot_of)
+                _clear(places=places, demand=demand, at=at)
                 take(places)
                 return places
         except _Contended as rival:
@@ -118,16 +118,23 @@ def _lock_patiently(shares: Sequence[NodeShare]) -> set[int]:
     return set(slots)
 
 
-def _clear(*, slots: set[int], demand: Demand, at: dt.datetime) -> None:
-    """End the expired holds on locked slots.
+def _clear(*, places: Sequence[Place], demand: Demand, at: dt.datetime) -> None:
+    """End the expired holds on places that are locked.
 
     :raises CapacityTaken: when a rival took one of them before they were locked.
     """
-    bases = {slot // SLOTS_PER_NODE * SLOTS_PER_NODE for slot in slots}
+    bases = {place.slot_lower // SLOTS_PER_NODE * SLOTS_PER_NODE for place in places}
+    longest = demand.window.followed_by(seconds=max(each.turnaround_seconds for each in places))
     booked = [
         row
-        for row in calendar.busy(slot_bases=bases, window=demand.window, at=at)
-        if not slots.isdisjoint(range(row.slot_lower, row.slot_upper))
+        for row in calendar.busy(slot_bases=bases, window=longest, at=at)
+        if any(
+            place.slot_lower < row.slot_upper
+            and row.slot_lower < place.slot_upper
+            and row.window.starts_at
+            < demand.window.followed_by(seconds=place.turnaround_seconds).ends_at
+            for place in places
+        )
     ]
     if any(row.lapsed_quote_id is None for row in booked):
         raise CapacityTaken("a rival took a GPU of this window")

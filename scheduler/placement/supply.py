@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,19 +25,12 @@ from scheduler import occupancy
 from scheduler.calendar import Place
 from scheduler.placement.demand import Demand, serves
 from scheduler.placement.shares import NodeShare, run_lengths
+from scheduler.pool_keys import PoolKey
 from scheduler.pools import Island
 
 Rows = npt.NDArray[np.int64]
 
 STEPS_MAX = 720  # a window that is no whole hours is looked at in at most so many steps
-
-
-class PoolKey(NamedTuple):
-    """What makes GPUs interchangeable for a tenant."""
-
-    gpu_model_id: str
-    region: str
-    tier: Tier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,8 +39,8 @@ class Supply:
 
     `blocks`, which rise, and `ids` have an entry per node, and `island_of` the number of its island.
     `offered[i]` are the slots that `listings[i]` sells, the cheapest listing first by `floor_rates[i]`, with
-    which it counts; `taken` are the slots that somebody has in some part of the window, `taken_by_step` those
-    of each of its steps.
+    which it counts; `ready[i]` those of them that nobody has in its turn-round after the window. `taken` are
+    the slots that somebody has in some part of the window, `taken_by_step` those of each of its steps.
     """
 
     blocks: Blocks
@@ -58,6 +50,7 @@ class Supply:
     listings: tuple[Listing, ...]
     floor_rates: tuple[Decimal, ...]
     offered: Masks
+    ready: Masks
     taken: Masks
     taken_by_step: Masks
 
@@ -87,10 +80,15 @@ class Supply:
         offered: Masks = np.bitwise_or.reduce(self.offered, axis=0)
         return offered
 
+    @property
+    def turnaround_seconds_max(self) -> int:
+        """Return the longest turn-round that one of the listings asks."""
+        return max((listing.turnaround_seconds for listing in self.listings), default=0)
+
     def usable(self, *, floor_rate_max: Decimal, without: Masks) -> Masks:
         """Return per node the slots that are free and sold at a floor up to this, less some."""
         within = [i for i, floor in enumerate(self.floor_rates) if floor <= floor_rate_max]
-        usable: Masks = np.bitwise_or.reduce(self.offered[within], axis=0) & ~self.taken & ~without
+        usable: Masks = np.bitwise_or.reduce(self.ready[within], axis=0) & ~self.taken & ~without
         return usable
 
     def share(self, row: int, *, usable: int, count: int) -> NodeShare:
@@ -128,12 +126,14 @@ class Supply:
         places: list[Place] = []
         for slot in sorted(lot_of):
             row = self._row_of(slot)
+            listing = self.listing_of(row, slot)
             place = Place(
                 node_id=self.ids[row],
-                listing_id=self.listing_of(row, slot).id,
+                listing_id=listing.id,
                 slot_lower=slot,
                 slot_upper=slot + 1,
                 lot=lot_of[slot],
+                turnaround_seconds=listing.turnaround_seconds,
             )
             last = places[-1] if places else None
             if last is not None and place == replace(
@@ -148,9 +148,17 @@ class Supply:
         return int(np.searchsorted(self.blocks, slot // SLOTS_PER_NODE))
 
     def _seller(self, row: int, slot: int) -> int:
-        """Return the number of the cheapest listing that sells a slot."""
+        """Return the number of the cheapest listing that sells a slot, if one can with time to turn round.
+
+        Where others will have moved away none can yet.
+        """
         bit = 1 << slot % SLOTS_PER_NODE
-        return next(i for i, masks in enumerate(self.offered) if int(masks[row]) & bit)
+        return next(
+            i
+            for masks_of in (self.ready, self.offered)
+            for i, masks in enumerate(masks_of)
+            if int(masks[row]) & bit
+        )
 
     def masks(self, slots: Collection[int]) -> Masks:
         """Return the bits of some slots, per node."""
@@ -164,7 +172,7 @@ class Supply:
 
 def read(*, demand: Demand, at: dt.datetime) -> Supply:
     """Return what may serve a demand at this moment. Holds that have expired count as free."""
-    pool = PoolKey(demand.gpu_model_id, demand.region, demand.tier)
+    pool = PoolKey(gpu_model_id=demand.gpu_model_id, region=demand.region, tier=demand.tier)
     listings = [listing for listing in listings_of(pool) if serves(listing, demand=demand, at=at)]
     cheapest_first = tuple(sorted(listings, key=demand.floor_of))
     return read_pool(pool=pool, listings=cheapest_first, window=demand.window, demand=demand, at=at)
@@ -222,9 +230,33 @@ def read_pool(
             for listing in listings
         ),
         offered=offered[:, covered],
+        ready=_ready(
+            offered=offered[:, covered],
+            listings=listings,
+            blocks=blocks,
+            ends_at=window.ends_at,
+            at=at,
+        ),
         taken=np.bitwise_or.reduce(steps, axis=1),
         taken_by_step=steps,
     )
+
+
+def _ready(
+    *,
+    offered: Masks,
+    listings: Sequence[Listing],
+    blocks: Blocks,
+    ends_at: dt.datetime,
+    at: dt.datetime,
+) -> Masks:
+    """Return per listing and node the slots that nobody has in the listing's turn-round after a window."""
+    ready = offered.copy()
+    for seconds in {listing.turnaround_seconds for listing in listings} - {0}:
+        after = Window(ends_at, ends_at + dt.timedelta(seconds=seconds))
+        alike = [i for i, each in enumerate(listings) if each.turnaround_seconds == seconds]
+        ready[alike] &= ~occupancy.during(blocks=blocks, window=after, at=at)
+    return ready
 
 
 def pools() -> list[PoolKey]:
@@ -236,7 +268,7 @@ def pools() -> list[PoolKey]:
         regions[owner].add(region)
     return sorted(
         {
-            PoolKey(listing.gpu_model_id, region, Tier(listing.tier))
+            PoolKey(gpu_model_id=listing.gpu_model_id, region=region, tier=Tier(listing.tier))
             for listing in Listing.objects.published()
             for region in regions[listing.organization_id]
             if listing.region in ("", region)
@@ -281,6 +313,7 @@ def _nothing(*, listings: tuple[Listing, ...]) -> Supply:
         listings=listings,
         floor_rates=tuple(listing.floor_rate for listing in listings),
         offered=np.zeros((len(listings), 0), dtype=np.uint16),
+        ready=np.zeros((len(listings), 0), dtype=np.uint16),
         taken=none,
         taken_by_step=np.zeros((0, 1), dtype=np.uint16),
     )

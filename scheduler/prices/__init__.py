@@ -21,7 +21,7 @@ tier: `scheduler.pricing.clearing` and `scheduler.pricing.reclaimable`. How vers
 limits counted per hour of the clock: `refresh`. Whether a stored quote still comes out: `replay`.
 """
 
-from scheduler.prices.tables import PoolKey, PricedWindow, PriceTable, tables
+from scheduler.prices.tables import PricedWindow, PriceTable, tables
 from scheduler.tariffs import as_rate
 
-__all__ = ["PoolKey", "PriceTable", "PricedWindow", "as_rate", "tables"]
+__all__ = ["PriceTable", "PricedWindow", "as_rate", "tables"]

@@ -20,9 +20,9 @@ from marketplace.states import Tier
 from scheduler import occupancy, pools
 from scheduler.board import is_open
 from scheduler.models import Reservation
+from scheduler.pool_keys import PoolKey
 from scheduler.pools import Pool
 from scheduler.prices.packed import Counts
-from scheduler.prices.tables import PoolKey
 from scheduler.pricing.rule import BASIS_POINTS
 from scheduler.states import ReservationStatus
 

@@ -12,8 +12,8 @@ from marketplace.core.windows import grid_floor, to_instant, to_seconds
 from marketplace.states import Tier
 from scheduler.calendar import WindowOffGrid
 from scheduler.models import PriceVersion
+from scheduler.pool_keys import PoolKey
 from scheduler.prices.packed import unpack
-from scheduler.prices.tables import PoolKey
 from scheduler.tariffs import as_rate
 
 DAYS_MAX = HORIZON_DAYS  # nothing is priced further ahead

@@ -11,11 +11,11 @@ from marketplace.core.windows import to_instant
 from marketplace.states import Tier
 from scheduler import price_rules
 from scheduler.models import PriceVersion
+from scheduler.pool_keys import PoolKey
 from scheduler.price_rules import RuleInForce
 from scheduler.prices.chart import Mark, Series, draw
 from scheduler.prices.packed import Micros
 from scheduler.prices.refresh import Forecast, Inputs, inputs_of, vectors_of
-from scheduler.prices.tables import PoolKey
 from scheduler.pricing.limits import UNKNOWN
 from scheduler.tariffs import as_rate
 

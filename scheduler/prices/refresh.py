@@ -20,11 +20,12 @@ from marketplace.core.windows import grid_floor
 from marketplace.states import Tier
 from scheduler import demand, price_rules
 from scheduler.models import DemandSample, PriceVersion
+from scheduler.pool_keys import PoolKey
 from scheduler.price_rules import RuleInForce
 from scheduler.prices import counts
 from scheduler.prices.counts import HOURS, PoolCounts
 from scheduler.prices.packed import Counts, Micros, pack, unpack
-from scheduler.prices.tables import PoolKey, tables, with_fee
+from scheduler.prices.tables import tables, with_fee
 from scheduler.pricing import Rule, clearing, forecast, reclaimable
 from scheduler.pricing.clearing import Demand, Supply, Vector
 from scheduler.pricing.limits import RATE_MICROS_MAX, UNKNOWN, aligned
@@ -35,7 +36,8 @@ log = structlog.get_logger(__name__)
 METHOD_CLEARING = "forward_clearing_price"
 METHOD_SMALL_POOL = "small_pool"
 METHOD_RECLAIMABLE = "reclaimable"
-METHOD_VERSION = 1  # grows with every change of a formula; old versions keep theirs
+METHOD_VERSION = 2  # grows with every change of a formula; old versions keep theirs
+METHOD_BASE_AT_ONCE = 1  # a base that moved held at once, whatever the limit of a step
 BOOKINGS_SECONDS = 2 * SECONDS_PER_HOUR  # no version in force is older for long
 LARGE_BOOKING_PARTS = 50  # a fiftieth of a pool: less moves no price that anybody would see
 MILLI = 1_000  # demand is used in thousandths of a GPU, as it is stored
@@ -70,6 +72,7 @@ class Inputs:
     reclaim_likelihood_basis_points: int
     firm: Micros | None = None
     forecast: Forecast | None = None
+    method_version: int = METHOD_VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +157,7 @@ def vectors_of(inputs: Inputs) -> Vectors:
             rule=inputs.rule.rule,
             opening=inputs.opening,
             latest=inputs.latest,
+            base_holds_at_once=inputs.method_version == METHOD_BASE_AT_ONCE,
         )
         unlimited = np.full(len(inputs.sold), UNKNOWN, dtype=np.int64)
         beside = _reclaimable(inputs, firm=vector.rate_micros, opening=unlimited)
@@ -178,6 +182,7 @@ def _reclaimable(inputs: Inputs, *, firm: Micros, opening: Micros) -> Vector:
         likelihood=np.full(len(firm), inputs.reclaim_likelihood_basis_points, dtype=np.int64),
         rule=inputs.rule.rule,
         opening=opening,
+        base_holds_at_once=inputs.method_version == METHOD_BASE_AT_ONCE,
     )
 
 
@@ -323,6 +328,7 @@ def inputs_of(version: PriceVersion) -> Inputs:
         reclaim_likelihood_basis_points=version.facts["reclaim_likelihood_basis_points"],
         firm=rows[-1] if tier is Tier.RECLAIMABLE else None,
         forecast=forecast,
+        method_version=version.method_version,
     )
 
 

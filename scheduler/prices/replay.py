@@ -12,14 +12,9 @@ from marketplace.core.windows import format_instant, to_instant
 from marketplace.states import Tier
 from scheduler.lots import GpusAtFloor, Lots
 from scheduler.models import Quote
+from scheduler.pool_keys import PoolKey
 from scheduler.prices.refresh import METHOD_VERSION, inputs_of, vectors_of
-from scheduler.prices.tables import (
-    METHOD_FLOORS,
-    PoolKey,
-    PriceTable,
-    floors_only,
-    table_of,
-)
+from scheduler.prices.tables import METHOD_FLOORS, PriceTable, floors_only, table_of
 from scheduler.tariffs import as_rate
 
 
@@ -57,7 +52,7 @@ def replay(*, quote: Quote) -> list[Comparison]:
         table = replace(floors_only(key), fee_basis_points=quote.fee_basis_points)
     else:
         version = quote.price_version
-        if version.method_version != METHOD_VERSION:
+        if version.method_version > METHOD_VERSION:
             raise NotReplayable(f"{version.pk} was made by {method} {version.method_version}")
         stored = table_of(version)
         vectors = vectors_of(inputs_of(version))

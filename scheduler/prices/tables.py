@@ -22,6 +22,7 @@ from marketplace.core.windows import Window, to_seconds
 from marketplace.states import Tier
 from scheduler.lots import GpusAtFloor, Lot, Lots
 from scheduler.models import PriceVersion
+from scheduler.pool_keys import PoolKey
 from scheduler.prices import breakdown
 from scheduler.prices.packed import Counts, Micros, unpack
 from scheduler.pricing.rule import BASIS_POINTS
@@ -30,15 +31,6 @@ from scheduler.tariffs import MICROS, Segment, Tariff, as_rate
 Seconds: TypeAlias = npt.NDArray[np.int64]
 
 METHOD_FLOORS = "owners_floors"  # of a pool that has no table yet
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class PoolKey:
-    """GPUs of one model, region and tier have one price."""
-
-    gpu_model_id: str
-    region: str
-    tier: Tier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,11 +91,14 @@ def refresh(
     rule: Rule,
     opening: Micros,
     latest: Micros | None = None,
+    base_holds_at_once: bool = False,
 ) -> Vector:
     """Return the next vector of a firm pool; all arrays begin with the running hour.
 
     `opening` is the vector in force when this clock hour began, so that two refreshes within one hour move a
     rate no further than one; `latest` the one in force now, where that is another (see `limits.paced`).
+    A base that has risen lifts no rate further than an hour allows; `base_holds_at_once` is how it was before
+    the second version of the method.
     """
     cap = cap_micros(base_micros=supply.base_micros, rule=rule)
     floors = gross_floors(floor_micros=supply.floor_micros, fee_basis_points=rule.fee_basis_points)
@@ -119,8 +122,8 @@ def refresh(
         down_per_hour=rule.down_per_hour,
         no_fall_hours=rule.no_fall_hours,
     )
-    # A base that an administrator moved takes its bounds with it at once.
-    rates = np.clip(rates, supply.base_micros, cap)
+    # A cap that has fallen holds at once; towards a base that has risen the rates are on their way.
+    rates = np.clip(rates, supply.base_micros if base_holds_at_once else 0, cap)
     return Vector(rate_micros=rates, target_micros=target, fitting_basis_points=fitting)
 
 

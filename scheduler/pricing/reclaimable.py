@@ -46,6 +46,7 @@ def refresh(
     rule: Rule,
     opening: Micros,
     latest: Micros | None = None,
+    base_holds_at_once: bool = False,
 ) -> Vector:
     """Return the next vector of a reclaimable pool; all arrays but one begin with the running hour.
 
@@ -54,10 +55,8 @@ def refresh(
     of the hour that firm and reclaimable windows share. For `opening` and `latest` see `clearing.refresh`.
     An hour that is near may fall here: idle hours are what this tier is for.
     """
-    floors = np.maximum(
-        gross_floors(floor_micros=floor_micros, fee_basis_points=rule.fee_basis_points),
-        lowest_micros(base_micros=base_micros, rule=rule),
-    )
+    asked = gross_floors(floor_micros=floor_micros, fee_basis_points=rule.fee_basis_points)
+    floors = np.maximum(asked, lowest_micros(base_micros=base_micros, rule=rule))
     kept = PER_STEP - discounts(likelihood=likelihood, rule=rule)
     offered = np.maximum(capacity, 1)
     in_use = np.where(capacity > 0, np.clip(used, 0, offered), 0) * PER_STEP // offered
@@ -72,7 +71,9 @@ def refresh(
         down_per_hour=rule.reclaimable_down_per_hour,
         no_fall_hours=0,
     )
-    rates = np.clip(rates, np.minimum(floors, cap), cap)
+    # What owners ask holds at once; what the pool asks beyond that is approached by steps.
+    lowest = floors if base_holds_at_once else asked
+    rates = np.clip(rates, np.minimum(lowest, cap), cap)
     return Vector(
         rate_micros=rates,
         target_micros=target,

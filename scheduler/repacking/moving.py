@@ -132,9 +132,10 @@ def _lock_slots(slots: set[int]) -> None:
 
 def _end_lapsed_holds(*, places: Sequence[Place], window: Window, at: dt.datetime) -> None:
     bases = {place.slot_lower // SLOTS_PER_NODE * SLOTS_PER_NODE for place in places}
+    longest = window.followed_by(seconds=max(place.turnaround_seconds for place in places))
     lapsed = {
         row.lapsed_quote_id
-        for row in calendar.busy(slot_bases=bases, window=window, at=at)
+        for row in calendar.busy(slot_bases=bases, window=longest, at=at)
         if row.lapsed_quote_id is not None
     }
     if lapsed:

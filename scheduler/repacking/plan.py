@@ -34,8 +34,8 @@ class Board:
     slots: dict[str, set[int]]
 
     def request(self, request_id: str, *, demand: Demand) -> Request:
-        """Return a demand in the hours of the layout."""
-        start, end = hours_of(demand.window)
+        """Return a demand, with the turn-round after it, in the hours of the layout."""
+        start, end = _hours(demand, supply=self.supply)
         return Request(
             id=request_id,
             gpus=demand.gpus,
@@ -54,9 +54,9 @@ def build(
     at: dt.datetime,
 ) -> Board:
     """Lay out some nodes, island by island, over the hours of some promises and of a demand."""
-    windows = [promise.hours for promise in promises]
+    windows = [_hours(promise.demand, supply=supply) for promise in promises]
     if demand is not None:
-        windows.append(hours_of(demand.window))
+        windows.append(_hours(demand, supply=supply))
     first_hour, end_hour = min(w[0] for w in windows), max(w[1] for w in windows)
     by_block = sorted(rows)
     blocks = np.array([int(supply.blocks[row]) for row in by_block], dtype=np.int32)
@@ -68,7 +68,7 @@ def build(
     at_base = {supply.slot_base(row): place for place, row in enumerate(ordered)}
     pieces: dict[str, dict[int, int]] = {}
     for promise in promises:
-        start, end = (hour - first_hour for hour in promise.hours)
+        start, end = (hour - first_hour for hour in _hours(promise.demand, supply=supply))
         counts: dict[int, int] = {}
         for row, mask in _masks(promise.slots, at_base=at_base).items():
             fixed[row, start:end] &= ~np.uint16(mask)
@@ -100,6 +100,11 @@ def build(
             )
         )
     return board
+
+
+def _hours(demand: Demand, *, supply: Supply) -> tuple[int, int]:
+    """Return the hours of a demand with the longest turn-round that may follow it, half-open."""
+    return hours_of(demand.window.followed_by(seconds=supply.turnaround_seconds_max))
 
 
 def slots_of_changes(board: Board) -> dict[str, set[int]] | None:

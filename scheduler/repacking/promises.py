@@ -44,10 +44,6 @@ class Promise:
     def slots(self) -> set[int]:
         return {slot for h in self.held for slot in range(h.slot_lower, h.slot_upper)}
 
-    @property
-    def hours(self) -> tuple[int, int]:
-        return hours_of(self.demand.window)
-
 
 def hours_of(window: Window) -> tuple[int, int]:
     """Return the hours since the Unix epoch that a window touches, half-open."""
@@ -66,7 +62,8 @@ def movable(
     """Return the promises on some nodes that touch a window and may go to any other of these nodes.
 
     That is: not bound yet, on no other node, on slots that are still offered, and served at their own price
-    by every listing that covers one of the nodes.
+    by every listing that covers one of the nodes. And sold with the longest turn-round of those listings, so
+    that one length fits everywhere; what was sold with another stays where it is.
     """
     bases = [supply.slot_base(row) for row in rows]
     offered = dict(zip(bases, supply.offered_at_all[list(rows)].tolist(), strict=True))
@@ -77,7 +74,12 @@ def movable(
     ]
     return [
         promise
-        for promise in _read(bases=bases, window=window, at=at)
+        for promise in _read(
+            bases=bases,
+            window=window.followed_by(seconds=supply.turnaround_seconds_max),
+            turnaround_seconds=supply.turnaround_seconds_max,
+            at=at,
+        )
         if len(promise.slots) == promise.demand.gpus
         and all(_is_offered(slot, offered=offered) for slot in promise.slots)
         and all(serves_every_lot(listing, demand=promise.demand, at=at) for listing in covering)
@@ -89,11 +91,14 @@ def _is_offered(slot: int, *, offered: dict[int, int]) -> bool:
     return bool(offered.get(base, 0) >> (slot - base) & 1)
 
 
-def _read(*, bases: list[int], window: Window, at: dt.datetime) -> list[Promise]:
+def _read(
+    *, bases: list[int], window: Window, turnaround_seconds: int, at: dt.datetime
+) -> list[Promise]:
     """Return what has not started and is not bound, with those of its allocations that are on some nodes."""
     parameters: dict[str, Any] = {
         "blocks": [Int4Range(base, base + SLOTS_PER_NODE) for base in bases],
         "window": TimestamptzRange(window.starts_at, window.ends_at),
+        "turnaround": turnaround_seconds,
         "bound": bound_from(at=at),
         "at": at,
         "open": QuoteStatus.OPEN.value,
@@ -109,7 +114,8 @@ def _read(*, bases: list[int], window: Window, at: dt.datetime) -> list[Promise]
                            WITH ORDINALITY AS l (lot, number))
               FROM unnest(%(blocks)s::int4range[]) AS pool (block)
               JOIN scheduler_allocation a
-                ON a.live AND a.slots && pool.block AND a.period && %(window)s AND a.lease_id IS NULL
+                ON a.slots && pool.block AND a.occupied && %(window)s AND a.live
+               AND a.lease_id IS NULL AND a.turnaround_seconds = %(turnaround)s
               LEFT JOIN scheduler_reservation r ON r.id = a.reservation_id
               JOIN scheduler_quote q ON q.id = coalesce(r.quote_id, a.quote_id)
              WHERE lower(a.period) > %(bound)s

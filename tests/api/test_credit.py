@@ -39,7 +39,9 @@ class TestPurchase:
         assert (answer.status, answer.json["status"]) == (201, "scheduled")
         payment = answer.json["payment"]
         sale = CreditSale.objects.get()
-        assert (payment["method"], payment["status"]) == ("invoice", "paid")
+        assert (payment["method"], payment["status"]) == ("invoice", "owed")
+        assert payment["invoice"]["open"] == answer.json["total"]
+        assert payment["invoice"]["number"] == sale.invoice.number
         assert payment["invoice"]["id"] == sale.invoice_id
         assert payment["invoice"]["due_at"].startswith(f"{sale.due_at:%Y-%m-%dT%H:%M}")
         shown = api.get(f"/v1/reservations/{answer.json['id']}").json
@@ -97,6 +99,8 @@ class TestPayment:
         assert first.json["status"] == "succeeded"
         assert first.json["amount"] == {"amount_minor": total, "currency": settings.CURRENCY}
         assert api.get("/v1/wallet").json["balance"]["amount_minor"] == 1
+        shown = api.get("/v1/reservations").json["data"][0]["payment"]
+        assert (shown["status"], shown["invoice"]["open"]["amount_minor"]) == ("paid", 0)
         again = api.post(path, {"payment_method": "wallet"}, key=a_new_key())
         assert (again.status, again.code) == (422, "nothing_receivable")
 

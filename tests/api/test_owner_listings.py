@@ -59,6 +59,8 @@ NONSENSE = [
     ({"reclaim_notice": "1h"}, "reclaim_notice_invalid", "/reclaim_notice"),
     ({"min_duration": "2h", "max_duration": "1h"}, "listing_durations_invalid", "/max_duration"),
     ({"min_duration": 7200}, "invalid_request", "/min_duration"),
+    ({"turnaround": "25h"}, "listing_turnaround_invalid", "/turnaround"),
+    ({"turnaround": 300}, "invalid_request", "/turnaround"),
     ({"min_gpus": 0}, "invalid_request", "/min_gpus"),
     ({"min_gpus": "8"}, "invalid_request", "/min_gpus"),
     ({"min_gpus": 8.0}, "invalid_request", "/min_gpus"),
@@ -90,6 +92,7 @@ class TestCreate:
                 min_duration="1h",
                 max_duration="P2D",
                 min_gpus=8,
+                turnaround="PT5M",
                 mode={"when_idle": {"idle_for": "30m", "rolling": "1d"}},
                 blackouts=[
                     {"starts_at": "2027-01-01T00:00:00Z", "ends_at": "2027-01-02T00:00:00Z"}
@@ -106,6 +109,7 @@ class TestCreate:
             "labels": {},
         }
         assert (listing["reclaim_notice"], listing["max_duration"]) == ("PT1H", "PT48H")
+        assert listing["turnaround"] == "PT5M"
         assert listing["mode"] == {"when_idle": {"idle_for": "PT30M", "rolling": "PT24H"}}
         assert api.get(f"/v1/listings/{listing['id']}").json == listing
 
@@ -141,7 +145,12 @@ class TestChange:
         listing = api.post("/v1/listings", a_body(min_gpus=4, min_duration="1h")).json
         answer = api.patch(
             f"/v1/listings/{listing['id']}",
-            {"floor_rate": "2.5", "selector": {"region": None}, "min_duration": None},
+            {
+                "floor_rate": "2.5",
+                "selector": {"region": None},
+                "min_duration": None,
+                "turnaround": "90m",
+            },
         )
         assert answer.status == 200
         changed = answer.json
@@ -149,6 +158,7 @@ class TestChange:
         assert changed["selector"]["region"] is None
         assert changed["selector"]["gpu_model"] == "h100-sxm-80gb"
         assert changed["min_duration"] is None
+        assert (listing["turnaround"], changed["turnaround"]) == (None, "PT1H30M")
         assert changed["min_gpus"] == 4
 
     @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ WRITERS = {
     "billing/approvals.py",
     "billing/disputes.py",
     "billing/payouts.py",
+    "billing/purchase_requests.py",
     "billing/refunds.py",
 }
 # The program on the GPU host and the start-up of the market have no tables; migrations describe columns; the

@@ -111,7 +111,8 @@ def _with_forecast(pools: int) -> str:
     """Refresh large pools from their counts on, each with a forecast of its own demand."""
     from marketplace.states import Tier
     from scheduler.models import DemandSample, PriceVersion
-    from scheduler.prices import PoolKey, refresh
+    from scheduler.pool_keys import PoolKey
+    from scheduler.prices import refresh
     from scheduler.prices.counts import HOURS, PoolCounts
     from scheduler.states import PriceCause
     from tests.scheduler import factories
@@ -176,7 +177,8 @@ def _quotes(pools: int) -> list[str]:
     """Price windows of a large pool whose every hour has a price of its own: the dearest case."""
     from marketplace.states import Tier
     from scheduler.lots import GpusAtFloor
-    from scheduler.prices import PoolKey, tables
+    from scheduler.pool_keys import PoolKey
+    from scheduler.prices import tables
     from tests.scheduler import factories
 
     key = PoolKey(gpu_model_id=factories.MODEL, region=f"large-{pools}-0", tier=Tier.FIRM)

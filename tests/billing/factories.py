@@ -7,7 +7,7 @@ from decimal import ROUND_DOWN, Decimal
 
 from agents import protocol
 from agents.models import Gpu, MeterReading, Node, Outage, Receipt
-from billing import purchases, tax, tax_rules, wallet
+from billing import invoices, purchases, tax, tax_rules, wallet
 from marketplace.core.money import Money, amount_for
 from marketplace.core.windows import Window
 from marketplace.models import GpuModel, Organization
@@ -162,6 +162,14 @@ def reservation(
     if paid:
         purchases.post(reservation=row, at=bought_at)
     return row
+
+
+def bought_on_account(row: Reservation) -> str:
+    """Invoice a reservation and post its purchase; return the invoice's id."""
+    due_at = START + dt.timedelta(days=30)
+    invoice = invoices.issue_for_purchase(reservation=row, due_at=due_at, at=START)
+    purchases.capture_invoice(reservation=row, invoice_id=invoice.pk, at=START)
+    return invoice.pk
 
 
 def lots(*, window: Window, gpus: int, rate: Decimal, fee_basis_points: int) -> Lots:

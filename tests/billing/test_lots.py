@@ -12,6 +12,7 @@ from scheduler.prices import replay
 from tests.billing.test_changes import buy, extend, finish, leave, start
 from tests.scheduler.factories import (
     NOW,
+    floors_of,
     hours,
     lots_of,
     make_listing,
@@ -51,10 +52,7 @@ class TestTwoOwners:
 
         reservation = buy(gpus=12, spread="any")
 
-        assert [(lot.gpus, lot.floor_rate) for lot in lots_of(reservation)] == [
-            (8, Decimal(2)),
-            (4, Decimal(3)),
-        ]
+        assert floors_of(reservation) == [(8, Decimal(2)), (4, Decimal(3))]
         assert reservation.total_minor == 6_588
         assert reservation.rate == Decimal("2.745099")  # 65.882368 ÷ 24, rounded up
         lines = reservation.quote.price_breakdown["lots"]
@@ -137,10 +135,7 @@ class TestTwoOwners:
 
         reservation = buy(gpus=8, window=window_in(1))
 
-        assert [(lot.gpus, lot.floor_rate) for lot in lots_of(reservation)] == [
-            (5, Decimal(2)),
-            (3, Decimal(3)),
-        ]
+        assert floors_of(reservation) == [(5, Decimal(2)), (3, Decimal(3))]
         # 2 × (5 × 2.352942 + 3 × 3.529412) = 44.705892
         assert reservation.total_minor == 4_471
         (lease,) = start(reservation)

@@ -126,13 +126,13 @@ class TestCard:
 class TestInvoice:
     def bought(self, *, status: ReservationStatus = ReservationStatus.SCHEDULED) -> Reservation:
         row = unpaid(method=PaymentMethod.INVOICE, status=status)
-        purchases.capture_invoice(reservation=row, invoice_id="inv_1", at=AT)
+        self.invoice_id = factories.bought_on_account(row)
         return row
 
     def pay(self, row: Reservation, amount: int, *, payment: str = "pay_1") -> None:
         receivables.pay(
             organization=row.organization,
-            invoice_id="inv_1",
+            invoice_id=self.invoice_id,
             payment_id=payment,
             amount_minor=amount,
             currency="usd",
@@ -142,19 +142,19 @@ class TestInvoice:
 
     def test_is_receivable_until_it_is_paid(self):
         row = self.bought()
-        assert balance(AccountKind.RECEIVABLE, "inv_1") == 471
+        assert balance(AccountKind.RECEIVABLE, self.invoice_id) == 471
         for _ in range(2):
             self.pay(row, 400)
         self.pay(row, 100, payment="pay_2")
-        assert balance(AccountKind.RECEIVABLE, "inv_1") == 0
+        assert balance(AccountKind.RECEIVABLE, self.invoice_id) == 0
         # What was paid too much is the tenant's.
         assert wallet.balance(organization=row.organization) == Money(29, "usd")
         assert books.check(at=LATER).ok
 
     def test_of_a_reservation_that_never_started_can_be_taken_back(self):
         row = self.bought(status=ReservationStatus.CANCELLED)
-        receivables.void(reservation=row, invoice_id="inv_1", at=AT)
-        assert balance(AccountKind.RECEIVABLE, "inv_1") == 0
+        receivables.void(reservation=row, invoice_id=self.invoice_id, at=AT)
+        assert balance(AccountKind.RECEIVABLE, self.invoice_id) == 0
         assert balance(AccountKind.U_RELEASED, row.id, GPU_SECONDS) == 7200
         assert books.check(at=LATER).ok
 
@@ -165,7 +165,7 @@ class TestInvoice:
         def write_off(amount: int) -> None:
             receivables.write_off(
                 organization=row.organization,
-                invoice_id="inv_1",
+                invoice_id=self.invoice_id,
                 amount_minor=amount,
                 currency="usd",
                 at=AT,

@@ -23,6 +23,7 @@ from marketplace.listings import (
     NotAnOwner,
     PeriodRefused,
     ReclaimNoticeRefused,
+    TurnaroundRefused,
 )
 from marketplace.models import AuditEvent, Listing, ListingTransition
 from marketplace.states import LISTING_ARROWS, ListingMode, ListingStatus, Tier
@@ -78,6 +79,9 @@ NONSENSE = [
     ({"duration_min": hours(24 * 181)}, DurationsRefused, "/min_duration"),
     ({"duration_max": hours(24 * 181)}, DurationsRefused, "/max_duration"),
     ({"gpus_min": 0}, GpusMinRefused, "/min_gpus"),
+    ({"turnaround": -hours(1)}, TurnaroundRefused, "/turnaround"),
+    ({"turnaround": hours(25)}, TurnaroundRefused, "/turnaround"),
+    ({"turnaround": dt.timedelta(milliseconds=1500)}, TurnaroundRefused, "/turnaround"),
     ({"gpus_min": 100_001}, GpusMinRefused, "/min_gpus"),
     (
         {"blackouts": (Window(NOON, NOON + hours(1)),) * 101},
@@ -258,6 +262,7 @@ class TestTables:
             ("duration_seconds_max", 0, None),
             ("reclaim_notice_seconds", 60, "listing_notice_fits_tier"),
             ("gpus_min", 0, "listing_gpus_min_is_positive"),
+            ("turnaround_seconds", 86_401, "listing_turnaround_is_bounded"),
             ("rolling_seconds", 60, "listing_durations_fit_mode"),
         ],
     )

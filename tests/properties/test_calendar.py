@@ -1,6 +1,8 @@
 """Whatever is quoted, held, reserved, paid, expired and started: no GPU is promised twice, none is lost."""
 
 import datetime as dt
+import itertools
+from collections import defaultdict
 
 from django.db import connection, transaction
 from hypothesis import HealthCheck, settings
@@ -10,13 +12,24 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from agents.models import Node
 from marketplace.core.errors import DomainError
+from marketplace.models import Listing
 from scheduler import leases, quotes, reindexing, reservations
-from scheduler.models import Allocation, Quote, Reservation
-from scheduler.states import RESERVATION_ARROWS, QuoteStatus, ReservationStatus
-from tests.scheduler.factories import NOW, hours, make_organization, make_pool, make_quote, reserve
+from scheduler.models import Allocation, Lease, Quote, Reservation
+from scheduler.states import RESERVATION_ARROWS, LeaseStatus, QuoteStatus, ReservationStatus
+from tests.scheduler.factories import (
+    NOW,
+    hours,
+    make_organization,
+    make_pool,
+    make_quote,
+    reserve,
+    say_handed_over,
+    say_returned,
+)
 from tests.scheduler.factories import window_in as window_at
 
 NODES, GPUS_PER_NODE = 2, 4
+TURNAROUND_SECONDS = 5_400  # no whole hours: the index rounds up, the database does not
 
 
 class Market(RuleBasedStateMachine):
@@ -27,6 +40,7 @@ class Market(RuleBasedStateMachine):
         self.sandbox = transaction.atomic()  # one per example: each begins with an empty market
         self.sandbox.__enter__()
         make_pool(nodes=NODES, gpus=GPUS_PER_NODE)
+        Listing.objects.update(turnaround_seconds=TURNAROUND_SECONDS)
         self.tenant = make_organization()
         self.now = NOW
 
@@ -95,6 +109,37 @@ class Market(RuleBasedStateMachine):
                 " WHERE a.live AND b.live AND a.slots && b.slots AND a.period && b.period"
             )
             assert cursor.fetchone() == (0,)
+
+    @invariant()
+    def between_two_tenants_who_came_there_is_time_to_turn_round(self) -> None:
+        """By the leases, which are what happened, and by what is promised behind them."""
+        used: dict[int, list[tuple[dt.datetime, dt.datetime, str]]] = defaultdict(list)
+        for place in Allocation.objects.select_related("lease", "reservation"):
+            if place.lease is None and not place.live:
+                continue
+            ends_at = place.period.upper
+            if place.lease is not None and place.lease.closed_at is not None:
+                ends_at = min(ends_at, place.lease.closed_at)
+            who = place.reservation_id or place.quote_id or ""
+            for slot in range(place.slots.lower, place.slots.upper):
+                used[slot].append((place.period.lower, ends_at, who))
+        for stays in used.values():
+            stays.sort()
+            for (_, left_at, one), (came_at, _, other) in itertools.pairwise(stays):
+                if one != other:
+                    assert came_at - left_at >= dt.timedelta(seconds=TURNAROUND_SECONDS)
+
+    @rule(choice=st.integers(min_value=0), clean=st.booleans())
+    def hand_over_or_return(self, choice: int, clean: bool) -> None:  # noqa: FBT001 - Hypothesis calls by name
+        """Let a node say what comes next: that a lease was handed over, or that it has its GPUs back."""
+        known = list(Lease.objects.filter(closed_at=None).order_by("pk"))
+        if not known:
+            return
+        lease = known[choice % len(known)]
+        if lease.status == LeaseStatus.PROVISIONING:
+            say_handed_over(lease, at=self.now)
+        elif lease.status == LeaseStatus.RETURNING:
+            say_returned(lease, at=self.now, clean=clean)
 
     @invariant()
     def every_live_promise_has_all_its_gpus_and_no_dead_one_has_any(self) -> None:

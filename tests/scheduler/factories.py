@@ -135,6 +135,11 @@ def lots_of(row: Quote | Reservation | ChangeQuote) -> tuple[Lot, ...]:
     return Lots.from_json(row.lots).lots
 
 
+def floors_of(row: Quote | Reservation | ChangeQuote) -> list[tuple[int, Decimal]]:
+    """Return of how many GPUs each lot is, and its floor."""
+    return [(lot.gpus, lot.floor_rate) for lot in lots_of(row)]
+
+
 def resize(promise: Quote | Reservation, *, gpus: int) -> None:
     """Change of how many GPUs a promise of one lot is, and nothing else."""
     (lot,) = promise.lots

@@ -67,19 +67,28 @@ def floors_by_hand(
     window: Window, *, gpus: int, spread: Spread, at: Any
 ) -> list[tuple[Decimal, ...]]:
     """Return the floors of the cheapest GPUs on each ground where a request fits, one GPU after the other."""
-    taken = [
+    booked = [
         place
         for place in Allocation.objects.filter(live=True).select_related("quote")
-        if place.period.lower < window.ends_at
-        and window.starts_at < place.period.upper
-        and not (place.quote and place.quote.status == "open" and place.quote.expires_at <= at)
+        if not (place.quote and place.quote.status == "open" and place.quote.expires_at <= at)
     ]
+
+    def is_free(gpu: Gpu, listing: Listing) -> bool:
+        return not any(
+            place.period.lower < window.ends_at + seconds(listing.turnaround_seconds)
+            and window.starts_at < place.period.upper + seconds(place.turnaround_seconds)
+            and place.slots.lower <= gpu.slot < place.slots.upper
+            for place in booked
+        )
+
     listings = list(Listing.objects.order_by("floor_rate"))
     floors: dict[Any, list[Decimal]] = {}
     for gpu in Gpu.objects.select_related("node"):
-        if any(place.slots.lower <= gpu.slot < place.slots.upper for place in taken):
-            continue
-        its = [each.floor_rate for each in listings if sells(each, gpu, window, gpus)]
+        its = [
+            each.floor_rate
+            for each in listings
+            if sells(each, gpu, window, gpus) and is_free(gpu, each)
+        ]
         if its:
             group = {
                 Spread.ANY: "all",
@@ -104,23 +113,35 @@ class TestLevels(TestCase):
         gpus=st.integers(min_value=1, max_value=12),
         length=st.integers(min_value=1, max_value=10),
         fold=st.integers(min_value=0, max_value=1),
+        turnarounds=st.lists(st.sampled_from([0, 0, 60, 3600, 5400]), min_size=3, max_size=3),
     )
     def test_are_those_of_a_look_at_each_gpu(
-        self, bookings: list[tuple[int, int, int, bool]], gpus: int, length: int, fold: int
+        self,
+        bookings: list[tuple[int, int, int, bool]],
+        gpus: int,
+        length: int,
+        fold: int,
+        turnarounds: list[int],
     ) -> None:
         with transaction.atomic():
-            self.fill(bookings)
+            self.fill(bookings, turnarounds=turnarounds)
             if fold:
                 reindexing.fold()
             self.compare(gpus=gpus, length=length)
             transaction.set_rollback(True)
 
-    def fill(self, bookings: list[tuple[int, int, int, bool]]) -> None:
+    def fill(self, bookings: list[tuple[int, int, int, bool]], *, turnarounds: list[int]) -> None:
         owner = make_organization()
         for fabric in ("ib-1", "ib-1", "ib-2", ""):
             make_node(owner=owner, gpus=4, fabric=fabric)
-        make_listing(owner=owner, floor_rate=Decimal(3))
-        make_listing(owner=owner, floor_rate=Decimal(2), fabric="ib-1", gpus_min=3)
+        make_listing(owner=owner, floor_rate=Decimal(3), turnaround_seconds=turnarounds[0])
+        make_listing(
+            owner=owner,
+            floor_rate=Decimal(2),
+            fabric="ib-1",
+            gpus_min=3,
+            turnaround_seconds=turnarounds[1],
+        )
         make_listing(
             owner=owner,
             floor_rate=Decimal(1),
@@ -129,6 +150,7 @@ class TestLevels(TestCase):
             ends_at=NOW + hours(30),
             duration_seconds_min=2 * HOUR,
             blackouts=[[format_instant(NOW + hours(n)) for n in (12, 14)]],
+            turnaround_seconds=turnarounds[2],
         )
         for start, duration, size, lapses in bookings:
             window = window_in(start + 1, length=duration)

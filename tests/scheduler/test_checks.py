@@ -10,7 +10,16 @@ from django.db import connection
 
 from agents.models import Gpu, Node, Outage
 from scheduler import checks, reindexing
-from scheduler.models import Allocation, CalendarMark, CalendarWeek, Lease, Quote, Reservation
+from scheduler.models import (
+    Allocation,
+    CalendarMark,
+    CalendarWeek,
+    Lease,
+    Quote,
+    Reclaim,
+    Replacement,
+    Reservation,
+)
 from tests.scheduler.factories import (
     NOW,
     hours,
@@ -98,6 +107,36 @@ class TestCheck:
                 "nothing_is_late",
             ),
             (
+                lambda: Replacement.objects.create(
+                    lease=Lease.objects.get(), opened_at=AT - hours(1), due_at=AT - seconds(601)
+                ),
+                "nothing_is_late",
+            ),
+            (
+                lambda: (
+                    Lease.objects.update(status="reclaiming")
+                    and Reclaim.objects.create(
+                        lease=Lease.objects.get(),
+                        notice_at=AT - hours(2),
+                        due_at=AT - seconds(601),
+                        promised_until=AT + hours(9),
+                        remaining_minor=100,
+                        compensation_minor=25,
+                        currency="usd",
+                        actor="owner",
+                    )
+                ),
+                "nothing_is_late",
+            ),
+            (
+                lambda: Allocation.objects.filter(live=False).update(
+                    turnaround_seconds=60,
+                    period=(AT - hours(90), AT - hours(80)),
+                    free_at=AT - seconds(checks.FORGOTTEN_SECONDS_MAX + 1),
+                ),
+                "nothing_is_late",
+            ),
+            (
                 lambda: (
                     Outage.objects.create(
                         gpu=Gpu.objects.get(uuid=Lease.objects.get().gpu_uuids[0]),
@@ -136,6 +175,36 @@ class TestCheck:
         place.pk = None
         place.save(force_insert=True)
         assert {"guards_stand", "gpus_are_promised_once"} <= set(broken(at=AT))
+
+    def test_finds_a_tenant_in_the_turn_round_of_another(self, market: Lease) -> None:
+        place = Allocation.objects.get(live=True, quote__isnull=False)
+        with connection.cursor() as cursor:
+            cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+            cursor.execute("ALTER TABLE scheduler_allocation DROP CONSTRAINT allocation_no_overlap")
+        ends_at = place.period.upper
+        Allocation.objects.filter(pk=place.pk).update(turnaround_seconds=3600)
+        place.pk = None
+        place.period = (ends_at + seconds(3600), ends_at + hours(2))
+        place.save(force_insert=True)
+        assert "gpus_are_promised_once" not in broken(at=AT)
+
+        Allocation.objects.filter(pk=place.pk).update(
+            period=(ends_at + seconds(3540), ends_at + hours(2))
+        )
+        assert "gpus_are_promised_once" in broken(at=AT)
+
+    def test_finds_a_tenant_in_the_turn_round_of_one_who_has_gone(self, market: Lease) -> None:
+        place = Allocation.objects.get(live=True, quote__isnull=False)
+        with connection.cursor() as cursor:
+            cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+            cursor.execute("ALTER TABLE scheduler_allocation DROP CONSTRAINT allocation_no_overlap")
+        Allocation.objects.filter(live=False).update(
+            slots=place.slots,
+            period=(place.period.lower - hours(2), place.period.lower - hours(1)),
+            turnaround_seconds=7200,
+            free_at=place.period.lower + seconds(1),
+        )
+        assert "gpus_are_promised_once" in broken(at=AT)
 
     def test_finds_places_that_are_no_gpus(self, market: Lease) -> None:
         place = Allocation.objects.filter(live=True).first()

@@ -13,7 +13,8 @@ from marketplace.models import Organization
 from marketplace.states import Tier
 from scheduler import demand
 from scheduler.models import DemandSample, PriceVersion
-from scheduler.prices import PoolKey, refresh
+from scheduler.pool_keys import PoolKey
+from scheduler.prices import refresh
 from scheduler.prices.counts import HOURS, PoolCounts
 from scheduler.prices.tables import tables
 from scheduler.states import DemandKind, PriceCause
@@ -217,6 +218,35 @@ class TestPump:
         assert before.max() > before.min()  # the forecast is what makes these prices
         assert counted(organization=rival) <= 4 * 3  # it asked on three days
         assert (after <= before * 1.02).all()
+
+    def test_of_several_rivals_moves_no_hour_by_more_than_each_may_add(self) -> None:
+        four_weeks_of_demand()
+        before = targets()
+        PriceVersion.objects.all().delete()
+        rivals = [make_organization() for _ in range(5)]
+        for rival in rivals:
+            for n in range(1_000):
+                for kind in (DemandKind.SEARCH, DemandKind.QUOTE):
+                    say(
+                        rival,
+                        kind=kind,
+                        window=window_in(1 + n % 400, length=72),
+                        gpus=64,
+                        at=NOW - hours(1 + n // 20),
+                    )
+        demand.count_due(at=NOW)
+
+        after = targets()
+
+        # Each is counted with what one may say on each of three days, whatever the others say; searches
+        # are not. So no hour rises by more than a fiftieth for each of them.
+        for rival in rivals:
+            assert counted(organization=rival, kind=DemandKind.SEARCH) == 0
+            assert counted(organization=rival) <= 4 * 3
+        assert (after <= before * 1.02 ** len(rivals)).all()
+        # And at once no further than an hour of the clock allows.
+        table = tables(keys=[KEY], at=NOW)[KEY]
+        assert (table.rate_micros * 100 <= table.base_micros * 105).all()
 
     def test_would_succeed_if_all_were_counted(self) -> None:
         four_weeks_of_demand()

@@ -13,7 +13,8 @@ from agents.protocol import DesiredState
 from marketplace import listings
 from marketplace.models import Event
 from marketplace.states import EventKind
-from scheduler import leases, openings, replacements, reservations, warnings
+from scheduler import extensions, leases, openings, replacements, reservations, warnings
+from scheduler.details import ReservationDetails
 from scheduler.leases import HANDOVER_DEADLINE_SECONDS
 from scheduler.models import Allocation, Lease, Reservation
 from scheduler.states import LeaseStatus, ReservationReason, ReservationStatus
@@ -181,6 +182,55 @@ class TestEc2CapacityBlocksEnd:
         tick(reservation.starts_at - seconds(1))
 
         assert not Grant.objects.exists()
+
+
+class TestEc2CapacityBlocksPayment:
+    """EC2 Capacity Blocks, user guide: what is not paid in twelve hours is released."""
+
+    def test_a_purchase_that_is_not_paid_for_twelve_hours_gives_the_gpus_back(self) -> None:
+        make_pool()
+        quote = make_quote(gpus=8, window=window_in(48))
+        bought = reservations.reserve(
+            organization=quote.organization,
+            quote_id=quote.pk,
+            payment_method="bank_transfer",
+            details=ReservationDetails(),
+            at=NOW,
+            actor="test",
+        )
+        due_at = NOW + hours(12)
+
+        assert reservations.expire_unpaid(at=due_at - seconds(1)) == 0
+        assert reservations.expire_unpaid(at=due_at) == 1
+
+        bought.refresh_from_db()
+        assert bought.status == ReservationStatus.EXPIRED
+        Node.objects.update(last_report_at=due_at)
+        assert make_reservation(gpus=8, window=window_in(48), at=due_at)
+
+    def test_an_extension_may_be_asked_from_56_days_to_an_hour_before_the_end(self) -> None:
+        make_pool()
+        reservation = make_reservation(window=window_in(24 * 60, length=2))
+        for before, is_possible in (
+            (hours(24 * 56) + seconds(1), False),
+            (hours(24 * 56), True),
+            (hours(1), True),
+            (hours(1) - seconds(1), False),
+        ):
+            at = reservation.ends_at - before
+            Node.objects.update(last_report_at=at)
+            try:
+                extensions.quote(
+                    organization=reservation.organization,
+                    reservation_id=reservation.pk,
+                    ends_at=reservation.ends_at + hours(1),
+                    max_rate=None,
+                    at=at,
+                )
+            except (extensions.ExtensionTooEarly, extensions.ExtensionTooLate):
+                assert not is_possible
+            else:
+                assert is_possible
 
 
 class TestRackspaceSpotUsersPayFromUsable:

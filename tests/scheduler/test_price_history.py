@@ -12,7 +12,8 @@ from marketplace.catalog import NoSuchModel
 from marketplace.core.errors import DomainError
 from marketplace.states import Tier
 from scheduler.models import PriceVersion
-from scheduler.prices import PoolKey, history, refresh, retention
+from scheduler.pool_keys import PoolKey
+from scheduler.prices import history, refresh, retention
 from tests.conftest import ApiClient
 from tests.scheduler.factories import (
     MODEL,

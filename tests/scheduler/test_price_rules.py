@@ -12,12 +12,13 @@ from django.test import Client
 
 from agents.models import Node
 from marketplace.core.errors import NotFound, StateConflict
-from marketplace.models import AuditEvent, User
+from marketplace.models import AuditEvent, Listing, User
 from marketplace.states import Tier
 from scheduler import price_rules
 from scheduler.models import PriceRule, PriceRuleTransition
+from scheduler.pool_keys import PoolKey
 from scheduler.price_rules import RuleWish
-from scheduler.prices import PoolKey, PriceTable, refresh, replay, tables
+from scheduler.prices import PriceTable, refresh, replay, tables
 from scheduler.pricing import Rule, RuleInvalid
 from scheduler.states import PriceRuleStatus
 from tests.marketplace.test_admin import PLAIN_FILES
@@ -26,6 +27,7 @@ from tests.scheduler.factories import (
     NOW,
     REGION,
     hours,
+    lots_of,
     make_pool,
     make_quote,
     make_reservation,
@@ -154,7 +156,7 @@ class TestRule:
 
 
 class TestPrices:
-    def test_follow_a_base_that_two_people_set_at_once(self) -> None:
+    def test_follow_a_base_that_two_people_set_a_step_an_hour(self) -> None:
         make_pool()
         refreshed(NOW - hours(1))
         an_approved_rule(base_rate=Decimal(3), rule=replace(Rule(), small_pool_share=Decimal(1)))
@@ -162,8 +164,23 @@ class TestPrices:
         after = refreshed(NOW)
 
         assert (after.rule_version, after.base_micros) == (1, 3_000_000)
-        # No hour is under the base: its bounds go with it, and the limit of a step is for what is above.
-        assert int(after.rate_micros[100]) == int(after.target_micros[100]) == 3_000_000
+        assert int(after.target_micros[100]) == 3_000_000
+        assert int(after.rate_micros[100]) == 2_352_942 * 105 // 100
+        for n in range(1, 6):
+            after = refreshed(NOW + hours(n))
+        assert int(after.rate_micros[100]) == 3_000_000
+
+    def test_follow_floors_that_owners_raise_a_step_an_hour_and_pay_them_at_once(self) -> None:
+        make_pool()
+        was = refreshed(NOW - hours(1)).rate_micros
+        Listing.objects.update(floor_rate=Decimal(4))
+
+        after = refreshed(NOW)
+
+        assert after.base_micros == 4_705_883
+        assert (after.rate_micros[:100] * 100 <= was[:100] * 105).all()
+        (lot,) = lots_of(make_quote())
+        assert {segment.rate_micros for segment in lot.tariff.segments} == {4_705_883}
 
     def test_that_were_quoted_keep_their_rule(self) -> None:
         make_pool()

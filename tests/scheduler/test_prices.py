@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from django.db import connection
+from django.db import IntegrityError, connection, transaction
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +19,8 @@ from marketplace.models import Listing
 from marketplace.states import Tier
 from scheduler.lots import GpusAtFloor
 from scheduler.models import PriceVersion
-from scheduler.prices import PoolKey, PriceTable, refresh, tables
+from scheduler.pool_keys import PoolKey
+from scheduler.prices import PriceTable, refresh, tables
 from scheduler.prices.packed import pack, unpack
 from scheduler.prices.tables import floors_only
 from scheduler.states import PriceCause
@@ -70,6 +71,18 @@ def refreshed(at: dt.datetime = NOW) -> PriceTable:
     Node.objects.update(last_report_at=at)
     refresh.refresh_due(at=at)
     return tables(keys=[KEY], at=at)[KEY]
+
+
+class TestVersions:
+    @pytest.mark.django_db
+    def test_are_changed_by_nobody(self) -> None:
+        make_pool()
+        refresh.refresh_due(at=NOW)
+
+        with pytest.raises(IntegrityError, match="append-only"), transaction.atomic():
+            PriceVersion.objects.update(base_micros=1)
+
+        assert PriceVersion.objects.get().base_micros == 2_352_942
 
 
 class TestWindow:

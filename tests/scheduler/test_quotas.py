@@ -7,8 +7,9 @@ from django.db import IntegrityError, transaction
 
 from agents.models import Node
 from marketplace.models import Organization
-from scheduler import cancellations, quotas
-from scheduler.models import Quote, Reservation, TenantLimit
+from scheduler import cancellations, extensions, leases, quotas, reservations
+from scheduler.extensions import ExtensionRefused
+from scheduler.models import Lease, Quote, Reservation, TenantLimit
 from scheduler.quotas import LimitExceeded
 from scheduler.states import QuoteStatus
 from tests.scheduler.factories import (
@@ -19,6 +20,7 @@ from tests.scheduler.factories import (
     make_quote,
     make_reservation,
     reserve,
+    say_handed_over,
     seconds,
     window_in,
 )
@@ -176,3 +178,76 @@ class TestRows:
         assert quotas.latest_end(reservation=reservation, at=at) == (
             reservation.ends_at + hours(2) + seconds(1)
         )
+
+
+class TestBlazarMaxLeaseDuration:
+    """Blazar, test_max_lease_duration_filter: at most 60 minutes, from 01:23 to 02:23.
+
+    Its minutes are hours here, because nothing is extended in the last hour before its end.
+    """
+
+    @pytest.fixture(autouse=True)
+    def limited(self, tenant: Organization) -> None:
+        limit(None, duration_seconds_max=60 * 3600)
+
+    def extend(
+        self, reservation: Reservation, *, to: dt.datetime, at: dt.datetime
+    ) -> dt.datetime | str:
+        """Return the new end, or what is in the way."""
+        Node.objects.update(last_report_at=at)
+        try:
+            quote = extensions.quote(
+                organization=reservation.organization,
+                reservation_id=reservation.pk,
+                ends_at=to,
+                max_rate=None,
+                at=at,
+            )
+        except ExtensionRefused as refusal:
+            return str(refusal.extra["reason"])
+        extensions.extend(
+            organization=reservation.organization,
+            reservation_id=reservation.pk,
+            quote_id=quote.pk,
+            at=at,
+            actor="test",
+        )
+        reservation.refresh_from_db()
+        return reservation.ends_at
+
+    def test_a_lease_of_just_the_limit_is_accepted_and_one_step_more_refused(
+        self, tenant: Organization
+    ) -> None:
+        assert book(tenant, window=window_in(1, length=60))
+        with pytest.raises(LimitExceeded) as refusal:
+            book(tenant, window=window_in(1, length=61))
+        assert refusal.value.extra["limit"] == "duration"
+
+    def test_an_update_to_just_the_limit_is_accepted_and_one_step_more_refused(
+        self, tenant: Organization
+    ) -> None:
+        reservation = book(tenant, window=window_in(1, length=59))
+        assert self.extend(reservation, to=NOW + hours(62), at=NOW) == "tenant_limit"
+        assert self.extend(reservation, to=NOW + hours(61), at=NOW) == NOW + hours(61)
+        assert self.extend(reservation, to=NOW + hours(62), at=NOW) == "tenant_limit"
+
+    def test_the_length_of_a_running_lease_counts_from_its_own_start(
+        self, tenant: Organization
+    ) -> None:
+        reservation = book(tenant, window=window_in(1, length=30))
+        at = NOW + hours(28)
+        Node.objects.update(last_report_at=at)
+        reservations.start_due(at=reservation.starts_at)
+        say_handed_over(Lease.objects.get())
+        leases.advance(at=reservation.starts_at + seconds(5))
+
+        assert self.extend(reservation, to=NOW + hours(62), at=at) == "tenant_limit"
+        assert self.extend(reservation, to=NOW + hours(61), at=at) == NOW + hours(61)
+        assert Lease.objects.get().ends_at == NOW + hours(61)
+
+    def test_an_exempt_project_creates_and_updates_beyond_the_limit(
+        self, tenant: Organization
+    ) -> None:
+        limit(tenant, is_duration_exempt=True)
+        reservation = book(tenant, window=window_in(1, length=61))
+        assert self.extend(reservation, to=NOW + hours(80), at=NOW) == NOW + hours(80)

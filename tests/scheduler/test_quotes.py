@@ -21,6 +21,7 @@ from scheduler.prices import refresh
 from scheduler.states import QuoteStatus
 from tests.scheduler.factories import (
     NOW,
+    floors_of,
     hours,
     lots_of,
     make_listing,
@@ -128,11 +129,9 @@ class TestCreate:
         make_node(owner=dearer)
         make_listing(owner=dearer, floor_rate=Decimal(3))
 
-        assert [(lot.gpus, lot.floor_rate) for lot in lots_of(make_quote(gpus=8))] == [
-            (8, Decimal(2))
-        ]
-        both = lots_of(make_quote(gpus=16, spread="any"))
-        assert [(lot.gpus, lot.floor_rate) for lot in both] == [(8, Decimal(2)), (8, Decimal(3))]
+        assert floors_of(make_quote(gpus=8)) == [(8, Decimal(2))]
+        both = make_quote(gpus=16, spread="any")
+        assert floors_of(both) == [(8, Decimal(2)), (8, Decimal(3))]
 
     def test_starts_now_on_the_next_second(self) -> None:
         make_pool()

@@ -31,7 +31,7 @@ def multiply(
     columns = [
         field.column
         for field in options.concrete_fields
-        if not isinstance(field, models.AutoField | models.BigAutoField)
+        if not isinstance(field, models.AutoField | models.BigAutoField | models.GeneratedField)
     ]
     values = [changes.get(column, f't."{column}"') for column in columns]
     names = ", ".join(f'"{column}"' for column in columns)

@@ -6,13 +6,24 @@ from decimal import Decimal
 import pytest
 from django.db.models import Sum
 
-from billing import focus, month_movements, promotions, purchases, wallet
+from agents.protocol import ReceiptKind
+from billing import (
+    corrections,
+    focus,
+    invoices,
+    month_movements,
+    promotions,
+    purchases,
+    settlements,
+    wallet,
+)
+from billing.focus import Dataset
 from billing.models import Posting
-from billing.states import AccountKind, EntryKind
+from billing.states import AccountKind, EntryKind, InvoiceKind
 from marketplace.core.money import Money, currency_exponent
 from marketplace.models import Organization
 from tests.billing import factories as books
-from tests.billing.focus import world
+from tests.billing.focus import structure, world
 
 pytestmark = pytest.mark.django_db
 
@@ -111,6 +122,21 @@ def test_a_correction_found_a_month_later_is_in_the_month_of_its_finding() -> No
     assert [row["ChargeCategory"] for row in december[1:]] == ["Credit"]
 
 
+@pytest.mark.parametrize("deposited", [471, 900])
+def test_what_a_late_receipt_charges_again_is_what_the_wallet_could_pay(deposited: int) -> None:
+    tenant = books.tenant(funds_minor=deposited)
+    lease = books.lease(of=books.reservation(buyer=tenant), returned_after_seconds=1800)
+    settled_at = books.START + dt.timedelta(hours=2)
+    settlements.settle(lease_id=lease.pk, at=settled_at)
+    books.receipt(of=lease, kind=ReceiptKind.RETURN)
+    assert corrections.review_due(at=settled_at + dt.timedelta(hours=1)) == 1
+    rows = months_add_up(tenant)
+    (correction,) = (row for row in rows if row["x_EventType"] == EntryKind.CORRECTION)
+    assert Decimal(correction["BilledCost"]) > 0
+    spent = deposited - wallet.balance(organization=tenant).amount_minor
+    assert world.total(rows, "BilledCost") == world.total(rows, "EffectiveCost") == major(spent)
+
+
 def test_a_promotion_lowers_what_is_billed_and_not_the_price() -> None:
     tenant = books.tenant(funds_minor=1000)
     reservation = books.reservation(buyer=tenant, paid=False)
@@ -143,3 +169,29 @@ def test_another_tenants_entries_are_in_no_file() -> None:
         for version, dataset in focus.COLUMNS:
             found = world.rows(stranger, month=month, version=version, dataset=dataset)
             assert found == [] or dataset == focus.Dataset.BILLING_PERIOD
+
+
+@pytest.mark.parametrize("is_taxed", [False, True])
+def test_the_charges_of_a_document_are_its_total(*, is_taxed: bool) -> None:
+    tenant = books.tenant(funds_minor=world.FUNDS_MINOR)
+    if is_taxed:
+        books.taxed(buyer=tenant)
+    world.half_delivered(tenant)
+    world.corrected(tenant)
+    at = dt.datetime(2026, 12, 20, tzinfo=dt.UTC)
+    documents = invoices.issue_month(organization=tenant, month="2026-11", at=at)
+    assert {document.kind for document in documents} == set(InvoiceKind.values)
+    rows = [row for month in world.MONTHS for row in world.rows(tenant, month=month)]
+    lines = world.rows(tenant, dataset=Dataset.INVOICE_DETAIL)
+    for document in documents:
+        sign = 1 if document.kind == InvoiceKind.INVOICE else -1
+        for found in (rows, lines):
+            of_document = [row for row in found if row["InvoiceId"] == document.number]
+            billed = world.total(of_document, "BilledCost")
+            assert billed == sign * major(document.total_minor)
+    assert {row["InvoiceDetailId"] for row in rows} - {""} == {
+        row["InvoiceDetailId"] for row in lines
+    }
+    assert all(row["InvoiceId"] for row in rows if row["ChargeCategory"] in {"Purchase", "Tax"})
+    for found, name in ((rows, "cost_and_usage"), (lines, "invoice_detail")):
+        assert not structure.breaches(found, version="1.4", dataset=name)

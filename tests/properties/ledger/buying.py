@@ -98,8 +98,7 @@ class Buying(Model):
                 purchases.capture_payment(reservation=row, object_id=payment, at=factories.START)
                 self.clearing[payment] = asked
             elif method == PaymentMethod.INVOICE:
-                invoice = self.next_id("inv")
-                purchases.capture_invoice(reservation=row, invoice_id=invoice, at=factories.START)
+                invoice = factories.bought_on_account(row)
                 self.invoices[invoice] = (tenant, asked)
                 self.on_account[row.pk] = invoice
             else:

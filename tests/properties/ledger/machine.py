@@ -3,6 +3,7 @@
 import datetime as dt
 
 from django.conf import settings
+from django.db.models import Sum
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
@@ -13,6 +14,7 @@ from billing import (
     corrections,
     disputes,
     earnings,
+    invoices,
     ledger,
     payouts,
     promotions,
@@ -20,13 +22,16 @@ from billing import (
     refunds,
     settlements,
 )
-from billing.models import Dispute, Entry, Payout, Refund, Reserve, Settlement
+from billing.invoices import movements
+from billing.models import Dispute, Entry, InvoiceLine, Payout, Refund, Reserve, Settlement
 from billing.states import ApprovalKind, DisputeStatus, EntryKind, PayoutStatus, RefundStatus
 from scheduler.models import Lease, Reclaim
 from scheduler.states import LeaseStatus, ReservationStatus
 from tests.billing import factories
 from tests.properties.ledger.buying import WHO, Buying
 from tests.properties.ledger.model import DURING, ENDS_AT_ZERO, FAR, FARTHER, SECONDS, balances
+
+MONTH = dt.timedelta(days=31)
 
 
 class Market(Buying):
@@ -243,3 +248,26 @@ class Market(Buying):
             self.pay_out(fails=False)
         assert balances(*ENDS_AT_ZERO) == {}
         self.check()
+        self.tell_everything()
+        self.check()
+
+    @rule()
+    def close_month(self) -> None:
+        self.months += 1
+        invoices.run_due(at=factories.START + self.months * MONTH)
+
+    def tell_everything(self) -> None:
+        """After the last month is closed, each charge is on an invoice, and each return on a credit note."""
+        self.months = max(self.months, (FARTHER - factories.START) // MONTH + 2)
+        invoices.run_due(at=factories.START + self.months * MONTH)
+        for tenant in self.tenants:
+            left = movements.untold(organization=tenant, before=FARTHER)
+            assert left.charges == []
+            # What is given back beyond all that was ever invoiced is a gift, and on no credit note.
+            for each in left.returns:
+                lines = InvoiceLine.objects.filter(reservation=each.reservation)
+                charged, credited = (
+                    lines.filter(corrects_line__isnull=is_charge).aggregate(sum=Sum("net_minor"))
+                    for is_charge in (True, False)
+                )
+                assert charged == credited

@@ -87,6 +87,7 @@ class Model(RuleBasedStateMachine):
         self.invoices: dict[str, tuple[Organization, int]] = {}
         self.on_account: dict[str, str] = {}
         self.clearing: dict[str, int] = {}
+        self.months = 0  # how many have been closed, the first one that of START
 
     def teardown(self) -> None:
         """End every run with the closing of everything, and forget it."""

@@ -6,7 +6,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0015_dunning"),
+        ("billing", "0014_payments_of_invoices"),
     ]
 
     operations = [

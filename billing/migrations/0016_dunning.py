@@ -27,7 +27,7 @@ DROP TRIGGER books_keep_rows ON billing_dunningcase;
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0014_payments_of_invoices"),
+        ("billing", "0015_month_close_recorded"),
     ]
 
     operations = [

@@ -1,0 +1,47 @@
+"""Budgets: hard caps and thresholds, per organization and project, by what is delivered in a period."""
+
+from billing.budgets.guard import (
+    BudgetExceeded,
+    ProjectFrozen,
+    require,
+    require_move,
+)
+from billing.budgets.keeping import (
+    BUDGETS_MAX,
+    THRESHOLD_PERCENT_MAX,
+    THRESHOLDS_DEFAULT,
+    THRESHOLDS_MAX,
+    BudgetsChanged,
+    BudgetStanding,
+    BudgetWish,
+    freeze,
+    put,
+    standing_of,
+    standings,
+    unfreeze,
+    version,
+)
+from billing.budgets.labels import change_details
+from billing.budgets.telling import watch_due
+
+__all__ = [
+    "BUDGETS_MAX",
+    "THRESHOLDS_DEFAULT",
+    "THRESHOLDS_MAX",
+    "THRESHOLD_PERCENT_MAX",
+    "BudgetExceeded",
+    "BudgetStanding",
+    "BudgetWish",
+    "BudgetsChanged",
+    "ProjectFrozen",
+    "change_details",
+    "freeze",
+    "put",
+    "require",
+    "require_move",
+    "standing_of",
+    "standings",
+    "unfreeze",
+    "version",
+    "watch_due",
+]

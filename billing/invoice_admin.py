@@ -1,0 +1,113 @@
+"""Issued documents as operators see them: found by number, month, kind and state, and never changed."""
+
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404
+from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
+from unfold.admin import ModelAdmin, TabularInline
+
+from billing import pdf
+from billing.invoices import reading
+from billing.models import BillingProfile, Invoice, InvoiceLine
+from billing.states import InvoiceState
+from marketplace.core.money import Money
+from marketplace.core.read_only import ReadOnly
+
+
+class InvoiceLineInline(ReadOnly, TabularInline):  # type: ignore[misc] # unfold has no types
+    model = InvoiceLine
+    fk_name = "invoice"
+    fields = [
+        "position",
+        "description",
+        "reservation",
+        "gpu_seconds",
+        "net_minor",
+        "tax_minor",
+        "tax_note",
+    ]
+    extra = 0
+
+
+class StateFilter(admin.SimpleListFilter):
+    """By what has become of an invoice, as the ledger tells."""
+
+    title = "state"
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: object) -> list[tuple[str, str]]:
+        return [(value, str(label)) for value, label in InvoiceState.choices]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Invoice]) -> QuerySet[Invoice]:
+        return queryset.filter(Q(state=self.value())) if self.value() else queryset
+
+
+@admin.register(Invoice)
+class InvoiceAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
+    list_display = [
+        "number",
+        "kind",
+        "state",
+        "organization",
+        "total",
+        "owed",
+        "issued_at",
+        "due_at",
+        "file",
+    ]
+    list_filter = ["kind", StateFilter, "period", "simulated"]
+    list_select_related = ["organization"]
+    search_fields = ["number", "id", "organization__name", "purchase_order_number"]
+    inlines = [InvoiceLineInline]
+    readonly_fields = ["state", "owed", "file"]
+    ordering = ["-id"]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Invoice]:
+        return reading.with_state(super().get_queryset(request))
+
+    def get_urls(self) -> list[URLPattern]:
+        mine = path(
+            "<str:invoice_id>/pdf/",
+            self.admin_site.admin_view(self.pdf_view),
+            name="billing_invoice_pdf",
+        )
+        return [mine, *super().get_urls()]
+
+    def pdf_view(self, request: HttpRequest, invoice_id: str) -> HttpResponse:
+        """Answer with the file, to whoever may see the row."""
+        invoice = get_object_or_404(Invoice, pk=invoice_id)
+        if not self.has_view_permission(request, invoice):
+            return HttpResponse(status=403)
+        return HttpResponse(
+            pdf.invoice(invoice=invoice),
+            content_type="application/pdf",
+            headers={"Content-Disposition": f'inline; filename="{invoice.number}.pdf"'},
+        )
+
+    @admin.display(description="State")
+    def state(self, invoice: Any) -> str:  # noqa: ANN401 - a row with what `reading` adds
+        return InvoiceState(invoice.state).label if invoice.state else "—"
+
+    @admin.display(description="Total")
+    def total(self, invoice: Invoice) -> str:
+        return str(Money(invoice.total_minor, invoice.currency))
+
+    @admin.display(description="Owed")
+    def owed(self, invoice: Any) -> str:  # noqa: ANN401 - a row with what `reading` adds
+        return str(Money(invoice.owed_minor, invoice.currency))
+
+    @admin.display(description="PDF")
+    def file(self, invoice: Invoice) -> str:
+        address = reverse("admin:billing_invoice_pdf", args=[invoice.pk])
+        return format_html('<a href="{}">PDF</a>', address)
+
+
+@admin.register(BillingProfile)
+class BillingProfileAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
+    list_display = ["legal_name", "organization", "country", "tax_id", "updated_at"]
+    list_select_related = ["organization"]
+    search_fields = ["legal_name", "organization__name", "tax_id"]

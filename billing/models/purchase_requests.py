@@ -1,0 +1,121 @@
+"""What takes a second person of the tenant: the limit above which it does, and what was asked for."""
+
+from typing import ClassVar, Self
+
+from django.db import models
+from django.db.models import F, Q
+
+from billing.states import APPROVAL_ARROWS, ApprovalStatus, PurchaseKind
+from marketplace.core import ids
+from marketplace.core.limits import NAME_LENGTH_MAX
+from marketplace.core.money import Money
+from marketplace.models import Organization
+
+
+class ApprovalLimit(models.Model):
+    """What one person alone may order; without a row that is anything."""
+
+    organization = models.OneToOneField(
+        Organization, on_delete=models.PROTECT, related_name="approval_limit"
+    )
+    amount_minor = models.BigIntegerField(db_comment="net of tax; an order above it takes two")
+    currency = models.CharField(max_length=3)
+    updated_by = models.CharField(max_length=100)
+    updated_at = models.DateTimeField()
+
+    class Meta:
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(amount_minor__gte=0), name="approval_limit_is_not_negative"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.amount} of {self.organization_id}"
+
+    @property
+    def amount(self) -> Money:
+        return Money(self.amount_minor, self.currency)
+
+
+class PurchaseRequestQuerySet(models.QuerySet["PurchaseRequest"]):
+    def visible_to(self, organization: Organization) -> Self:
+        return self.filter(organization=organization)
+
+
+class PurchaseRequest(models.Model):
+    """An order above the limit: one asks by ordering, another one of the tenant decides, once per quote."""
+
+    id = models.CharField(
+        primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_approval_id
+    )
+    organization = models.ForeignKey(
+        Organization, on_delete=models.PROTECT, related_name="purchase_requests"
+    )
+    kind = models.CharField(max_length=20, choices=PurchaseKind)
+    status = models.CharField(
+        max_length=20, choices=ApprovalStatus, default=ApprovalStatus.REQUESTED
+    )
+    quote_id = models.CharField(
+        max_length=ids.ID_LENGTH_MAX, db_comment="of a reservation, or of a change of one"
+    )
+    reservation_id = models.CharField(
+        max_length=ids.ID_LENGTH_MAX, blank=True, db_comment="what is changed; empty: a new one"
+    )
+    project = models.CharField(max_length=NAME_LENGTH_MAX, blank=True)
+    amount_minor = models.BigIntegerField(db_comment="what the order comes to, net of tax")
+    currency = models.CharField(max_length=3)
+    requested_by = models.CharField(max_length=100)
+    requested_at = models.DateTimeField()
+    expires_at = models.DateTimeField(db_comment="as the quote does; then there is nothing to buy")
+    decided_by = models.CharField(max_length=100, blank=True)
+    decided_at = models.DateTimeField(null=True)
+
+    objects = PurchaseRequestQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["quote_id"], name="purchase_is_asked_for_once"),
+            models.CheckConstraint(
+                condition=~Q(decided_by=F("requested_by")), name="purchase_needs_four_eyes"
+            ),
+            models.CheckConstraint(
+                condition=Q(status=ApprovalStatus.REQUESTED, decided_by="", decided_at=None)
+                | (
+                    ~Q(status=ApprovalStatus.REQUESTED)
+                    & ~Q(decided_by="")
+                    & Q(decided_at__isnull=False)
+                ),
+                name="purchase_is_decided_by_somebody",
+            ),
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["organization", "-id"], name="purchase_request_by_tenant")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.quote_id}"
+
+
+class PurchaseRequestTransition(models.Model):
+    """One move of a request: append-only, written by the winner in the transaction of the move."""
+
+    purchase_request = models.ForeignKey(
+        PurchaseRequest, on_delete=models.PROTECT, related_name="transitions"
+    )
+    from_status = models.CharField(max_length=20, blank=True)
+    to_status = models.CharField(max_length=20, choices=ApprovalStatus)
+    actor = models.CharField(max_length=100)
+    at = models.DateTimeField()
+
+    class Meta:
+        ordering: ClassVar = ["id"]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=APPROVAL_ARROWS.as_check(), name="purchase_transition_is_legal"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.purchase_request_id}: {self.from_status or '∅'} → {self.to_status}"

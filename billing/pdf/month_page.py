@@ -1,0 +1,315 @@
+"""The bill of a month as one page for whoever pays: bought, delivered, used, what it cost, what is ahead.
+
+The first page has the whole; the reservations of the month follow on as many pages as they take.
+"""
+
+import datetime as dt
+from collections.abc import Callable, Iterable
+from decimal import ROUND_HALF_EVEN, Decimal
+
+from reportlab.graphics.shapes import Drawing, Rect, String
+from reportlab.lib.units import mm
+from reportlab.platypus import Flowable, PageBreak, Spacer
+
+from billing import month_bills, month_movements
+from billing.bills import cost_per_hour
+from billing.invoices import parties, reading
+from billing.month_bills import Ahead, Figures, Group, MonthBill, Row, ratios
+from billing.pdf.layout import (
+    ACCENT,
+    INK,
+    LINE,
+    PLAIN,
+    QUIET,
+    WARNING,
+    WIDTH,
+    amount,
+    beside,
+    build,
+    heading,
+    table,
+    text,
+)
+from marketplace.core.money import SECONDS_PER_HOUR, Money
+from marketplace.models import Organization
+
+NOT_MEASURED, UNMEASURED = "not measured", "—"
+TREND_MONTHS = 3
+GROUPS_MAX = 8  # of a kind, on the first page; the CSV and the JSON have them all
+DOCUMENTS_MAX = 8
+_CENT, _PERCENT = Decimal("0.01"), Decimal("0.1")
+_BAR_HEIGHT = 5 * mm
+
+
+def month_bill(*, bill: MonthBill, organization: Organization, at: dt.datetime) -> bytes:
+    """Return a month's bill as PDF; that of a final month is the same bytes whenever it is asked for.
+
+    What is ahead is of the end of the month, or of `at` where that is later and the month is not final.
+    """
+    since = bill.window.ends_at if bill.final else max(bill.window.ends_at, at)
+    ahead = month_bills.ahead_by_month(organization=organization, since=since)
+    buyer = parties.buyer_of(organization=organization)
+    title = f"Bill of {bill.month}"
+    story = [
+        *_head(bill, buyer=buyer["name"], at=at),
+        *_documents(organization, month=bill.month),
+        *heading("Bought, delivered, used"),
+        _funnel(bill.total),
+        beside(
+            [*heading("Money"), _money(bill)],
+            [
+                *heading("What a GPU-hour cost"),
+                _trend(bill, organization=organization),
+                *heading("Ahead"),
+                _ahead(ahead),
+            ],
+        ),
+        beside(
+            [*heading("By project"), _groups(bill.by_project, bill, name=_project)],
+            [*heading("By tag"), _groups(bill.by_tag, bill, name=_tag), *_untagged(bill)],
+        ),
+        *_reservations(bill),
+    ]
+    return build(
+        story,
+        title=f"{title}, {buyer['name']}",
+        subject=f"{bill.window.starts_at:%Y-%m-%d} to {bill.window.ends_at:%Y-%m-%d}",
+        footer=f"{title} · amounts in {bill.currency.upper()}, without tax where nothing else is said · "
+        "hours are GPU-hours",
+    )
+
+
+def _head(bill: MonthBill, *, buyer: str, at: dt.datetime) -> list[Flowable]:
+    last = bill.window.ends_at - dt.timedelta(days=1)
+    words = (
+        "Final: what is found later is in a later month."
+        if bill.final
+        else f"As it stands at {at:%Y-%m-%d %H:%M} UTC; not final."
+    )
+    found: list[Flowable] = [
+        beside(
+            [text(f"Bill of {bill.month}", size=16, bold=True)],
+            [text(buyer, size=10, bold=True, right=True)],
+        ),
+        Spacer(0, 1 * mm),
+        text(f"{bill.window.starts_at:%Y-%m-%d} to {last:%Y-%m-%d} UTC. {words}", color=QUIET),
+    ]
+    if any(row.reservation is not None and row.reservation.simulated for row in bill.rows):
+        words = "Simulated: there are reservations in it of GPUs that do not exist."
+        found.append(text(words, bold=True, color=WARNING))
+    return found
+
+
+def _documents(organization: Organization, *, month: str) -> list[Flowable]:
+    """Return the invoices and credit notes of the month, and what has become of them."""
+    documents = list(reading.for_month(organization=organization, month=month))
+    if not documents:
+        return []
+    cells = [["Document", "Issued", "State", "Total with tax"]]
+    for each in documents[:DOCUMENTS_MAX]:
+        state = str(getattr(each, "state", None) or "given back").replace("_", " ")
+        total = Money(each.total_minor, each.currency)
+        sign = "−" if each.corrects_id else ""
+        cells.append(
+            [
+                " · ".join(word for word in (each.number, each.purchase_order_number) if word),
+                f"{each.issued_at:%Y-%m-%d}",
+                state,
+                f"{sign}{amount(total)}",
+            ]
+        )
+    if len(documents) > DOCUMENTS_MAX:
+        cells.append([f"and {len(documents) - DOCUMENTS_MAX} more", "", "", ""])
+    return [*heading("Invoices and credit notes"), table(cells, widths=[4, 2, 2, 2], texts=3)]
+
+
+def _funnel(figures: Figures) -> Drawing:
+    """Draw the hours that were promised, and what became of them, as bars of one scale."""
+    books = figures.books
+    bars = [
+        ("Promised", figures.promised_seconds),
+        ("Delivered", figures.delivered_seconds),
+        ("Attached", figures.attached_seconds),
+        ("Busy", figures.busy_seconds),
+    ]
+    whole = max([*(seconds or 0 for _, seconds in bars), 1])
+    label, room = 24 * mm, WIDTH - 24 * mm - 52 * mm
+    height = (_BAR_HEIGHT + 1 * mm) * len(bars)
+    drawing = Drawing(WIDTH, height + 6 * mm)
+    for number, (word, seconds) in enumerate(bars):
+        y = height + 6 * mm - (number + 1) * (_BAR_HEIGHT + 1 * mm)
+        drawing.add(String(0, y + 1 * mm, word, fontName=PLAIN, fontSize=8, fillColor=INK))
+        drawing.add(Rect(label, y, room, _BAR_HEIGHT, fillColor=LINE, strokeColor=None))
+        if seconds:
+            width = room * seconds / whole
+            drawing.add(Rect(label, y, width, _BAR_HEIGHT, fillColor=ACCENT, strokeColor=None))
+        said = NOT_MEASURED
+        if seconds is not None:
+            said = _hours(seconds) + _share(seconds, figures.promised_seconds)
+        x = label + room + 3 * mm
+        drawing.add(String(x, y + 1 * mm, said, fontName=PLAIN, fontSize=8, fillColor=INK))
+    shares = ratios(figures)
+    coverage = shares["meter_coverage"]
+    energy = NOT_MEASURED
+    if shares["energy_kwh"] is not None:
+        energy = f"{Decimal(shares['energy_kwh']).quantize(_CENT, rounding=ROUND_HALF_EVEN):,} kWh"
+    measured = NOT_MEASURED if coverage is None else f"{_in_percent(Decimal(coverage))} %"
+    note = (
+        f"Not delivered {_hours(books.undelivered)} · given back {_hours(books.released)} · "
+        f"bought in the month {_hours(books.bought)} · measured {measured} of what was delivered · "
+        f"energy {energy}"
+    )
+    drawing.add(String(0, 1 * mm, note, fontName=PLAIN, fontSize=7, fillColor=QUIET))
+    return drawing
+
+
+def _money(bill: MonthBill) -> Flowable:
+    figures, books = bill.total, bill.total.books
+    rows = [
+        ("Contracted for the month", figures.contracted),
+        ("Paid before, not yet used", books.opening),
+        ("Charged", books.charged),
+        ("Earned by delivery", -books.earned),
+        ("Refunded", -books.refunded),
+        ("Fees kept of what was given back", -books.fees),
+        ("Paid, not yet used at the end", books.closing),
+        ("Credits beyond refunds", books.credits),
+        ("Effective: earned and fees", figures.effective),
+        ("Billed: charged less refunded", figures.billed),
+        ("Tax", figures.tax),
+        ("Billed with tax", figures.billed_with_tax),
+    ]
+    cells = [[word, _signed(minor, bill.currency)] for word, minor in rows]
+    return table(cells, widths=[3, 2], head=False, strong_last=True, columns=2)
+
+
+def _trend(bill: MonthBill, *, organization: Organization) -> Flowable:
+    """Show what a delivered, an attached and a busy hour cost in this month and the ones before."""
+    months = [(bill.month, bill.total)]
+    starts_at = bill.window.starts_at
+    while len(months) < TREND_MONTHS:
+        name = f"{starts_at - dt.timedelta(days=1):%Y-%m}"
+        window = month_movements.month_window(month=name)
+        total = Figures()
+        for row in month_bills.rows_of(organization=organization, window=window):
+            total.add(row.figures)
+        months.append((name, total))
+        starts_at = window.starts_at
+    cells = [["", *(name for name, _ in reversed(months))]]
+    for word in ("delivered", "attached", "busy"):
+        costs = (
+            cost_per_hour(
+                Money(figures.effective, bill.currency), getattr(figures, f"{word}_seconds") or 0
+            )
+            for _, figures in reversed(months)
+        )
+        cells.append([f"per {word} hour", *(cost or UNMEASURED for cost in costs)])
+    return table(cells, widths=[4, 3, 3, 3], columns=2)
+
+
+def _ahead(ahead: list[tuple[str, Ahead]]) -> Flowable:
+    if not ahead:
+        return text("Nothing is promised beyond the month.", size=7)
+    cells = [["Month", "Reservations", "Hours", "Contracted"]]
+    for month, each in ahead:
+        cells.append(
+            [
+                month,
+                str(each.reservations),
+                _hours(each.gpu_seconds),
+                amount(each.contracted),
+            ]
+        )
+    return table(cells, widths=[3, 3, 3, 3], columns=2)
+
+
+def _groups(groups: list[Group], bill: MonthBill, *, name: Callable[[Group], str]) -> Flowable:
+    if not groups:
+        return text("None.", size=7)
+    ordered = sorted(groups, key=lambda each: -each.figures.effective)
+    cells = [["", "Delivered", "Busy", "Effective"]]
+    for each in ordered[:GROUPS_MAX]:
+        figures = each.figures
+        cells.append(
+            [
+                name(each),
+                _hours(figures.delivered_seconds),
+                _hours(figures.busy_seconds),
+                _signed(figures.effective, bill.currency),
+            ]
+        )
+    if len(ordered) > GROUPS_MAX:
+        cells.append([f"and {len(ordered) - GROUPS_MAX} more", "", "", ""])
+    return table(cells, widths=[5, 3, 3, 3], columns=2)
+
+
+def _untagged(bill: MonthBill) -> list[Flowable]:
+    """Say how much of the month's cost carries no tag, so that nobody can be asked for it."""
+    rows = [row for row in bill.rows if row.reservation is not None and not row.reservation.tags]
+    without = sum(row.figures.effective for row in rows)
+    whole = bill.total.effective
+    if whole <= 0:
+        return []
+    words = f"Without any tag: {_signed(without, bill.currency)}{_share(without, whole)}"
+    return [Spacer(0, 1 * mm), text(words, size=7, color=QUIET)]
+
+
+def _reservations(bill: MonthBill) -> list[Flowable]:
+    if not bill.rows:
+        return []
+    cells = [
+        ["Reservation", "Promised", "Delivered", "Busy", "Billed", "Effective", "Credits", "Tax"]
+    ]
+    cells += [_reservation(row, bill.currency) for row in bill.rows]
+    return [
+        PageBreak(),
+        *heading("Reservations of the month"),
+        table(cells, widths=[13, 4, 4, 4, 5, 5, 4, 4]),
+    ]
+
+
+def _reservation(row: Row, currency: str) -> list[str]:
+    of, figures = row.reservation, row.figures
+    name = "Without a reservation"
+    if of is not None:
+        words: Iterable[str] = (word for word in (of.name, of.project) if word)
+        name = (
+            f"{' · '.join(words) or of.pk}\n{of.gpus} × {of.gpu_model_id}, {of.region}\n"
+            f"{of.starts_at:%m-%d %H:%M} to {of.ends_at:%m-%d %H:%M} · {of.status}"
+        )
+    return [
+        name,
+        _hours(figures.promised_seconds),
+        _hours(figures.delivered_seconds),
+        _hours(figures.busy_seconds),
+        _signed(figures.billed, currency),
+        _signed(figures.effective, currency),
+        _signed(figures.books.credits, currency),
+        _signed(figures.tax, currency),
+    ]
+
+
+def _project(group: Group) -> str:
+    return group.value or "without a project"
+
+
+def _tag(group: Group) -> str:
+    return f"{group.name}: {group.value}"
+
+
+def _hours(seconds: int | None) -> str:
+    if seconds is None:
+        return UNMEASURED
+    return f"{(Decimal(seconds) / SECONDS_PER_HOUR).quantize(_CENT, rounding=ROUND_HALF_EVEN):,}"
+
+
+def _share(part: int | None, whole: int) -> str:
+    return f"  ({_in_percent(Decimal(part) / whole)} %)" if part is not None and whole > 0 else ""
+
+
+def _in_percent(share: Decimal) -> str:
+    return f"{(share * 100).quantize(_PERCENT, rounding=ROUND_HALF_EVEN)}"
+
+
+def _signed(minor: int, currency: str) -> str:
+    return amount(Money(minor, currency)).replace("-", "−")

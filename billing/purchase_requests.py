@@ -1,0 +1,305 @@
+"""Orders above a tenant's own limit: one asks by ordering, another one of the tenant approves or refuses.
+
+Asking stands before the order and writes the request in a transaction of its own, so that it outlives the
+refusal; `require` stands in the transaction that accepts the order. The price stays locked, and held GPUs
+stay held, for as long as the quote lives and no longer: then the request has nothing to buy any more.
+"""
+
+import datetime as dt
+from dataclasses import dataclass
+
+from django.conf import settings
+from django.db import transaction
+
+from billing.approvals import FourEyesNeeded
+from billing.models import ApprovalLimit, PurchaseRequest, PurchaseRequestTransition
+from billing.states import APPROVAL_ARROWS, ApprovalStatus, PurchaseKind
+from marketplace import audit, events
+from marketplace.core.errors import DomainError, NotFound, StateConflict
+from marketplace.core.money import Money
+from marketplace.core.windows import format_instant
+from marketplace.models import Organization
+from marketplace.states import EventKind
+from scheduler.models import ChangeQuote, Quote
+from scheduler.states import QuoteStatus
+
+_TOLD = {
+    ApprovalStatus.REQUESTED: EventKind.PURCHASE_REQUEST_OPENED,
+    ApprovalStatus.APPROVED: EventKind.PURCHASE_REQUEST_APPROVED,
+    ApprovalStatus.REFUSED: EventKind.PURCHASE_REQUEST_REFUSED,
+}
+
+
+class ApprovalRequired(DomainError):
+    """It is above what one person orders alone; `extra` names the request that another one decides."""
+
+    code = "approval_required"
+    title = "This order takes a second person"
+
+
+class ApprovalRefused(DomainError):
+    code = "approval_refused"
+    title = "This order was refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is to be bought: a quote, and what the reservation comes to with it, net of tax."""
+
+    organization: Organization
+    kind: PurchaseKind
+    quote_id: str
+    amount: Money
+    expires_at: dt.datetime
+    project: str
+    reservation_id: str = ""
+
+    @classmethod
+    def of_quote(cls, quote: Quote, *, project: str) -> "Order | None":
+        """Return the order that a quote makes, None where there is nothing left to order."""
+        if quote.status != QuoteStatus.OPEN:
+            return None
+        return cls(
+            organization=quote.organization,
+            kind=PurchaseKind.RESERVATION,
+            quote_id=quote.pk,
+            amount=Money(quote.total_minor, quote.currency),
+            expires_at=quote.expires_at,
+            project=project,
+        )
+
+    @classmethod
+    def of_change(cls, quote: ChangeQuote) -> "Order | None":
+        """Return the order that a change makes, None where it costs nothing more.
+
+        It comes to the whole of what the reservation will cost: a large one is not made of small steps.
+        """
+        if quote.used_at is not None or quote.charge_minor <= 0:
+            return None
+        return cls(
+            organization=quote.organization,
+            kind=PurchaseKind.CHANGE,
+            quote_id=quote.pk,
+            amount=Money(quote.total_minor, quote.currency),
+            expires_at=quote.expires_at,
+            project=quote.reservation.project,
+            reservation_id=quote.reservation_id,
+        )
+
+
+def limit_of(*, organization: Organization) -> Money | None:
+    """Return what one person alone may order, None where that is anything."""
+    row = ApprovalLimit.objects.filter(organization=organization).first()
+    return row.amount if row else None
+
+
+@transaction.atomic
+def set_limit(
+    *, organization: Organization, amount_minor: int | None, at: dt.datetime, actor: str
+) -> None:
+    """Set what one person alone may order; None takes the limit away. The organization is told of it."""
+    if amount_minor is None:
+        ApprovalLimit.objects.filter(organization=organization).delete()
+    else:
+        ApprovalLimit.objects.update_or_create(
+            organization=organization,
+            defaults={
+                "amount_minor": amount_minor,
+                "currency": settings.CURRENCY,
+                "updated_by": actor,
+                "updated_at": at,
+            },
+        )
+    detail = {"amount_minor": amount_minor, "currency": settings.CURRENCY, "actor": actor}
+    trail = audit.record(
+        at=at,
+        actor=actor,
+        action=EventKind.APPROVAL_LIMIT_CHANGED.value,
+        object_id=organization.pk,
+        organization=organization,
+        detail=detail,
+    )
+    events.record(
+        organization=organization,
+        kind=EventKind.APPROVAL_LIMIT_CHANGED,
+        object_id=organization.pk,
+        data=detail,
+        at=at,
+        key=f"approval_limit:{trail.pk}",
+    )
+
+
+def ask_for_quote(
+    *, organization: Organization, quote_id: str, project: str, at: dt.datetime, actor: str
+) -> None:
+    """Let an order of a quote pass, or ask for it: once per quote, and in a transaction of its own.
+
+    A quote that cannot be used is for the order itself to refuse.
+
+    :raises ApprovalRequired: when it is above the limit and nobody else has approved it yet.
+    :raises ApprovalRefused: when somebody else has refused it.
+    """
+    if limit_of(organization=organization) is None or "\x00" in quote_id:
+        return
+    quote = Quote.objects.visible_to(organization).filter(pk=quote_id).first()
+    if quote is not None:
+        _ask(Order.of_quote(quote, project=project), at=at, actor=actor)
+
+
+def ask_for_change(
+    *, organization: Organization, reservation_id: str, quote_id: str, at: dt.datetime, actor: str
+) -> None:
+    """Let a change of a reservation pass, or ask for it, as `ask_for_quote` does.
+
+    :raises ApprovalRequired: when it is above the limit and nobody else has approved it yet.
+    :raises ApprovalRefused: when somebody else has refused it.
+    """
+    if limit_of(organization=organization) is None or "\x00" in quote_id + reservation_id:
+        return
+    known = ChangeQuote.objects.visible_to(organization).select_related("reservation")
+    quote = known.filter(pk=quote_id, reservation=reservation_id).first()
+    if quote is not None:
+        _ask(Order.of_change(quote), at=at, actor=actor)
+
+
+def require(*, order: Order | None) -> None:
+    """Refuse an order above the limit that nobody else has approved; in the transaction that accepts it.
+
+    :raises ApprovalRequired: then.
+    :raises ApprovalRefused: when somebody else has refused it.
+    """
+    if order is None:
+        return
+    limit = limit_of(organization=order.organization)
+    if limit is None or order.amount.amount_minor <= limit.amount_minor:
+        return
+    request = PurchaseRequest.objects.visible_to(order.organization).filter(quote_id=order.quote_id)
+    _check(request.first(), order=order, limit=limit)
+
+
+def get(*, organization: Organization, request_id: str) -> PurchaseRequest:
+    """Return a tenant's request.
+
+    :raises NotFound: when there is none of this id, or it is somebody else's.
+    """
+    known = PurchaseRequest.objects.visible_to(organization)
+    found = known.filter(pk=request_id).first() if "\x00" not in request_id else None
+    if found is None:
+        raise NotFound(f"no purchase request {request_id}")
+    return found
+
+
+@transaction.atomic
+def approve(
+    *, organization: Organization, request_id: str, at: dt.datetime, actor: str
+) -> PurchaseRequest:
+    """Take the arrow requested → approved: whoever asked may order it now, until the quote expires.
+
+    :raises NotFound: when there is none of this id, or it is somebody else's.
+    :raises FourEyesNeeded: when the same person asked for it.
+    :raises StateConflict: when it was decided before, or its quote has expired.
+    """
+    request = get(organization=organization, request_id=request_id)
+    if request.expires_at <= at:
+        raise StateConflict(f"its quote expired at {format_instant(request.expires_at)}")
+    return _decide(request, to=ApprovalStatus.APPROVED, at=at, actor=actor)
+
+
+@transaction.atomic
+def refuse(
+    *, organization: Organization, request_id: str, at: dt.datetime, actor: str
+) -> PurchaseRequest:
+    """Take the arrow requested → refused: this quote is not to be ordered.
+
+    :raises NotFound: when there is none of this id, or it is somebody else's.
+    :raises FourEyesNeeded: when the same person asked for it.
+    :raises StateConflict: when it was decided before.
+    """
+    request = get(organization=organization, request_id=request_id)
+    return _decide(request, to=ApprovalStatus.REFUSED, at=at, actor=actor)
+
+
+def _ask(order: Order | None, *, at: dt.datetime, actor: str) -> None:
+    if order is None or order.expires_at <= at:
+        return
+    limit = limit_of(organization=order.organization)
+    if limit is None or order.amount.amount_minor <= limit.amount_minor:
+        return
+    with transaction.atomic():
+        request, is_new = PurchaseRequest.objects.get_or_create(
+            quote_id=order.quote_id,
+            defaults={
+                "organization": order.organization,
+                "kind": order.kind,
+                "reservation_id": order.reservation_id,
+                "project": order.project,
+                "amount_minor": order.amount.amount_minor,
+                "currency": order.amount.currency,
+                "requested_by": actor,
+                "requested_at": at,
+                "expires_at": order.expires_at,
+            },
+        )
+        if is_new:
+            _note(request, came_from="", at=at, actor=actor)
+    _check(request, order=order, limit=limit)
+
+
+def _check(request: PurchaseRequest | None, *, order: Order, limit: Money) -> None:
+    if request is not None and request.status == ApprovalStatus.APPROVED:
+        return
+    extra: dict[str, object] = {
+        "purchase_request_id": request.pk if request else None,
+        "limit": {"amount_minor": limit.amount_minor, "currency": limit.currency},
+        "expires_at": format_instant(order.expires_at),
+    }
+    if request is not None and request.status == ApprovalStatus.REFUSED:
+        raise ApprovalRefused(
+            f"{request.decided_by} refused it; ask for another quote", extra=extra
+        )
+    raise ApprovalRequired(
+        f"{order.amount} is above the {limit} that one person orders alone: let somebody else of the "
+        "organization approve it, then order again before the quote expires",
+        extra=extra,
+    )
+
+
+def _decide(
+    request: PurchaseRequest, *, to: ApprovalStatus, at: dt.datetime, actor: str
+) -> PurchaseRequest:
+    """Compare and set; the winner writes the transition in the same transaction, the loser raises."""
+    if actor == request.requested_by:
+        raise FourEyesNeeded(f"{actor} asked for this; somebody else decides it.")
+    came_from = ApprovalStatus(request.status)
+    won = APPROVAL_ARROWS.allows(came_from, to) and PurchaseRequest.objects.filter(
+        pk=request.pk, status=came_from
+    ).update(status=to, decided_by=actor, decided_at=at)
+    if not won:
+        raise StateConflict(f"{request.pk} was decided before")
+    request.status, request.decided_by, request.decided_at = to, actor, at
+    _note(request, came_from=came_from, at=at, actor=actor)
+    return request
+
+
+def _note(request: PurchaseRequest, *, came_from: str, at: dt.datetime, actor: str) -> None:
+    status = ApprovalStatus(request.status)
+    PurchaseRequestTransition.objects.create(
+        purchase_request=request, from_status=came_from, to_status=status, actor=actor, at=at
+    )
+    events.record(
+        organization=request.organization,
+        kind=_TOLD[status],
+        object_id=request.pk,
+        data={
+            "kind": request.kind,
+            "quote_id": request.quote_id,
+            "reservation_id": request.reservation_id or None,
+            "project": request.project,
+            "amount_minor": request.amount_minor,
+            "currency": request.currency,
+            "expires_at": format_instant(request.expires_at),
+            "actor": actor,
+        },
+        at=at,
+        key=f"{request.pk}:{status.value}",
+    )
