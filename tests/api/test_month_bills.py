@@ -295,7 +295,7 @@ class TestRefusals:
         assert api.get("/v1/bills/9999-12").code == "invalid_value"
 
     def test_meet_another_form(self, api: ApiClient) -> None:
-        assert api.get(f"/v1/bills/{NOVEMBER}", format="pdf").status == 422
+        assert api.get(f"/v1/bills/{NOVEMBER}", format="xml").status == 422
 
     def test_meet_a_key_without_the_scope(self, organization: Organization) -> None:
         _, secret = a_key(organization=organization, scopes=[Scope.OWNER_READ])
