@@ -29,6 +29,7 @@ from billing import (
     approvals,
     books,
     budget_admin,  # noqa: F401 - registers its own classes
+    invoice_admin,  # noqa: F401 - registers its own classes
     invoice_payments,
     onboarding,
     receivables,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from django.db import connection, transaction
 
 from billing import parking, settlements
+from billing.guards import GUARDS
 from billing.invariants import MORE_INVARIANTS, SIGNED, Invariant, sum_of
 from billing.invoices.invariants import INVOICE_INVARIANTS
 from billing.models import BooksRun
@@ -23,88 +24,6 @@ NIGHTLY_SECONDS = 86_400
 SETTLEMENT_OVERDUE_SECONDS = 600
 BREACHES_SHOWN_MAX = 5  # enough to begin the search with; the count says how many there are
 BREACHES_READ_MAX = 10_000  # so many organizations at most are parked by one check
-
-# Every trigger of the migrations that guard the books, as `table.trigger`.
-GUARDS = (
-    "billing_account.account_guard",
-    "billing_account.account_opening",
-    "billing_account.books_keep_rows",
-    "billing_account.books_keep_table",
-    "billing_approval.books_keep_rows",
-    "billing_approval.books_keep_table",
-    "billing_approval.row_guard",
-    "billing_approvaltransition.books_keep_rows",
-    "billing_approvaltransition.books_keep_table",
-    "billing_booksrun.books_keep_rows",
-    "billing_booksrun.books_keep_table",
-    "billing_correction.books_keep_rows",
-    "billing_correction.books_keep_table",
-    "billing_correction.row_guard",
-    "billing_creditsale.books_keep_rows",
-    "billing_creditsale.books_keep_table",
-    "billing_creditterms.books_keep_rows",
-    "billing_creditterms.books_keep_table",
-    "billing_dispute.books_keep_rows",
-    "billing_dispute.books_keep_table",
-    "billing_dispute.row_guard",
-    "billing_disputetransition.books_keep_rows",
-    "billing_disputetransition.books_keep_table",
-    "billing_dunningcase.books_keep_rows",
-    "billing_dunningcase.books_keep_table",
-    "billing_dunningcase.row_guard",
-    "billing_dunningtransition.books_keep_rows",
-    "billing_dunningtransition.books_keep_table",
-    "billing_earnedhour.books_keep_rows",
-    "billing_earnedhour.books_keep_table",
-    "billing_entry.books_keep_rows",
-    "billing_entry.books_keep_table",
-    "billing_entry.entry_balance",
-    "billing_entry.entry_seal",
-    "billing_invoice.books_keep_rows",
-    "billing_invoice.books_keep_table",
-    "billing_invoice.invoice_seal",
-    "billing_invoice.invoice_sum",
-    "billing_invoiceline.books_keep_rows",
-    "billing_invoiceline.books_keep_table",
-    "billing_invoiceline.invoice_line_credit",
-    "billing_invoiceline.invoice_line_seal",
-    "billing_invoiceseries.books_keep_rows",
-    "billing_invoiceseries.books_keep_table",
-    "billing_invoiceseries.row_guard",
-    "billing_monthclose.books_keep_rows",
-    "billing_monthclose.books_keep_table",
-    "billing_parking.books_keep_rows",
-    "billing_parking.books_keep_table",
-    "billing_parking.row_guard",
-    "billing_payout.books_keep_rows",
-    "billing_payout.books_keep_table",
-    "billing_payout.payout_guard",
-    "billing_payouttransition.books_keep_rows",
-    "billing_payouttransition.books_keep_table",
-    "billing_posting.books_keep_rows",
-    "billing_posting.books_keep_table",
-    "billing_posting.posting_balance",
-    "billing_posting.posting_seal",
-    "billing_refund.books_keep_rows",
-    "billing_refund.books_keep_table",
-    "billing_refund.row_guard",
-    "billing_refundtransition.books_keep_rows",
-    "billing_refundtransition.books_keep_table",
-    "billing_reservationtax.books_keep_rows",
-    "billing_reservationtax.books_keep_table",
-    "billing_reserve.books_keep_rows",
-    "billing_reserve.books_keep_table",
-    "billing_reserve.row_guard",
-    "billing_settlement.books_keep_rows",
-    "billing_settlement.books_keep_table",
-    "billing_settlement.settlement_guard",
-    "billing_taxline.books_keep_rows",
-    "billing_taxline.books_keep_table",
-    "billing_taxrule.books_keep_rows",
-    "billing_taxrule.books_keep_table",
-    "billing_taxstatus.books_keep_rows",
-    "billing_taxstatus.books_keep_table",
-)
 
 
 @dataclass(frozen=True, slots=True)

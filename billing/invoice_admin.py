@@ -3,7 +3,7 @@
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import URLPattern, path, reverse
@@ -43,7 +43,7 @@ class StateFilter(admin.SimpleListFilter):
         return [(value, str(label)) for value, label in InvoiceState.choices]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Invoice]) -> QuerySet[Invoice]:
-        return queryset.filter(state=self.value()) if self.value() else queryset
+        return queryset.filter(Q(state=self.value())) if self.value() else queryset
 
 
 @admin.register(Invoice)

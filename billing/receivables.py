@@ -4,7 +4,7 @@ import datetime as dt
 
 from django.db import transaction
 
-from billing import accounts, ledger, tax
+from billing import accounts, ledger, tax, tax_relief
 from billing.models import Entry
 from billing.states import AccountKind, EntryKind
 from marketplace import events
@@ -222,6 +222,8 @@ def write_off(
 ) -> None:
     """Give up an amount of an invoice; two people decide that, see `billing.approvals`.
 
+    Where a tax office gives relief for it, the tax in it is owed no more: see `billing.tax_relief`.
+
     :raises NothingReceivable: when the invoice is not open by so much.
     """
     owed = account(organization=organization, invoice_id=invoice_id, currency=currency)
@@ -232,14 +234,15 @@ def write_off(
     still_owed = ledger.kept_balance(account=owed)
     if not 0 < amount_minor <= still_owed:
         raise NothingReceivable(f"{invoice_id} is open by {still_owed} minor units.")
-    ledger.post(
+    relief = tax_relief.of_write_off(owed=owed, amount_minor=amount_minor)
+    cost = accounts.shared(kind=AccountKind.BAD_DEBT, currency=currency)
+    entry = ledger.post(
         idempotency_key=key,
         kind=EntryKind.WRITE_OFF,
         subject_id=invoice_id,
         effective_at=at,
-        legs=ledger.transfer(
-            debited=accounts.shared(kind=AccountKind.BAD_DEBT, currency=currency),
-            credited=owed,
-            amount=amount_minor,
+        legs=ledger.differences(
+            [(cost, owed, amount_minor - relief.tax_minor), *tax_relief.rows(relief, owed=owed)]
         ),
     )
+    tax_relief.note(relief, entry=entry, at=at)

@@ -67,9 +67,8 @@ TAX_INVARIANTS = (
             || ' of tax, its line says ' || coalesce(told.amount, 0), told.organization_id
         FROM (
             SELECT p.entry_id, a.subject_id AS jurisdiction, a.currency, -sum({SIGNED}) AS amount
-            FROM billing_account a
-            JOIN billing_posting p ON p.account_id = a.id JOIN billing_entry e ON e.id = p.entry_id
-            WHERE a.kind = 'tax_payable' AND e.kind <> 'tax_remittance'
+            FROM billing_account a JOIN billing_posting p ON p.account_id = a.id
+            WHERE a.kind = 'tax_payable'
             GROUP BY p.entry_id, a.subject_id, a.currency
         ) posted
         FULL JOIN (
@@ -85,15 +84,14 @@ TAX_INVARIANTS = (
     ),
     Invariant(
         "tax_payable_is_what_sales_owe",
-        "What a tax office is owed is the tax of what was kept there, less relief, remitted or not.",
+        "What a tax office is owed is the tax of what was kept there, less relief for what nobody paid.",
         f"""
         SELECT coalesce(books.jurisdiction, sales.jurisdiction) || ' is owed ' || coalesce(sales.owed, 0)
             || ', the books say ' || coalesce(books.owed, 0), NULL
         FROM (
             SELECT a.subject_id AS jurisdiction, a.currency,
-                -coalesce(sum({SIGNED}) FILTER (WHERE e.kind <> 'tax_remittance'), 0) AS owed
-            FROM billing_account a
-            JOIN billing_posting p ON p.account_id = a.id JOIN billing_entry e ON e.id = p.entry_id
+-sum({SIGNED}) AS owed
+            FROM billing_account a JOIN billing_posting p ON p.account_id = a.id
             WHERE a.kind = 'tax_payable' GROUP BY a.subject_id, a.currency
         ) books
         FULL JOIN (

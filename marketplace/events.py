@@ -1,6 +1,7 @@
 """What organizations are told: one row per occasion, written in the transaction of what happened.
 
-Who is to be told, and of what, is known where it happens; how the word travels is not decided here.
+Who is to be told, and of what, is known where it happens; how the word travels is for `deliveries`, which
+finds a row for each endpoint that wants the event, written together with it.
 """
 
 import datetime as dt
@@ -17,6 +18,19 @@ from marketplace.states import EventKind
 
 # Long enough for a month's end, short enough to be read. The rows stay: they are why nobody is told twice.
 SHOWN_DAYS = 30
+_RECORD = """
+    WITH told AS (
+        INSERT INTO marketplace_event (id, organization_id, kind, object_id, data, key, at)
+        VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (key) DO NOTHING
+        RETURNING id, organization_id, kind, at
+    ), due AS (
+        INSERT INTO marketplace_webhookdelivery (endpoint_id, event_id, due_at, attempts, last_answer)
+        SELECT e.id, told.id, told.at, 0, '' FROM told JOIN marketplace_webhookendpoint e
+            ON e.organization_id = told.organization_id AND e.disabled_at IS NULL
+            AND (e.kinds = '{}' OR told.kind = ANY(e.kinds))
+    )
+    SELECT count(*) > 0 FROM told
+"""
 
 
 def shown(
@@ -59,8 +73,7 @@ def record(
     """
     with connection.cursor() as cursor:
         cursor.execute(
-            "INSERT INTO marketplace_event (id, organization_id, kind, object_id, data, key, at)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (key) DO NOTHING",
+            _RECORD,
             [
                 ids.new_event_id(),
                 organization.pk,
@@ -71,5 +84,5 @@ def record(
                 at,
             ],
         )
-        is_news: bool = cursor.rowcount == 1
-        return is_news
+        (is_news,) = cursor.fetchone()
+        return bool(is_news)

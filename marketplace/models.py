@@ -312,3 +312,77 @@ class Event(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.object_id}"
+
+
+class WebhookEndpointQuerySet(models.QuerySet["WebhookEndpoint"]):
+    def visible_to(self, organization: Organization) -> Self:
+        return self.filter(organization=organization)
+
+
+class WebhookEndpoint(models.Model):
+    """An address of an organization that is called when there is an event. Its secrets are kept sealed."""
+
+    id = models.CharField(
+        primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_webhook_endpoint_id
+    )
+    organization = models.ForeignKey(
+        Organization, on_delete=models.PROTECT, related_name="webhook_endpoints"
+    )
+    url = models.CharField(max_length=500)
+    kinds = ArrayField(
+        models.CharField(max_length=60), db_comment="of EventKind; empty: every kind"
+    )
+    sealed_secret = models.TextField()
+    sealed_secret_before = models.TextField(blank=True, db_comment="signs as well for a while")
+    secret_before_until = models.DateTimeField(null=True)
+    created_at = models.DateTimeField()
+    failing_since = models.DateTimeField(null=True, db_comment="null: the last call was taken")
+    disabled_at = models.DateTimeField(null=True)
+    disabled_because = models.CharField(max_length=40, blank=True)
+
+    objects = WebhookEndpointQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(disabled_at__isnull=True, disabled_because="")
+                | (Q(disabled_at__isnull=False) & ~Q(disabled_because="")),
+                name="webhook_endpoint_is_disabled_for_a_reason",
+            )
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["organization", "-id"], name="webhook_endpoint_by_tenant")
+        ]
+
+    def __str__(self) -> str:
+        return self.url
+
+
+class WebhookDelivery(models.Model):
+    """One event on its way to one endpoint; `due_at` is null when it has arrived or was given up."""
+
+    endpoint = models.ForeignKey(
+        WebhookEndpoint, on_delete=models.CASCADE, related_name="deliveries"
+    )
+    event = models.ForeignKey(Event, on_delete=models.PROTECT, related_name="deliveries")
+    due_at = models.DateTimeField(null=True)
+    attempts = models.PositiveIntegerField(db_comment="calls that were begun")
+    delivered_at = models.DateTimeField(null=True)
+    last_status = models.PositiveSmallIntegerField(null=True, db_comment="of HTTP; null: no answer")
+    last_answer = models.CharField(
+        max_length=500, blank=True, db_comment="what went wrong, or how the answer began"
+    )
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["endpoint", "event"], name="delivery_is_one_per_event")
+        ]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["due_at"], condition=Q(due_at__isnull=False), name="delivery_is_due"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.event_id} to {self.endpoint_id}"

@@ -116,6 +116,8 @@ DUNNING_SUSPENSION_SECONDS = env.integer(
 PLATFORM_FEE_BASIS_POINTS = env.integer(
     "HEADROOM_PLATFORM_FEE_BASIS_POINTS", default=1500, minimum=0, maximum=9000
 )
+# Whether the tax of an invoice that is written off is owed no more: only where a law says so.
+TAX_RELIEF_ON_BAD_DEBT = env.switch("HEADROOM_TAX_RELIEF_ON_BAD_DEBT", default=False)
 # Who issues invoices: a short code that begins their numbers.
 INVOICE_ISSUER = env.text("HEADROOM_INVOICE_ISSUER", default="HR")
 if not re.fullmatch(r"[A-Z0-9]{1,12}", INVOICE_ISSUER, flags=re.ASCII):
@@ -160,6 +162,8 @@ if STRIPE_API_BASE and IS_PRODUCTION:
         "STRIPE_API_BASE must not be set in production: a stand-in moves no money"
     )
 # Money is play money outside production, and with a test key of the payment provider.
+# An endpoint on this machine may be called without TLS where nothing here is real.
+WEBHOOKS_TO_LOOPBACK = not IS_PRODUCTION
 SIMULATED_PAYMENTS = not IS_PRODUCTION or STRIPE_SECRET_KEY.startswith(("sk_test_", "rk_test_"))
 
 # --- Django ----------------------------------------------------------------------------------------

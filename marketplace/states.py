@@ -89,4 +89,5 @@ class EventKind(TextChoices):
     RESERVATION_CANCELLED = "reservation.cancelled"
     RESERVATION_EXTENDED = "reservation.extended"
     RESERVATION_CHANGED = "reservation.changed"
+    WEBHOOK_ENDPOINT_DISABLED = "webhook_endpoint.disabled"
     MONEY_PARKED = "money.parked"

@@ -3,6 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
+from marketplace import deliveries
 from marketplace.api import idempotency
 
 
@@ -10,3 +11,9 @@ from marketplace.api import idempotency
 def prune_idempotency_records() -> int:
     """Forget old answers, a batch per run."""
     return idempotency.prune(at=timezone.now())
+
+
+@shared_task(name="marketplace.deliver_events")
+def deliver_events() -> int:
+    """Call the endpoints that want to know of events."""
+    return deliveries.deliver_due(at=timezone.now())

@@ -62,6 +62,7 @@ def month_bill(*, bill: MonthBill, organization: Organization, at: dt.datetime) 
                 _trend(bill, organization=organization),
                 *heading("Ahead"),
                 _ahead(ahead),
+                *_budgets(bill),
             ],
         ),
         beside(
@@ -221,6 +222,25 @@ def _ahead(ahead: list[tuple[str, Ahead]]) -> Flowable:
             ]
         )
     return table(cells, widths=[3, 3, 3, 3], columns=2)
+
+
+def _budgets(bill: MonthBill) -> list[Flowable]:
+    """Show what is left of each budget that holds in the month."""
+    if not bill.budgets:
+        return []
+    cells = [["", "Budget", "Committed", "Left"]]
+    cells += [
+        [
+            each.budget.project or "all",
+            amount(each.budget.amount),
+            amount(each.committed),
+            amount(each.left).replace("-", "−"),
+        ]
+        for each in bill.budgets[:GROUPS_MAX]
+    ]
+    if len(bill.budgets) > GROUPS_MAX:
+        cells.append([f"and {len(bill.budgets) - GROUPS_MAX} more", "", "", ""])
+    return [*heading("Budgets"), table(cells, widths=[3, 3, 3, 3], columns=2)]
 
 
 def _groups(groups: list[Group], bill: MonthBill, *, name: Callable[[Group], str]) -> Flowable:

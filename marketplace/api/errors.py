@@ -128,7 +128,6 @@ STATUS_BY_CODE: dict[str, int] = {
     "idempotency_in_flight": 409,
     "rate_limited": 429,
     "internal_error": 500,
-    "not_implemented": 501,
     "service_unavailable": 503,
     # who may
     "invalid_api_key": 401,
@@ -136,6 +135,8 @@ STATUS_BY_CODE: dict[str, int] = {
     # every room
     "invalid_value": 422,
     "not_found": 404,
+    "webhook_address_refused": 422,
+    "too_many_webhook_endpoints": 409,
     "state_conflict": 409,
     # the catalogue
     "no_such_model": 422,

@@ -16,7 +16,6 @@ from marketplace.api import (
     limits,
     market,
     month_bills,
-    not_built,
     offerings,
     owner_urls,
     prices,
@@ -25,6 +24,7 @@ from marketplace.api import (
     reservations,
     top_ups,
     wallet,
+    webhook_endpoints,
 )
 
 urlpatterns = [
@@ -59,6 +59,16 @@ urlpatterns = [
     path("leases/<str:lease_id>/utilization", leases.UtilizationView.as_view()),
     path("events", events.EventsView.as_view()),
     path("events/<str:event_id>", events.EventView.as_view()),
+    path("events/<str:event_id>/replay", webhook_endpoints.ReplayEventView.as_view()),
+    path("webhook-endpoints", webhook_endpoints.WebhookEndpointsView.as_view()),
+    path("webhook-endpoints/<str:endpoint_id>", webhook_endpoints.WebhookEndpointView.as_view()),
+    path(
+        "webhook-endpoints/<str:endpoint_id>/rotate-secret",
+        webhook_endpoints.RotateSecretView.as_view(),
+    ),
+    path(
+        "webhook-endpoints/<str:endpoint_id>/enable", webhook_endpoints.EnableEndpointView.as_view()
+    ),
     path("approval-limit", purchase_requests.ApprovalLimitView.as_view()),
     path("purchase-requests", purchase_requests.PurchaseRequestsView.as_view()),
     path("purchase-requests/<str:request_id>", purchase_requests.PurchaseRequestView.as_view()),
@@ -85,5 +95,4 @@ urlpatterns = [
     path("wallet/top-ups/<str:payment_id>", top_ups.TopUpView.as_view()),
     path("wallet/entries", wallet.WalletEntriesView.as_view()),
     *owner_urls.urlpatterns,
-    *not_built.urlpatterns,
 ]

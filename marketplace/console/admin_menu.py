@@ -69,6 +69,8 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Refunds", "billing.Refund", "undo"),
             ("Disputes", "billing.Dispute", "gavel"),
             ("Credit", "billing.CreditTerms", "credit_score"),
+            ("Invoices", "billing.Invoice", "receipt_long"),
+            ("Billing profiles", "billing.BillingProfile", "contact_mail"),
             ("Sold on account", "billing.CreditSale", "contract"),
             ("Collection", "billing.DunningCase", "notifications_active"),
             ("Approvals", "billing.Approval", "how_to_reg"),

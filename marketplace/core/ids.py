@@ -107,6 +107,10 @@ def new_event_id() -> str:
     return new_id("evt")
 
 
+def new_webhook_endpoint_id() -> str:
+    return new_id("whk")
+
+
 def new_payment_id() -> str:
     return new_id("pay")
 

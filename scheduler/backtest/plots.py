@@ -33,9 +33,19 @@ def draw_scene(scene: Scene, *, path: Path) -> None:
     )
     for level, name in ((scene.cap, "cap"), (scene.base, "base"), (scene.floor, "floor")):
         above.axhline(level, color="grey", linewidth=0.6, linestyle=":")
-        above.annotate(name, (0, level), fontsize=7, color="grey", va="bottom")
+        # In the margin, where no curve runs through it.
+        above.annotate(
+            name,
+            (1.01, level),
+            xycoords=("axes fraction", "data"),
+            fontsize=7,
+            color="grey",
+            va="center",
+            annotation_clip=False,
+        )
     above.set_ylabel("per GPU-hour")
-    above.legend(fontsize=7, loc="upper left")
+    above.set_ylim(0, scene.cap * 1.08)
+    above.legend(fontsize=7, loc="upper right", bbox_to_anchor=(0.97, 0.96))
     below.fill_between(days, scene.sold / scene.capacity, step="post", alpha=0.5)
     below.set_ylim(0, 1)
     below.set_ylabel("firm use")

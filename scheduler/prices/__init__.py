@@ -16,6 +16,12 @@ Three GPUs for the idle hour before it and the sold hour:
     fee      15 % of 2.411766                          = 0.361765   the owner's part is 2.050001
     premium  reclaimable costs the floor, 2.352942, in both hours: certainty costs 0.058824
 
+Several owners: the lowest floors are used first, and each lot of GPUs costs the larger of the table's rate
+and its own floor with the fee on top. Eight GPUs at 2.00 and four at 3.00, two hours without a table:
+
+    total    8 × 2 × 2.352942 + 4 × 2 × 3.529412       = 65.882368  → 65.88
+    rate     65.882368 ÷ (12 × 2)                      = 2.745099
+
 Rates round up to six places, amounts half to even, once. Larger pools with a forecast, and the reclaimable
 tier: `scheduler.pricing.clearing` and `scheduler.pricing.reclaimable`. How versions are stored, and the
 limits counted per hour of the clock: `refresh`. Whether a stored quote still comes out: `replay`.

@@ -118,7 +118,10 @@ def _serve(line: Connection, options: argparse.Namespace, bookings: int) -> None
         with _folding():
             with web_server(threads=WEB_THREADS, workers=WEB_PROCESSES) as base_url:
                 line.send(Address(url=base_url, secret=address.secret, regions=address.regions))
-                purchases = line.recv()
+                try:
+                    purchases = line.recv()
+                except EOFError:  # what asked has failed, and says so itself
+                    purchases = None
             if purchases:
                 line.send(_throughput(regions=address.regions, purchases=purchases))
     finally:

@@ -34,6 +34,7 @@ class TestLists:
             *("account", "entry", "posting", "settlement", "payout", "earnedhour", "correction"),
             *("reserve", "refund", "dispute", "booksrun", "parking", "approval"),
             *("creditterms", "creditsale", "dunningcase"),
+            *("invoice", "billingprofile"),
             *("payment", "payoutaccount", "intent", "inboxevent", "difference"),
         ],
     )
@@ -55,6 +56,19 @@ class TestLists:
             address = reverse(f"admin:billing_{row._meta.model_name}_change", args=[row.pk])
             assert admin_client.get(address).status_code == 200
             assert admin_client.post(address, {}).status_code == 403
+
+    def test_show_an_invoice_with_its_state_and_its_file(self, admin_client):
+        row = factories.reservation(buyer=factories.tenant(), paid=False)
+        invoice = factories.bought_on_account(row)
+        listing = reverse("admin:billing_invoice_changelist")
+        assert "HR-2026-000001" in admin_client.get(listing, {"state": "open"}).content.decode()
+        assert "HR-2026-000001" not in admin_client.get(listing, {"state": "paid"}).content.decode()
+        page = reverse("admin:billing_invoice_change", args=[invoice])
+        assert "4.71 USD" in admin_client.get(page).content.decode()
+        file = admin_client.get(reverse("admin:billing_invoice_pdf", args=[invoice]))
+        assert file.content.startswith(b"%PDF-")
+        nobody = admin_client.get(reverse("admin:billing_invoice_pdf", args=["inv_nobody"]))
+        assert nobody.status_code == 404
 
 
 class TestBooks:

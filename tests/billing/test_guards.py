@@ -9,6 +9,7 @@ from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.db.models import ProtectedError
 
 from billing import books, ledger, payouts, settlements, wallet
+from billing.guards import GUARDS
 from billing.models import Account, Entry, Payout, PayoutTransition, Posting, Settlement
 from billing.states import AccountKind, EntryKind, PayoutStatus, Side
 from marketplace.core.money import Money
@@ -249,7 +250,7 @@ class TestMigration:
                 " WHERE NOT t.tgisinternal AND c.relname = ANY(%s)",
                 [tables],
             )
-            assert {name for (name,) in cursor.fetchall()} == set(books.GUARDS)
+            assert {name for (name,) in cursor.fetchall()} == set(GUARDS)
 
     def test_pins_the_search_path_of_every_function(self):
         with connection.cursor() as cursor:

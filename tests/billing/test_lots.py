@@ -7,6 +7,7 @@ import pytest
 from billing import books
 from billing.models import Settlement
 from marketplace.models import Organization
+from scheduler import prices
 from scheduler.models import Lease, Reservation
 from scheduler.prices import replay
 from tests.billing.test_changes import buy, extend, finish, leave, start
@@ -60,6 +61,8 @@ class TestTwoOwners:
             (8, "2.352942", "2.000000"),
             (4, "3.529412", "3.000000"),
         ]
+        published = prices.__doc__ or ""
+        assert all(f in published for f in ("3.529412", "65.882368", "65.88", "2.745099"))
         assert all(figure.agrees for figure in replay.replay(quote=reservation.quote))
 
     def test_are_each_paid_their_own_price_less_the_fee(self) -> None:

@@ -18,6 +18,7 @@ from billing import (
     service_credits,
     settlements,
     tax,
+    tax_reports,
     wallet,
 )
 from billing.models import Entry, ReservationTax, Settlement, TaxLine
@@ -311,6 +312,49 @@ class TestInvoice:
         Reservation.objects.filter(pk=row.pk).update(status=ReservationStatus.CANCELLED)
         receivables.void(reservation=row, invoice_id=self.invoice_id, at=AT)
         assert (balance(AccountKind.RECEIVABLE, self.invoice_id), payable()) == (0, 0)
+        assert_books_hold()
+
+    @pytest.mark.parametrize(
+        ("has_relief", "given_up", "relief"), [(True, 560, 89), (True, 100, 16), (False, 560, 0)]
+    )
+    def test_that_is_written_off_gives_relief_where_the_law_does(
+        self, settings, has_relief, given_up, relief
+    ):
+        settings.TAX_RELIEF_ON_BAD_DEBT = has_relief
+        row = self.on_account()
+        for _ in range(2):
+            receivables.write_off(
+                organization=row.organization,
+                invoice_id=self.invoice_id,
+                amount_minor=given_up,
+                currency="usd",
+                at=AT,
+            )
+        bad_debt = ledger.balance(account=ledger.AccountRef(AccountKind.BAD_DEBT, "usd"))
+        assert (bad_debt, payable()) == (given_up - relief, 89 - relief)
+        assert balance(AccountKind.RECEIVABLE, self.invoice_id) == 560 - given_up
+        # The sale stands: what it keeps, and what is filed as sold, is what it was.
+        assert tax.net_kept(reservation=row) == 471
+        (filed,) = tax_reports.month_report(month="2026-11", at=LATER)
+        assert (filed.net, filed.tax, filed.relief, filed.due) == (471, 89, relief, 89 - relief)
+        assert_books_hold()
+
+    def test_that_is_written_off_after_a_refund_gives_relief_for_what_is_still_taxed_alone(
+        self, settings
+    ):
+        settings.TAX_RELIEF_ON_BAD_DEBT = True
+        row = self.on_account()
+        Reservation.objects.filter(pk=row.pk).update(status=ReservationStatus.FAILED)
+        settlements.refund_rest(reservation_id=row.id, at=LATER)
+        assert payable() == 0
+        receivables.write_off(
+            organization=row.organization,
+            invoice_id=self.invoice_id,
+            amount_minor=560,
+            currency="usd",
+            at=LATER,
+        )
+        assert payable() == 0
         assert_books_hold()
 
 

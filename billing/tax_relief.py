@@ -1,0 +1,93 @@
+"""Relief for tax that was owed on a sale which nobody paid: the market's choice, off unless a law gives it.
+
+The tax in what is written off of an invoice is its share of the invoice's tax, and never more than the tax
+that the sale still keeps. It is no part of what was sold: the sale stands, and so does its tax.
+"""
+
+import datetime as dt
+from dataclasses import dataclass
+
+from django.conf import settings
+from django.db.models import F, Sum
+
+from billing import accounts, ledger, tax
+from billing.models import Entry, Posting, ReservationTax, TaxLine
+from billing.states import Side
+from marketplace.core.money import share_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relief:
+    """The tax in what is written off, of which sale, and the net price in it; nothing without a sale."""
+
+    sale: ReservationTax | None = None
+    currency: str = ""
+    net_minor: int = 0
+    tax_minor: int = 0
+
+
+NO_RELIEF = Relief()
+
+
+def of_write_off(*, owed: ledger.AccountRef, amount_minor: int) -> Relief:
+    """Return the relief for an amount of the invoice whose account is `owed`, before it is written off.
+
+    Nobody else moves tax of the sale until the transaction ends.
+    """
+    if not settings.TAX_RELIEF_ON_BAD_DEBT:
+        return NO_RELIEF
+    asked = (
+        Posting.objects.filter(
+            account__code=owed.code,
+            account__currency=owed.currency,
+            side=Side.DEBIT,
+            entry__tax_line__tax_charged_minor__gt=0,
+        )
+        .select_related("entry__tax_line__reservation__reservation")
+        .order_by("id")
+        .first()
+    )
+    if asked is None:
+        return NO_RELIEF
+    line = asked.entry.tax_line
+    sale = ReservationTax.objects.select_for_update(no_key=True).get(pk=line.reservation_id)
+    in_it = share_of(
+        total_minor=line.tax_charged_minor, part=min(amount_minor, asked.amount), whole=asked.amount
+    )
+    relief = min(in_it, _tax_kept(sale))
+    if relief <= 0:
+        return NO_RELIEF
+    return Relief(
+        sale=sale, currency=owed.currency, net_minor=amount_minor - relief, tax_minor=relief
+    )
+
+
+def rows(relief: Relief, *, owed: ledger.AccountRef) -> list[tax.Row]:
+    """Return the leg of a relief as rows for `ledger.differences`."""
+    if relief.sale is None:
+        return []
+    office = accounts.tax_payable(jurisdiction=relief.sale.jurisdiction, currency=relief.currency)
+    return [(office, owed, relief.tax_minor)]
+
+
+def note(relief: Relief, *, entry: Entry, at: dt.datetime) -> None:
+    """Write down a relief, in the transaction of its entry; `at` is the period in which it is filed."""
+    if relief.sale is None:
+        return
+    TaxLine.objects.create(
+        reservation=relief.sale,
+        entry=entry,
+        currency=relief.currency,
+        net_charged_minor=0,
+        net_refunded_minor=relief.net_minor,
+        tax_charged_minor=0,
+        tax_refunded_minor=relief.tax_minor,
+        is_relief=True,
+        at=at,
+    )
+
+
+def _tax_kept(sale: ReservationTax) -> int:
+    """Return the tax of a sale that is still owed, relief and refunds taken off."""
+    moved = sale.lines.aggregate(kept=Sum(F("tax_charged_minor") - F("tax_refunded_minor")))
+    return int(moved["kept"] or 0)
