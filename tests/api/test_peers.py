@@ -53,7 +53,7 @@ class TestBlazarGabbitsLeases:
 
         done = api.post(f"{path}/cancellation", {"quote_id": quote["id"]}, key=a_new_key())
 
-        assert done.status == 200
+        assert done.status == 201
         listed = api.get("/v1/reservations", query={"status": "scheduled"}).json
         assert listed["data"] == []
         assert api.get(path).json["status"] == "cancelled"

@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.synchronize import Event
 from typing import Any
 
@@ -56,14 +56,14 @@ def _bench(*, leases: int, workers: int, durable: bool) -> None:
     from django.db import connection
 
     call_command("migrate", verbosity=0)
-    _sell(count=leases)
+    sell(windows=[(STARTS_AT, ENDS_AT)] * leases)
     connection.close()
     out = sys.stdout.write
     out(f"{leases} leases of one GPU, {workers} worker(s), fsync {'on' if durable else 'off'}\n")
     started = _step(
         name="start", at=STARTS_AT, workers=workers, status="provisioning", count=leases
     )
-    _say(kind="handover", at=STARTS_AT + dt.timedelta(seconds=3))
+    say(kind="handover", at=STARTS_AT + dt.timedelta(seconds=3))
     _step(
         name="hand over",
         at=STARTS_AT + dt.timedelta(seconds=4),
@@ -72,7 +72,7 @@ def _bench(*, leases: int, workers: int, durable: bool) -> None:
         count=leases,
     )
     _step(name="end", at=ENDS_AT, workers=workers, status="returning", count=leases)
-    _say(kind="return", at=ENDS_AT)
+    say(kind="return", at=ENDS_AT)
     _step(
         name="take back",
         at=ENDS_AT + dt.timedelta(seconds=5),
@@ -80,7 +80,7 @@ def _bench(*, leases: int, workers: int, durable: bool) -> None:
         status="ended",
         count=leases,
     )
-    _check_once(count=leases)
+    check_once(count=leases)
     bare = _bare_seconds()
     out(f"the rows of the starts, written by one statement a table: {bare:.2f} s\n")
     out(f"start ÷ bare rows         {started[1] / bare:8.1f}\n")
@@ -88,7 +88,7 @@ def _bench(*, leases: int, workers: int, durable: bool) -> None:
     out(f"all started ÷ {DRAIN_SECONDS_LIMIT:.0f} s     {started[1] / DRAIN_SECONDS_LIMIT:8.2f}\n")
 
 
-def _sell(*, count: int) -> None:
+def sell(*, windows: Sequence[tuple[dt.datetime, dt.datetime]]) -> None:
     """Make the machines and paid reservations, by the rows: how they are sold is measured elsewhere."""
     from decimal import Decimal
 
@@ -102,13 +102,7 @@ def _sell(*, count: int) -> None:
 
     owner, tenant = make_organization(), make_organization()
     listing = make_listing(owner=owner)
-    window = Window(STARTS_AT, ENDS_AT)
-    lot = Lot(
-        gpus=1,
-        floors=Tariff.flat(window=window, rate=Decimal(2)),
-        tariff=Tariff.flat(window=window, rate=Decimal(3)),
-    )
-    nodes = [make_node(owner=owner) for _ in range(-(-count // GPUS_PER_NODE))]
+    nodes = [make_node(owner=owner) for _ in range(-(-len(windows) // GPUS_PER_NODE))]
     shared: dict[str, Any] = {
         "organization": tenant,
         "gpu_model_id": MODEL,
@@ -116,36 +110,46 @@ def _sell(*, count: int) -> None:
         "region": REGION,
         "tier": "firm",
         "spread": "single_node",
-        "starts_at": window.starts_at,
-        "ends_at": window.ends_at,
         "rate": Decimal(3),
         "total_minor": 600,
-        "lots": Lots((lot,)).as_json(),
         "currency": "usd",
         "fee_basis_points": 1_500,
         "simulated": True,
         "created_at": NOW,
     }
+
+    def terms(window: Window) -> dict[str, Any]:
+        lot = Lot(
+            gpus=1,
+            floors=Tariff.flat(window=window, rate=Decimal(2)),
+            tariff=Tariff.flat(window=window, rate=Decimal(3)),
+        )
+        lots = Lots((lot,)).as_json()
+        return {"starts_at": window.starts_at, "ends_at": window.ends_at, "lots": lots}
+
+    sold = [Window(*each) for each in windows]
     quotes = [
         Quote(
             **shared,
+            **terms(window),
             status="used",
             used_at=NOW,
             price_breakdown={},
             expires_at=NOW,
         )
-        for _ in range(count)
+        for window in sold
     ]
     reservations = [
         Reservation(
             **shared,
+            **terms(window),
             quote=quote,
             status="scheduled",
             payment_method="wallet",
             payment_due_at=NOW,
             ssh_public_keys=["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAexample you@host"],
         )
-        for quote in quotes
+        for quote, window in zip(quotes, sold, strict=True)
     ]
     Quote.objects.bulk_create(quotes)
     Reservation.objects.bulk_create(reservations)
@@ -158,14 +162,14 @@ def _sell(*, count: int) -> None:
                 nodes[number // GPUS_PER_NODE].slot_base + number % GPUS_PER_NODE,
                 nodes[number // GPUS_PER_NODE].slot_base + number % GPUS_PER_NODE + 1,
             ),
-            period=TimestamptzRange(window.starts_at, window.ends_at),
+            period=TimestamptzRange(reservation.starts_at, reservation.ends_at),
             created_at=NOW,
         )
         for number, reservation in enumerate(reservations)
     )
 
 
-def _say(*, kind: str, at: dt.datetime) -> None:
+def say(*, kind: str, at: dt.datetime) -> None:
     """Let every node speak about its leases, as if the reports had been taken in."""
     from agents.models import Receipt
     from scheduler.models import Lease
@@ -251,7 +255,7 @@ def _work(at: dt.datetime, ready: Event, go: Event, done: Event) -> None:
     connection.close()
 
 
-def _check_once(*, count: int) -> None:
+def check_once(*, count: int) -> None:
     from django.db.models import Count
 
     from agents.models import Grant
