@@ -3,7 +3,9 @@
 Hours that are kept keep their price, hours that are added cost what they cost today. The tenant pays the
 difference of the totals, or gets it back less the ladder's fee for the notice until the first start that it
 bought. A part that is given up stays on the GPUs that it has; for a move they are chosen anew, at once or not
-at all. On the last day a window does not move: it would be a way to leave for nothing.
+at all. While hours are kept, a lot's GPUs go only to owners whom its price pays; a window with no hour of the
+old one is bought like any other, the cheapest floors first. On the last day a window does not move: it would
+be a way to leave for nothing.
 """
 
 import datetime as dt
@@ -13,13 +15,22 @@ from decimal import Decimal
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Max
 
 from marketplace.core.errors import DomainError, InvalidValue, StateConflict
 from marketplace.core.money import format_rate
 from marketplace.core.windows import Window, format_instant, is_on_grid
 from marketplace.models import Organization
 from marketplace.states import Tier
-from scheduler import added_hours, calendar, change_rules, changes, placement, pools, quotas
+from scheduler import (
+    added_hours,
+    availability,
+    calendar,
+    change_rules,
+    changes,
+    placement,
+    quotas,
+)
 from scheduler.calendar import (
     BeyondHorizon,
     CapacityTaken,
@@ -29,13 +40,13 @@ from scheduler.calendar import (
 )
 from scheduler.lots import GpusAtFloor, Lots
 from scheduler.models import Allocation, Change, ChangeQuote, ChangeRule, Reservation
+from scheduler.offerings import Offer
 from scheduler.placement import Ask, Demand
 from scheduler.prices import PricedWindow
 from scheduler.quotes import NotEnoughCapacity, PriceAboveMax, WindowTooShort
 from scheduler.states import ChangeKind, ReservationStatus, Spread
 
 KINDS = frozenset({ChangeKind.SHORTENING, ChangeKind.MOVE})
-FLOORS_TRIED_MAX = 8  # each is a placement that is undone: some 20 ms
 
 
 class MoveTooLate(DomainError):
@@ -79,7 +90,8 @@ def quote(
     terms = changes.terms_of(reservation=reservation, at=at)
     kind = _kind(reservation, window=window)
     lots = Lots.from_json(reservation.lots)
-    floor_rate = lots.floor_rate
+    kept = reservation.window.intersection(window)
+    added: list[PricedWindow] = []
     if kind is ChangeKind.SHORTENING:
         _check_shortest(reservation, window=window)
     else:
@@ -92,21 +104,18 @@ def quote(
             instead_of=reservation,
             is_final=False,
         )
-        floor_rate = _cheapest_floor(reservation, window=window, at=at)
-    added = [
-        added_hours.price(
-            reservation=reservation,
-            window=part,
-            floors=[GpusAtFloor(floor_rate, lot.gpus) for lot in lots.lots],
-            at=at,
-        )
-        for part in _added(reservation.window, window)
-    ]
+        if kept is None:
+            offer = _offer(reservation, window=window, at=at)
+            lots, added = offer.lots, [offer.price]
+        else:
+            floors = _floors(reservation, lots=lots, window=window, at=at)
+            added = [
+                added_hours.price(reservation=reservation, window=part, floors=floors, at=at)
+                for part in _added(reservation.window, window)
+            ]
     _check_rate(added, max_rate=wish.max_rate)
-    kept = reservation.window.intersection(window)
-    parts = [lots.clipped(window=kept)] if kept else []
-    lots, *others = parts + [priced.lots for priced in added]
-    lots = lots.joined(*others)
+    if kept is not None:
+        lots = lots.clipped(window=kept).joined(*(priced.lots for priced in added))
     made = changes.new_quote(
         reservation=reservation,
         kind=kind,
@@ -154,8 +163,7 @@ def rebook(
             at=at,
             instead_of=reservation,
         )
-        added = Lots.from_json(used.lots).clipped(window=next(_added(old, window)))
-        _place(reservation, window=window, floor_rate=added.floor_rate, at=at)
+        _place(reservation, lots=Lots.from_json(used.lots), window=window, at=at)
     change = changes.record(
         reservation=reservation,
         quote=used,
@@ -177,12 +185,12 @@ def rebook(
     return change
 
 
-def _place(
-    reservation: Reservation, *, window: Window, floor_rate: Decimal, at: dt.datetime
-) -> None:
-    """Give a reservation places in another window; what it had is free for it, too.
+def _place(reservation: Reservation, *, lots: Lots, window: Window, at: dt.datetime) -> None:
+    """Give a reservation places in another window, each lot at listings that it pays.
 
-    :raises CapacityTaken: when there is no room at listings with at most this floor.
+    What it had is free for it, too.
+
+    :raises CapacityTaken: when there is no such room.
     """
     calendar.free_reservation(reservation_id=reservation.pk)
     placement.assign(
@@ -196,10 +204,10 @@ def _place(
                 Ask(
                     lot=number,
                     gpus=lot.gpus,
-                    floor_rate_max=floor_rate,
+                    floor_rate_max=lot.floor_rate,
                     listing_ids=frozenset(lot.listing_ids),
                 )
-                for number, lot in enumerate(Lots.from_json(reservation.lots).lots)
+                for number, lot in enumerate(lots.lots)
             ),
         ),
         take=lambda places: calendar.take_for_reservation(
@@ -209,29 +217,53 @@ def _place(
     )
 
 
-def _cheapest_floor(reservation: Reservation, *, window: Window, at: dt.datetime) -> Decimal:
-    """Return the lowest floor at which there is room, found by placing and undoing it.
+def _offer(reservation: Reservation, *, window: Window, at: dt.datetime) -> Offer:
+    """Return what another window costs whoever asks for it, with what the reservation has being free.
 
-    :raises NotEnoughCapacity: when there is none at any.
+    :raises NotEnoughCapacity: when there is no room in it.
     """
-    sold_at = Lots.from_json(reservation.lots).floor_rate
-    found = pools.read(
-        gpu_model_id=reservation.gpu_model_id,
-        region=reservation.region,
-        tier=Tier(reservation.tier),
-        at=at,
-    )
-    floors = sorted({sold_at} | {f for pool in found for f in pool.floors if f > sold_at})
-    for floor_rate in floors[:FLOORS_TRIED_MAX]:
-        try:
-            with transaction.atomic():
-                _place(reservation, window=window, floor_rate=floor_rate, at=at)
-                raise _Undo
-        except CapacityTaken:
-            continue
-        except _Undo:
-            return floor_rate
-    raise NotEnoughCapacity(
+    try:
+        with transaction.atomic():
+            calendar.free_reservation(reservation_id=reservation.pk)
+            offer, _ = availability.price_window(
+                gpu_model=reservation.gpu_model_id,
+                gpus=reservation.gpus,
+                region=reservation.region,
+                tier=Tier(reservation.tier),
+                spread=Spread(reservation.spread),
+                window=window,
+                at=at,
+            )
+            raise _Undo
+    except _Undo:
+        if offer is None:
+            raise _no_room(reservation) from None
+        return offer
+
+
+def _floors(
+    reservation: Reservation, *, lots: Lots, window: Window, at: dt.datetime
+) -> list[GpusAtFloor]:
+    """Return per lot what the dearest owner asks today of those who would serve, found by placing it.
+
+    :raises NotEnoughCapacity: when there is no room at owners whom the lots pay.
+    """
+    try:
+        with transaction.atomic():
+            _place(reservation, lots=lots, window=window, at=at)
+            places = Allocation.objects.filter(reservation=reservation, live=True)
+            dearest = dict(
+                places.order_by().values_list("lot").annotate(Max("listing__floor_rate"))
+            )
+            raise _Undo
+    except CapacityTaken:
+        raise _no_room(reservation) from None
+    except _Undo:
+        return [GpusAtFloor(dearest[number], lot.gpus) for number, lot in enumerate(lots.lots)]
+
+
+def _no_room(reservation: Reservation) -> NotEnoughCapacity:
+    return NotEnoughCapacity(
         f"{reservation.gpus} × {reservation.gpu_model_id} cannot be had for this window"
     )
 

@@ -192,14 +192,43 @@ class TestMove:
         make_node(owner=cheap, gpus=1)
         make_listing(owner=cheap)
         reservation = make_reservation(window=window_in(3 * DAYS, length=4))
-        old = Listing.objects.get()
-        Listing.objects.filter(pk=old.pk).update(status="retired")
-        make_listing(owner=cheap, floor_rate=Decimal("4.000000"))
+        Listing.objects.update(floor_rate=Decimal("4.000000"))
         quote = ask(reservation, starts=3 * DAYS + 1, ends=3 * DAYS + 5)
         (lot,) = lots_of(quote)
         assert [segment.rate_micros for segment in lot.tariff.segments] == [2_352_942, 4_705_883]
         # One hour at 2.352942 is given up, one at 4.705883 is added.
         assert (reservation.total_minor, quote.total_minor, quote.charge_minor) == (941, 1176, 235)
+
+    def test_that_overlaps_goes_to_no_owner_whom_the_kept_hours_do_not_pay(self) -> None:
+        cheap = make_organization()
+        make_node(owner=cheap, gpus=1)
+        make_listing(owner=cheap)
+        reservation = make_reservation(window=window_in(3 * DAYS, length=4))
+        make_reservation(window=window_in(3 * DAYS + 4, length=1))
+        dear = make_organization()
+        make_node(owner=dear, gpus=1)
+        make_listing(owner=dear, floor_rate=Decimal("4.000000"))
+        with pytest.raises(NotEnoughCapacity):
+            ask(reservation, starts=3 * DAYS + 1, ends=3 * DAYS + 5)
+        assert {place.node.organization for place in places(reservation)} == {cheap}
+
+    def test_to_other_hours_costs_what_its_parts_would(self) -> None:
+        for floor_rate in (2, 3):
+            owner = make_organization()
+            make_node(owner=owner)
+            make_listing(owner=owner, floor_rate=Decimal(floor_rate))
+        reservation = make_reservation(gpus=12, spread="any", window=window_in(3 * DAYS, length=4))
+        quote = ask(reservation, starts=9 * DAYS, ends=9 * DAYS + 4)
+        assert [(lot.gpus, lot.floor_rate) for lot in lots_of(quote)] == [
+            (8, Decimal(2)),
+            (4, Decimal(3)),
+        ]
+        assert (quote.total_minor, quote.charge_minor) == (reservation.total_minor, 0)
+        take(reservation, quote)
+        assert sorted(
+            (place.lot, place.listing.floor_rate, place.slots.upper - place.slots.lower)
+            for place in places(reservation)
+        ) == [(0, Decimal(2), 8), (1, Decimal(3), 4)]
 
     def test_asks_for_a_dearer_listing_where_nothing_else_has_room(self) -> None:
         cheap = make_organization()
