@@ -209,6 +209,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "invoice_refused": 422,
     "credit_exceeds_invoice": 409,
     "month_not_over": 409,
+    "no_tax_rule": 422,
     "four_eyes_needed": 403,
 }
 

@@ -54,6 +54,6 @@ class TestBlazarGabbitsLeases:
         done = api.post(f"{path}/cancellation", {"quote_id": quote["id"]}, key=a_new_key())
 
         assert done.status == 201
-        listed = api.get("/v1/reservations", query={"status": "scheduled"}).json
+        listed = api.get("/v1/reservations", status="scheduled").json
         assert listed["data"] == []
         assert api.get(path).json["status"] == "cancelled"

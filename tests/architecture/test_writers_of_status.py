@@ -24,6 +24,7 @@ WRITERS = {
     "billing/transfers.py",
     "billing/approvals.py",
     "billing/disputes.py",
+    "billing/dunning.py",
     "billing/payouts.py",
     "billing/purchase_requests.py",
     "billing/refunds.py",

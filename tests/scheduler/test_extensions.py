@@ -436,7 +436,9 @@ class TestExtend:
         lease = Lease.objects.get(reservation=reservation)
         assert lease.window == Reservation.objects.get(pk=reservation.pk).window
 
-    def test_of_one_owners_gpus_asks_the_dearest_floor(self, organization: Organization) -> None:
+    def test_of_two_owners_gpus_asks_each_floor_for_its_own(
+        self, organization: Organization
+    ) -> None:
         cheap = make_organization()
         make_node(owner=cheap, gpus=1)
         make_listing(owner=cheap)
@@ -444,5 +446,7 @@ class TestExtend:
         make_node(owner=dear, gpus=1)
         make_listing(owner=dear, floor_rate=Decimal("3.000000"))
         quote = ask(make_reservation(gpus=2, spread="any"))
-        (lot,) = lots_of(quote)
-        assert lot.floors.segments[-1].rate_micros == 3_000_000
+        assert [lot.floors.segments[-1].rate_micros for lot in lots_of(quote)] == [
+            2_000_000,
+            3_000_000,
+        ]
