@@ -257,8 +257,9 @@ class Market(Buying):
         invoices.run_due(at=factories.START + self.months * MONTH)
 
     def tell_everything(self) -> None:
-        """After the last month is closed, each charge is on an invoice, and each return on a credit note."""
-        self.months = max(self.months, (FARTHER - factories.START) // MONTH + 2)
+        """After one more month is closed, each charge is on an invoice, and each return on a credit note."""
+        # A month is closed once: what was posted since the last time is told in the next one.
+        self.months = max(self.months, (FARTHER - factories.START) // MONTH + 1) + 1
         invoices.run_due(at=factories.START + self.months * MONTH)
         for tenant in self.tenants:
             left = movements.untold(organization=tenant, before=FARTHER)
