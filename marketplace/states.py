@@ -91,3 +91,19 @@ class EventKind(TextChoices):
     RESERVATION_CHANGED = "reservation.changed"
     WEBHOOK_ENDPOINT_DISABLED = "webhook_endpoint.disabled"
     MONEY_PARKED = "money.parked"
+
+
+class DeliveryState(TextChoices):
+    """What has become of an event on its way to an endpoint: read from the row, never stored."""
+
+    WAITING = "waiting"
+    DELIVERED = "delivered"
+    GIVEN_UP = "given_up"
+
+
+class DisabledBecause(TextChoices):
+    """Why an endpoint is called no more."""
+
+    GONE = "gone"
+    FAILING_FOR_DAYS = "failing_for_days"
+    OPERATOR = "operator"

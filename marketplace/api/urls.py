@@ -24,6 +24,7 @@ from marketplace.api import (
     reservations,
     top_ups,
     wallet,
+    webhook_deliveries,
     webhook_endpoints,
 )
 
@@ -62,6 +63,18 @@ urlpatterns = [
     path("events/<str:event_id>/replay", webhook_endpoints.ReplayEventView.as_view()),
     path("webhook-endpoints", webhook_endpoints.WebhookEndpointsView.as_view()),
     path("webhook-endpoints/<str:endpoint_id>", webhook_endpoints.WebhookEndpointView.as_view()),
+    path(
+        "webhook-endpoints/<str:endpoint_id>/deliveries",
+        webhook_deliveries.WebhookDeliveriesView.as_view(),
+    ),
+    path(
+        "webhook-endpoints/<str:endpoint_id>/deliveries/<str:event_id>",
+        webhook_deliveries.WebhookDeliveryView.as_view(),
+    ),
+    path(
+        "webhook-endpoints/<str:endpoint_id>/deliveries/<str:event_id>/resend",
+        webhook_deliveries.ResendDeliveryView.as_view(),
+    ),
     path(
         "webhook-endpoints/<str:endpoint_id>/rotate-secret",
         webhook_endpoints.RotateSecretView.as_view(),

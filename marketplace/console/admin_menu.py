@@ -100,6 +100,8 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         (
             ("Organizations", "marketplace.Organization", "apartment"),
             ("API keys", "marketplace.ApiKey", "vpn_key"),
+            ("Webhook endpoints", "marketplace.WebhookEndpoint", "webhook"),
+            ("Webhook deliveries", "marketplace.WebhookDelivery", "send"),
             ("Users", "marketplace.User", "person"),
             ("Groups", "auth.Group", "group"),
         ),
