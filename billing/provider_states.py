@@ -41,8 +41,13 @@ INTENT_ARROWS = Arrows(
 
 class PaymentPurpose(TextChoices):
     TOP_UP = "top_up"
-    RESERVATION = "reservation"
+    RESERVATION = "reservation"  # its whole price
+    ADDED_HOURS = "added_hours"  # of one extension
     INVOICE = "invoice"
+
+
+# What pays the price at which a reservation was bought.
+PRICE_PURPOSES = (PaymentPurpose.RESERVATION,)
 
 
 class PaymentMeans(TextChoices):
@@ -85,6 +90,13 @@ PAYMENT_ARROWS = Arrows(
         PaymentStatus.FAILED: (PaymentStatus.SUCCEEDED,),
         PaymentStatus.CANCELLED: (),
     },
+)
+
+
+PAYMENT_OPEN_STATUSES = (
+    PaymentStatus.CREATED,
+    PaymentStatus.OPEN,
+    PaymentStatus.AUTHORIZED,
 )
 
 

@@ -88,6 +88,7 @@ class EventKind(TextChoices):
     RESERVATION_ENDED = "reservation.ended"
     RESERVATION_CANCELLED = "reservation.cancelled"
     RESERVATION_EXTENDED = "reservation.extended"
+    RESERVATION_EXTENSION_DROPPED = "reservation.extension_dropped"
     RESERVATION_CHANGED = "reservation.changed"
     WEBHOOK_ENDPOINT_DISABLED = "webhook_endpoint.disabled"
     MONEY_PARKED = "money.parked"

@@ -14,10 +14,16 @@ from django.db.models.functions import Coalesce
 from marketplace.core.errors import StateConflict
 from marketplace.core.windows import Window, format_instant
 from marketplace.models import Organization
-from scheduler import change_rules, changes, leases, reservations
+from scheduler import change_rules, changes, extension_holds, leases, reservations
 from scheduler.lots import Lots
 from scheduler.models import Change, ChangeQuote, Lease, Reservation
-from scheduler.states import LEASE_ARROWS, ChangeKind, LeaseStatus, ReservationStatus
+from scheduler.states import (
+    LEASE_ARROWS,
+    ChangeKind,
+    ExtensionDropReason,
+    LeaseStatus,
+    ReservationStatus,
+)
 
 KINDS = frozenset({ChangeKind.CANCELLATION, ChangeKind.EARLY_RETURN})
 # Why leaving costs nothing, whatever the notice.
@@ -70,6 +76,9 @@ def cancel(
     reservation = changes.locked(organization=organization, reservation_id=reservation_id)
     _check(reservation, at=at)
     used = changes.use(reservation=reservation, quote_id=quote_id, kinds=KINDS, at=at)
+    extension_holds.drop(
+        reservation=reservation, reason=ExtensionDropReason.RESERVATION_CHANGED, at=at
+    )
     if used.kind == ChangeKind.EARLY_RETURN:
         return _return_early(reservation, used=used, at=at, actor=actor)
     owners = changes.given_back(reservation=reservation, parts=[reservation.window])

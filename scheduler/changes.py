@@ -168,12 +168,16 @@ def record(
     given_back_by_owner: Mapping[str, int],
     at: dt.datetime,
     actor: str,
+    change_id: str = "",
 ) -> Change:
-    """Write down a change and tell the tenant; `reservation` is still as it was before."""
+    """Write down a change and tell the tenant; `reservation` is still as it was before.
+
+    `change_id` is the one that the tenant was told already, where it waited for its payment.
+    """
     kind = ChangeKind(quote.kind)
     is_extension = kind is ChangeKind.EXTENSION
     change = Change.objects.create(
-        id=ids.new_extension_id() if is_extension else ids.new_change_id(),
+        id=change_id or (ids.new_extension_id() if is_extension else ids.new_change_id()),
         reservation=reservation,
         quote=quote,
         kind=kind,

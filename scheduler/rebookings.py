@@ -28,6 +28,7 @@ from scheduler import (
     calendar,
     change_rules,
     changes,
+    extension_holds,
     placement,
     quotas,
 )
@@ -44,7 +45,7 @@ from scheduler.offerings import Offer
 from scheduler.placement import Ask, Demand
 from scheduler.prices import PricedWindow
 from scheduler.quotes import NotEnoughCapacity, PriceAboveMax, WindowTooShort
-from scheduler.states import ChangeKind, ReservationStatus, Spread
+from scheduler.states import ChangeKind, ExtensionDropReason, ReservationStatus, Spread
 
 KINDS = frozenset({ChangeKind.SHORTENING, ChangeKind.MOVE})
 
@@ -147,6 +148,9 @@ def rebook(
     reservation = changes.locked(organization=organization, reservation_id=reservation_id)
     _check_status(reservation, at=at)
     used = changes.use(reservation=reservation, quote_id=quote_id, kinds=KINDS, at=at)
+    extension_holds.drop(
+        reservation=reservation, reason=ExtensionDropReason.RESERVATION_CHANGED, at=at
+    )
     window, old = used.window, reservation.window
     assert window is not None
     if window.starts_at < at and window.starts_at != old.starts_at:

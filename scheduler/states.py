@@ -119,6 +119,16 @@ class ExtensionLimit(TextChoices):
     TENANT_LIMIT = "tenant_limit"
 
 
+class ExtensionDropReason(TextChoices):
+    """Why hours that were kept for a payment were given back."""
+
+    PAYMENT_WINDOW_CLOSED = "payment_window_closed"
+    PAYMENT_DECLINED = "payment_declined"
+    RESERVATION_CHANGED = (
+        "reservation_changed"  # its tenant cancelled, returned or moved it meanwhile
+    )
+
+
 class RepackingReason(TextChoices):
     """Why a promise that had not started got other places."""
 

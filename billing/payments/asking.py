@@ -7,7 +7,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
 
-from billing import intents, purchases
+from billing import intents, purchases, tax
 from billing.models import Intent, Payer, Payment
 from billing.payments import moves
 from billing.provider_states import (
@@ -20,7 +20,7 @@ from marketplace.core.errors import DomainError, InvalidValue, NotFound
 from marketplace.core.money import Money
 from marketplace.models import Organization
 from marketplace.states import Tier
-from scheduler.models import Reservation
+from scheduler.models import ExtensionHold, Reservation
 from scheduler.states import ReservationStatus
 
 # The provider takes no less than about half a dollar or euro, and no more than this at once.
@@ -127,6 +127,29 @@ def open_for_reservation(*, reservation: Reservation, wishes: Wishes, at: dt.dat
     return _open(payment, wishes=wishes, at=at)
 
 
+@transaction.atomic
+def open_for_added_hours(*, held: ExtensionHold, wishes: Wishes, at: dt.datetime) -> Payment:
+    """Ask a tenant to pay for the hours that are kept for it until `held_until`.
+
+    :raises NoSavedCard: when the payment is to be made with one and there is none.
+    :raises InvalidValue: when the amount is not one that the provider takes.
+    """
+    reservation, net_minor = held.reservation, held.quote.charge_minor
+    taxed = tax.preview(reservation=reservation, charged=net_minor)
+    amount_minor = net_minor + taxed.charged
+    _require_takeable(amount_minor, pointer="/quote_id")
+    payment = Payment(
+        organization=reservation.organization,
+        purpose=PaymentPurpose.ADDED_HOURS,
+        reservation=reservation,
+        extension=held,
+        amount_minor=amount_minor,
+        currency=reservation.currency,
+        due_at=held.held_until,
+    )
+    return _open(payment, wishes=wishes, at=at)
+
+
 def customer_made(*, organization: Organization, customer_id: str, at: dt.datetime) -> None:
     """Know a tenant at the provider, and ask for what waited for that."""
     payer, _ = Payer.objects.get_or_create(
@@ -150,6 +173,7 @@ def give_up_due(*, at: dt.datetime) -> int:
         ReservationStatus.ACTIVE,
     )
     unwanted = Q(reservation__isnull=False) & ~Q(reservation__status__in=alive)
+    unwanted |= Q(extension__dropped_at__isnull=False)
     due = Payment.objects.filter(
         Q(due_at__lte=at, status__in=(PaymentStatus.CREATED, PaymentStatus.OPEN)) | unwanted,
         status__in=moves.OPEN_STATUSES,
@@ -202,11 +226,7 @@ def _open_for_wallet(
     wishes: Wishes,
     at: dt.datetime,
 ) -> Payment:
-    if not AMOUNT_MINOR_MIN <= amount.amount_minor <= AMOUNT_MINOR_MAX:
-        raise InvalidValue(
-            f"from {AMOUNT_MINOR_MIN} to {AMOUNT_MINOR_MAX} minor units",
-            pointer="/amount/amount_minor",
-        )
+    _require_takeable(amount.amount_minor, pointer="/amount/amount_minor")
     payment = Payment(
         organization=organization,
         purpose=purpose,
@@ -216,6 +236,17 @@ def _open_for_wallet(
         due_at=at + dt.timedelta(seconds=TOP_UP_WINDOW_SECONDS[wishes.means]),
     )
     return _open(payment, wishes=wishes, at=at)
+
+
+def _require_takeable(amount_minor: int, *, pointer: str) -> None:
+    """Refuse an amount that the provider does not take.
+
+    :raises InvalidValue: then.
+    """
+    if not AMOUNT_MINOR_MIN <= amount_minor <= AMOUNT_MINOR_MAX:
+        raise InvalidValue(
+            f"from {AMOUNT_MINOR_MIN} to {AMOUNT_MINOR_MAX} minor units", pointer=pointer
+        )
 
 
 def _open(payment: Payment, *, wishes: Wishes, at: dt.datetime) -> Payment:

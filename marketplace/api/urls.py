@@ -48,6 +48,10 @@ urlpatterns = [
     path("reservations/<str:reservation_id>/cancellation", changes.CancellationView.as_view()),
     path("reservations/<str:reservation_id>/extension-quote", changes.ExtensionQuoteView.as_view()),
     path("reservations/<str:reservation_id>/extensions", changes.ExtensionsView.as_view()),
+    path(
+        "reservations/<str:reservation_id>/extensions/<str:extension_id>",
+        changes.ExtensionView.as_view(),
+    ),
     path("reservations/<str:reservation_id>/change-quote", changes.ChangeQuoteView.as_view()),
     path("reservations/<str:reservation_id>/changes", changes.ChangesView.as_view()),
     path("billing-profile", billing_profile.BillingProfileView.as_view()),

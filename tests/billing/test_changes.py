@@ -8,9 +8,9 @@ from django.db import transaction
 from agents.models import Node, Receipt
 from agents.protocol import ReceiptKind
 from billing import bills, books, changes, checkout, ledger, parking, payouts, settlements, wallet
-from billing.checkout import PaymentMethodUnavailable
 from billing.ledger import InsufficientFunds
 from billing.models import Entry, FeeShare, Payout
+from billing.payment_methods import PaymentMethodUnavailable
 from billing.states import GPU_SECONDS, AccountKind, EntryKind
 from marketplace.core.errors import InvalidValue
 from marketplace.core.money import Money

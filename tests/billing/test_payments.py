@@ -1,123 +1,35 @@
 """Money that comes in: for the wallet and for reservations, in time, late, declined and given up."""
 
 import pytest
+from django.db import IntegrityError, transaction
 
-from agents.models import Node
 from billing import (
-    books,
     ledger,
     payments,
     provider,
     refunds,
     reservation_refunds,
     settlements,
-    wallet,
 )
 from billing.models import CardRefund, Intent, Payer, Payment, Refund
 from billing.payments import Wishes
 from billing.provider_states import IntentKind, PaymentMeans
 from billing.states import AccountKind
 from marketplace.core.errors import InvalidValue
-from marketplace.core.money import Money
-from marketplace.models import Event
 from marketplace.states import Tier
 from scheduler import reservations
-from scheduler.details import ReservationDetails
 from scheduler.models import Allocation
-from tests.fakes.stripe import balance as standin_balance
+from tests.billing.card_market import CARD, World, fund_cash
 from tests.scheduler import factories
 
 pytestmark = pytest.mark.django_db
 
-CARD = Wishes(means=PaymentMeans.CARD)
 BANK = Wishes(means=PaymentMeans.BANK_TRANSFER)
 
 
 @pytest.fixture
 def world(provider, clock):
     return World(provider, clock)
-
-
-class World:
-    """A market, its provider, and a tenant that pays; every turn is what the beat would do."""
-
-    def __init__(self, stand_in, clock):
-        self.stand_in = stand_in
-        self.clock = clock
-        self.nodes_report = True
-        self.tenant = factories.make_organization()
-        # The provider takes its fees out of this, so that refunds need not wait.
-        standin_balance.move(
-            stand_in.world,
-            source={"id": "tu_1"},
-            kind="topup",
-            category="topup",
-            amount=1_000_000,
-            currency="usd",
-        )
-
-    def top_up(self, amount=5000, wishes=CARD):
-        payment = payments.open_top_up(
-            organization=self.tenant, amount=Money(amount, "usd"), wishes=wishes, at=self.clock()
-        )
-        provider.drive_payment(payment_id=payment.pk, at=self.clock())
-        payment.refresh_from_db()
-        return payment
-
-    def reserve(self, wishes=CARD, *, starts_in=24, tier=Tier.FIRM):
-        owner = factories.make_pool()
-        if tier == Tier.RECLAIMABLE:
-            factories.make_listing(owner=owner, tier=tier, reclaim_notice_seconds=3600)
-        quote = factories.make_quote(
-            tenant=self.tenant, gpus=2, tier=tier, window=factories.window_in(starts_in)
-        )
-        reservation = reservations.reserve(
-            organization=self.tenant,
-            quote_id=quote.pk,
-            payment_method=wishes.means,
-            details=ReservationDetails(),
-            at=self.clock(),
-            actor="test",
-        )
-        payment = payments.open_for_reservation(
-            reservation=reservation, wishes=wishes, at=self.clock()
-        )
-        provider.drive_payment(payment_id=payment.pk, at=self.clock())
-        payment.refresh_from_db()
-        return reservation, payment
-
-    def pays(self, payment, method="pm_card_bypassPending"):
-        return self.stand_in.control(
-            "/_control/confirm", {"id": payment.provider_id, "payment_method": method}
-        )
-
-    def turn(self, **passed):
-        at = self.clock(**passed)
-        if self.nodes_report:
-            Node.objects.update(last_report_at=at)
-        reservations.expire_unpaid(at=at)
-        payments.give_up_due(at=at)
-        payments.capture_due(at=at)
-        Payment.objects.update(read_due_at=at)
-        CardRefund.objects.update(read_due_at=at)
-        provider.drive_due(at=at)
-        provider.read_due(at=at)
-        provider.drive_due(at=at)
-
-    def balance(self):
-        return wallet.balance(organization=self.tenant).amount_minor
-
-    def told(self):
-        return list(
-            Event.objects.filter(organization=self.tenant)
-            .exclude(kind__startswith="reservation.")
-            .order_by("at", "id")
-            .values_list("kind", flat=True)
-        )
-
-    def sound(self):
-        report = books.check(at=self.clock())
-        assert report.ok, [c for c in report.checks if not c.ok]
 
 
 class TestTopUps:
@@ -200,13 +112,6 @@ class TestTopUps:
         assert world.balance() == 10_000
 
 
-def fund_cash(stand_in, customer_id, values):
-    from tests.fakes.stripe import bank
-    from tests.fakes.stripe.world import Request
-
-    bank.fund_cash(stand_in.world, Request("POST", "", values), customer_id)
-
-
 class TestReservations:
     def test_are_scheduled_once_they_are_paid(self, world):
         reservation, payment = world.reserve()
@@ -219,6 +124,16 @@ class TestReservations:
         assert ledger.balance(account=deferred) == reservation.total_minor
         assert world.balance() == 0
         world.sound()
+
+    def test_have_one_open_payment_of_a_purpose(self, world):
+        reservation, payment = world.reserve()
+        with (
+            pytest.raises(IntegrityError, match="payment_is_open_once_per_purpose"),
+            transaction.atomic(),
+        ):
+            payments.open_for_reservation(reservation=reservation, wishes=CARD, at=world.clock())
+        world.turn(minutes=16)
+        assert Payment.objects.get().pk == payment.pk
 
     def test_go_back_on_sale_when_nobody_pays(self, world):
         reservation, payment = world.reserve()
@@ -409,12 +324,16 @@ class TestRefunds:
 class TestRefundsOfReservations:
     def owing(self, world):
         """Return a reservation that was paid by card, was not delivered, and owes its price."""
+        reservation, payment = self.undelivered(world)
+        refunds.open_due(at=world.clock())
+        return reservation, payment
+
+    def undelivered(self, world):
         reservation, payment = world.reserve()
         world.pays(payment)
         world.turn()
         reservations.start_due(at=world.clock(days=3))
         settlements.settle_ended(at=world.clock())
-        refunds.open_due(at=world.clock())
         self.credit = world.balance()  # what the market gives for the breach, beside the price
         return reservation, payment
 
@@ -462,11 +381,60 @@ class TestRefundsOfReservations:
         refund.refresh_from_db()
         assert (refund.status, self.back(world)) == ("failed", reservation.total_minor)
 
-    def test_fill_the_wallet_with_what_the_card_never_paid(self, world, unguarded):
-        reservation, payment = self.owing(world)
-        short = reservation.total_minor - 1
+    def test_are_split_over_the_charges_the_newest_first(self, world, unguarded):
+        reservation, first = self.undelivered(world)
+        # A second charge, of which ten have gone back; the first brought all but the last minor unit.
+        second = world.top_up(amount=100)
+        world.pays(second)
+        world.turn()
         with unguarded():
-            Payment.objects.filter(pk=payment.pk).update(amount_minor=short, received_minor=short)
+            Payment.objects.filter(pk=second.pk).update(
+                reservation=reservation, purpose="reservation", refunded_minor=10
+            )
+            Payment.objects.filter(pk=first.pk).update(
+                amount_minor=reservation.total_minor - 91,
+                received_minor=reservation.total_minor - 91,
+            )
+        refunds.open_due(at=world.clock())
+        reservation_refunds.ask_due(at=world.clock())
+        provider.drive_due(at=world.clock())
+        parts = Refund.objects.values_list("payment", "amount_minor", "status")
+        assert set(parts) == {
+            (second.pk, 90, "settled"),
+            (first.pk, reservation.total_minor - 91, "settled"),
+            (None, 1, "failed"),
+        }
+        for payment in (first, second):
+            payment.refresh_from_db()
+            assert payment.refunded_minor == payment.received_minor
+        sent = {r["payment_intent"]: r["amount"] for r in world.stand_in.world.all("refund")}
+        assert sent == {second.provider_id: 90, first.provider_id: reservation.total_minor - 91}
+        assert self.back(world) == 100 + 1  # the top-up is in the wallet still
+
+    def test_of_one_charge_stay_on_it_when_another_was_disputed(self, world, unguarded):
+        reservation, first = self.undelivered(world)
+        second = world.top_up(amount=100)
+        world.pays(second)
+        world.turn()
+        with unguarded():
+            Payment.objects.filter(pk=second.pk).update(
+                reservation=reservation, purpose="reservation"
+            )
+        second.refresh_from_db()
+        world.stand_in.control("/_control/dispute", {"id": second.charge_id})
+        refunds.open_due(at=world.clock())
+        reservation_refunds.ask_due(at=world.clock())
+        provider.drive_due(at=world.clock())
+        rows = Refund.objects.values_list("payment", "status")
+        assert set(rows) == {(second.pk, "failed"), (first.pk, "settled")}
+        first.refresh_from_db()
+        second.refresh_from_db()
+        assert (first.refunded_minor, second.refunded_minor) == (reservation.total_minor - 100, 0)
+
+    def test_fill_the_wallet_with_what_the_charge_has_no_room_for_any_more(self, world, unguarded):
+        reservation, payment = self.owing(world)
+        with unguarded():
+            Payment.objects.filter(pk=payment.pk).update(refunded_minor=1)
         assert self.sent(world).status == "failed"
         assert self.back(world) == reservation.total_minor
         assert not world.stand_in.world.all("refund")
