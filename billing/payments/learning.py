@@ -20,7 +20,7 @@ from marketplace.core.money import Money
 from marketplace.states import EventKind
 from scheduler import reservations
 from scheduler.models import Reservation
-from scheduler.states import ReservationStatus
+from scheduler.states import ReservationReason, ReservationStatus
 
 CAPTURE_BEFORE_HOLD_ENDS_SECONDS = 6 * 3600
 AUTHENTICATION_REQUIRED = "authentication_required"
@@ -135,7 +135,7 @@ def _authorize(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> N
     moves.move(payment, to=PaymentStatus.AUTHORIZED, reason="", at=at)
     try:
         with transaction.atomic():
-            reservations.confirm(reservation_id=reservation.pk, at=at, actor=moves.ACTOR)
+            reservations.confirm_held(reservation_id=reservation.pk, at=at, actor=moves.ACTOR)
     except DomainError:
         # Too late: nothing was taken yet, so nothing needs to go back but the hold.
         moves.give_up(payment, at=at)
@@ -192,16 +192,27 @@ def _refused_by_budget(reservation: Reservation, *, at: dt.datetime) -> DomainEr
 def _buy(
     payment: Payment, *, reservation: Reservation, refusal: DomainError | None, at: dt.datetime
 ) -> None:
-    """Buy the reservation with what came; when nothing can be bought with it, send everything back."""
+    """Buy the reservation with what came; when nothing can be bought with it, send everything back.
+
+    A reservation that still counted on this money ends then: nothing is delivered that nobody has paid.
+    """
     try:
         with transaction.atomic():
             if refusal is not None:
                 raise refusal
             purchases.post(reservation=reservation, at=at)
-            if reservation.status in {ReservationStatus.SCHEDULED, ReservationStatus.ACTIVE}:
-                return  # it was confirmed when the money was held
-            reservations.confirm_late(reservation_id=reservation.pk, at=at, actor=moves.ACTOR)
+            if reservation.is_payment_held:
+                reservations.take_held(reservation_id=reservation.pk)
+            else:
+                reservations.confirm_late(reservation_id=reservation.pk, at=at, actor=moves.ACTOR)
     except DomainError as refusal:
+        if moves.reservation_waits(payment):
+            reservations.fail_payment(
+                reservation_id=reservation.pk,
+                at=at,
+                actor=moves.ACTOR,
+                reason=ReservationReason.PAYMENT_RETURNED,
+            )
         card_refunds.write(
             payment=payment,
             amount_minor=payment.received_minor,

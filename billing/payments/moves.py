@@ -61,6 +61,7 @@ def close(payment: Payment, *, at: dt.datetime) -> None:
 
 
 def give_up(payment: Payment, *, at: dt.datetime) -> bool:
+    """Ask the provider to cancel a payment, or close one that it never heard of; say whether it is done."""
     if payment.provider_id:
         intents.write(
             kind=IntentKind.CANCEL,
@@ -87,8 +88,10 @@ def reservation_waits(payment: Payment) -> bool:
     """Say whether a reservation still counts on this payment: pending, or held and not yet taken."""
     if payment.reservation_id is None:
         return False
-    status = Reservation.objects.values_list("status", flat=True).get(pk=payment.reservation_id)
-    return status in {ReservationStatus.PAYMENT_PENDING, ReservationStatus.SCHEDULED}
+    reservation = Reservation.objects.get(pk=payment.reservation_id)
+    if reservation.status == ReservationStatus.SCHEDULED:
+        return reservation.is_payment_held
+    return reservation.status == ReservationStatus.PAYMENT_PENDING
 
 
 def tell(

@@ -271,6 +271,7 @@ class ExtensionQuoteView(_ChangeView):
             "extension_too_early",
             "extension_too_late",
             "extension_refused",
+            "payment_held",
             "price_above_max",
         ),
         idempotency_key="optional",
@@ -294,6 +295,7 @@ class ExtensionsView(_ChangeView):
         refusals=(
             *CHANGE_REFUSALS,
             "capacity_taken",
+            "payment_held",
             "extension_refused",
             "limit_exceeded",
             "approval_required",
@@ -340,6 +342,7 @@ class ChangeQuoteView(_ChangeView):
             "window_in_past",
             "beyond_horizon",
             "move_too_late",
+            "payment_held",
             "window_too_short",
             "not_enough_capacity",
             "price_above_max",
@@ -368,6 +371,7 @@ class ChangesView(_ChangeView):
         refusals=(
             *CHANGE_REFUSALS,
             "capacity_taken",
+            "payment_held",
             "limit_exceeded",
             "approval_required",
             "approval_refused",
