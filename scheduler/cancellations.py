@@ -82,14 +82,15 @@ def cancel(
     if used.kind == ChangeKind.EARLY_RETURN:
         return _return_early(reservation, used=used, at=at, actor=actor)
     owners = changes.given_back(reservation=reservation, parts=[reservation.window])
-    is_paid = reservation.status != ReservationStatus.PAYMENT_PENDING
     change = changes.record(
         reservation=reservation,
         quote=used,
         window=None,
         money=change_rules.Difference(charge=0, refund=used.refund_minor, fee=used.fee_minor),
         gpu_seconds_added=0,
-        gpu_seconds_released=reservation.gpus * reservation.window.seconds if is_paid else 0,
+        gpu_seconds_released=reservation.gpus * reservation.window.seconds
+        if reservation.is_paid
+        else 0,
         given_back_by_owner=owners,
         at=at,
         actor=actor,
@@ -163,7 +164,7 @@ def _check(reservation: Reservation, *, at: dt.datetime) -> None:
 
 def _waived_because(reservation: Reservation) -> str:
     """Return why leaving costs nothing, or an empty text."""
-    if reservation.status == ReservationStatus.PAYMENT_PENDING:
+    if not reservation.is_paid:
         return NOT_PAID
     if reservation.status != ReservationStatus.ACTIVE:
         return ""

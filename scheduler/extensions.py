@@ -69,6 +69,7 @@ def quote(
 
     :raises NotFound: when the tenant has no such reservation.
     :raises StateConflict: when it is not paid, or over.
+    :raises changes.PaymentHeld: while its price is only held.
     :raises ExtensionTooEarly: when its end is too far away; likewise `ExtensionTooLate`.
     :raises WindowOffGrid: when the new end is not on the grid.
     :raises WindowUpsideDown: when the new end is not later.
@@ -296,12 +297,14 @@ def _floors(lots: Lots, *, places: Sequence[Allocation]) -> list[GpusAtFloor]:
 def _check_status(reservation: Reservation) -> None:
     if reservation.status not in (ReservationStatus.SCHEDULED, ReservationStatus.ACTIVE):
         raise StateConflict(f"{reservation.pk} is {reservation.status}")
+    changes.require_taken(reservation)
 
 
 def _check(reservation: Reservation, *, rule: ChangeRule, at: dt.datetime) -> None:
     """Refuse a reservation that is not to be extended at all now.
 
     :raises StateConflict: when it is not paid, or over.
+    :raises changes.PaymentHeld: while its price is only held.
     :raises ExtensionTooEarly: when its end is too far away; likewise `ExtensionTooLate`.
     """
     _check_status(reservation)

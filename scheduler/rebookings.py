@@ -76,6 +76,7 @@ def quote(
 
     :raises NotFound: when the tenant has no such reservation.
     :raises StateConflict: when it is not paid, has begun, or is over.
+    :raises changes.PaymentHeld: while its price is only held.
     :raises InvalidValue: when nothing would change.
     :raises WindowOffGrid: when a new end is not on the grid; likewise `WindowUpsideDown`, `WindowInPast` and
         `BeyondHorizon`.
@@ -318,6 +319,7 @@ def _check_status(reservation: Reservation, *, at: dt.datetime) -> None:
         )
     if reservation.starts_at <= at:
         raise StateConflict(f"{reservation.pk} began at {format_instant(reservation.starts_at)}")
+    changes.require_taken(reservation)
 
 
 def _check_notice(reservation: Reservation, *, rule: ChangeRule, notice_seconds: int) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 
 from billing import intents, purchases, tax
 from billing.models import Intent, Payer, Payment
@@ -20,8 +20,9 @@ from marketplace.core.errors import DomainError, InvalidValue, NotFound
 from marketplace.core.money import Money
 from marketplace.models import Organization
 from marketplace.states import Tier
+from scheduler import reservations
 from scheduler.models import ExtensionHold, Reservation
-from scheduler.states import ReservationStatus
+from scheduler.states import ReservationReason, ReservationStatus
 
 # The provider takes no less than about half a dollar or euro, and no more than this at once.
 AMOUNT_MINOR_MIN = 50
@@ -35,7 +36,9 @@ TOP_UP_WINDOW_SECONDS = {
 # shortest hold of any card scheme, four days and eighteen hours, is over.
 HELD_TIERS = (Tier.RECLAIMABLE,)
 HELD_START_WITHIN_SECONDS = 4 * 86_400
-CAPTURE_BEFORE_START_SECONDS = 15 * 60  # time to put the GPUs back on sale when the card says no
+CAPTURE_BEFORE_START_SECONDS = 15 * 60  # the provider may be away for ten of them
+# What is not taken by then ends: sixty ticks before the scheduler, which starts nothing that is only held.
+UNTAKEN_ENDS_BEFORE_START_SECONDS = 2 * 60
 READ_AGAIN_SECONDS = 60  # a payment of which nothing is heard is read from the provider this often
 
 
@@ -188,11 +191,7 @@ def give_up_due(*, at: dt.datetime) -> int:
 
 def capture_due(*, at: dt.datetime) -> int:
     """Take what is held for reservations that begin soon; return how many captures are asked for."""
-    due = Payment.objects.filter(
-        status=PaymentStatus.AUTHORIZED,
-        capture_due_at__lte=at,
-        reservation__status__in=(ReservationStatus.SCHEDULED, ReservationStatus.ACTIVE),
-    )
+    due = _held().filter(capture_due_at__lte=at)
     count = 0
     for payment in due.select_related("organization")[: intents.INTENTS_PER_RUN_MAX]:
         intents.write(
@@ -206,6 +205,31 @@ def capture_due(*, at: dt.datetime) -> int:
     return count
 
 
+def end_untaken(*, at: dt.datetime) -> int:
+    """End what begins within moments while its price is only held, and release the hold; return how many.
+
+    So its GPUs are on sale again before the start. A capture that is under way all the same is given back as
+    soon as it is heard of.
+    """
+    until = at + dt.timedelta(seconds=UNTAKEN_ENDS_BEFORE_START_SECONDS)
+    late = _held().filter(reservation__starts_at__lte=until)
+    count = 0
+    for payment in late.select_related("organization", "reservation")[
+        : intents.INTENTS_PER_RUN_MAX
+    ]:
+        with transaction.atomic():
+            assert payment.reservation_id is not None, payment.pk
+            reservations.fail_payment(
+                reservation_id=payment.reservation_id,
+                at=at,
+                actor=moves.ACTOR,
+                reason=ReservationReason.PAYMENT_NOT_TAKEN,
+            )
+            moves.give_up(payment, at=at)
+        count += 1
+    return count
+
+
 def get(*, organization: Organization, payment_id: str) -> Payment:
     """Return a tenant's payment.
 
@@ -215,6 +239,15 @@ def get(*, organization: Organization, payment_id: str) -> Payment:
     if found is None:
         raise NotFound(f"no payment {payment_id}")
     return found
+
+
+def _held() -> QuerySet[Payment]:
+    """Return the payments on whose hold a reservation counts."""
+    return Payment.objects.filter(
+        status=PaymentStatus.AUTHORIZED,
+        reservation__status=ReservationStatus.SCHEDULED,
+        reservation__is_payment_held=True,
+    ).order_by("capture_due_at", "pk")
 
 
 def _open_for_wallet(

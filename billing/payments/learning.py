@@ -20,7 +20,7 @@ from marketplace.core.money import Money
 from marketplace.states import EventKind
 from scheduler import extensions, reservations
 from scheduler.models import Reservation
-from scheduler.states import ReservationStatus
+from scheduler.states import ReservationReason, ReservationStatus
 
 CAPTURE_BEFORE_HOLD_ENDS_SECONDS = 6 * 3600
 AUTHENTICATION_REQUIRED = "authentication_required"
@@ -131,7 +131,7 @@ def _authorize(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> N
     moves.move(payment, to=PaymentStatus.AUTHORIZED, reason="", at=at)
     try:
         with transaction.atomic():
-            reservations.confirm(reservation_id=reservation.pk, at=at, actor=moves.ACTOR)
+            reservations.confirm_held(reservation_id=reservation.pk, at=at, actor=moves.ACTOR)
     except DomainError:
         # Too late: nothing was taken yet, so nothing needs to go back but the hold.
         moves.give_up(payment, at=at)
@@ -200,7 +200,10 @@ def _refused_by_budget(payment: Payment, *, at: dt.datetime) -> DomainError | No
 def _spend(
     payment: Payment, *, reservation: Reservation, refusal: DomainError | None, at: dt.datetime
 ) -> None:
-    """Buy with what came what it was asked for; when that cannot be had any more, send all of it back."""
+    """Buy with what came what it was asked for; when that cannot be had any more, send all of it back.
+
+    A reservation that still counted on this money ends then: nothing is delivered that nobody has paid.
+    """
     try:
         with transaction.atomic():
             if refusal is not None:
@@ -210,6 +213,13 @@ def _spend(
             else:
                 _buy(reservation, at=at)
     except DomainError as refusal:
+        if moves.reservation_waits(payment):
+            reservations.fail_payment(
+                reservation_id=reservation.pk,
+                at=at,
+                actor=moves.ACTOR,
+                reason=ReservationReason.PAYMENT_RETURNED,
+            )
         card_refunds.write(
             payment=payment,
             amount_minor=payment.received_minor,
@@ -227,6 +237,7 @@ def _spend(
 
 def _buy(reservation: Reservation, *, at: dt.datetime) -> None:
     purchases.post(reservation=reservation, at=at)
-    if reservation.status in {ReservationStatus.SCHEDULED, ReservationStatus.ACTIVE}:
-        return  # it was confirmed when the money was held
-    reservations.confirm_late(reservation_id=reservation.pk, at=at, actor=moves.ACTOR)
+    if reservation.is_payment_held:
+        reservations.take_held(reservation_id=reservation.pk)
+    else:
+        reservations.confirm_late(reservation_id=reservation.pk, at=at, actor=moves.ACTOR)

@@ -60,6 +60,7 @@ def close(payment: Payment, *, at: dt.datetime) -> None:
 
 
 def give_up(payment: Payment, *, at: dt.datetime) -> bool:
+    """Ask the provider to cancel a payment, or close one that it never heard of; say whether it is done."""
     if payment.provider_id:
         intents.write(
             kind=IntentKind.CANCEL,
@@ -84,7 +85,7 @@ def give_up(payment: Payment, *, at: dt.datetime) -> bool:
 
 def give_back(payment: Payment, *, at: dt.datetime) -> None:
     """Put on sale again what was kept for a payment that will not be made."""
-    if _reservation_waits(payment):
+    if reservation_waits(payment):
         assert payment.reservation_id is not None
         reservations.fail_payment(reservation_id=payment.reservation_id, at=at, actor=ACTOR)
     if payment.extension_id is not None:
@@ -93,12 +94,14 @@ def give_back(payment: Payment, *, at: dt.datetime) -> None:
         )
 
 
-def _reservation_waits(payment: Payment) -> bool:
+def reservation_waits(payment: Payment) -> bool:
     """Say whether a reservation still counts on this payment: pending, or held and not yet taken."""
     if payment.purpose not in PRICE_PURPOSES:
         return False
-    status = Reservation.objects.values_list("status", flat=True).get(pk=payment.reservation_id)
-    return status in {ReservationStatus.PAYMENT_PENDING, ReservationStatus.SCHEDULED}
+    reservation = Reservation.objects.get(pk=payment.reservation_id)
+    if reservation.status == ReservationStatus.SCHEDULED:
+        return reservation.is_payment_held
+    return reservation.status == ReservationStatus.PAYMENT_PENDING
 
 
 def tell(

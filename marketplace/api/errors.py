@@ -182,6 +182,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "extension_too_late": 409,
     "extension_refused": 409,
     "move_too_late": 409,
+    "payment_held": 409,
     "not_reclaimable": 409,
     "reclaim_too_late": 409,
     "quote_used": 409,

@@ -79,6 +79,7 @@ class World:
             Node.objects.update(last_report_at=at)
         reservations.expire_unpaid(at=at)
         extension_holds.drop_due(at=at)
+        payments.end_untaken(at=at)
         payments.give_up_due(at=at)
         payments.capture_due(at=at)
         Payment.objects.update(read_due_at=at)

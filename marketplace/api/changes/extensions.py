@@ -45,6 +45,7 @@ class ExtensionQuoteView(ChangeFrame):
             "extension_too_early",
             "extension_too_late",
             "extension_refused",
+            "payment_held",
             "price_above_max",
         ),
         idempotency_key="optional",

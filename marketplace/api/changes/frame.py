@@ -26,6 +26,7 @@ CHANGE_REFUSALS = (
 )
 ADDING_REFUSALS = (
     "capacity_taken",
+    "payment_held",
     "limit_exceeded",
     "approval_required",
     "approval_refused",

@@ -82,6 +82,7 @@ class ChangeQuoteView(ChangeFrame):
             "window_in_past",
             "beyond_horizon",
             "move_too_late",
+            "payment_held",
             "window_too_short",
             "not_enough_capacity",
             "price_above_max",
