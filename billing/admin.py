@@ -34,6 +34,7 @@ from billing import (
     onboarding,
     receivables,
     tax_admin,  # noqa: F401 - registers its own classes
+    tax_remittance_admin,  # noqa: F401 - registers its own classes
     wallet,
 )
 from billing.models import (
@@ -65,7 +66,7 @@ from billing.models import (
     Reserve,
     Settlement,
 )
-from billing.states import GPU_SECONDS, ApprovalKind
+from billing.states import GPU_SECONDS, MARKETS_OWN, ApprovalKind
 from marketplace.core.errors import DomainError
 from marketplace.core.money import Money
 from marketplace.core.read_only import ReadOnly
@@ -129,7 +130,10 @@ class TransferForm(forms.Form):
 class RequestForm(forms.Form):
     """A movement of money that takes two people; a small refund takes one."""
 
-    kind = forms.ChoiceField(choices=ApprovalKind.choices, widget=UnfoldAdminSelectWidget)
+    kind = forms.ChoiceField(
+        choices=[choice for choice in ApprovalKind.choices if choice[0] not in MARKETS_OWN],
+        widget=UnfoldAdminSelectWidget,
+    )
     organization = forms.ModelChoiceField(
         queryset=Organization.objects.order_by("name"), widget=UnfoldAdminSelectWidget
     )
@@ -503,7 +507,8 @@ def decide_view(request: HttpRequest, approval_id: str) -> HttpResponse:
         form=form,
         intro=(
             f"{approval.requested_by} asks for: {approval.get_kind_display().lower()} of {amount} for "
-            f"{approval.organization}, about {approval.subject_id}. Reason: {approval.reason}"
+            f"{approval.organization or 'the market itself'}, about {approval.subject_id}. "
+            f"Reason: {approval.reason}"
         ),
         buttons=[("approve", "Let it happen"), ("refuse", "Refuse")],
     )
