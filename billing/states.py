@@ -87,6 +87,8 @@ class EntryKind(TextChoices):
     DISPUTE_LOST = "dispute_lost"
     INVOICE_VOID = "invoice_void"
     PAYMENT = "payment"
+    TAX_REMITTANCE = "tax_remittance"  # of collected tax, to its tax office
+    RELIEF_WITHDRAWN = "relief_withdrawn"  # of tax that a refund gave back
     OFFSET = "offset"  # what a reservation gives back, against what is owed for it
     WRITE_OFF = "write_off"
     REVERSAL = "reversal"
@@ -161,6 +163,12 @@ class ApprovalKind(TextChoices):
     WRITE_OFF = "write_off"
     CREDIT = "credit"  # how much may be owed; to end it takes one
     UNPARK = "unpark"
+    TAX_REMITTANCE = "tax_remittance"
+    REMITTANCE_REVERSAL = "remittance_reversal"  # of a transfer that came back
+
+
+# What concerns the market alone, and no organization.
+MARKETS_OWN = (ApprovalKind.TAX_REMITTANCE, ApprovalKind.REMITTANCE_REVERSAL)
 
 
 class ApprovalStatus(TextChoices):

@@ -13,6 +13,7 @@ from billing.admin import (
     payouts,
     provider,
     refunds,
+    remittances,
     settlements,
     taxes,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "payouts",
     "provider",
     "refunds",
+    "remittances",
     "settlements",
     "taxes",
 ]

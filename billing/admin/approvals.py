@@ -18,7 +18,7 @@ from unfold.widgets import (
 from billing import approvals, wallet
 from billing.admin.shown import Shown, amount_text, page, transitions_of
 from billing.models import NET_DAYS, Approval, ApprovalTransition
-from billing.states import ApprovalKind
+from billing.states import MARKETS_OWN, ApprovalKind
 from marketplace.core.errors import DomainError
 from marketplace.core.money import Money
 from marketplace.models import Organization
@@ -30,7 +30,10 @@ DECIDE_PERMISSION = "billing.change_approval"
 class RequestForm(forms.Form):
     """A movement of money that takes two people; a small refund takes one."""
 
-    kind = forms.ChoiceField(choices=ApprovalKind.choices, widget=UnfoldAdminSelectWidget)
+    kind = forms.ChoiceField(
+        choices=[choice for choice in ApprovalKind.choices if choice[0] not in MARKETS_OWN],
+        widget=UnfoldAdminSelectWidget,
+    )
     organization = forms.ModelChoiceField(
         queryset=Organization.objects.order_by("name"), widget=UnfoldAdminSelectWidget
     )
@@ -146,7 +149,8 @@ def decide_view(request: HttpRequest, approval_id: str) -> HttpResponse:
         form=form,
         intro=(
             f"{approval.requested_by} asks for: {approval.get_kind_display().lower()} of {amount} for "
-            f"{approval.organization}, about {approval.subject_id}. Reason: {approval.reason}"
+            f"{approval.organization or 'the market itself'}, about {approval.subject_id}. "
+            f"Reason: {approval.reason}"
         ),
         buttons=[("approve", "Let it happen"), ("refuse", "Refuse")],
     )

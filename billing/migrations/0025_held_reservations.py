@@ -12,7 +12,7 @@ WHERE payment.reservation_id = reservation.id AND payment.status = 'authorized'
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0021_several_payments_of_a_reservation"),
+        ("billing", "0022_remit_taxes"),
         ("scheduler", "0021_held_payments"),
     ]
 

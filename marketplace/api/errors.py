@@ -211,6 +211,8 @@ STATUS_BY_CODE: dict[str, int] = {
     "credit_exceeds_invoice": 409,
     "month_not_over": 409,
     "no_tax_rule": 422,
+    "nothing_to_remit": 422,
+    "remittance_reversed": 409,
     "four_eyes_needed": 403,
 }
 
