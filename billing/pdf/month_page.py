@@ -18,11 +18,11 @@ from billing.budgets import BudgetStanding
 from billing.invoices import parties, reading
 from billing.month_bills import Ahead, MonthBill
 from billing.month_figures import Figures, Row, ratios
+from billing.pdf.fonts import PLAIN
 from billing.pdf.layout import (
     ACCENT,
     INK,
     LINE,
-    PLAIN,
     QUIET,
     WARNING,
     WIDTH,
