@@ -14,7 +14,7 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef
 
 from agents import grants, health
-from billing import accounts, ledger, parking, service_credits, steps, tax
+from billing import accounts, ledger, parking, service_credits, steps, tax, undelivered
 from billing.amounts import (
     Amounts,
     LeasesExceedReservation,
@@ -176,7 +176,7 @@ def refund_rest(*, reservation_id: str, at: dt.datetime) -> bool:
         kind=AccountKind.DEFERRED, reservation=reservation, currency=reservation.currency
     )
     still_open = accounts.of_reservation(kind=AccountKind.U_OPEN, reservation=reservation)
-    undelivered = accounts.of_reservation(kind=AccountKind.U_UNDELIVERED, reservation=reservation)
+    not_delivered = accounts.of_reservation(kind=AccountKind.U_UNDELIVERED, reservation=reservation)
     back = accounts.refunds_of(reservation=reservation)
     rest = ledger.balance(account=deferred)
     key = f"refund:{reservation.id}"
@@ -185,7 +185,7 @@ def refund_rest(*, reservation_id: str, at: dt.datetime) -> bool:
         [
             (deferred, back, rest),
             *tax.rows(part, reservation=reservation, payer=back, payee=back),
-            (undelivered, still_open, ledger.balance(account=still_open)),
+            (not_delivered, still_open, ledger.balance(account=still_open)),
         ]
     )
     if not legs:
@@ -274,6 +274,9 @@ def evidence_of(*, lease: Lease, delivery: Delivery) -> dict[str, object]:
         "energy_millijoules": delivery.energy_millijoules,
         "gpu_seconds_measured": delivery.measured,
         "gpu_seconds_attached": delivery.attached,
+        undelivered.EVIDENCE_KEY: undelivered.as_evidence(
+            undelivered.of_lease(lease=lease, delivery=delivery)
+        ),
         "outage_count": len(delivery.outages),
         "outages": [
             {

@@ -51,6 +51,19 @@ class AccountKind(TextChoices):
     U_RELEASED = "u_released"  # debit: given back by the tenant
 
 
+class UndeliveredReason(TextChoices):
+    """Why bought GPU-seconds were not delivered, by the evidence that a settlement keeps."""
+
+    GPU_FAULT = "gpu_fault", "a GPU failed"  # the node said that it was lost or quarantined
+    NODE_DOWN = "node_down", "the node went down"  # it gave the GPUs back unasked
+    MAINTENANCE = "maintenance", "maintenance by the owner"  # likewise, while it was being drained
+    NETWORK = "network", "the node was not heard from"  # nothing proves that it had the GPUs on
+    HANDOVER = "handover", "not handed over in time"  # before the handover, or there was none
+    RECLAIM = "reclaim", "taken back by the owner"
+    NOT_STARTED = "not_started", "the market did not start it"
+    UNKNOWN = "unknown", "no evidence says why"
+
+
 class EntryKind(TextChoices):
     DEPOSIT = "deposit"
     TOP_UP = "top_up"

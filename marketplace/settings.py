@@ -142,7 +142,7 @@ SELLER = {
     # How an open invoice is paid: a bank account, in one line.
     "payment_details": env.text("HEADROOM_SELLER_PAYMENT_DETAILS", default=""),
 }
-# TrueType files for documents with names in scripts that the built-in font lacks; empty: the built-in one.
+# TrueType files in the place of the built-in font of documents; names in other scripts need none of them.
 PDF_FONT = env.text("HEADROOM_PDF_FONT", default="")
 PDF_FONT_BOLD = env.text("HEADROOM_PDF_FONT_BOLD", default="")
 STRIPE_SECRET_KEY = env.text("STRIPE_SECRET_KEY", default="")
