@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from django.db import connection, transaction
 
 from billing import parking, settlements
+from billing.focus import invariants as export_invariants
 from billing.guards import GUARDS
 from billing.invariants import MORE_INVARIANTS, SIGNED, Invariant, sum_of
 from billing.invoices.invariants import INVOICE_INVARIANTS
@@ -325,6 +326,8 @@ INVARIANTS = (
     *INVOICE_INVARIANTS,
     *TAX_INVARIANTS,
 )
+# Of every check, in their order: those that are queries, then those that read the exports.
+NAMES = (*(invariant.name for invariant in INVARIANTS), *export_invariants.SENTENCES)
 
 
 def check(*, at: dt.datetime) -> BooksReport:
@@ -351,7 +354,9 @@ def check(*, at: dt.datetime) -> BooksReport:
                 f" AS found (breach, organization_id) LIMIT {BREACHES_READ_MAX}",
                 parameters,
             )
-            checks.append(_judge(invariant, cursor.fetchall()))
+            checks.append(_judge(invariant.name, invariant.sentence, cursor.fetchall()))
+        for name, found in export_invariants.breaches(at=at).items():
+            checks.append(_judge(name, export_invariants.SENTENCES[name], found))
     return BooksReport(at=at, ok=all(each.ok for each in checks), checks=checks)
 
 
@@ -399,17 +404,17 @@ def _is_nested() -> bool:
     return bool(connection.savepoint_ids)
 
 
-def _judge(invariant: Invariant, rows: list[tuple[str, str | None]]) -> Check:
+def _judge(name: str, sentence: str, rows: list[tuple[str, str | None]]) -> Check:
     if not rows:
-        return Check(name=invariant.name, ok=True, detail=invariant.sentence)
+        return Check(name=name, ok=True, detail=sentence)
     shown = "; ".join(text for text, _ in rows[:BREACHES_SHOWN_MAX])
     rest = f"; and {len(rows) - BREACHES_SHOWN_MAX} more" if len(rows) > BREACHES_SHOWN_MAX else ""
     return Check(
-        name=invariant.name,
+        name=name,
         ok=False,
         detail=f"{shown}{rest}",
         organizations={
-            organization_id: f"{invariant.name}: {text}"
+            organization_id: f"{name}: {text}"
             for text, organization_id in reversed(rows)
             if organization_id is not None
         },
