@@ -13,6 +13,7 @@ from billing import (
     provider,
     purchase_requests,
     purchases,
+    tag_policy,
     tax,
 )
 from billing.models import CreditTerms
@@ -64,6 +65,7 @@ def purchase(
 
     :raises InvalidValue: when nobody has ever heard of the payment method, or it takes too long here.
     :raises PaymentMethodUnavailable: where it takes a provider and none is connected.
+    :raises tag_policy.TagRequired: without a tag that the tenant requires; likewise `TagValueNotAllowed`.
     :raises budgets.BudgetExceeded: when a hard budget does not cover the price; likewise `ProjectFrozen`.
     :raises ApprovalRequired: above the tenant's own limit, unless another person has approved it.
     :raises payments.NoSavedCard: when the saved card is to pay and there is none.
@@ -86,6 +88,7 @@ def purchase(
         )
     quote = quotes.get_for_use(organization=organization, quote_id=quote_id)
     if quote.status == QuoteStatus.OPEN and quote.expires_at > at:
+        tag_policy.require(organization=organization, tags=details.tags)
         budgets.require(
             organization=organization, project=details.project, promise=Promise.of(quote), at=at
         )

@@ -11,7 +11,16 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import budgets, checkout, payments, provider, purchase_requests, purchases, tax
+from billing import (
+    budgets,
+    checkout,
+    payments,
+    provider,
+    purchase_requests,
+    purchases,
+    tag_policy,
+    tax,
+)
 from billing.models import CreditSale
 from marketplace.api.changes import ChangeSerializer
 from marketplace.api.fields import (
@@ -464,6 +473,8 @@ class ReservationsView(ApiView):
             "approval_refused",
             "budget_exceeded",
             "project_frozen",
+            "tag_required",
+            "tag_value_not_allowed",
             "payment_required",
             "payment_method_unavailable",
             "credit_not_granted",
@@ -486,6 +497,8 @@ class ReservationsView(ApiView):
             "saves_card": body.pop("save_card"),
         }
         details = ReservationDetails(**body)
+        # Before anybody is asked to approve what would be refused anyway.
+        tag_policy.require(organization=self.organization, tags=details.tags)
         # Before the key is used: what another person has approved may be ordered again with the same one.
         purchase_requests.ask_for_quote(
             organization=self.organization,
@@ -548,13 +561,17 @@ class ReservationView(ApiView):
             "invalid_value",
             "budget_exceeded",
             "project_frozen",
+            "tag_required",
+            "tag_value_not_allowed",
         ),
         operation_id="update_reservation",
     )
     def patch(self, request: Request, reservation_id: str) -> Response:
         reservation = find(Reservation.objects.visible_to(self.organization), reservation_id)
         changes = DetailChanges(**self.body(ReservationChanges))
-        budgets.change_details(reservation=reservation, changes=changes, at=self.now)
+        budgets.change_details(
+            reservation=reservation, changes=changes, at=self.now, actor=self.caller.actor
+        )
         return self._answer(reservation_id)
 
     def _answer(self, reservation_id: str) -> Response:
