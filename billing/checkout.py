@@ -14,6 +14,7 @@ from billing import (
     provider,
     purchase_requests,
     purchases,
+    tag_policy,
     tax,
 )
 from billing.models import CreditTerms
@@ -53,6 +54,7 @@ def purchase(
 
     :raises InvalidValue: when nobody has ever heard of the payment method, or it takes too long here.
     :raises payment_methods.PaymentMethodUnavailable: where it takes a provider and none is connected.
+    :raises tag_policy.TagRequired: without a tag that the tenant requires; likewise `TagValueNotAllowed`.
     :raises budgets.BudgetExceeded: when a hard budget does not cover the price; likewise `ProjectFrozen`.
     :raises ApprovalRequired: above the tenant's own limit, unless another person has approved it.
     :raises payments.NoSavedCard: when the saved card is to pay and there is none.
@@ -65,6 +67,7 @@ def purchase(
     payment_methods.require_provider(method, is_connected=provider.is_connected())
     quote = quotes.get_for_use(organization=organization, quote_id=quote_id)
     if quote.status == QuoteStatus.OPEN and quote.expires_at > at:
+        tag_policy.require(organization=organization, tags=details.tags)
         budgets.require(
             organization=organization, project=details.project, promise=Promise.of(quote), at=at
         )

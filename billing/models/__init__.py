@@ -42,6 +42,7 @@ from billing.models.purchase_requests import (
 )
 from billing.models.refunds import Refund, RefundQuerySet, RefundTransition
 from billing.models.settlements import Correction, Settlement, SettlementQuerySet
+from billing.models.tags import LabelChange, TagRule
 from billing.models.tax import ReservationTax, TaxLine, TaxRemittance, TaxRule, TaxStatus
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "InvoiceLine",
     "InvoiceQuerySet",
     "InvoiceSeries",
+    "LabelChange",
     "MonthClose",
     "Parking",
     "Payer",
@@ -94,6 +96,7 @@ __all__ = [
     "Reserve",
     "Settlement",
     "SettlementQuerySet",
+    "TagRule",
     "TaxLine",
     "TaxRemittance",
     "TaxRule",

@@ -194,6 +194,8 @@ STATUS_BY_CODE: dict[str, int] = {
     "approval_refused": 403,
     "budget_exceeded": 403,
     "project_frozen": 403,
+    "tag_required": 422,
+    "tag_value_not_allowed": 422,
     "budgets_changed": 412,
     "payment_method_unavailable": 501,
     "credit_not_granted": 403,

@@ -22,6 +22,7 @@ from marketplace.api import (
     purchase_requests,
     quotes,
     reservations,
+    tag_policy,
     top_ups,
     wallet,
     webhook_deliveries,
@@ -97,6 +98,7 @@ urlpatterns = [
         "purchase-requests/<str:request_id>/refuse", purchase_requests.RefusePurchaseView.as_view()
     ),
     path("budgets", budgets.BudgetsView.as_view()),
+    path("tag-policy", tag_policy.TagPolicyView.as_view()),
     path("project-freezes", budgets.FreezesView.as_view()),
     path("project-freezes/<str:freeze_id>", budgets.FreezeView.as_view()),
     path("exports/focus", exports.FocusExportView.as_view()),

@@ -9,7 +9,7 @@ from django.http import HttpResponse
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import budgets, checkout, provider, purchase_requests
+from billing import budgets, checkout, provider, purchase_requests, tag_policy
 from marketplace.api.pagination import page_of
 from marketplace.api.reservations.answers import (
     ReservationPage,
@@ -58,6 +58,8 @@ class ReservationsView(ApiView):
             "approval_refused",
             "budget_exceeded",
             "project_frozen",
+            "tag_required",
+            "tag_value_not_allowed",
             "payment_required",
             "payment_method_unavailable",
             "credit_not_granted",
@@ -80,6 +82,8 @@ class ReservationsView(ApiView):
             "saves_card": body.pop("save_card"),
         }
         details = ReservationDetails(**body)
+        # Before anybody is asked to approve what would be refused anyway.
+        tag_policy.require(organization=self.organization, tags=details.tags)
         # Before the key is used: what another person has approved may be ordered again with the same one.
         purchase_requests.ask_for_quote(
             organization=self.organization,
@@ -142,13 +146,17 @@ class ReservationView(ApiView):
             "invalid_value",
             "budget_exceeded",
             "project_frozen",
+            "tag_required",
+            "tag_value_not_allowed",
         ),
         operation_id="update_reservation",
     )
     def patch(self, request: Request, reservation_id: str) -> Response:
         reservation = find(Reservation.objects.visible_to(self.organization), reservation_id)
         changes = DetailChanges(**self.body(ReservationChanges))
-        budgets.change_details(reservation=reservation, changes=changes, at=self.now)
+        budgets.change_details(
+            reservation=reservation, changes=changes, at=self.now, actor=self.caller.actor
+        )
         return self._answer(reservation_id)
 
     def _answer(self, reservation_id: str) -> Response:
