@@ -207,6 +207,13 @@ class PurchaseKind(TextChoices):
     CHANGE = "change"
 
 
+class Decider(TextChoices):
+    """Who can let a higher limit happen."""
+
+    ORGANIZATION = "organization"  # another of its keys that writes bills
+    OPERATOR = "operator"  # it has no other such key
+
+
 class BudgetPeriod(TextChoices):
     """Of UTC; what is delivered in it counts."""
 
