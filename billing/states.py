@@ -87,7 +87,9 @@ class EntryKind(TextChoices):
     DISPUTE_LOST = "dispute_lost"
     INVOICE_VOID = "invoice_void"
     PAYMENT = "payment"
-    OFFSET = "offset"  # what a reservation gives back, against what is owed for it
+    OFFSET = (
+        "offset"  # what a reservation gives back or a credit for it, against what is owed for it
+    )
     WRITE_OFF = "write_off"
     REVERSAL = "reversal"
 
