@@ -5,7 +5,7 @@ import datetime as dt
 from django.db import transaction
 
 from billing import accounts, ledger, tax, tax_relief
-from billing.models import Entry
+from billing.models import Account, Entry
 from billing.states import AccountKind, EntryKind
 from marketplace import events
 from marketplace.core.errors import InvalidValue
@@ -139,6 +139,41 @@ def offset(*, reservation: Reservation, at: dt.datetime) -> int:
     return waiting - left
 
 
+def lock_if_owed(*, reservation: Reservation) -> bool:
+    """Lock the tenant of a reservation if anything of it is owed; say whether it is.
+
+    To be called before anything of the reservation is posted: who waits for the lock must hold no account.
+    """
+    receivable = Account.objects.filter(
+        kind=AccountKind.RECEIVABLE,
+        subject_id__in=reservation.credit_sales.values("invoice_id"),
+        balance__gt=0,
+    )
+    if not receivable.exists():
+        return False
+    lock(reservation.organization)
+    return True
+
+
+def set_credit_off(*, reservation: Reservation, amount_minor: int, at: dt.datetime) -> int:
+    """Let a credit that was just posted to the wallet pay what is owed for the same reservation first.
+
+    Return how much of it did, in minor units. The price and its tax stay as they were invoiced, so there is
+    no credit note: it is the tenant's claim, set against ours. The caller has locked the tenant.
+    """
+    currency = reservation.currency
+    purse = accounts.wallet(organization=reservation.organization, currency=currency)
+    left = amount_minor
+    for sale in reservation.credit_sales.order_by("due_at", "pk") if left else ():
+        owed = account(
+            organization=reservation.organization, invoice_id=sale.invoice_id, currency=currency
+        )
+        covered = min(left, ledger.kept_balance(account=owed))
+        _set_off(purse, owed, amount=covered, subject_id=sale.invoice_id, at=at)
+        left -= covered
+    return amount_minor - left
+
+
 def _tell_if_paid(
     *, organization: Organization, invoice_id: str, owed: ledger.AccountRef, at: dt.datetime
 ) -> None:
@@ -156,7 +191,7 @@ def _tell_if_paid(
 
 
 def _set_off(
-    payable: ledger.AccountRef,
+    debited: ledger.AccountRef,
     credited: ledger.AccountRef,
     *,
     amount: int,
@@ -172,7 +207,7 @@ def _set_off(
         kind=EntryKind.OFFSET,
         subject_id=subject_id,
         effective_at=at,
-        legs=ledger.transfer(debited=payable, credited=credited, amount=amount),
+        legs=ledger.transfer(debited=debited, credited=credited, amount=amount),
     )
 
 

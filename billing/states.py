@@ -102,7 +102,9 @@ class EntryKind(TextChoices):
     PAYMENT = "payment"
     TAX_REMITTANCE = "tax_remittance"  # of collected tax, to its tax office
     RELIEF_WITHDRAWN = "relief_withdrawn"  # of tax that a refund gave back
-    OFFSET = "offset"  # what a reservation gives back, against what is owed for it
+    OFFSET = (
+        "offset"  # what a reservation gives back or a credit for it, against what is owed for it
+    )
     WRITE_OFF = "write_off"
     REVERSAL = "reversal"
 
@@ -226,6 +228,13 @@ class PurchaseKind(TextChoices):
 
     RESERVATION = "reservation"
     CHANGE = "change"
+
+
+class Decider(TextChoices):
+    """Who can let a higher limit happen."""
+
+    ORGANIZATION = "organization"  # another of its keys that writes bills
+    OPERATOR = "operator"  # it has no other such key
 
 
 class BudgetPeriod(TextChoices):

@@ -296,7 +296,7 @@ class WebhookEndpointAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold
 class WebhookCallInline(ReadOnly, TabularInline):  # type: ignore[misc] # unfold ships no types
     model = WebhookCall
     extra = 0
-    fields = ("at", "status", "error")
+    fields = ("at", "response_status", "error")
 
 
 class DeliveryStateFilter(admin.SimpleListFilter):

@@ -1,4 +1,4 @@
-"""What tenants let themselves spend, as operators see it; the approval limit may be set here as well."""
+"""What tenants let themselves spend, as operators see it."""
 
 from django import forms
 from django.contrib import admin
@@ -7,9 +7,9 @@ from django.http import HttpRequest
 from django.utils import timezone
 from unfold.admin import ModelAdmin
 
-from billing import budgets, purchase_requests, tag_policy
+from billing import budgets, tag_policy
 from billing.admin.shown import Shown
-from billing.models import ApprovalLimit, Budget, ProjectFreeze, PurchaseRequest, TagRule
+from billing.models import Budget, ProjectFreeze, PurchaseRequest, TagRule
 from billing.tag_policy import TagWish
 
 
@@ -43,42 +43,6 @@ class ProjectFreezeAdmin(Shown):
     list_display = ("organization", "project", "reason", "frozen_by", "frozen_at")
     list_select_related = ("organization",)
     search_fields = ("id", "organization__id", "organization__name", "project")
-
-
-@admin.register(ApprovalLimit)
-class ApprovalLimitAdmin(ModelAdmin):  # type: ignore[misc] # unfold has no types
-    list_display = ("organization", "amount", "updated_by", "updated_at")
-    list_select_related = ("organization",)
-    search_fields = ("organization__id", "organization__name")
-    autocomplete_fields = ("organization",)
-    fields = ("organization", "amount_minor")
-
-    def save_model(
-        self,
-        request: HttpRequest,
-        obj: ApprovalLimit,
-        form: "forms.ModelForm[ApprovalLimit]",
-        change: bool,  # noqa: FBT001 - Django calls it so
-    ) -> None:
-        purchase_requests.set_limit(
-            organization=obj.organization,
-            amount_minor=obj.amount_minor,
-            at=timezone.now(),
-            actor=request.user.get_username(),
-        )
-        obj.pk = ApprovalLimit.objects.get(organization=obj.organization).pk
-
-    def delete_model(self, request: HttpRequest, obj: ApprovalLimit) -> None:
-        purchase_requests.set_limit(
-            organization=obj.organization,
-            amount_minor=None,
-            at=timezone.now(),
-            actor=request.user.get_username(),
-        )
-
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[ApprovalLimit]) -> None:
-        for limit in queryset:
-            self.delete_model(request, limit)
 
 
 @admin.register(PurchaseRequest)

@@ -3,6 +3,7 @@
 Append-only, balance, sealing and guards are enforced by PostgreSQL (migration `0002_guard_the_books`).
 """
 
+from billing.models.approval_limits import ApprovalLimit, LimitRequest, LimitRequestTransition
 from billing.models.books import Account, Entry, Posting
 from billing.models.budgets import Budget, BudgetQuerySet, ProjectFreeze
 from billing.models.connect import PayoutAccount, Transfer
@@ -35,11 +36,7 @@ from billing.models.provider import (
     ProviderTransition,
     Watermark,
 )
-from billing.models.purchase_requests import (
-    ApprovalLimit,
-    PurchaseRequest,
-    PurchaseRequestTransition,
-)
+from billing.models.purchase_requests import PurchaseRequest, PurchaseRequestTransition
 from billing.models.refunds import Refund, RefundQuerySet, RefundTransition
 from billing.models.settlements import Correction, Settlement, SettlementQuerySet
 from billing.models.tags import LabelChange, TagRule
@@ -75,6 +72,8 @@ __all__ = [
     "InvoiceQuerySet",
     "InvoiceSeries",
     "LabelChange",
+    "LimitRequest",
+    "LimitRequestTransition",
     "MonthClose",
     "Parking",
     "Payer",

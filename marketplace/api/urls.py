@@ -3,6 +3,7 @@
 from django.urls import path
 
 from marketplace.api import (
+    approval_limits,
     billing_profile,
     bills,
     budgets,
@@ -87,7 +88,16 @@ urlpatterns = [
     path(
         "webhook-endpoints/<str:endpoint_id>/enable", webhook_endpoints.EnableEndpointView.as_view()
     ),
-    path("approval-limit", purchase_requests.ApprovalLimitView.as_view()),
+    path("approval-limit", approval_limits.ApprovalLimitView.as_view()),
+    path("approval-limit-requests", approval_limits.LimitRequestsView.as_view()),
+    path("approval-limit-requests/<str:request_id>", approval_limits.LimitRequestView.as_view()),
+    path(
+        "approval-limit-requests/<str:request_id>/approve",
+        approval_limits.ApproveLimitView.as_view(),
+    ),
+    path(
+        "approval-limit-requests/<str:request_id>/refuse", approval_limits.RefuseLimitView.as_view()
+    ),
     path("purchase-requests", purchase_requests.PurchaseRequestsView.as_view()),
     path("purchase-requests/<str:request_id>", purchase_requests.PurchaseRequestView.as_view()),
     path(

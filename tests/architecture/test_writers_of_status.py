@@ -23,6 +23,7 @@ WRITERS = {
     "billing/payments/moves.py",
     "billing/transfers.py",
     "billing/approvals.py",
+    "billing/approval_limits.py",
     "billing/disputes.py",
     "billing/dunning.py",
     "billing/payouts.py",

@@ -105,7 +105,9 @@ class TestWebhookAdmin:
         )
         WebhookDelivery.objects.update(due_at=None, attempts=10, last_status=500)
         delivery = WebhookDelivery.objects.get()
-        WebhookCall.objects.create(delivery=delivery, at=NOON, status=500, error="out of order")
+        WebhookCall.objects.create(
+            delivery=delivery, at=NOON, response_status=500, error="out of order"
+        )
         return delivery
 
     def test_shows_deliveries_by_status_with_their_calls(

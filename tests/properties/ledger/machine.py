@@ -257,8 +257,8 @@ class Market(Buying):
             settlements.settle_ended(at=FAR)
         while Dispute.objects.filter(status=DisputeStatus.OPEN).exists():
             self.decide(is_won=True, of_owner=False)
-        for invoice, (tenant, owed) in self.invoices.items():
-            if owed:
+        for invoice, tenant in self.invoices.items():
+            if owed := self.owed(invoice):
                 receivables.write_off(
                     organization=tenant,
                     invoice_id=invoice,

@@ -9,7 +9,7 @@ from django.db import connection, transaction
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 
 from agents.models import Outage
-from billing import books
+from billing import books, receivables
 from billing.ledger import InsufficientFunds
 from billing.models import Account, Posting
 from billing.states import AccountKind, TaxTreatment
@@ -18,12 +18,14 @@ from marketplace.models import Organization
 from scheduler.models import Lease, Reservation
 from scheduler.states import ReservationStatus
 from tests.billing import factories
+from tests.billing.debtors import grant
 
 HOURS = 3
 SECONDS = HOURS * 3600
 DURING = factories.START + dt.timedelta(hours=HOURS - 1) + dt.timedelta(hours=2)
 FAR = factories.START + dt.timedelta(days=365)
 FARTHER = FAR + dt.timedelta(days=100)
+CREDIT_LIMIT = 10**9  # more than any run buys: it is not limits that are tried here
 # What must hold nothing once everything that was bought is over and everybody has been paid.
 ENDS_AT_ZERO = (
     AccountKind.HOLD,
@@ -67,6 +69,7 @@ def tenants() -> list[Organization]:
         if terms is not None:
             place, basis_points, treatment = terms
             factories.taxed(buyer=row, basis_points=basis_points, treatment=treatment, place=place)
+        grant(row, limit=CREDIT_LIMIT, currency=settings.CURRENCY, at=factories.START)
         found.append(row)
     return found
 
@@ -83,8 +86,8 @@ class Model(RuleBasedStateMachine):
         self.running: list[Lease] = []
         self.bought: list[Reservation] = []
         self.held: list[Reservation] = []
-        # By invoice: whose it is, what is owed, and the reservation while it has not begun.
-        self.invoices: dict[str, tuple[Organization, int]] = {}
+        # By invoice: whose it is, and the reservation while it has not begun.
+        self.invoices: dict[str, Organization] = {}
         self.on_account: dict[str, str] = {}
         self.clearing: dict[str, int] = {}
         self.months = 0  # how many have been closed, the first one that of START
@@ -102,6 +105,12 @@ class Model(RuleBasedStateMachine):
     def next_id(self, prefix: str) -> str:
         self.number += 1
         return f"{prefix}_{self.number}"
+
+    def owed(self, invoice: str) -> int:
+        """Return what is open of an invoice: what goes back, and credits, are set against it."""
+        return receivables.open_minor(
+            organization=self.invoices[invoice], invoice_id=invoice, currency=settings.CURRENCY
+        )
 
     def money(self, amount: int) -> Money:
         return Money(amount, settings.CURRENCY)
