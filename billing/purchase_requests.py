@@ -204,6 +204,11 @@ def _ask(order: Order | None, *, at: dt.datetime, actor: str) -> None:
 
 
 def _check(request: PurchaseRequest | None, *, order: Order, limit: Money) -> None:
+    if request is not None and request.project != order.project:
+        raise ApprovalRefused(
+            f"it was asked for the project {request.project!r}; ask for another quote",
+            extra={"purchase_request_id": request.pk},
+        )
     if request is not None and request.status == ApprovalStatus.APPROVED:
         return
     extra: dict[str, object] = {

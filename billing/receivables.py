@@ -253,9 +253,10 @@ def write_off(
     invoice_id: str,
     amount_minor: int,
     currency: str,
+    decision_id: str,
     at: dt.datetime,
 ) -> None:
-    """Give up an amount of an invoice; two people decide that, see `billing.approvals`.
+    """Give up an amount of an invoice; once per decision, which takes two people: see `billing.approvals`.
 
     Where a tax office gives relief for it, the tax in it is owed no more: see `billing.tax_relief`.
 
@@ -263,7 +264,7 @@ def write_off(
     """
     owed = account(organization=organization, invoice_id=invoice_id, currency=currency)
     lock(organization)
-    key = f"writeoff:{invoice_id}"
+    key = f"writeoff:{decision_id}"
     if ledger.is_posted(idempotency_key=key):
         return
     still_owed = ledger.kept_balance(account=owed)

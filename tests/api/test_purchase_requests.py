@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from billing import checkout
 from billing.models import PurchaseRequest
-from billing.purchase_requests import ApprovalRequired
+from billing.purchase_requests import ApprovalRefused, ApprovalRequired
 from marketplace.models import Event, Organization
 from marketplace.states import Scope
 from scheduler.details import ReservationDetails
@@ -51,8 +51,8 @@ def raise_limit(client: ApiClient, amount_minor: int | None, *, approved_by: Api
     assert client.get("/v1/approval-limit").json == {"limit": limit, "requested": None}
 
 
-def order(api: ApiClient, quote: dict[str, Any], *, key: str) -> Answer:
-    body = {"quote_id": quote["id"], "payment_method": "wallet", "project": "llm-7"}
+def order(api: ApiClient, quote: dict[str, Any], *, key: str, project: str = "llm-7") -> Answer:
+    body = {"quote_id": quote["id"], "payment_method": "wallet", "project": project}
     return api.post("/v1/reservations", body, key=key)
 
 
@@ -109,6 +109,24 @@ class TestAnOrderAboveTheLimit:
         assert decide(cfo, asked).code == "state_conflict"
         answer = order(api, quote, key=a_new_key())
         assert (answer.status, answer.code) == (403, "approval_refused")
+
+    def test_approved_for_one_project_is_not_made_for_another(
+        self, api: ApiClient, cfo: ApiClient, organization: Organization, quote: dict[str, Any]
+    ) -> None:
+        decide(cfo, order(api, quote, key=a_new_key()).json["purchase_request_id"])
+        answer = order(api, quote, key=a_new_key(), project="llm-8")
+        assert (answer.status, answer.code) == (403, "approval_refused")
+        with pytest.raises(ApprovalRefused, match="llm-7"):
+            checkout.purchase(
+                organization=organization,
+                quote_id=quote["id"],
+                payment_method="wallet",
+                details=ReservationDetails(project="llm-8"),
+                at=timezone.now(),
+                actor="test",
+            )
+        assert not Reservation.objects.exists()
+        assert order(api, quote, key=a_new_key()).status == 201
 
     def test_is_not_approved_when_its_quote_has_expired(
         self, api: ApiClient, cfo: ApiClient, quote: dict[str, Any]

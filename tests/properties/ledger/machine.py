@@ -264,6 +264,7 @@ class Market(Buying):
                     invoice_id=invoice,
                     amount_minor=owed,
                     currency=settings.CURRENCY,
+                    decision_id=self.next_id("apr"),
                     at=FAR,
                 )
         self.invoices.clear()

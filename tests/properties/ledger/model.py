@@ -9,7 +9,7 @@ from django.db import connection, transaction
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 
 from agents.models import Outage
-from billing import books, receivables
+from billing import books, owner_movements, owner_statements, receivables
 from billing.ledger import InsufficientFunds
 from billing.models import Account, Posting
 from billing.states import AccountKind, TaxTreatment
@@ -26,6 +26,7 @@ DURING = factories.START + dt.timedelta(hours=HOURS - 1) + dt.timedelta(hours=2)
 FAR = factories.START + dt.timedelta(days=365)
 FARTHER = FAR + dt.timedelta(days=100)
 CREDIT_LIMIT = 10**9  # more than any run buys: it is not limits that are tried here
+MONTHS_WITH_POSTINGS = ("2026-11", "2027-11", "2028-02")  # of START, FAR and FARTHER
 # What must hold nothing once everything that was bought is over and everybody has been paid.
 ENDS_AT_ZERO = (
     AccountKind.HOLD,
@@ -135,6 +136,22 @@ class Model(RuleBasedStateMachine):
             cursor.execute("SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED")
         report = books.check(at=FARTHER)
         assert report.ok, [check for check in report.checks if not check.ok]
+        self.check_statements()
+
+    def check_statements(self) -> None:
+        """Each month's statement leads from one balance of the owner to the next, and to the books."""
+        before = owner_movements.Balances()
+        for month in MONTHS_WITH_POSTINGS:
+            told = owner_statements.statement(owner=factories.owner(), month=month, at=FARTHER)
+            assert told.opening == before
+            changed = sum(told.totals.values())
+            assert changed == owner_statements.change_of(told)
+            assert told.opening.total + changed == told.closing.total
+            before = told.closing
+        assert before.total == sum(
+            amount if "clawback" not in place else -amount
+            for place, amount in balances(*owner_movements.OWNER_ACCOUNTS).items()
+        )
 
     @invariant()
     def nothing_is_made_or_lost(self) -> None:
