@@ -41,8 +41,12 @@ INTENT_ARROWS = Arrows(
 
 class PaymentPurpose(TextChoices):
     TOP_UP = "top_up"
-    RESERVATION = "reservation"
+    RESERVATION = "reservation"  # its whole price
     INVOICE = "invoice"
+
+
+# What pays the price at which a reservation was bought.
+PRICE_PURPOSES = (PaymentPurpose.RESERVATION,)
 
 
 class PaymentMeans(TextChoices):
@@ -85,6 +89,13 @@ PAYMENT_ARROWS = Arrows(
         PaymentStatus.FAILED: (PaymentStatus.SUCCEEDED,),
         PaymentStatus.CANCELLED: (),
     },
+)
+
+
+PAYMENT_OPEN_STATUSES = (
+    PaymentStatus.CREATED,
+    PaymentStatus.OPEN,
+    PaymentStatus.AUTHORIZED,
 )
 
 

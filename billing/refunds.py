@@ -6,11 +6,13 @@ the tenant's money still, and goes to its wallet.
 """
 
 import datetime as dt
+from collections.abc import Iterator
 
 from django.db import transaction
 
 from billing import accounts, ledger, parking, receivables, steps
-from billing.models import Account, Entry, Refund, RefundTransition
+from billing.models import Account, Entry, Payment, Refund, RefundTransition
+from billing.provider_states import PaymentStatus
 from billing.states import REFUND_ARROWS, AccountKind, EntryKind, RefundStatus
 from marketplace.core.errors import InvalidValue, StateConflict
 from marketplace.core.money import Money
@@ -29,17 +31,20 @@ class RefundRefused(InvalidValue):
 
 
 def open_due(*, at: dt.datetime) -> int:
-    """Open a refund for every reservation that owes one; return how many. Safe to run side by side."""
+    """Open the refunds of every reservation that owes any; return of how many. Safe side by side."""
     waiting = Account.objects.filter(kind=AccountKind.REFUND_PAYABLE, balance__gt=0)
     ids = waiting.order_by("pk").values_list("subject_id", flat=True)[:REFUNDS_PER_RUN_MAX]
-    return sum(open_for(reservation_id=reservation_id, at=at) is not None for reservation_id in ids)
+    return sum(bool(open_for(reservation_id=reservation_id, at=at)) for reservation_id in ids)
 
 
 @transaction.atomic
-def open_for(*, reservation_id: str, at: dt.datetime) -> Refund | None:
-    """Open a refund of what a reservation owes and no refund is due for; None where there is nothing.
+def open_for(*, reservation_id: str, at: dt.datetime) -> list[Refund]:
+    """Open the refunds of what a reservation owes, unless some are due; none where there is nothing.
 
-    What it has to give back is set off first against what its tenant owes for it.
+    What it has to give back is set off first against what its tenant owes for it. The rest is split over the
+    payments that the provider took for it, the newest first and of each no more than it brought: what was
+    added last is given back first, and the charge that the bank knows best. What they do not cover came
+    another way, and is a refund of its own.
     """
     reservation = (
         Reservation.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
@@ -48,19 +53,15 @@ def open_for(*, reservation_id: str, at: dt.datetime) -> Refund | None:
         .first()
     )
     if reservation is None or parking.is_parked(organizations=[reservation.organization]):
-        return None
+        return []
     if Refund.objects.filter(reservation=reservation, status=RefundStatus.DUE).exists():
-        return None
+        return []
     receivables.offset(reservation=reservation, at=at)
     owed = ledger.kept_balance(account=_payable(reservation))
-    if not owed:
-        return None
-    refund = Refund(
-        reservation=reservation, amount_minor=owed, currency=reservation.currency, created_at=at
-    )
-    refund.save(force_insert=True)
-    _note(refund, came_from="", entry=None, at=at, actor=ACTOR)
-    return refund
+    return [
+        _open(reservation, payment=payment, amount_minor=amount_minor, at=at)
+        for payment, amount_minor in _ways_back(reservation, owed_minor=owed)
+    ]
 
 
 @transaction.atomic
@@ -149,6 +150,36 @@ def give(
             amount=amount.amount_minor,
         ),
     )
+
+
+def _ways_back(
+    reservation: Reservation, *, owed_minor: int
+) -> Iterator[tuple[Payment | None, int]]:
+    """Yield by which payment how much goes back; None is what no payment brought."""
+    taken = reservation.provider_payments.filter(status=PaymentStatus.SUCCEEDED)
+    left = owed_minor
+    for payment in taken.order_by("-id") if left else ():
+        part = min(left, payment.received_minor - payment.refunded_minor)
+        if part:
+            yield payment, part
+        left -= part
+    if left:
+        yield None, left
+
+
+def _open(
+    reservation: Reservation, *, payment: Payment | None, amount_minor: int, at: dt.datetime
+) -> Refund:
+    refund = Refund(
+        reservation=reservation,
+        payment=payment,
+        amount_minor=amount_minor,
+        currency=reservation.currency,
+        created_at=at,
+    )
+    refund.save(force_insert=True)
+    _note(refund, came_from="", entry=None, at=at, actor=ACTOR)
+    return refund
 
 
 def _advance(

@@ -3,7 +3,7 @@
 import datetime as dt
 
 from django.db import transaction
-from django.db.models import F
+from django.db.models import Exists, F, OuterRef
 
 from billing import intents, refunds
 from billing.models import Payment, Refund
@@ -18,9 +18,10 @@ ACTOR = "billing.reservation_refunds"
 
 def ask_due(*, at: dt.datetime) -> int:
     """Ask the provider for the refunds that are due of what it once took; return how many."""
-    due = Refund.objects.filter(
-        status=RefundStatus.DUE, reservation__provider_payment__status=PaymentStatus.SUCCEEDED
+    taken = Payment.objects.filter(
+        reservation=OuterRef("reservation"), status=PaymentStatus.SUCCEEDED
     )
+    due = Refund.objects.filter(Exists(taken), status=RefundStatus.DUE)
     ids = due.order_by("pk").values_list("pk", flat=True)[: intents.INTENTS_PER_RUN_MAX]
     return sum(ask(refund_id=refund_id, at=at) for refund_id in ids)
 
@@ -29,30 +30,30 @@ def ask_due(*, at: dt.datetime) -> int:
 def ask(*, refund_id: str, at: dt.datetime) -> bool:
     """Send one refund; say whether it was this call that did it.
 
-    Of what a reservation owes, more may have come otherwise than through the provider: a later extension
-    from the wallet. What exceeds the payment cannot go back that way and goes to the wallet.
+    What came otherwise than through the provider, as a later extension from the wallet does, goes to the
+    wallet; so does what its payment has no room for any more.
     """
     refund = (
         Refund.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
         .filter(pk=refund_id, status=RefundStatus.DUE)
-        .select_related("reservation__organization")
+        .select_related("reservation__organization", "payment")
         .first()
     )
     if refund is None:
         return False
-    payment = Payment.objects.get(reservation=refund.reservation)
+    payment = refund.payment
     refunds.send(refund_id=refund.pk, at=at, actor=ACTOR)
     fits = Payment.objects.filter(
-        pk=payment.pk, received_minor__gte=F("refunded_minor") + refund.amount_minor
+        pk=refund.payment_id, received_minor__gte=F("refunded_minor") + refund.amount_minor
     ).update(refunded_minor=F("refunded_minor") + refund.amount_minor)
-    if not fits:
+    if payment is None or not fits:
         refunds.fail(refund_id=refund.pk, at=at, actor=ACTOR)
         _tell(refund, kind=EventKind.REFUND_FAILED, at=at)
         return True
     intents.write(
         kind=IntentKind.REFUND,
         subject_id=refund.pk,
-        organization=payment.organization,
+        organization=refund.reservation.organization,
         params={
             "payment_id": payment.provider_id,
             "amount_minor": refund.amount_minor,
@@ -84,7 +85,7 @@ def _fail(refund: Refund, *, at: dt.datetime) -> None:
     if refund.status not in {RefundStatus.SENT, RefundStatus.SETTLED}:
         return
     refunds.fail(refund_id=refund.pk, at=at, actor=ACTOR)
-    Payment.objects.filter(reservation=refund.reservation).update(
+    Payment.objects.filter(pk=refund.payment_id).update(
         refunded_minor=F("refunded_minor") - refund.amount_minor
     )
     _tell(refund, kind=EventKind.REFUND_FAILED, at=at)

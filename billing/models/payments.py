@@ -7,6 +7,7 @@ from django.db.models import F, Q
 
 from billing.models.provider import PROVIDER_ID_LENGTH_MAX
 from billing.provider_states import (
+    PAYMENT_OPEN_STATUSES,
     CardRefundStatus,
     PaymentMeans,
     PaymentPurpose,
@@ -49,8 +50,8 @@ class Payment(models.Model):
     purpose = models.CharField(max_length=20, choices=PaymentPurpose)
     means = models.CharField(max_length=20, choices=PaymentMeans)
     status = models.CharField(max_length=20, choices=PaymentStatus, default=PaymentStatus.CREATED)
-    reservation = models.OneToOneField(
-        Reservation, null=True, on_delete=models.PROTECT, related_name="provider_payment"
+    reservation = models.ForeignKey(
+        Reservation, null=True, on_delete=models.PROTECT, related_name="provider_payments"
     )
     invoice_id = models.CharField(
         max_length=ids.ID_LENGTH_MAX, blank=True, db_comment="what it is to pay, of an invoice's"
@@ -95,11 +96,16 @@ class Payment(models.Model):
                 condition=~Q(provider_id=""),
                 name="payment_has_its_own_object",
             ),
+            models.UniqueConstraint(
+                fields=["reservation", "purpose"],
+                condition=Q(reservation__isnull=False, status__in=PAYMENT_OPEN_STATUSES),
+                name="payment_is_open_once_per_purpose",
+            ),
         ]
         indexes: ClassVar = [
             models.Index(
                 fields=["due_at"],
-                condition=Q(status__in=("created", "open", "authorized")),
+                condition=Q(status__in=PAYMENT_OPEN_STATUSES),
                 name="payment_due",
             )
         ]

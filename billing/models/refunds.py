@@ -6,6 +6,7 @@ from django.db import models
 from django.db.models import Q
 
 from billing.models.books import Entry
+from billing.models.payments import Payment
 from billing.states import REFUND_ARROWS, RefundStatus
 from marketplace.core import ids
 from marketplace.models import Organization
@@ -18,11 +19,21 @@ class RefundQuerySet(models.QuerySet["Refund"]):
 
 
 class Refund(models.Model):
-    """What is sent back of a reservation that was not paid from the wallet, the way it came."""
+    """What is sent back of a reservation that was not paid from the wallet, the way it came.
+
+    One goes by one payment; what came by no payment through the provider has none.
+    """
 
     id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_refund_id)
     reservation = models.ForeignKey(Reservation, on_delete=models.PROTECT, related_name="refunds")
     status = models.CharField(max_length=20, choices=RefundStatus, default=RefundStatus.DUE)
+    payment = models.ForeignKey(
+        Payment,
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="reservation_refunds",
+        db_comment="by which it goes back; null: by none through the provider",
+    )
     amount_minor = models.BigIntegerField()
     currency = models.CharField(max_length=3)
     created_at = models.DateTimeField()
@@ -34,8 +45,9 @@ class Refund(models.Model):
         constraints: ClassVar = [
             models.CheckConstraint(condition=Q(amount_minor__gt=0), name="refund_is_positive"),
             models.UniqueConstraint(
-                fields=["reservation"],
+                fields=["reservation", "payment"],
                 condition=Q(status=RefundStatus.DUE),
+                nulls_distinct=False,
                 name="refund_is_due_once_at_a_time",
             ),
         ]

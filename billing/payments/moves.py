@@ -10,6 +10,7 @@ from billing import intents, ledger
 from billing.models import Intent, Payment, ProviderTransition
 from billing.provider_states import (
     PAYMENT_ARROWS,
+    PAYMENT_OPEN_STATUSES,
     IntentKind,
     Machine,
     PaymentMeans,
@@ -24,7 +25,7 @@ from scheduler.models import Reservation
 from scheduler.states import ReservationStatus
 
 ACTOR = "billing.payments"
-OPEN_STATUSES = (PaymentStatus.CREATED, PaymentStatus.OPEN, PaymentStatus.AUTHORIZED)
+OPEN_STATUSES = PAYMENT_OPEN_STATUSES
 
 
 def clearing(*, payment: Payment) -> ledger.AccountRef:

@@ -5,8 +5,6 @@ from typing import Any
 from rest_framework import serializers
 
 from billing.models import Payment
-from billing.payments import OPEN_STATUSES
-from scheduler.models import Reservation
 
 
 class FailureSerializer(serializers.Serializer[Any]):
@@ -25,12 +23,6 @@ class BankTransferSerializer(serializers.Serializer[Any]):
     accounts = serializers.ListField(
         child=serializers.DictField(), help_text="bank details, as the provider gives them"
     )
-
-
-def open_payment_of(reservation: Reservation) -> Payment | None:
-    """Return the payment that a reservation still waits for, None when it waits for none."""
-    payment: Payment | None = getattr(reservation, "provider_payment", None)
-    return payment if payment is not None and payment.status in OPEN_STATUSES else None
 
 
 def failure_of(payment: Payment) -> dict[str, str] | None:

@@ -63,8 +63,7 @@ def story(settings: Any) -> Settlement:
     card.refresh_from_db()
     purchases.capture_payment(reservation=card, object_id="pi_1", at=AT)
     assert settlements.refund_rest(reservation_id=card.id, at=AT)
-    refund = refunds.open_for(reservation_id=card.id, at=AT)
-    assert refund is not None
+    (refund,) = refunds.open_for(reservation_id=card.id, at=AT)
     refunds.send(refund_id=refund.id, at=AT, actor="test")
     disputes.open_dispute(
         dispute_id="dp_1",

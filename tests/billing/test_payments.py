@@ -1,6 +1,7 @@
 """Money that comes in: for the wallet and for reservations, in time, late, declined and given up."""
 
 import pytest
+from django.db import IntegrityError, transaction
 
 from agents.models import Node
 from billing import (
@@ -220,6 +221,16 @@ class TestReservations:
         assert world.balance() == 0
         world.sound()
 
+    def test_have_one_open_payment_of_a_purpose(self, world):
+        reservation, payment = world.reserve()
+        with (
+            pytest.raises(IntegrityError, match="payment_is_open_once_per_purpose"),
+            transaction.atomic(),
+        ):
+            payments.open_for_reservation(reservation=reservation, wishes=CARD, at=world.clock())
+        world.turn(minutes=16)
+        assert Payment.objects.get().pk == payment.pk
+
     def test_go_back_on_sale_when_nobody_pays(self, world):
         reservation, payment = world.reserve()
         world.turn(minutes=16)
@@ -409,12 +420,16 @@ class TestRefunds:
 class TestRefundsOfReservations:
     def owing(self, world):
         """Return a reservation that was paid by card, was not delivered, and owes its price."""
+        reservation, payment = self.undelivered(world)
+        refunds.open_due(at=world.clock())
+        return reservation, payment
+
+    def undelivered(self, world):
         reservation, payment = world.reserve()
         world.pays(payment)
         world.turn()
         reservations.start_due(at=world.clock(days=3))
         settlements.settle_ended(at=world.clock())
-        refunds.open_due(at=world.clock())
         self.credit = world.balance()  # what the market gives for the breach, beside the price
         return reservation, payment
 
@@ -462,11 +477,60 @@ class TestRefundsOfReservations:
         refund.refresh_from_db()
         assert (refund.status, self.back(world)) == ("failed", reservation.total_minor)
 
-    def test_fill_the_wallet_with_what_the_card_never_paid(self, world, unguarded):
-        reservation, payment = self.owing(world)
-        short = reservation.total_minor - 1
+    def test_are_split_over_the_charges_the_newest_first(self, world, unguarded):
+        reservation, first = self.undelivered(world)
+        # A second charge, of which ten have gone back; the first brought all but the last minor unit.
+        second = world.top_up(amount=100)
+        world.pays(second)
+        world.turn()
         with unguarded():
-            Payment.objects.filter(pk=payment.pk).update(amount_minor=short, received_minor=short)
+            Payment.objects.filter(pk=second.pk).update(
+                reservation=reservation, purpose="reservation", refunded_minor=10
+            )
+            Payment.objects.filter(pk=first.pk).update(
+                amount_minor=reservation.total_minor - 91,
+                received_minor=reservation.total_minor - 91,
+            )
+        refunds.open_due(at=world.clock())
+        reservation_refunds.ask_due(at=world.clock())
+        provider.drive_due(at=world.clock())
+        parts = Refund.objects.order_by("pk").values_list("payment", "amount_minor", "status")
+        assert list(parts) == [
+            (second.pk, 90, "settled"),
+            (first.pk, reservation.total_minor - 91, "settled"),
+            (None, 1, "failed"),
+        ]
+        for payment in (first, second):
+            payment.refresh_from_db()
+            assert payment.refunded_minor == payment.received_minor
+        sent = {r["payment_intent"]: r["amount"] for r in world.stand_in.world.all("refund")}
+        assert sent == {second.provider_id: 90, first.provider_id: reservation.total_minor - 91}
+        assert self.back(world) == 100 + 1  # the top-up is in the wallet still
+
+    def test_of_one_charge_stay_on_it_when_another_was_disputed(self, world, unguarded):
+        reservation, first = self.undelivered(world)
+        second = world.top_up(amount=100)
+        world.pays(second)
+        world.turn()
+        with unguarded():
+            Payment.objects.filter(pk=second.pk).update(
+                reservation=reservation, purpose="reservation"
+            )
+        second.refresh_from_db()
+        world.stand_in.control("/_control/dispute", {"id": second.charge_id})
+        refunds.open_due(at=world.clock())
+        reservation_refunds.ask_due(at=world.clock())
+        provider.drive_due(at=world.clock())
+        rows = Refund.objects.order_by("pk").values_list("payment", "status")
+        assert list(rows) == [(second.pk, "failed"), (first.pk, "settled")]
+        first.refresh_from_db()
+        second.refresh_from_db()
+        assert (first.refunded_minor, second.refunded_minor) == (reservation.total_minor - 100, 0)
+
+    def test_fill_the_wallet_with_what_the_charge_has_no_room_for_any_more(self, world, unguarded):
+        reservation, payment = self.owing(world)
+        with unguarded():
+            Payment.objects.filter(pk=payment.pk).update(refunded_minor=1)
         assert self.sent(world).status == "failed"
         assert self.back(world) == reservation.total_minor
         assert not world.stand_in.world.all("refund")
