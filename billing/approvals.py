@@ -9,7 +9,7 @@ import datetime as dt
 from django.conf import settings
 from django.db import transaction
 
-from billing import credit, parking, receivables, refunds
+from billing import clawbacks, credit, parking, receivables, refunds
 from billing.models import NET_DAYS, Approval, ApprovalTransition
 from billing.states import APPROVAL_ARROWS, ApprovalKind, ApprovalStatus
 from marketplace import audit
@@ -130,6 +130,8 @@ def _carry_out(approval: Approval, *, at: dt.datetime) -> None:
             )
         case ApprovalKind.CREDIT:
             credit.grant(approval=approval, at=at)
+        case ApprovalKind.DISPUTE:
+            clawbacks.charge(approval=approval, at=at)
         case ApprovalKind.UNPARK:
             parking.end(organization=approval.organization, at=at, actor=approval.decided_by)
 

@@ -91,6 +91,8 @@ def target_of(event: InboxEvent) -> Target:
     body = json.loads(event.payload)
     subject = (body.get("data") or {}).get("object") or {}
     kind = str(subject.get("object") or (body.get("related_object") or {}).get("type") or "")
+    if kind in {"cash_balance", "customer_cash_balance_transaction"}:
+        return Target("cash_balance", str(subject.get("customer") or ""))
     if kind == "charge":
         return Target("payment_intent", str(subject.get("payment_intent") or ""))
     return Target(kind, event.object_id)

@@ -236,6 +236,12 @@ def read_dispute(*, dispute_id: str) -> ProviderDispute:
     return shapes.dispute_of(_made(lambda: _client().v1.disputes.retrieve(dispute_id)))
 
 
+def read_cash(*, customer_id: str) -> dict[str, int]:
+    """Return what a tenant sent by bank and no payment has taken, by currency, in minor units."""
+    balance = _made(lambda: _client().v1.customers.cash_balance.retrieve(customer_id))
+    return dict(balance.get("available") or {})
+
+
 def find_customer(*, intent_id: str, since: dt.datetime) -> ProviderCustomer | None:
     rows = _listed(lambda p: _client().v1.customers.list(p), created=_between(since))
     return next((c for c in map(shapes.customer_of, rows) if c.intent_id == intent_id), None)

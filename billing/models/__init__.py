@@ -5,7 +5,7 @@ Append-only, balance, sealing and guards are enforced by PostgreSQL (migration `
 
 from billing.models.books import Account, Entry, Posting
 from billing.models.budgets import Budget, BudgetQuerySet, ProjectFreeze
-from billing.models.connect import PayoutAccount, Transfer
+from billing.models.connect import PayoutAccount, Reversal, Transfer
 from billing.models.controls import Approval, ApprovalTransition, BooksRun, Parking
 from billing.models.credit import (
     NET_DAYS,
@@ -14,7 +14,7 @@ from billing.models.credit import (
     DunningCase,
     DunningTransition,
 )
-from billing.models.disputes import Dispute, DisputeTransition
+from billing.models.disputes import Dispute, DisputeCharge, DisputeTransition
 from billing.models.earnings import EarnedHour
 from billing.models.fee_shares import FeeShare
 from billing.models.invoices import (
@@ -61,6 +61,7 @@ __all__ = [
     "CreditTerms",
     "Difference",
     "Dispute",
+    "DisputeCharge",
     "DisputeTransition",
     "DunningCase",
     "DunningTransition",
@@ -92,6 +93,7 @@ __all__ = [
     "RefundTransition",
     "ReservationTax",
     "Reserve",
+    "Reversal",
     "Settlement",
     "SettlementQuerySet",
     "TaxLine",
