@@ -1,4 +1,4 @@
-"""What takes two people: large refunds, write-offs, credit, and letting parked money move again.
+"""What takes two people: large refunds, write-offs, credit, remitted tax, and unparking money.
 
 One person asks, another one decides; PostgreSQL refuses one who does both. What was asked for happens in the
 transaction of the decision, or the decision does not stand.
@@ -9,9 +9,9 @@ import datetime as dt
 from django.conf import settings
 from django.db import transaction
 
-from billing import clawbacks, credit, parking, receivables, refunds
+from billing import clawbacks, credit, parking, receivables, refunds, tax_remittances
 from billing.models import NET_DAYS, Approval, ApprovalTransition
-from billing.states import APPROVAL_ARROWS, ApprovalKind, ApprovalStatus
+from billing.states import APPROVAL_ARROWS, MARKETS_OWN, ApprovalKind, ApprovalStatus
 from marketplace import audit
 from marketplace.core.errors import DomainError, InvalidValue, StateConflict
 from marketplace.core.money import Money
@@ -29,7 +29,7 @@ class FourEyesNeeded(DomainError):
 def request(
     *,
     kind: ApprovalKind,
-    organization: Organization,
+    organization: Organization | None,
     subject_id: str,
     amount: Money,
     reason: str,
@@ -39,14 +39,20 @@ def request(
 ) -> Approval:
     """Ask for a movement of money; a small refund happens at once, everything else waits for a second person.
 
-    For credit the amount is the limit, and `net_days` the time to pay an invoice; a limit of 0 ends it.
+    For credit the amount is the limit, and `net_days` the time to pay an invoice; a limit of 0 ends it. What
+    concerns the market alone has no organization, such as tax that goes to a tax office.
 
-    :raises InvalidValue: without a reason, when the same is being asked for already, or with terms of credit
-        that nobody gives.
-    :raises DomainError: whatever refuses a small refund.
+    :raises InvalidValue: without a reason or whose it is, when the same is being asked for already, or with
+        terms of credit that nobody gives.
+    :raises DomainError: whatever refuses a small refund, or a remittance as things stand.
     """
     if not reason.strip():
         raise InvalidValue("Say why.", pointer="/reason")
+    if (organization is None) != (kind in MARKETS_OWN):
+        raise InvalidValue(
+            "Say whose it is; the market's own is nobody's.", pointer="/organization"
+        )
+    _check_remittance(kind=kind, subject_id=subject_id, amount=amount, at=at)
     _check_credit(kind=kind, organization=organization, amount=amount, net_days=net_days)
     waiting = Approval.objects.filter(
         kind=kind, subject_id=subject_id, status=ApprovalStatus.REQUESTED
@@ -111,10 +117,14 @@ def is_for_one(*, kind: ApprovalKind, amount: Money) -> bool:
 
 
 def _carry_out(approval: Approval, *, at: dt.datetime) -> None:
-    match ApprovalKind(approval.kind):
+    kind, organization = ApprovalKind(approval.kind), approval.organization
+    if organization is None:
+        _carry_out_for_market(approval, kind=kind, at=at)
+        return
+    match kind:
         case ApprovalKind.REFUND:
             refunds.give(
-                organization=approval.organization,
+                organization=organization,
                 subject_id=approval.subject_id,
                 amount=Money(approval.amount_minor, approval.currency),
                 key=approval.id,
@@ -122,7 +132,7 @@ def _carry_out(approval: Approval, *, at: dt.datetime) -> None:
             )
         case ApprovalKind.WRITE_OFF:
             receivables.write_off(
-                organization=approval.organization,
+                organization=organization,
                 invoice_id=approval.subject_id,
                 amount_minor=approval.amount_minor,
                 currency=approval.currency,
@@ -133,11 +143,34 @@ def _carry_out(approval: Approval, *, at: dt.datetime) -> None:
         case ApprovalKind.DISPUTE:
             clawbacks.charge(approval=approval, at=at)
         case ApprovalKind.UNPARK:
-            parking.end(organization=approval.organization, at=at, actor=approval.decided_by)
+            parking.end(organization=organization, at=at, actor=approval.decided_by)
+        case ApprovalKind.TAX_REMITTANCE | ApprovalKind.REMITTANCE_REVERSAL:
+            raise AssertionError(f"{approval.pk} is the market's own")
+
+
+def _carry_out_for_market(approval: Approval, *, kind: ApprovalKind, at: dt.datetime) -> None:
+    if kind == ApprovalKind.TAX_REMITTANCE:
+        tax_remittances.remit(approval=approval, at=at)
+    else:
+        assert kind == ApprovalKind.REMITTANCE_REVERSAL, approval
+        tax_remittances.take_back(approval=approval, at=at)
+
+
+def _check_remittance(
+    *, kind: ApprovalKind, subject_id: str, amount: Money, at: dt.datetime
+) -> None:
+    """Refuse to ask for what could not happen now; it is looked at again when it is decided.
+
+    :raises DomainError: then.
+    """
+    if kind == ApprovalKind.TAX_REMITTANCE:
+        tax_remittances.require_open(subject_id=subject_id, amount=amount, at=at)
+    elif kind == ApprovalKind.REMITTANCE_REVERSAL:
+        tax_remittances.require_standing(remittance_id=subject_id, amount=amount)
 
 
 def _check_credit(
-    *, kind: ApprovalKind, organization: Organization, amount: Money, net_days: int | None
+    *, kind: ApprovalKind, organization: Organization | None, amount: Money, net_days: int | None
 ) -> None:
     """Refuse terms of credit that nobody gives, and days to pay where none are asked for.
 
@@ -150,7 +183,7 @@ def _check_credit(
     if net_days not in {days for days, _ in NET_DAYS}:
         known = " or ".join(str(days) for days, _ in NET_DAYS)
         raise InvalidValue(f"An invoice is to be paid within {known} days.", pointer="/net_days")
-    if not organization.is_tenant:
+    if organization is None or not organization.is_tenant:
         raise InvalidValue("Only an organization that buys gets credit.", pointer="/organization")
     if amount.amount_minor < 0 or amount.currency != settings.CURRENCY:
         raise InvalidValue(

@@ -15,6 +15,7 @@ from billing.guards import GUARDS
 from billing.invariants import MORE_INVARIANTS, SIGNED, Invariant, sum_of
 from billing.invoices.invariants import INVOICE_INVARIANTS
 from billing.models import BooksRun
+from billing.provider_invariants import PROVIDER_INVARIANTS
 from billing.tax_invariants import TAX_INVARIANTS
 
 logger = logging.getLogger(__name__)
@@ -152,7 +153,8 @@ INVARIANTS = (
     ),
     Invariant(
         "prices_are_locked",
-        "Each paid reservation costs what its quote and its changes make it, and was charged just that.",
+        "Each paid reservation costs what its quote and its changes make it, and was charged just that;"
+        " one whose price is held on a card costs it, and was charged nothing yet.",
         """
         SELECT r.id || ' costs ' || r.total_minor || ', was quoted ' || q.total_minor
             || ', changed by ' || changed.amount || ', was charged '
@@ -171,11 +173,16 @@ INVARIANTS = (
             WHERE p.entry_id = e.id AND p.side = 'credit' AND a.kind = 'deferred'
                 AND a.currency = r.currency
         ) charged ON e.id IS NOT NULL
+        CROSS JOIN LATERAL (
+            SELECT r.status = 'scheduled' AND e.id IS NULL AND EXISTS (
+                SELECT FROM billing_payment h WHERE h.reservation_id = r.id AND h.status = 'authorized'
+            ) AS is_held
+        ) price
         WHERE r.status IN ('scheduled', 'active', 'completed', 'reclaimed', 'failed') AND (
             (r.currency, r.fee_basis_points) IS DISTINCT FROM (q.currency, q.fee_basis_points)
             OR (changed.count = 0 AND r.rate IS DISTINCT FROM q.rate)
             OR r.total_minor IS DISTINCT FROM q.total_minor + changed.amount
-            OR charged.amount IS DISTINCT FROM q.total_minor
+            OR (charged.amount IS DISTINCT FROM q.total_minor AND NOT price.is_held)
         )
         """,
     ),
@@ -314,6 +321,7 @@ INVARIANTS = (
         """,
     ),
     *MORE_INVARIANTS,
+    *PROVIDER_INVARIANTS,
     *INVOICE_INVARIANTS,
     *TAX_INVARIANTS,
 )

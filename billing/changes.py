@@ -18,16 +18,16 @@ from billing import (
     invoices,
     ledger,
     parking,
+    payment_methods,
     purchase_requests,
     receivables,
     tax,
 )
-from billing.checkout import PaymentMethodUnavailable
 from billing.models import CreditTerms, FeeShare
+from billing.payment_methods import PaymentMethodUnavailable
 from billing.promised import Promise
 from billing.purchase_requests import Order
 from billing.states import AccountKind, EntryKind
-from marketplace.core.errors import InvalidValue
 from marketplace.core.money import Money, share_of, split_by_weights
 from marketplace.models import Organization
 from scheduler import cancellations, extensions, rebookings
@@ -76,14 +76,14 @@ def extend(
 
     The old end stands if the payment fails.
 
-    :raises PaymentMethodUnavailable: for `card` and `bank_transfer`.
+    :raises PaymentMethodUnavailable: for `bank_transfer`; by card see `billing.added_hours`.
     :raises budgets.BudgetExceeded: when a hard budget does not cover what is added; likewise `ProjectFrozen`.
     :raises credit.CreditNotGranted: when nothing can be bought on account; likewise `CreditLimitExceeded`
         with the missing amount, and `InvoiceOverdue`.
     :raises ledger.InsufficientFunds: with the missing amount, when the wallet does not cover it.
     :raises DomainError: whatever refuses the extension; see `scheduler.extensions.extend`.
     """
-    _require_allowed(
+    require_allowed(
         organization=organization, reservation_id=reservation_id, quote_id=quote_id, at=at
     )
     terms = _require_means(
@@ -125,7 +125,7 @@ def rebook(
     :raises ledger.InsufficientFunds: with the missing amount, when the wallet does not cover it.
     :raises DomainError: whatever refuses the change; see `scheduler.rebookings.rebook`.
     """
-    _require_allowed(
+    require_allowed(
         organization=organization, reservation_id=reservation_id, quote_id=quote_id, at=at
     )
     terms = _require_means(
@@ -183,7 +183,7 @@ def post(*, change: Change, payer: ledger.AccountRef | None = None) -> None:
         _share_out(change, amount=fee_for_owners)
 
 
-def _require_allowed(
+def require_allowed(
     *, organization: Organization, reservation_id: str, quote_id: str, at: dt.datetime
 ) -> None:
     """Refuse what budgets and limits do not allow; a quote that cannot be used is refused where it is."""
@@ -217,18 +217,14 @@ def _require_means(
 
     What is changed is changed at once, or not. Locks the reservation, and then what its tenant may owe.
     """
-    if payment_method not in PaymentMethod.values:
-        raise InvalidValue(
-            f"payment_method must be one of {', '.join(PaymentMethod.values)}",
-            pointer="/payment_method",
-        )
-    if payment_method not in _AT_ONCE:
+    method = payment_methods.named(payment_method)
+    if method not in _AT_ONCE:
         raise PaymentMethodUnavailable(
             f"What is added to a reservation is paid from the wallet or on account, not by "
-            f"{payment_method}.",
+            f"{method}.",
             pointer="/payment_method",
         )
-    if payment_method == PaymentMethod.WALLET:
+    if method == PaymentMethod.WALLET:
         return None
     reservation = scheduled.locked(organization=organization, reservation_id=reservation_id)
     promised = ChangeQuote.objects.filter(reservation=reservation, pk=quote_id).first()

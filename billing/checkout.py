@@ -9,6 +9,7 @@ from billing import (
     budgets,
     credit,
     ledger,
+    payment_methods,
     payments,
     provider,
     purchase_requests,
@@ -18,9 +19,8 @@ from billing import (
 from billing.models import CreditTerms
 from billing.payments import Wishes
 from billing.promised import Promise
-from billing.provider_states import PaymentMeans
 from billing.purchase_requests import Order
-from marketplace.core.errors import DomainError, InvalidValue
+from marketplace.core.errors import InvalidValue
 from marketplace.core.money import Money
 from marketplace.models import Organization
 from scheduler import quotes, reservations
@@ -31,17 +31,6 @@ from scheduler.states import PaymentMethod, QuoteStatus
 # A bank transfer takes a day or two, and the GPUs are kept for half a day: closer to the start than this,
 # the money would come when nobody can have them any more.
 BANK_TRANSFER_AHEAD_SECONDS = 3 * 86_400
-_MEANS = {
-    PaymentMethod.CARD: PaymentMeans.CARD,
-    PaymentMethod.BANK_TRANSFER: PaymentMeans.BANK_TRANSFER,
-}
-
-
-class PaymentMethodUnavailable(DomainError):
-    """The contract knows this way to pay, but this market does not take it yet."""
-
-    code = "payment_method_unavailable"
-    title = "This way to pay is not available"
 
 
 @transaction.atomic
@@ -63,7 +52,7 @@ def purchase(
     for when this transaction is over.
 
     :raises InvalidValue: when nobody has ever heard of the payment method, or it takes too long here.
-    :raises PaymentMethodUnavailable: where it takes a provider and none is connected.
+    :raises payment_methods.PaymentMethodUnavailable: where it takes a provider and none is connected.
     :raises budgets.BudgetExceeded: when a hard budget does not cover the price; likewise `ProjectFrozen`.
     :raises ApprovalRequired: above the tenant's own limit, unless another person has approved it.
     :raises payments.NoSavedCard: when the saved card is to pay and there is none.
@@ -72,18 +61,8 @@ def purchase(
         with the missing amount, and `InvoiceOverdue`.
     :raises DomainError: whatever refuses the reservation; see `scheduler.reservations.reserve`.
     """
-    if payment_method not in PaymentMethod.values:
-        raise InvalidValue(
-            f"payment_method must be one of {', '.join(PaymentMethod.values)}",
-            pointer="/payment_method",
-        )
-    method = PaymentMethod(payment_method)
-    if method in _MEANS and not provider.is_connected():
-        raise PaymentMethodUnavailable(
-            f"Payment by {payment_method} needs a payment provider, and none is connected here; "
-            "pay from the wallet.",
-            pointer="/payment_method",
-        )
+    method = payment_methods.named(payment_method)
+    payment_methods.require_provider(method, is_connected=provider.is_connected())
     quote = quotes.get_for_use(organization=organization, quote_id=quote_id)
     if quote.status == QuoteStatus.OPEN and quote.expires_at > at:
         budgets.require(
@@ -116,7 +95,11 @@ def purchase(
         )
     payments.open_for_reservation(
         reservation=reservation,
-        wishes=Wishes(means=_MEANS[method], with_saved_card=with_saved_card, saves_card=saves_card),
+        wishes=Wishes(
+            means=payment_methods.MEANS[method],
+            with_saved_card=with_saved_card,
+            saves_card=saves_card,
+        ),
         at=at,
     )
     return reservation

@@ -65,6 +65,7 @@ def grant(*, approval: Approval, at: dt.datetime) -> CreditTerms:
 
     What is owed already stays owed.
     """
+    assert approval.organization is not None, approval.pk
     organization = receivables.lock(approval.organization)
     before = terms_in_force(organization=organization, currency=approval.currency)
     assert approval.net_days is not None, approval.pk

@@ -8,6 +8,9 @@ without either; the ladder gives the tenant what it would get for leaving by its
 owed no more. What is paid is not touched, and a lease that runs is never cut.
 
 Whoever is told late is not punished early: between two steps there is always the time that is meant to be.
+
+The last step cancels a part at a time: a suspended case stays due until there is nothing left to cancel. What
+the case itself is about comes last, so that a debt which is gone before that was paid, and ends the rest.
 """
 
 import datetime as dt
@@ -15,7 +18,7 @@ import datetime as dt
 import structlog
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Exists, OuterRef
+from django.db.models import Case, Exists, OuterRef, QuerySet, Value, When
 
 from billing import changes, credit, parking, receivables
 from billing.models import CreditSale, DunningCase, DunningTransition, Entry
@@ -33,6 +36,8 @@ log = structlog.get_logger(__name__)
 ACTOR = "billing.dunning"
 # Each reservation is a cancellation of its own, some 30 ms; the next tick goes on where this one stopped.
 CANCELLATIONS_PER_STEP_MAX = 100
+# What refuses to be cancelled has most often just begun; a limit on open quotes is gone by then as well.
+REFUSED_RETRY_SECONDS = 3600
 _NEXT = {
     DunningStatus.WAITING: DunningStatus.OVERDUE,
     DunningStatus.OVERDUE: DunningStatus.REMINDED,
@@ -83,10 +88,21 @@ def _step(case: DunningCase, *, at: dt.datetime) -> None:
         return
     if parking.is_parked(organizations=[case.sale.organization]):
         return
-    to = _NEXT[DunningStatus(case.status)]
-    left = _suspend(case.sale, at=at) if to == DunningStatus.SUSPENDED else []
-    _move(case, to=to, act_due_at=_next_due_at(case.sale, taken=to, at=at), reason="", at=at)
-    _tell(case, left=left, at=at)
+    came_from = DunningStatus(case.status)
+    to = _NEXT.get(came_from, DunningStatus.SUSPENDED)
+    if to != DunningStatus.SUSPENDED:
+        _move(case, to=to, act_due_at=_next_due_at(case.sale, taken=to, at=at), reason="", at=at)
+        _tell(case, key=f"{case.pk}:{to}", cancelled=None, at=at)
+        return
+    cancelled, act_due_at = _suspend(case.sale, at=at)
+    if came_from != DunningStatus.SUSPENDED:
+        _move(case, to=to, act_due_at=act_due_at, reason="", at=at)
+        _tell(case, key=f"{case.pk}:{to}", cancelled=cancelled, at=at)
+        return
+    _go_on(case, act_due_at=act_due_at)
+    if cancelled:
+        # A reservation is cancelled once, so this names the part of it.
+        _tell(case, key=f"{case.pk}:{to}:{cancelled[0]}", cancelled=cancelled, at=at)
 
 
 def _delay_seconds(status: DunningStatus) -> int:
@@ -99,52 +115,69 @@ def _delay_seconds(status: DunningStatus) -> int:
     }[status]
 
 
-def _next_due_at(sale: CreditSale, *, taken: DunningStatus, at: dt.datetime) -> dt.datetime | None:
+def _next_due_at(sale: CreditSale, *, taken: DunningStatus, at: dt.datetime) -> dt.datetime:
     """Return when the step after one that is taken now is due; late ones leave as much time as others."""
-    following = _NEXT.get(taken)
-    if following is None:
-        return None
+    following = _NEXT[taken]
     planned = sale.due_at + dt.timedelta(seconds=_delay_seconds(following))
     between = max(_delay_seconds(following) - _delay_seconds(taken), 0)
     return max(planned, at + dt.timedelta(seconds=between))
 
 
-def _suspend(sale: CreditSale, *, at: dt.datetime) -> list[str]:
-    """Cancel what a tenant has not paid and that has not begun; return the ids of the reservations."""
+def _suspend(sale: CreditSale, *, at: dt.datetime) -> tuple[list[str], dt.datetime | None]:
+    """Cancel a part of what a tenant has not paid and that has not begun.
+
+    Return the ids of the cancelled reservations, and when to go on; None where nothing is left.
+    """
+    waiting = _unpaid(sale)
+    cancelled: list[str] = []
+    refused: list[str] = []
+    # Each is looked for anew: what is paid meanwhile is not taken.
+    while len(cancelled) + len(refused) < CANCELLATIONS_PER_STEP_MAX:
+        found = waiting.exclude(pk__in=[*cancelled, *refused]).values_list("pk", flat=True).first()
+        if found is None:
+            break
+        (cancelled if _cancel(sale, reservation_id=found, at=at) else refused).append(found)
+    if not waiting.exists():
+        return cancelled, None
+    return cancelled, at if cancelled else at + dt.timedelta(seconds=REFUSED_RETRY_SECONDS)
+
+
+def _unpaid(sale: CreditSale) -> QuerySet[Reservation]:
+    """Return what a tenant has not paid and that has not begun; what the sale itself is of comes last."""
     unpaid = credit.still_open().filter(reservation=OuterRef("pk"))
     waiting = Reservation.objects.filter(
         Exists(unpaid), organization=sale.organization, status=ReservationStatus.SCHEDULED
     )
-    left = []
-    for reservation_id in waiting.order_by("pk").values_list("pk", flat=True)[
-        :CANCELLATIONS_PER_STEP_MAX
-    ]:
-        try:
-            with transaction.atomic():
-                quote = cancellations.quote(
-                    organization=sale.organization, reservation_id=reservation_id, at=at
-                )
-                changes.cancel(
-                    organization=sale.organization,
-                    reservation_id=reservation_id,
-                    quote_id=quote.pk,
-                    at=at,
-                    actor=ACTOR,
-                )
-        except DomainError as refusal:
-            # It has just begun, or its tenant was faster: then it is not ours to take.
-            log.info("dunning_leaves", reservation_id=reservation_id, why=refusal.detail)
-        else:
-            left.append(reservation_id)
-    return left
+    is_own = Case(When(pk=sale.reservation_id, then=Value(1)), default=Value(0))
+    return waiting.order_by(is_own, "pk")
 
 
-def _tell(case: DunningCase, *, left: list[str], at: dt.datetime) -> None:
-    sale, status = case.sale, DunningStatus(case.status)
-    is_suspended = status == DunningStatus.SUSPENDED
+def _cancel(sale: CreditSale, *, reservation_id: str, at: dt.datetime) -> bool:
+    """Cancel a reservation by the ladder; say whether it let itself be cancelled."""
+    try:
+        with transaction.atomic():
+            quote = cancellations.quote(
+                organization=sale.organization, reservation_id=reservation_id, at=at
+            )
+            changes.cancel(
+                organization=sale.organization,
+                reservation_id=reservation_id,
+                quote_id=quote.pk,
+                at=at,
+                actor=ACTOR,
+            )
+    except DomainError as refusal:
+        # It has just begun, or its tenant was faster: then it is not ours to take.
+        log.info("dunning_leaves", reservation_id=reservation_id, why=refusal.detail)
+        return False
+    return True
+
+
+def _tell(case: DunningCase, *, key: str, cancelled: list[str] | None, at: dt.datetime) -> None:
+    sale = case.sale
     events.record(
         organization=sale.organization,
-        kind=_TOLD[status],
+        kind=_TOLD[DunningStatus(case.status)],
         object_id=sale.invoice_id,
         data={
             "number": sale.invoice.number,
@@ -152,10 +185,10 @@ def _tell(case: DunningCase, *, left: list[str], at: dt.datetime) -> None:
             "currency": sale.currency,
             "due_at": format_instant(sale.due_at),
             "next_step_at": case.act_due_at and format_instant(case.act_due_at),
-            **({"cancelled_reservation_ids": left} if is_suspended else {}),
+            **({} if cancelled is None else {"cancelled_reservation_ids": cancelled}),
         },
         at=at,
-        key=f"{sale.pk}:{status}",
+        key=key,
     )
 
 
@@ -196,6 +229,14 @@ def _move(
         raise StateConflict(f"{case.pk} is {came_from} or moved on; it cannot become {to}")
     case.status, case.act_due_at = to, act_due_at
     _note(case, came_from=came_from, reason=reason, at=at)
+
+
+def _go_on(case: DunningCase, *, act_due_at: dt.datetime | None) -> None:
+    """Say when a suspended case is looked at again: no arrow, so nobody may have moved it meanwhile."""
+    still = DunningCase.objects.filter(pk=case.pk, status=DunningStatus.SUSPENDED)
+    if not still.update(act_due_at=act_due_at):
+        raise StateConflict(f"{case.pk} moved on; it is not {DunningStatus.SUSPENDED} any more")
+    case.act_due_at = act_due_at
 
 
 def _note(case: DunningCase, *, came_from: str, reason: str, at: dt.datetime) -> None:

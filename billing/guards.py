@@ -109,6 +109,8 @@ GUARDS = (
     "billing_settlement.settlement_guard",
     "billing_taxline.books_keep_rows",
     "billing_taxline.books_keep_table",
+    "billing_taxremittance.books_keep_rows",
+    "billing_taxremittance.books_keep_table",
     "billing_taxrule.books_keep_rows",
     "billing_taxrule.books_keep_table",
     "billing_taxstatus.books_keep_rows",

@@ -42,6 +42,7 @@ INTENT_ARROWS = Arrows(
 class PaymentPurpose(TextChoices):
     TOP_UP = "top_up"
     RESERVATION = "reservation"  # its whole price
+    ADDED_HOURS = "added_hours"  # of one extension
     INVOICE = "invoice"
 
 

@@ -90,6 +90,8 @@ class EntryKind(TextChoices):
     RESERVE_DRAWN = "reserve_drawn"  # what was kept back of an owner, for what it owes
     INVOICE_VOID = "invoice_void"
     PAYMENT = "payment"
+    TAX_REMITTANCE = "tax_remittance"  # of collected tax, to its tax office
+    RELIEF_WITHDRAWN = "relief_withdrawn"  # of tax that a refund gave back
     OFFSET = "offset"  # what a reservation gives back, against what is owed for it
     WRITE_OFF = "write_off"
     REVERSAL = "reversal"
@@ -167,6 +169,12 @@ class ApprovalKind(TextChoices):
     CREDIT = "credit"  # how much may be owed; to end it takes one
     DISPUTE = "dispute"  # that an owner bears one that was lost
     UNPARK = "unpark"
+    TAX_REMITTANCE = "tax_remittance"
+    REMITTANCE_REVERSAL = "remittance_reversal"  # of a transfer that came back
+
+
+# What concerns the market alone, and no organization.
+MARKETS_OWN = (ApprovalKind.TAX_REMITTANCE, ApprovalKind.REMITTANCE_REVERSAL)
 
 
 class ApprovalStatus(TextChoices):

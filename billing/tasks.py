@@ -47,6 +47,7 @@ def release_earnings() -> None:
 def drive_intents() -> None:
     """Ask the provider for what is due, and give up what nobody paid."""
     now = timezone.now()
+    payments.end_untaken(at=now)
     payments.give_up_due(at=now)
     payments.capture_due(at=now)
     if provider.is_connected():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
-from billing import accounts, ledger, tax_rules
+from billing import accounts, ledger, tax_relief, tax_rules
 from billing.models import Entry, ReservationTax, TaxLine
 from billing.models.tax import BASIS_POINTS
 from billing.states import TaxTreatment
@@ -21,7 +21,7 @@ from marketplace.core.money import round_half_even
 from marketplace.models import Organization
 from scheduler.models import Reservation
 
-Row = tuple[ledger.AccountRef, ledger.AccountRef, int]  # debited, credited, amount
+Row = tax_relief.Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,10 +186,13 @@ def rows(
 
 
 def note(part: TaxPart, *, reservation: Reservation, entry: Entry, at: dt.datetime) -> None:
-    """Write down what an entry moved, in its transaction; `at` is the period in which it is filed."""
+    """Write down what an entry moved, in its transaction; `at` is the period in which it is filed.
+
+    Relief for tax that goes back by this is withdrawn: see `billing.tax_relief`.
+    """
     if part.is_empty or part.is_noted:
         return
-    TaxLine.objects.create(
+    line = TaxLine.objects.create(
         reservation_id=reservation.pk,
         entry=entry,
         currency=reservation.currency,
@@ -199,6 +202,10 @@ def note(part: TaxPart, *, reservation: Reservation, entry: Entry, at: dt.dateti
         tax_refunded_minor=part.refunded,
         at=at,
     )
+    if part.refunded:
+        tax_relief.withdraw_excess(
+            sale=line.reservation, currency=line.currency, cause=entry, at=at
+        )
 
 
 def net_kept(*, reservation: Reservation) -> int:

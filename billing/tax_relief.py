@@ -1,7 +1,9 @@
 """Relief for tax that was owed on a sale which nobody paid: the market's choice, off unless a law gives it.
 
 The tax in what is written off of an invoice is its share of the invoice's tax, and never more than the tax
-that the sale still keeps. It is no part of what was sold: the sale stands, and so does its tax.
+that the sale still keeps. It is no part of what was sold: the sale stands, and so does its tax. Where a later
+refund gives tax back, the relief that is more than the tax which is left is withdrawn, and is the market's
+loss again.
 """
 
 import datetime as dt
@@ -10,10 +12,12 @@ from dataclasses import dataclass
 from django.conf import settings
 from django.db.models import F, Sum
 
-from billing import accounts, ledger, tax
+from billing import accounts, ledger
 from billing.models import Entry, Posting, ReservationTax, TaxLine
-from billing.states import Side
+from billing.states import AccountKind, EntryKind, Side
 from marketplace.core.money import share_of
+
+Row = tuple[ledger.AccountRef, ledger.AccountRef, int]  # debited, credited, amount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +66,7 @@ def of_write_off(*, owed: ledger.AccountRef, amount_minor: int) -> Relief:
     )
 
 
-def rows(relief: Relief, *, owed: ledger.AccountRef) -> list[tax.Row]:
+def rows(relief: Relief, *, owed: ledger.AccountRef) -> list[Row]:
     """Return the leg of a relief as rows for `ledger.differences`."""
     if relief.sale is None:
         return []
@@ -82,6 +86,40 @@ def note(relief: Relief, *, entry: Entry, at: dt.datetime) -> None:
         net_refunded_minor=relief.net_minor,
         tax_charged_minor=0,
         tax_refunded_minor=relief.tax_minor,
+        is_relief=True,
+        at=at,
+    )
+
+
+def withdraw_excess(*, sale: ReservationTax, currency: str, cause: Entry, at: dt.datetime) -> None:
+    """Withdraw the relief that is more than the tax which a sale keeps after `cause`, in its transaction.
+
+    Nobody else moves tax of the sale until the transaction ends.
+    """
+    relieved = sale.lines.filter(is_relief=True).aggregate(
+        net=Sum(F("net_refunded_minor") - F("net_charged_minor")),
+        tax=Sum(F("tax_refunded_minor") - F("tax_charged_minor")),
+    )
+    excess = min(-_tax_kept(sale), relieved["tax"] or 0)
+    if excess <= 0:
+        return
+    office = accounts.tax_payable(jurisdiction=sale.jurisdiction, currency=currency)
+    cost = accounts.shared(kind=AccountKind.BAD_DEBT, currency=currency)
+    entry = ledger.post(
+        idempotency_key=f"relief_back:{cause.pk}",
+        kind=EntryKind.RELIEF_WITHDRAWN,
+        subject_id=sale.pk,
+        effective_at=at,
+        legs=ledger.transfer(debited=cost, credited=office, amount=excess),
+    )
+    TaxLine.objects.create(
+        reservation=sale,
+        entry=entry,
+        currency=currency,
+        net_charged_minor=share_of(total_minor=relieved["net"], part=excess, whole=relieved["tax"]),
+        net_refunded_minor=0,
+        tax_charged_minor=excess,
+        tax_refunded_minor=0,
         is_relief=True,
         at=at,
     )

@@ -6,16 +6,18 @@ without tax are in it too: a reverse charge is reported by who accounts for it, 
 
 import csv
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from django.db.models import Case, CharField, F, Q, Sum, Value, When
 from django.db.models.functions import Coalesce
 
+from billing import tax_remittances
 from billing.models import TaxLine
 from billing.month_movements import month_window
 from billing.states import TaxTreatment
 from marketplace.core.errors import InvalidValue
+from marketplace.core.windows import Window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +49,7 @@ def month_report(*, month: str, at: dt.datetime) -> list[TaxRow]:
 
     :raises InvalidValue: when `month` names no month, or one that has not begun.
     """
-    try:
-        window = month_window(month=month)
-    except ValueError:
-        raise InvalidValue("a month is written as YYYY-MM, such as 2026-11") from None
-    if window.starts_at > at:
-        raise InvalidValue(f"{month} has not begun")
+    window = _window(month=month, at=at)
     names = ("jurisdiction", "treatment", "name", "rate_basis_points")
     sold, relieved = Q(is_relief=False), Q(is_relief=True)
     found = (
@@ -74,7 +71,9 @@ def month_report(*, month: str, at: dt.datetime) -> list[TaxRow]:
             net_refunded=Coalesce(Sum("net_refunded_minor", filter=sold), 0),
             tax_charged=Coalesce(Sum("tax_charged_minor", filter=sold), 0),
             tax_refunded=Coalesce(Sum("tax_refunded_minor", filter=sold), 0),
-            relief=Coalesce(Sum("tax_refunded_minor", filter=relieved), 0),
+            relief=Coalesce(
+                Sum(F("tax_refunded_minor") - F("tax_charged_minor"), filter=relieved), 0
+            ),
         )
         .order_by(*names, "customer", "currency")
     )
@@ -96,6 +95,15 @@ def month_report(*, month: str, at: dt.datetime) -> list[TaxRow]:
     ]
 
 
+def offices(*, month: str, at: dt.datetime) -> list[tax_remittances.Period]:
+    """Return what each tax office is owed of a month of UTC, what was remitted, and what is open.
+
+    :raises InvalidValue: when `month` names no month, or one that has not begun.
+    """
+    _window(month=month, at=at)
+    return tax_remittances.periods(month=month)
+
+
 class _Line:
     """A file that hands each line on instead of keeping it."""
 
@@ -103,9 +111,23 @@ class _Line:
         return text
 
 
-def as_csv(rows: list[TaxRow]) -> Iterator[str]:
-    """Yield the lines of the report as CSV, its head first; money in minor units."""
-    writer = csv.DictWriter(_Line(), [each.name for each in fields(TaxRow)], lineterminator="\r\n")
+def as_csv(
+    rows: Sequence[TaxRow] | Sequence[tax_remittances.Period],
+    *,
+    of: type[TaxRow | tax_remittances.Period] = TaxRow,
+) -> Iterator[str]:
+    """Yield the lines of a report as CSV, its head first; money in minor units."""
+    writer = csv.DictWriter(_Line(), [each.name for each in fields(of)], lineterminator="\r\n")
     yield writer.writeheader()
     for row in rows:
         yield writer.writerow(asdict(row))
+
+
+def _window(*, month: str, at: dt.datetime) -> Window:
+    try:
+        window = month_window(month=month)
+    except ValueError:
+        raise InvalidValue("a month is written as YYYY-MM, such as 2026-11") from None
+    if window.starts_at > at:
+        raise InvalidValue(f"{month} has not begun")
+    return window

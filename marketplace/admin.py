@@ -16,7 +16,7 @@ from unfold.decorators import display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
-from marketplace import listings, organizations
+from marketplace import deliveries, listings, organizations
 from marketplace.core.errors import DomainError
 from marketplace.core.read_only import ReadOnly
 from marketplace.core.windows import format_duration
@@ -29,14 +29,22 @@ from marketplace.models import (
     ListingTransition,
     Organization,
     User,
+    WebhookCall,
+    WebhookDelivery,
+    WebhookEndpoint,
 )
-from marketplace.states import ListingStatus, Scope
+from marketplace.states import DeliveryState, ListingStatus, Scope
 
 STATUS_LABELS = {
     ListingStatus.PUBLISHED: "success",
     ListingStatus.PAUSED: "warning",
     ListingStatus.RETIRED: "danger",
     ListingStatus.DRAFT: "info",
+}
+DELIVERY_LABELS = {
+    DeliveryState.DELIVERED: "success",
+    DeliveryState.WAITING: "info",
+    DeliveryState.GIVEN_UP: "danger",
 }
 
 
@@ -255,6 +263,110 @@ class IdempotencyRecordAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfo
     ordering = ("-id",)
     # The stored answer may hold a secret that is shown once.
     exclude = ("response_body",)
+
+
+@admin.register(WebhookEndpoint)
+class WebhookEndpointAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold ships no types
+    """Organizations keep their endpoints through the API; an operator may stop one that does harm."""
+
+    list_display = ("url", "organization", "created_at", "failing_since", "disabled_because")
+    list_filter = (("disabled_at", admin.EmptyFieldListFilter), "disabled_because")
+    list_select_related = ("organization",)
+    search_fields = ("url", "id", "organization__name")
+    ordering = ("-id",)
+    # Who has a secret can sign what we never sent.
+    exclude = ("sealed_secret", "sealed_secret_before")
+    actions = ("disable",)
+
+    @admin.action(description="Call the selected endpoints no more", permissions=["stop"])
+    def disable(self, request: HttpRequest, queryset: QuerySet[WebhookEndpoint]) -> None:
+        for endpoint in queryset:
+            _report(
+                request,
+                lambda row=endpoint: deliveries.stop(
+                    endpoint=row, at=timezone.now(), actor=actor_of(request)
+                ),
+                done=f"{endpoint} is called no more",
+            )
+
+    def has_stop_permission(self, request: HttpRequest) -> bool:
+        return bool(request.user.has_perm("marketplace.change_webhookendpoint"))
+
+
+class WebhookCallInline(ReadOnly, TabularInline):  # type: ignore[misc] # unfold ships no types
+    model = WebhookCall
+    extra = 0
+    fields = ("at", "status", "error")
+
+
+class DeliveryStateFilter(admin.SimpleListFilter):
+    title = "status"
+    parameter_name = "status"
+
+    def lookups(self, request: HttpRequest, model_admin: object) -> list[tuple[str, str]]:
+        return [(value, str(label)) for value, label in DeliveryState.choices]
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[WebhookDelivery]
+    ) -> QuerySet[WebhookDelivery]:
+        value = self.value()
+        found: QuerySet[WebhookDelivery] = (
+            queryset.in_state(DeliveryState(value))  # type: ignore[attr-defined] # of its own class
+            if value in DeliveryState.values
+            else queryset
+        )
+        return found
+
+
+@admin.register(WebhookDelivery)
+class WebhookDeliveryAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold ships no types
+    list_display = (
+        "event_kind",
+        "endpoint",
+        "organization",
+        "shown_state",
+        "attempts",
+        "last_status",
+        "due_at",
+        "delivered_at",
+    )
+    list_filter = (DeliveryStateFilter, "event__kind")
+    list_select_related = ("event", "endpoint__organization")
+    search_fields = ("event__id", "event__object_id", "endpoint__url", "endpoint__id")
+    ordering = ("-id",)
+    readonly_fields = ("shown_state",)
+    inlines = (WebhookCallInline,)
+    actions = ("resend",)
+
+    @admin.display(description="event", ordering="event__kind")
+    def event_kind(self, delivery: WebhookDelivery) -> str:
+        return delivery.event.kind
+
+    @admin.display(description="organization")
+    def organization(self, delivery: WebhookDelivery) -> str:
+        return str(delivery.endpoint.organization)
+
+    @display(description="status", label=DELIVERY_LABELS)  # type: ignore[untyped-decorator] # unfold ships no types
+    def shown_state(self, delivery: WebhookDelivery) -> tuple[str, str]:
+        return delivery.state.value, str(delivery.state.label)
+
+    @admin.action(description="Send the selected ones once more", permissions=["resend"])
+    def resend(self, request: HttpRequest, queryset: QuerySet[WebhookDelivery]) -> None:
+        for delivery in queryset.select_related("endpoint__organization"):
+            _report(
+                request,
+                lambda row=delivery: deliveries.resend(
+                    organization=row.endpoint.organization,
+                    endpoint_id=row.endpoint_id,
+                    event_id=row.event_id,
+                    at=timezone.now(),
+                    actor=actor_of(request),
+                ),
+                done=f"{delivery} is sent once more",
+            )
+
+    def has_resend_permission(self, request: HttpRequest) -> bool:
+        return bool(request.user.has_perm("marketplace.change_webhookdelivery"))
 
 
 admin.site.index_title = "Today"

@@ -57,6 +57,7 @@ _CADENCES_SECONDS: dict[str, float] = {
     "agents.review_alarms": 60,
     "agents.prune_readings": 3600,
     "marketplace.deliver_events": 2,
+    "marketplace.prune_deliveries": 3600,
     "marketplace.prune_idempotency_records": 3600,
 }
 app.conf.beat_schedule = {

@@ -11,7 +11,14 @@ from django.db.models import F, Q
 from marketplace.core import ids
 from marketplace.core.limits import NAME_LENGTH_MAX, TURN_ROUND_SECONDS_MAX
 from marketplace.core.money import RATE_MAX
-from marketplace.states import LISTING_ARROWS, ListingMode, ListingStatus, Scope, Tier
+from marketplace.states import (
+    LISTING_ARROWS,
+    DeliveryState,
+    ListingMode,
+    ListingStatus,
+    Scope,
+    Tier,
+)
 
 
 class Organization(models.Model):
@@ -359,6 +366,18 @@ class WebhookEndpoint(models.Model):
         return self.url
 
 
+class WebhookDeliveryQuerySet(models.QuerySet["WebhookDelivery"]):
+    def in_state(self, state: DeliveryState) -> Self:
+        """Return those of which this has become; the property of a row says the same."""
+        match state:
+            case DeliveryState.DELIVERED:
+                return self.filter(delivered_at__isnull=False)
+            case DeliveryState.WAITING:
+                return self.filter(delivered_at__isnull=True, due_at__isnull=False)
+            case DeliveryState.GIVEN_UP:
+                return self.filter(delivered_at__isnull=True, due_at__isnull=True)
+
+
 class WebhookDelivery(models.Model):
     """One event on its way to one endpoint; `due_at` is null when it has arrived or was given up."""
 
@@ -374,7 +393,10 @@ class WebhookDelivery(models.Model):
         max_length=500, blank=True, db_comment="what went wrong, or how the answer began"
     )
 
+    objects = WebhookDeliveryQuerySet.as_manager()
+
     class Meta:
+        verbose_name_plural = "webhook deliveries"
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["endpoint", "event"], name="delivery_is_one_per_event")
         ]
@@ -386,3 +408,27 @@ class WebhookDelivery(models.Model):
 
     def __str__(self) -> str:
         return f"{self.event_id} to {self.endpoint_id}"
+
+    @property
+    def state(self) -> DeliveryState:
+        """What has become of it; the same as `in_state` finds it by."""
+        if self.delivered_at is not None:
+            return DeliveryState.DELIVERED
+        return DeliveryState.GIVEN_UP if self.due_at is None else DeliveryState.WAITING
+
+
+class WebhookCall(models.Model):
+    """One call of an endpoint that was made, and what came back: written when it ended, never changed."""
+
+    delivery = models.ForeignKey(WebhookDelivery, on_delete=models.CASCADE, related_name="calls")
+    at = models.DateTimeField(db_comment="the run that made it")
+    status = models.PositiveSmallIntegerField(null=True, db_comment="of HTTP; null: no answer")
+    error = models.CharField(
+        max_length=500, blank=True, db_comment="what went wrong, or how the refusal began"
+    )
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{self.delivery_id} at {self.at:%Y-%m-%dT%H:%M:%SZ}: {self.status or self.error}"

@@ -88,6 +88,23 @@ class EventKind(TextChoices):
     RESERVATION_ENDED = "reservation.ended"
     RESERVATION_CANCELLED = "reservation.cancelled"
     RESERVATION_EXTENDED = "reservation.extended"
+    RESERVATION_EXTENSION_DROPPED = "reservation.extension_dropped"
     RESERVATION_CHANGED = "reservation.changed"
     WEBHOOK_ENDPOINT_DISABLED = "webhook_endpoint.disabled"
     MONEY_PARKED = "money.parked"
+
+
+class DeliveryState(TextChoices):
+    """What has become of an event on its way to an endpoint: read from the row, never stored."""
+
+    WAITING = "waiting"
+    DELIVERED = "delivered"
+    GIVEN_UP = "given_up"
+
+
+class DisabledBecause(TextChoices):
+    """Why an endpoint is called no more."""
+
+    GONE = "gone"
+    FAILING_FOR_DAYS = "failing_for_days"
+    OPERATOR = "operator"

@@ -17,3 +17,9 @@ def prune_idempotency_records() -> int:
 def deliver_events() -> int:
     """Call the endpoints that want to know of events."""
     return deliveries.deliver_due(at=timezone.now())
+
+
+@shared_task(name="marketplace.prune_deliveries")
+def prune_deliveries() -> int:
+    """Forget deliveries of events that are not shown any more."""
+    return deliveries.prune(at=timezone.now())

@@ -3,7 +3,7 @@
 from django.contrib import admin
 from django.urls import include, path
 
-from billing.admin import books_view
+from billing.admin.checks import books_view
 from marketplace.api import agent, health, provider_webhook
 
 urlpatterns = [

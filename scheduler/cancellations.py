@@ -14,10 +14,16 @@ from django.db.models.functions import Coalesce
 from marketplace.core.errors import StateConflict
 from marketplace.core.windows import Window, format_instant
 from marketplace.models import Organization
-from scheduler import change_rules, changes, leases, reservations
+from scheduler import change_rules, changes, extension_holds, leases, reservations
 from scheduler.lots import Lots
 from scheduler.models import Change, ChangeQuote, Lease, Reservation
-from scheduler.states import LEASE_ARROWS, ChangeKind, LeaseStatus, ReservationStatus
+from scheduler.states import (
+    LEASE_ARROWS,
+    ChangeKind,
+    ExtensionDropReason,
+    LeaseStatus,
+    ReservationStatus,
+)
 
 KINDS = frozenset({ChangeKind.CANCELLATION, ChangeKind.EARLY_RETURN})
 # Why leaving costs nothing, whatever the notice.
@@ -70,17 +76,21 @@ def cancel(
     reservation = changes.locked(organization=organization, reservation_id=reservation_id)
     _check(reservation, at=at)
     used = changes.use(reservation=reservation, quote_id=quote_id, kinds=KINDS, at=at)
+    extension_holds.drop(
+        reservation=reservation, reason=ExtensionDropReason.RESERVATION_CHANGED, at=at
+    )
     if used.kind == ChangeKind.EARLY_RETURN:
         return _return_early(reservation, used=used, at=at, actor=actor)
     owners = changes.given_back(reservation=reservation, parts=[reservation.window])
-    is_paid = reservation.status != ReservationStatus.PAYMENT_PENDING
     change = changes.record(
         reservation=reservation,
         quote=used,
         window=None,
         money=change_rules.Difference(charge=0, refund=used.refund_minor, fee=used.fee_minor),
         gpu_seconds_added=0,
-        gpu_seconds_released=reservation.gpus * reservation.window.seconds if is_paid else 0,
+        gpu_seconds_released=reservation.gpus * reservation.window.seconds
+        if reservation.is_paid
+        else 0,
         given_back_by_owner=owners,
         at=at,
         actor=actor,
@@ -154,7 +164,7 @@ def _check(reservation: Reservation, *, at: dt.datetime) -> None:
 
 def _waived_because(reservation: Reservation) -> str:
     """Return why leaving costs nothing, or an empty text."""
-    if reservation.status == ReservationStatus.PAYMENT_PENDING:
+    if not reservation.is_paid:
         return NOT_PAID
     if reservation.status != ReservationStatus.ACTIVE:
         return ""

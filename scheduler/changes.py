@@ -13,7 +13,7 @@ from django.db.models import Min
 
 from marketplace import events
 from marketplace.core import ids
-from marketplace.core.errors import NotFound, StateConflict
+from marketplace.core.errors import DomainError, NotFound, StateConflict
 from marketplace.core.windows import Window, format_instant
 from marketplace.models import Organization
 from marketplace.states import EventKind
@@ -22,7 +22,7 @@ from scheduler.holds import QuoteExpired, QuoteUsed
 from scheduler.lots import Lots
 from scheduler.models import Allocation, Change, ChangeQuote, ChangeRule, Reservation
 from scheduler.quotas import LimitExceeded
-from scheduler.states import ChangeKind, ReservationStatus
+from scheduler.states import ChangeKind
 
 # Long enough to read it to a colleague; what it promises costs the market little.
 CANCELLATION_QUOTE_SECONDS = 15 * 60
@@ -36,6 +36,13 @@ _EVENTS = {
     ChangeKind.SHORTENING: EventKind.RESERVATION_CHANGED,
     ChangeKind.MOVE: EventKind.RESERVATION_CHANGED,
 }
+
+
+class PaymentHeld(DomainError):
+    """Until the price that is held was taken a reservation can be cancelled, and not be changed otherwise."""
+
+    code = "payment_held"
+    title = "The price is held and was not taken yet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +89,7 @@ def new_quote(
     )
     if open_quotes.count() >= OPEN_CHANGE_QUOTES_MAX:
         raise LimitExceeded(f"at most {OPEN_CHANGE_QUOTES_MAX} open quotes of changes")
-    is_paid = reservation.status != ReservationStatus.PAYMENT_PENDING
-    before = reservation.total_minor if is_paid else 0
+    before = _paid_minor(reservation)
     moved = change_rules.difference(
         before=before, after=total_minor, fee_basis_points=terms.fee_basis_points
     )
@@ -111,6 +117,15 @@ def new_quote(
         created_at=at,
         expires_at=at + dt.timedelta(seconds=lifetime_seconds),
     )
+
+
+def require_taken(reservation: Reservation) -> None:
+    """Refuse to change what a reservation buys while its price is only held: another price was not agreed to.
+
+    :raises PaymentHeld: then.
+    """
+    if reservation.is_payment_held:
+        raise PaymentHeld(f"{reservation.pk} can be changed once its price was taken, or cancelled")
 
 
 def locked(*, organization: Organization, reservation_id: str) -> Reservation:
@@ -144,8 +159,9 @@ def use(
         raise QuoteUsed(f"it was used at {format_instant(quote.used_at)}", pointer="/quote_id")
     if quote.expires_at <= at:
         raise QuoteExpired(f"it expired at {format_instant(quote.expires_at)}", pointer="/quote_id")
-    was = (quote.from_status, quote.from_starts_at, quote.from_ends_at)
-    if was != (reservation.status, reservation.starts_at, reservation.ends_at):
+    was = (quote.from_status, quote.from_starts_at, quote.from_ends_at, quote.from_total_minor)
+    paid = _paid_minor(reservation)
+    if was != (reservation.status, reservation.starts_at, reservation.ends_at, paid):
         raise StateConflict(
             f"{reservation.pk} is {reservation.status} and has changed since the quote; ask for a new one",
             pointer="/quote_id",
@@ -168,12 +184,16 @@ def record(
     given_back_by_owner: Mapping[str, int],
     at: dt.datetime,
     actor: str,
+    change_id: str = "",
 ) -> Change:
-    """Write down a change and tell the tenant; `reservation` is still as it was before."""
+    """Write down a change and tell the tenant; `reservation` is still as it was before.
+
+    `change_id` is the one that the tenant was told already, where it waited for its payment.
+    """
     kind = ChangeKind(quote.kind)
     is_extension = kind is ChangeKind.EXTENSION
     change = Change.objects.create(
-        id=ids.new_extension_id() if is_extension else ids.new_change_id(),
+        id=change_id or (ids.new_extension_id() if is_extension else ids.new_change_id()),
         reservation=reservation,
         quote=quote,
         kind=kind,
@@ -232,3 +252,8 @@ def given_back(*, reservation: Reservation, parts: Iterable[Window]) -> dict[str
                 numbers=numbers, window=window
             )
     return dict(worth)
+
+
+def _paid_minor(reservation: Reservation) -> int:
+    """Return the price of a reservation, 0 before anything was paid of it."""
+    return reservation.total_minor if reservation.is_paid else 0

@@ -123,6 +123,20 @@ INVARIANTS = (
         """,
     ),
     Invariant(
+        "kept_hours_are_held",
+        "Behind a promise that has not begun nothing is kept but what an extension waits to be paid for.",
+        """
+        SELECT 'allocation ' || a.id || ' of ' || r.id || ' reaches to ' || upper(a.period)
+            || ', its window to ' || r.ends_at
+        FROM scheduler_allocation a JOIN scheduler_reservation r ON r.id = a.reservation_id
+        LEFT JOIN scheduler_extensionhold h ON h.reservation_id = r.id
+            AND h.dropped_at IS NULL AND h.made_at IS NULL
+        LEFT JOIN scheduler_changequote q ON q.id = h.quote_id
+        WHERE a.live AND r.status IN ('payment_pending', 'scheduled')
+            AND upper(a.period) <> coalesce(q.ends_at, r.ends_at)
+        """,
+    ),
+    Invariant(
         "sold_is_healthy",
         "Nothing is in use on a GPU that has long failed, and no more is sold than there are GPUs.",
         """
@@ -156,6 +170,9 @@ INVARIANTS = (
         UNION ALL
         SELECT id || ' should have been paid by ' || payment_due_at FROM scheduler_reservation
         WHERE status = 'payment_pending' AND payment_due_at < %(overdue_since)s
+        UNION ALL
+        SELECT id || ' should have been paid by ' || held_until FROM scheduler_extensionhold
+        WHERE dropped_at IS NULL AND made_at IS NULL AND held_until < %(overdue_since)s
         UNION ALL
         SELECT id || ' should have started at ' || starts_at FROM scheduler_reservation
         WHERE status = 'scheduled' AND starts_at < %(overdue_since)s

@@ -6,24 +6,42 @@ constraint decides a race with another booking, and an extension that fails leav
 
 import datetime as dt
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 
 from django.conf import settings
 from django.db import transaction
 
-from agents import inventory
 from marketplace.core.errors import DomainError, StateConflict
 from marketplace.core.money import format_rate
-from marketplace.core.windows import Window, format_instant, grid_floor, is_on_grid
-from marketplace.models import Listing, Organization
-from marketplace.states import ListingMode, ListingStatus
-from scheduler import added_hours, calendar, change_rules, changes, holds, leases, pools, quotas
-from scheduler.calendar import BeyondHorizon, Busy, CapacityTaken, WindowOffGrid, WindowUpsideDown
+from marketplace.core.windows import Window, format_instant, is_on_grid
+from marketplace.models import Organization
+from scheduler import (
+    added_hours,
+    calendar,
+    change_rules,
+    changes,
+    extension_holds,
+    extension_reach,
+    leases,
+    quotas,
+)
+from scheduler.calendar import BeyondHorizon, CapacityTaken, WindowOffGrid, WindowUpsideDown
 from scheduler.lots import GpusAtFloor, Lots
-from scheduler.models import Allocation, Change, ChangeQuote, ChangeRule, Lease, Reservation
+from scheduler.models import (
+    Allocation,
+    Change,
+    ChangeQuote,
+    ChangeRule,
+    ExtensionHold,
+    Reservation,
+)
 from scheduler.quotes import PriceAboveMax
-from scheduler.states import ChangeKind, ExtensionLimit, LeaseStatus, ReservationStatus
+from scheduler.states import (
+    ChangeKind,
+    ExtensionDropReason,
+    ExtensionLimit,
+    ReservationStatus,
+)
 
 KINDS = frozenset({ChangeKind.EXTENSION})
 
@@ -36,21 +54,6 @@ class ExtensionTooEarly(DomainError):
 class ExtensionTooLate(DomainError):
     code = "extension_too_late"
     title = "The reservation cannot be extended any more"
-
-
-class ExtensionRefused(DomainError):
-    """It cannot go so far on these GPUs; `extra` says why, and how far it can go."""
-
-    code = "extension_refused"
-    title = "The reservation cannot be extended so far"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reach:
-    """How far a reservation can be extended, and what ends it there; its own end where not at all."""
-
-    ends_at: dt.datetime
-    limited_by: ExtensionLimit
 
 
 @transaction.atomic
@@ -66,6 +69,7 @@ def quote(
 
     :raises NotFound: when the tenant has no such reservation.
     :raises StateConflict: when it is not paid, or over.
+    :raises changes.PaymentHeld: while its price is only held.
     :raises ExtensionTooEarly: when its end is too far away; likewise `ExtensionTooLate`.
     :raises WindowOffGrid: when the new end is not on the grid.
     :raises WindowUpsideDown: when the new end is not later.
@@ -78,9 +82,9 @@ def quote(
     terms = changes.terms_of(reservation=reservation, at=at)
     _check(reservation, rule=terms.rule, at=at)
     _check_end(reservation, ends_at=ends_at, at=at)
-    places = _places(reservation)
-    reach = reach_of(reservation=reservation, places=places, at=at)
-    _check_reach(reservation, reach=reach, ends_at=ends_at)
+    places = extension_reach.places_of(reservation)
+    reach = extension_reach.reach_of(reservation=reservation, places=places, at=at)
+    extension_reach.require(reservation, reach=reach, ends_at=ends_at)
     # Owners may have raised their floors since: what is added is sold at those of today.
     lots = Lots.from_json(reservation.lots)
     added = added_hours.price(
@@ -126,26 +130,122 @@ def extend(
     :raises CapacityTaken: when somebody has booked the GPUs since the quote.
     :raises ExtensionRefused: when anything else came in the way since.
     """
+    reservation, used = _claim(
+        organization=organization, reservation_id=reservation_id, quote_id=quote_id, at=at
+    )
+    _take(reservation, used=used, at=at)
+    return _make(reservation, used=used, change_id="", at=at, actor=actor)
+
+
+@transaction.atomic
+def hold(
+    *, organization: Organization, reservation_id: str, quote_id: str, at: dt.datetime, actor: str
+) -> ExtensionHold:
+    """Keep the hours of a quote on the same GPUs until they are paid for, or its time is up.
+
+    The reservation stays as it is: whoever takes the money calls `make_held`, or `drop_held`.
+
+    :raises ExtensionTooLate: when the end is too near for a payment.
+    :raises DomainError: whatever refuses the extension; see `extend`.
+    """
+    reservation, used = _claim(
+        organization=organization, reservation_id=reservation_id, quote_id=quote_id, at=at
+    )
+    held_until = extension_holds.held_until(reservation=reservation, at=at)
+    if held_until <= at:
+        raise ExtensionTooLate(
+            f"{reservation.pk} ends too soon for a payment that takes minutes",
+            extra={"closed_at": format_instant(held_until)},
+        )
+    _take(reservation, used=used, at=at)
+    return ExtensionHold.objects.create(
+        reservation=reservation, quote=used, held_until=held_until, actor=actor, created_at=at
+    )
+
+
+@transaction.atomic
+def make_held(*, hold_id: str, at: dt.datetime) -> Change:
+    """Extend a reservation by what was kept for it and is paid for now, whenever that is.
+
+    What was dropped meanwhile is taken again, at the price that was promised.
+
+    :raises StateConflict: when the reservation is over, or has changed since; or it was made already.
+    :raises CapacityTaken: when somebody has booked the GPUs since they were given back.
+    :raises ExtensionRefused: when anything else came in the way.
+    :raises LimitExceeded: when the tenant's limits do not allow it any more.
+    """
+    held = ExtensionHold.objects.select_related("reservation__organization", "quote").get(
+        pk=hold_id
+    )
+    reservation = changes.locked(
+        organization=held.reservation.organization, reservation_id=held.reservation_id
+    )
+    held.refresh_from_db(fields=["dropped_at", "made_at"])
+    _check_status(reservation)
+    if reservation.ends_at <= at:
+        raise StateConflict(f"{reservation.pk} ended at {format_instant(reservation.ends_at)}")
+    was = (held.quote.from_starts_at, held.quote.from_ends_at)
+    if was != (reservation.starts_at, reservation.ends_at):
+        raise StateConflict(f"{reservation.pk} has changed since the extension was ordered")
+    if held.dropped_at is not None and extension_holds.open_of(reservation=reservation):
+        raise StateConflict(f"another extension of {reservation.pk} waits for its payment")
+    reaches = all(
+        place.period.upper >= held.ends_at for place in extension_reach.places_of(reservation)
+    )
+    if held.dropped_at is not None or not reaches:
+        _take(reservation, used=held.quote, at=at)
+    if not ExtensionHold.objects.filter(pk=held.pk, made_at__isnull=True).update(made_at=at):
+        raise StateConflict(f"{held.pk} was made already")
+    return _make(reservation, used=held.quote, change_id=held.pk, at=at, actor=held.actor)
+
+
+@transaction.atomic
+def drop_held(*, hold_id: str, reason: ExtensionDropReason, at: dt.datetime) -> bool:
+    """Give back what was kept for an extension, unless it was made or dropped; say whether this did it."""
+    held = ExtensionHold.objects.select_related("reservation__organization").get(pk=hold_id)
+    reservation = changes.locked(
+        organization=held.reservation.organization, reservation_id=held.reservation_id
+    )
+    current = extension_holds.open_of(reservation=reservation)
+    if current is None or current.pk != hold_id:
+        return False
+    return extension_holds.drop(reservation=reservation, reason=reason, at=at)
+
+
+def _claim(
+    *, organization: Organization, reservation_id: str, quote_id: str, at: dt.datetime
+) -> tuple[Reservation, ChangeQuote]:
+    """Lock a reservation that nothing is kept behind, and use a quote for it."""
     reservation = changes.locked(organization=organization, reservation_id=reservation_id)
     _check_status(reservation)
-    used = changes.use(reservation=reservation, quote_id=quote_id, kinds=KINDS, at=at)
+    if (kept := extension_holds.open_of(reservation=reservation)) is not None:
+        raise StateConflict(
+            f"{kept.pk} waits for its payment until {format_instant(kept.held_until)}"
+        )
+    return reservation, changes.use(reservation=reservation, quote_id=quote_id, kinds=KINDS, at=at)
+
+
+def _take(reservation: Reservation, *, used: ChangeQuote, at: dt.datetime) -> None:
+    """Let the allocations of a reservation reach to the end of a quote: all of them, or none."""
     window = used.window
     assert window is not None
     quotas.check(
-        organization=organization,
+        organization=reservation.organization,
         gpus=reservation.gpus,
         window=window,
         at=at,
         instead_of=reservation,
     )
-    places = _places(reservation)
-    reach = reach_of(reservation=reservation, places=places, at=at)
+    places = extension_reach.places_of(reservation)
+    reach = extension_reach.reach_of(reservation=reservation, places=places, at=at)
     if reach.ends_at < window.ends_at and reach.limited_by is ExtensionLimit.NEXT_BOOKING:
         raise CapacityTaken("somebody has booked a GPU of this reservation since the quote")
-    _check_reach(reservation, reach=reach, ends_at=window.ends_at)
+    extension_reach.require(reservation, reach=reach, ends_at=window.ends_at)
     added = Window(reservation.ends_at, window.ends_at)
     turnaround = max(place.turnaround_seconds for place in places)
-    _end_lapsed_holds(places=places, window=added.followed_by(seconds=turnaround), at=at)
+    extension_reach.end_lapsed_holds(
+        places=places, window=added.followed_by(seconds=turnaround), at=at
+    )
     for starts_at in {
         place.period.lower for place in places
     }:  # a lease that was replaced began later
@@ -153,6 +253,15 @@ def extend(
             allocations=[place for place in places if place.period.lower == starts_at],
             window=Window(starts_at, window.ends_at),
         )
+
+
+def _make(
+    reservation: Reservation, *, used: ChangeQuote, change_id: str, at: dt.datetime, actor: str
+) -> Change:
+    """Write down an extension whose hours are taken, and let the leases go on."""
+    window = used.window
+    assert window is not None
+    added = Window(reservation.ends_at, window.ends_at)
     change = changes.record(
         reservation=reservation,
         quote=used,
@@ -163,6 +272,7 @@ def extend(
         given_back_by_owner={},
         at=at,
         actor=actor,
+        change_id=change_id,
     )
     changes.rewrite(
         reservation=reservation,
@@ -184,119 +294,17 @@ def _floors(lots: Lots, *, places: Sequence[Allocation]) -> list[GpusAtFloor]:
     ]
 
 
-def reach_of(*, reservation: Reservation, places: Sequence[Allocation], at: dt.datetime) -> Reach:
-    """Return the longest possible extension on the same GPUs, on the market's grid, and what limits it."""
-    end = reservation.ends_at
-    bounds = [
-        (calendar.horizon_at(at=at), ExtensionLimit.HORIZON),
-        (quotas.latest_end(reservation=reservation, at=at), ExtensionLimit.TENANT_LIMIT),
-    ]
-    slots = {s for place in places for s in range(place.slots.lower, place.slots.upper)}
-    if len(slots) < reservation.gpus:
-        bounds.append((end, ExtensionLimit.HEALTH))
-    if inventory.sellable_gpus(at=at).filter(slot__in=slots).count() < len(slots):
-        bounds.append((end, ExtensionLimit.HEALTH))
-    if Lease.objects.filter(reservation=reservation, status=LeaseStatus.RECLAIMING).exists():
-        bounds.append((end, ExtensionLimit.RECLAIM_PENDING))
-    for listing in {place.listing for place in places}:
-        bounds += _bounds_of(listing, reservation=reservation, at=at)
-    if (booking := _next_booking(places=places, reservation=reservation, at=at)) is not None:
-        bounds.append((booking, ExtensionLimit.NEXT_BOOKING))
-    nearest, limited_by = min(bounds, key=lambda bound: bound[0])
-    on_grid = grid_floor(nearest, grid_seconds=settings.GRID_SECONDS)
-    return Reach(ends_at=max(end, on_grid), limited_by=limited_by)
-
-
-def _bounds_of(
-    listing: Listing, *, reservation: Reservation, at: dt.datetime
-) -> list[tuple[dt.datetime, ExtensionLimit]]:
-    """Return until when an owner's wish lets one reservation go on."""
-    end = reservation.ends_at
-    bounds = []
-    if listing.status != ListingStatus.PUBLISHED:
-        bounds.append((end, ExtensionLimit.LISTING_WITHDRAWN))
-    if listing.ends_at is not None:
-        bounds.append((listing.ends_at, ExtensionLimit.LISTING_PERIOD))
-    rolling = at + dt.timedelta(seconds=listing.rolling_seconds)
-    if listing.mode == ListingMode.WHEN_IDLE and end > rolling:
-        bounds.append((end, ExtensionLimit.LISTING_PERIOD))
-    if listing.duration_seconds_max is not None:
-        longest = dt.timedelta(seconds=listing.duration_seconds_max)
-        bounds.append((reservation.starts_at + longest, ExtensionLimit.MAX_DURATION))
-    bounds += [
-        (starts_at, ExtensionLimit.BLACKOUT)
-        for starts_at, ends_at in pools.blackouts(listing)
-        if ends_at > end
-    ]
-    return bounds
-
-
-def _next_booking(
-    *, places: Sequence[Allocation], reservation: Reservation, at: dt.datetime
-) -> dt.datetime | None:
-    """Return when GPUs must be given back to be ready for whoever comes next; None: nobody is in sight.
-
-    What begins before the end of the reservation is its own: its window, and the turn-round that would move.
-    """
-    end, horizon = reservation.ends_at, calendar.horizon_at(at=at)
-    if horizon <= end:
-        return None
-    longest = max((place.turnaround_seconds for place in places), default=0)
-    ahead = Window(end, horizon).followed_by(seconds=longest)
-    rows = [
-        row
-        for row in _busy(places=places, window=ahead, at=at)
-        if row.lapsed_quote_id is None and row.window.starts_at >= end
-    ]
-    return min(
-        (
-            max(end, row.window.starts_at - dt.timedelta(seconds=place.turnaround_seconds))
-            for row in rows
-            for place in places
-            if row.slot_lower < place.slots.upper and place.slots.lower < row.slot_upper
-        ),
-        default=None,
-    )
-
-
-def _busy(*, places: Sequence[Allocation], window: Window, at: dt.datetime) -> list[Busy]:
-    """Return what is booked on the GPUs of some places, and not on their neighbours."""
-    rows = calendar.busy(
-        slot_bases={place.node.slot_base for place in places}, window=window, at=at
-    )
-    return [
-        row
-        for row in rows
-        if any(
-            row.slot_lower < place.slots.upper and place.slots.lower < row.slot_upper
-            for place in places
-        )
-    ]
-
-
-def _end_lapsed_holds(*, places: Sequence[Allocation], window: Window, at: dt.datetime) -> None:
-    rows = _busy(places=places, window=window, at=at)
-    if lapsed := {row.lapsed_quote_id for row in rows if row.lapsed_quote_id is not None}:
-        holds.expire(quote_ids=lapsed, at=at)
-
-
-def _places(reservation: Reservation) -> list[Allocation]:
-    return list(
-        Allocation.objects.filter(reservation=reservation, live=True)
-        .select_related("listing", "node")
-        .order_by("pk")
-    )
-
-
 def _check_status(reservation: Reservation) -> None:
     if reservation.status not in (ReservationStatus.SCHEDULED, ReservationStatus.ACTIVE):
         raise StateConflict(f"{reservation.pk} is {reservation.status}")
+    changes.require_taken(reservation)
 
 
 def _check(reservation: Reservation, *, rule: ChangeRule, at: dt.datetime) -> None:
     """Refuse a reservation that is not to be extended at all now.
 
     :raises StateConflict: when it is not paid, or over.
+    :raises changes.PaymentHeld: while its price is only held.
     :raises ExtensionTooEarly: when its end is too far away; likewise `ExtensionTooLate`.
     """
     _check_status(reservation)
@@ -325,17 +333,3 @@ def _check_end(reservation: Reservation, *, ends_at: dt.datetime, at: dt.datetim
     horizon = calendar.horizon_at(at=at)
     if ends_at > horizon:
         raise BeyondHorizon(f"must end by {format_instant(horizon)}", pointer="/ends_at")
-
-
-def _check_reach(reservation: Reservation, *, reach: Reach, ends_at: dt.datetime) -> None:
-    if ends_at <= reach.ends_at:
-        return
-    is_possible = reach.ends_at > reservation.ends_at
-    longest = format_instant(reach.ends_at) if is_possible else None
-    raise ExtensionRefused(
-        f"at most until {longest}: {reach.limited_by}"
-        if is_possible
-        else f"not at all: {reach.limited_by}",
-        pointer="/ends_at",
-        extra={"reason": reach.limited_by.value, "longest_ends_at": longest},
-    )

@@ -205,10 +205,14 @@ def _booked(*, organization: Organization, without: Reservation | None, at: dt.d
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            SELECT coalesce(sum(gpus * floor(extract(epoch FROM ends_at - greatest(starts_at, %(at)s)))), 0)
-              FROM scheduler_reservation
-             WHERE organization_id = %(organization)s AND status = ANY(%(counted)s)
-               AND ends_at > %(at)s AND id IS DISTINCT FROM %(without)s
+            SELECT coalesce(sum(r.gpus * floor(extract(
+                epoch FROM coalesce(q.ends_at, r.ends_at) - greatest(r.starts_at, %(at)s)))), 0)
+              FROM scheduler_reservation r
+              LEFT JOIN scheduler_extensionhold h ON h.reservation_id = r.id
+                AND h.dropped_at IS NULL AND h.made_at IS NULL
+              LEFT JOIN scheduler_changequote q ON q.id = h.quote_id
+             WHERE r.organization_id = %(organization)s AND r.status = ANY(%(counted)s)
+               AND r.ends_at > %(at)s AND r.id IS DISTINCT FROM %(without)s
             """,
             {
                 "at": at,

@@ -28,6 +28,7 @@ from scheduler import (
     calendar,
     change_rules,
     changes,
+    extension_holds,
     placement,
     quotas,
 )
@@ -44,7 +45,7 @@ from scheduler.offerings import Offer
 from scheduler.placement import Ask, Demand
 from scheduler.prices import PricedWindow
 from scheduler.quotes import NotEnoughCapacity, PriceAboveMax, WindowTooShort
-from scheduler.states import ChangeKind, ReservationStatus, Spread
+from scheduler.states import ChangeKind, ExtensionDropReason, ReservationStatus, Spread
 
 KINDS = frozenset({ChangeKind.SHORTENING, ChangeKind.MOVE})
 
@@ -75,6 +76,7 @@ def quote(
 
     :raises NotFound: when the tenant has no such reservation.
     :raises StateConflict: when it is not paid, has begun, or is over.
+    :raises changes.PaymentHeld: while its price is only held.
     :raises InvalidValue: when nothing would change.
     :raises WindowOffGrid: when a new end is not on the grid; likewise `WindowUpsideDown`, `WindowInPast` and
         `BeyondHorizon`.
@@ -147,6 +149,9 @@ def rebook(
     reservation = changes.locked(organization=organization, reservation_id=reservation_id)
     _check_status(reservation, at=at)
     used = changes.use(reservation=reservation, quote_id=quote_id, kinds=KINDS, at=at)
+    extension_holds.drop(
+        reservation=reservation, reason=ExtensionDropReason.RESERVATION_CHANGED, at=at
+    )
     window, old = used.window, reservation.window
     assert window is not None
     if window.starts_at < at and window.starts_at != old.starts_at:
@@ -314,6 +319,7 @@ def _check_status(reservation: Reservation, *, at: dt.datetime) -> None:
         )
     if reservation.starts_at <= at:
         raise StateConflict(f"{reservation.pk} began at {format_instant(reservation.starts_at)}")
+    changes.require_taken(reservation)
 
 
 def _check_notice(reservation: Reservation, *, rule: ChangeRule, notice_seconds: int) -> None:

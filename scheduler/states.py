@@ -84,6 +84,9 @@ class ReservationReason(TextChoices):
     QUOTE_ACCEPTED = "quote_accepted"
     PAID = "paid"
     PAID_LATE = "paid_late"
+    PAYMENT_HELD = "payment_held"  # the price is held on a card, to be taken before the start
+    PAYMENT_NOT_TAKEN = "payment_not_taken"  # it was held, and not taken in time
+    PAYMENT_RETURNED = "payment_returned"  # what came could not buy it
     PAYMENT_DECLINED = "payment_declined"
     PAYMENT_WINDOW_CLOSED = "payment_window_closed"
     WINDOW_STARTED = "window_started"
@@ -117,6 +120,16 @@ class ExtensionLimit(TextChoices):
     RECLAIM_PENDING = "reclaim_pending"
     HEALTH = "health"
     TENANT_LIMIT = "tenant_limit"
+
+
+class ExtensionDropReason(TextChoices):
+    """Why hours that were kept for a payment were given back."""
+
+    PAYMENT_WINDOW_CLOSED = "payment_window_closed"
+    PAYMENT_DECLINED = "payment_declined"
+    RESERVATION_CHANGED = (
+        "reservation_changed"  # its tenant cancelled, returned or moved it meanwhile
+    )
 
 
 class RepackingReason(TextChoices):

@@ -8,6 +8,7 @@ from scheduler import (
     checks,
     demand,
     drains,
+    extension_holds,
     leases,
     quotes,
     reclaims,
@@ -65,10 +66,11 @@ def sweep_drained_nodes() -> None:
 
 @shared_task(name="scheduler.expire_quotes")
 def expire_quotes() -> None:
-    """Put the GPUs of expired holds and unpaid reservations back on sale."""
+    """Put the GPUs of expired holds, unpaid reservations and unpaid extensions back on sale."""
     now = timezone.now()
     quotes.expire_due(at=now)
     reservations.expire_unpaid(at=now)
+    extension_holds.drop_due(at=now)
 
 
 @shared_task(name="scheduler.fold_calendar")

@@ -14,7 +14,7 @@ from billing.promised import Promise
 from billing.states import AccountKind, EntryKind, Side
 from marketplace.core.windows import Window
 from marketplace.models import Organization
-from scheduler.models import Reservation
+from scheduler.models import ExtensionHold, Reservation
 from scheduler.states import ReservationStatus
 
 COUNTED = (
@@ -83,7 +83,29 @@ def committed(*, organization: Organization, project: str, window: Window, curre
         crossing = crossing.filter(project=project)
     crossing = crossing.exclude(starts_at__gte=window.starts_at, ends_at__lte=window.ends_at)
     parts = crossing.only("total_minor", "lots", "starts_at", "ends_at")
-    return int(whole) + sum(Promise.of(each).part_minor(within=window) for each in parts)
+    known = int(whole) + sum(Promise.of(each).part_minor(within=window) for each in parts)
+    return known + _waiting(
+        organization=organization, project=project, window=window, currency=currency
+    )
+
+
+def _waiting(*, organization: Organization, project: str, window: Window, currency: str) -> int:
+    """Return what extensions that wait for their payment will add to a period."""
+    held = ExtensionHold.objects.open().filter(
+        reservation__organization=organization,
+        reservation__status__in=COUNTED,
+        reservation__currency=currency,
+        reservation__starts_at__lt=window.ends_at,
+    )
+    if project:
+        held = held.filter(reservation__project=project)
+    added = 0
+    for each in held.select_related("reservation", "quote"):
+        after = Promise.after(each.quote)
+        assert after is not None, each.pk
+        added += after.part_minor(within=window)
+        added -= Promise.of(each.reservation).part_minor(within=window)
+    return added
 
 
 def paid(*, organization: Organization, project: str, window: Window, currency: str) -> int:

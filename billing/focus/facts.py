@@ -82,12 +82,22 @@ class Deal:
     purchased_at: dt.datetime | None
 
 
+class Place(NamedTuple):
+    """A line of a document that says what an entry charged or gave back: none of its numbers is negative."""
+
+    number: str
+    line_id: str
+    net_minor: int
+    tax_minor: int
+    gpu_seconds: int
+
+
 @dataclass(slots=True, kw_only=True)
 class Documents:
-    """Where an entry stands in what was issued: number and line, of what it charged and gave back."""
+    """Where an entry stands in what was issued: what it charged on one line, what it gave back on several."""
 
-    charged: tuple[str, str] | None = None
-    given_back: tuple[str, str] | None = None
+    charged: Place | None = None
+    given_back: tuple[Place, ...] = ()
 
 
 NO_DOCUMENTS = Documents()

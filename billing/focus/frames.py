@@ -1,14 +1,16 @@
 """What all charges of one kind and one reservation have in common: the cells that no amount changes."""
 
+import datetime as dt
 import json
 from decimal import Decimal
 
 from billing.focus import numbers
 from billing.focus.columns import EVERY_CHARGE_COLUMN
-from billing.focus.facts import Deal, Payer
+from billing.focus.facts import Deal, Fact, Payer
 
 Row = dict[str, str]
 
+_DAY = dt.timedelta(days=1)
 UNIT = "GPU-Hours"
 RESERVATION_SKU_METER = "GPU Reservation"
 FEE_SKU = "fee.cancellation"
@@ -152,4 +154,19 @@ def _of_sku(deal: Deal | None) -> Row:
                 "x_Tier": deal.tier,
             }
         ),
+    }
+
+
+def period_of(fact: Fact, *, frames: Frames) -> Row:
+    """Return the time that a charge is for; the day of the entry where it is for none."""
+    starts_at, ends_at = fact.starts_at, fact.ends_at
+    if starts_at is None or ends_at is None:
+        if frames.deal is not None:
+            starts_at, ends_at = frames.deal.starts_at, frames.deal.ends_at
+        else:
+            starts_at = fact.effective_at.replace(hour=0, minute=0, second=0, microsecond=0)
+            ends_at = starts_at + _DAY
+    return {
+        "ChargePeriodStart": numbers.instant(starts_at),
+        "ChargePeriodEnd": numbers.instant(ends_at),
     }

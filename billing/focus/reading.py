@@ -14,7 +14,7 @@ from decimal import Decimal, InvalidOperation
 
 from django.db import connection
 
-from billing.focus.facts import Deal, Documents, Fact, Payer
+from billing.focus.facts import Deal, Documents, Fact, Payer, Place
 from billing.models import Entry, InvoiceLine
 from billing.month_movements import MOMENT
 from billing.states import GPU_SECONDS, AccountKind, EntryKind
@@ -184,14 +184,27 @@ def documents(*, entry_keys: set[str]) -> dict[str, Documents]:
     """Return where the entries of a page stand in invoices and credit notes; one query."""
     found: dict[str, Documents] = {}
     lines = InvoiceLine.objects.filter(entry_key__in=entry_keys).order_by("pk")
-    for key, line_id, corrects, number in lines.values_list(
-        "entry_key", "pk", "corrects_line", "invoice__number"
-    ):
-        places = found.setdefault(key, Documents())
-        if corrects is None:
-            places.charged = places.charged or (number, line_id)
+    wanted = (
+        "entry_key",
+        "corrects_line_id",
+        "net_minor",
+        "tax_minor",
+        "gpu_seconds",
+        "invoice__number",
+    )
+    for line in lines.select_related("invoice").only(*wanted):
+        place = Place(
+            number=line.invoice.number,
+            line_id=line.pk,
+            net_minor=line.net_minor,
+            tax_minor=line.tax_minor,
+            gpu_seconds=line.gpu_seconds,
+        )
+        of_entry = found.setdefault(line.entry_key, Documents())
+        if line.corrects_line_id is None:
+            of_entry.charged = place
         else:
-            places.given_back = places.given_back or (number, line_id)
+            of_entry.given_back = (*of_entry.given_back, place)
     return found
 
 

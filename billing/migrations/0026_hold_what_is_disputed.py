@@ -52,7 +52,7 @@ def _statements() -> list[tuple[str, str]]:
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0021_several_payments_of_a_reservation"),
+        ("billing", "0025_held_reservations"),
         ("marketplace", "0006_webhooks"),
         ("scheduler", "0019_turn_round"),
     ]
@@ -175,6 +175,8 @@ class Migration(migrations.Migration):
                     ("credit", "Credit"),
                     ("dispute", "Dispute"),
                     ("unpark", "Unpark"),
+                    ("tax_remittance", "Tax Remittance"),
+                    ("remittance_reversal", "Remittance Reversal"),
                 ],
                 max_length=20,
             ),

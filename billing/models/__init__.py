@@ -42,7 +42,7 @@ from billing.models.purchase_requests import (
 )
 from billing.models.refunds import Refund, RefundQuerySet, RefundTransition
 from billing.models.settlements import Correction, Settlement, SettlementQuerySet
-from billing.models.tax import ReservationTax, TaxLine, TaxRule, TaxStatus
+from billing.models.tax import ReservationTax, TaxLine, TaxRemittance, TaxRule, TaxStatus
 
 __all__ = [
     "NET_DAYS",
@@ -97,6 +97,7 @@ __all__ = [
     "Settlement",
     "SettlementQuerySet",
     "TaxLine",
+    "TaxRemittance",
     "TaxRule",
     "TaxStatus",
     "TopUpDispute",

@@ -5,7 +5,7 @@ from typing import ClassVar
 from django.db import models
 from django.db.models import F, Q
 
-from billing.states import APPROVAL_ARROWS, ApprovalKind, ApprovalStatus
+from billing.states import APPROVAL_ARROWS, MARKETS_OWN, ApprovalKind, ApprovalStatus
 from marketplace.core import ids
 from marketplace.models import Organization
 
@@ -59,10 +59,16 @@ class Approval(models.Model):
         max_length=20, choices=ApprovalStatus, default=ApprovalStatus.REQUESTED
     )
     organization = models.ForeignKey(
-        Organization, on_delete=models.PROTECT, related_name="approvals"
+        Organization,
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="approvals",
+        db_comment="null: it concerns the market alone",
     )
     subject_id = models.CharField(
-        max_length=ids.ID_LENGTH_MAX, db_comment="reservation, invoice or organization"
+        max_length=ids.ID_LENGTH_MAX,
+        db_comment="reservation, invoice, organization, remittance, or a place and a month",
     )
     amount_minor = models.BigIntegerField(db_comment="0 where no amount is asked for")
     currency = models.CharField(max_length=3)
@@ -97,6 +103,11 @@ class Approval(models.Model):
                 condition=Q(kind=ApprovalKind.CREDIT, net_days__isnull=False)
                 | (~Q(kind=ApprovalKind.CREDIT) & Q(net_days__isnull=True)),
                 name="approval_of_credit_has_days",
+            ),
+            models.CheckConstraint(
+                condition=Q(kind__in=MARKETS_OWN, organization__isnull=True)
+                | (~Q(kind__in=MARKETS_OWN) & Q(organization__isnull=False)),
+                name="approval_is_of_somebody_or_the_market",
             ),
             models.UniqueConstraint(
                 fields=["kind", "subject_id"],

@@ -16,7 +16,7 @@ from billing.provider_states import (
 from billing.states import DisputeStatus
 from marketplace.core import ids
 from marketplace.models import Organization
-from scheduler.models import Reservation
+from scheduler.models import ExtensionHold, Reservation
 
 
 class Payer(models.Model):
@@ -56,6 +56,13 @@ class Payment(models.Model):
     status = models.CharField(max_length=20, choices=PaymentStatus, default=PaymentStatus.CREATED)
     reservation = models.ForeignKey(
         Reservation, null=True, on_delete=models.PROTECT, related_name="provider_payments"
+    )
+    extension = models.ForeignKey(
+        ExtensionHold,
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="payments",
+        db_comment="whose added hours it pays",
     )
     invoice_id = models.CharField(
         max_length=ids.ID_LENGTH_MAX, blank=True, db_comment="what it is to pay, of an invoice's"
@@ -100,9 +107,16 @@ class Payment(models.Model):
                 condition=~Q(provider_id=""),
                 name="payment_has_its_own_object",
             ),
+            models.CheckConstraint(
+                condition=Q(purpose=PaymentPurpose.ADDED_HOURS)
+                & Q(reservation__isnull=False, extension__isnull=False)
+                | ~Q(purpose=PaymentPurpose.ADDED_HOURS) & Q(extension__isnull=True),
+                name="payment_of_added_hours_names_them",
+            ),
             models.UniqueConstraint(
-                fields=["reservation", "purpose"],
+                fields=["reservation", "purpose", "extension"],
                 condition=Q(reservation__isnull=False, status__in=PAYMENT_OPEN_STATUSES),
+                nulls_distinct=False,
                 name="payment_is_open_once_per_purpose",
             ),
         ]

@@ -6,6 +6,7 @@ from django.db import models
 from django.db.models import F, Q
 
 from billing.models.books import Entry
+from billing.models.controls import Approval
 from billing.states import TaxTreatment
 from marketplace.core.limits import NAME_LENGTH_MAX
 from marketplace.models import Organization
@@ -129,7 +130,7 @@ class TaxLine(models.Model):
 
     The tax of a line is the difference of two rounded sums, so that the lines of a reservation make the tax
     of what it kept. With `is_relief` it is no part of that, but what the tax office gives back because
-    nobody paid.
+    nobody paid; charged is what of it was withdrawn.
     """
 
     reservation = models.ForeignKey(ReservationTax, on_delete=models.PROTECT, related_name="lines")
@@ -160,3 +161,35 @@ class TaxLine(models.Model):
 
     def __str__(self) -> str:
         return f"{self.reservation_id}: line {self.pk}"
+
+
+class TaxRemittance(models.Model):
+    """What was transferred to a tax office of a month: append-only; reversed when its entry is."""
+
+    approval = models.OneToOneField(
+        Approval, primary_key=True, on_delete=models.PROTECT, related_name="tax_remittance"
+    )
+    entry = models.OneToOneField(Entry, on_delete=models.PROTECT, related_name="tax_remittance")
+    jurisdiction = models.CharField(max_length=JURISDICTION_LENGTH_MAX)
+    month = models.CharField(max_length=7, db_comment="YYYY-MM, of UTC, that is filed")
+    currency = models.CharField(max_length=3)
+    amount_minor = models.BigIntegerField()
+    at = models.DateTimeField()
+
+    class Meta:
+        ordering: ClassVar = ["-at", "-pk"]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(amount_minor__gt=0), name="tax_remittance_is_positive"
+            ),
+            models.CheckConstraint(
+                condition=Q(jurisdiction__regex=JURISDICTION_FORM),
+                name="tax_remittance_has_a_place",
+            ),
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["jurisdiction", "month"], name="tax_remittance_by_month")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.jurisdiction} {self.month}"

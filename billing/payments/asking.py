@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 
-from billing import intents, purchases
+from billing import intents, purchases, tax
 from billing.models import Intent, Payer, Payment
 from billing.payments import moves
 from billing.provider_states import (
@@ -20,8 +20,9 @@ from marketplace.core.errors import DomainError, InvalidValue, NotFound
 from marketplace.core.money import Money
 from marketplace.models import Organization
 from marketplace.states import Tier
-from scheduler.models import Reservation
-from scheduler.states import ReservationStatus
+from scheduler import reservations
+from scheduler.models import ExtensionHold, Reservation
+from scheduler.states import ReservationReason, ReservationStatus
 
 # The provider takes no less than about half a dollar or euro, and no more than this at once.
 AMOUNT_MINOR_MIN = 50
@@ -35,7 +36,9 @@ TOP_UP_WINDOW_SECONDS = {
 # shortest hold of any card scheme, four days and eighteen hours, is over.
 HELD_TIERS = (Tier.RECLAIMABLE,)
 HELD_START_WITHIN_SECONDS = 4 * 86_400
-CAPTURE_BEFORE_START_SECONDS = 15 * 60  # time to put the GPUs back on sale when the card says no
+CAPTURE_BEFORE_START_SECONDS = 15 * 60  # the provider may be away for ten of them
+# What is not taken by then ends: sixty ticks before the scheduler, which starts nothing that is only held.
+UNTAKEN_ENDS_BEFORE_START_SECONDS = 2 * 60
 READ_AGAIN_SECONDS = 60  # a payment of which nothing is heard is read from the provider this often
 
 
@@ -127,6 +130,29 @@ def open_for_reservation(*, reservation: Reservation, wishes: Wishes, at: dt.dat
     return _open(payment, wishes=wishes, at=at)
 
 
+@transaction.atomic
+def open_for_added_hours(*, held: ExtensionHold, wishes: Wishes, at: dt.datetime) -> Payment:
+    """Ask a tenant to pay for the hours that are kept for it until `held_until`.
+
+    :raises NoSavedCard: when the payment is to be made with one and there is none.
+    :raises InvalidValue: when the amount is not one that the provider takes.
+    """
+    reservation, net_minor = held.reservation, held.quote.charge_minor
+    taxed = tax.preview(reservation=reservation, charged=net_minor)
+    amount_minor = net_minor + taxed.charged
+    _require_takeable(amount_minor, pointer="/quote_id")
+    payment = Payment(
+        organization=reservation.organization,
+        purpose=PaymentPurpose.ADDED_HOURS,
+        reservation=reservation,
+        extension=held,
+        amount_minor=amount_minor,
+        currency=reservation.currency,
+        due_at=held.held_until,
+    )
+    return _open(payment, wishes=wishes, at=at)
+
+
 def customer_made(*, organization: Organization, customer_id: str, at: dt.datetime) -> None:
     """Know a tenant at the provider, and ask for what waited for that."""
     payer, _ = Payer.objects.get_or_create(
@@ -150,6 +176,7 @@ def give_up_due(*, at: dt.datetime) -> int:
         ReservationStatus.ACTIVE,
     )
     unwanted = Q(reservation__isnull=False) & ~Q(reservation__status__in=alive)
+    unwanted |= Q(extension__dropped_at__isnull=False)
     due = Payment.objects.filter(
         Q(due_at__lte=at, status__in=(PaymentStatus.CREATED, PaymentStatus.OPEN)) | unwanted,
         status__in=moves.OPEN_STATUSES,
@@ -164,11 +191,7 @@ def give_up_due(*, at: dt.datetime) -> int:
 
 def capture_due(*, at: dt.datetime) -> int:
     """Take what is held for reservations that begin soon; return how many captures are asked for."""
-    due = Payment.objects.filter(
-        status=PaymentStatus.AUTHORIZED,
-        capture_due_at__lte=at,
-        reservation__status__in=(ReservationStatus.SCHEDULED, ReservationStatus.ACTIVE),
-    )
+    due = _held().filter(capture_due_at__lte=at)
     count = 0
     for payment in due.select_related("organization")[: intents.INTENTS_PER_RUN_MAX]:
         intents.write(
@@ -178,6 +201,31 @@ def capture_due(*, at: dt.datetime) -> int:
             params={"payment_id": payment.provider_id, "amount_minor": payment.amount_minor},
             at=at,
         )
+        count += 1
+    return count
+
+
+def end_untaken(*, at: dt.datetime) -> int:
+    """End what begins within moments while its price is only held, and release the hold; return how many.
+
+    So its GPUs are on sale again before the start. A capture that is under way all the same is given back as
+    soon as it is heard of.
+    """
+    until = at + dt.timedelta(seconds=UNTAKEN_ENDS_BEFORE_START_SECONDS)
+    late = _held().filter(reservation__starts_at__lte=until)
+    count = 0
+    for payment in late.select_related("organization", "reservation")[
+        : intents.INTENTS_PER_RUN_MAX
+    ]:
+        with transaction.atomic():
+            assert payment.reservation_id is not None, payment.pk
+            reservations.fail_payment(
+                reservation_id=payment.reservation_id,
+                at=at,
+                actor=moves.ACTOR,
+                reason=ReservationReason.PAYMENT_NOT_TAKEN,
+            )
+            moves.give_up(payment, at=at)
         count += 1
     return count
 
@@ -193,6 +241,15 @@ def get(*, organization: Organization, payment_id: str) -> Payment:
     return found
 
 
+def _held() -> QuerySet[Payment]:
+    """Return the payments on whose hold a reservation counts."""
+    return Payment.objects.filter(
+        status=PaymentStatus.AUTHORIZED,
+        reservation__status=ReservationStatus.SCHEDULED,
+        reservation__is_payment_held=True,
+    ).order_by("capture_due_at", "pk")
+
+
 def _open_for_wallet(
     *,
     organization: Organization,
@@ -202,11 +259,7 @@ def _open_for_wallet(
     wishes: Wishes,
     at: dt.datetime,
 ) -> Payment:
-    if not AMOUNT_MINOR_MIN <= amount.amount_minor <= AMOUNT_MINOR_MAX:
-        raise InvalidValue(
-            f"from {AMOUNT_MINOR_MIN} to {AMOUNT_MINOR_MAX} minor units",
-            pointer="/amount/amount_minor",
-        )
+    _require_takeable(amount.amount_minor, pointer="/amount/amount_minor")
     payment = Payment(
         organization=organization,
         purpose=purpose,
@@ -216,6 +269,17 @@ def _open_for_wallet(
         due_at=at + dt.timedelta(seconds=TOP_UP_WINDOW_SECONDS[wishes.means]),
     )
     return _open(payment, wishes=wishes, at=at)
+
+
+def _require_takeable(amount_minor: int, *, pointer: str) -> None:
+    """Refuse an amount that the provider does not take.
+
+    :raises InvalidValue: then.
+    """
+    if not AMOUNT_MINOR_MIN <= amount_minor <= AMOUNT_MINOR_MAX:
+        raise InvalidValue(
+            f"from {AMOUNT_MINOR_MIN} to {AMOUNT_MINOR_MAX} minor units", pointer=pointer
+        )
 
 
 def _open(payment: Payment, *, wishes: Wishes, at: dt.datetime) -> Payment:

@@ -4,7 +4,7 @@ import datetime as dt
 
 from django.db import transaction
 
-from billing import budgets, card_refunds, ledger, purchases, receivables, wallet
+from billing import budgets, card_refunds, changes, ledger, purchases, receivables, wallet
 from billing.models import Payer, Payment
 from billing.payments import moves
 from billing.payments.asking import CAPTURE_BEFORE_START_SECONDS, READ_AGAIN_SECONDS
@@ -18,9 +18,9 @@ from billing.states import EntryKind
 from marketplace.core.errors import DomainError
 from marketplace.core.money import Money
 from marketplace.states import EventKind
-from scheduler import reservations
+from scheduler import extensions, reservations
 from scheduler.models import Reservation
-from scheduler.states import ReservationStatus
+from scheduler.states import ReservationReason, ReservationStatus
 
 CAPTURE_BEFORE_HOLD_ENDS_SECONDS = 6 * 3600
 AUTHENTICATION_REQUIRED = "authentication_required"
@@ -31,7 +31,7 @@ def apply(*, payment_id: str, made: ProviderPayment, at: dt.datetime) -> Payment
     """Take over what the provider says of a payment. Safe to call with the same, or with older news."""
     payment = (
         Payment.objects.select_for_update(no_key=True, of=("self",))
-        .select_related("organization", "reservation")
+        .select_related("organization", "reservation", "extension__quote")
         .get(pk=payment_id)
     )
     if PAYMENT_ARROWS.is_final(PaymentStatus(payment.status)):
@@ -54,7 +54,7 @@ def refused(*, payment_id: str, code: str, message: str, at: dt.datetime) -> Non
     """Give up a payment that the provider would not even begin."""
     payment = (
         Payment.objects.select_for_update(no_key=True, of=("self",))
-        .select_related("organization", "reservation")
+        .select_related("organization", "reservation", "extension__quote")
         .get(pk=payment_id)
     )
     if payment.status not in moves.OPEN_STATUSES:
@@ -115,11 +115,7 @@ def _wait(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> None:
         # Nobody is there who could take another card.
         Payment.objects.filter(pk=payment.pk).update(due_at=at)
         payment.due_at = at
-        if moves.reservation_waits(payment):
-            assert payment.reservation_id is not None
-            reservations.fail_payment(
-                reservation_id=payment.reservation_id, at=at, actor=moves.ACTOR
-            )
+        moves.give_back(payment, at=at)
 
 
 def _authorize(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> None:
@@ -135,7 +131,7 @@ def _authorize(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> N
     moves.move(payment, to=PaymentStatus.AUTHORIZED, reason="", at=at)
     try:
         with transaction.atomic():
-            reservations.confirm(reservation_id=reservation.pk, at=at, actor=moves.ACTOR)
+            reservations.confirm_held(reservation_id=reservation.pk, at=at, actor=moves.ACTOR)
     except DomainError:
         # Too late: nothing was taken yet, so nothing needs to go back but the hold.
         moves.give_up(payment, at=at)
@@ -145,7 +141,7 @@ def _authorize(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> N
 
 def _succeed(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> None:
     # Budgets are locked before the wallet, as they are where an order is accepted.
-    refusal = _refused_by_budget(payment.reservation, at=at) if payment.reservation else None
+    refusal = _refused_by_budget(payment, at=at)
     moves.move(payment, to=PaymentStatus.SUCCEEDED, reason="", at=at)
     ledger.post(
         idempotency_key=f"topup:{payment.pk}",
@@ -162,7 +158,7 @@ def _succeed(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> Non
         Payer.objects.filter(organization=payment.organization).update(saved_card_id=made.method_id)
     moves.tell(payment, kind=EventKind.PAYMENT_SUCCEEDED, occasion="succeeded", at=at)
     if payment.reservation is not None:
-        _buy(payment, reservation=payment.reservation, refusal=refusal, at=at)
+        _spend(payment, reservation=payment.reservation, refusal=refusal, at=at)
     elif payment.invoice_id:
         receivables.pay_from_wallet(
             organization=payment.organization,
@@ -173,35 +169,57 @@ def _succeed(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> Non
         )
 
 
-def _refused_by_budget(reservation: Reservation, *, at: dt.datetime) -> DomainError | None:
-    """Return why a reservation that expired cannot come back: what it left may have been spent since."""
-    if reservation.status != ReservationStatus.EXPIRED:
+def _refused_by_budget(payment: Payment, *, at: dt.datetime) -> DomainError | None:
+    """Return why what was given up cannot come back: what it left of a budget may have been spent since."""
+    reservation, held = payment.reservation, payment.extension
+    if reservation is None:
+        return None
+    promise, instead_of = Promise.of(reservation), None
+    if held is not None:
+        after = Promise.after(held.quote)
+        assert after is not None, held.pk
+        promise, instead_of = after, reservation
+        has_lapsed = held.dropped_at is not None
+    else:
+        has_lapsed = reservation.status == ReservationStatus.EXPIRED
+    if not has_lapsed:
         return None
     try:
         budgets.require(
             organization=reservation.organization,
             project=reservation.project,
-            promise=Promise.of(reservation),
+            promise=promise,
             at=at,
+            instead_of=instead_of,
         )
     except (budgets.BudgetExceeded, budgets.ProjectFrozen) as refusal:
         return refusal
     return None
 
 
-def _buy(
+def _spend(
     payment: Payment, *, reservation: Reservation, refusal: DomainError | None, at: dt.datetime
 ) -> None:
-    """Buy the reservation with what came; when nothing can be bought with it, send everything back."""
+    """Buy with what came what it was asked for; when that cannot be had any more, send all of it back.
+
+    A reservation that still counted on this money ends then: nothing is delivered that nobody has paid.
+    """
     try:
         with transaction.atomic():
             if refusal is not None:
                 raise refusal
-            purchases.post(reservation=reservation, at=at)
-            if reservation.status in {ReservationStatus.SCHEDULED, ReservationStatus.ACTIVE}:
-                return  # it was confirmed when the money was held
-            reservations.confirm_late(reservation_id=reservation.pk, at=at, actor=moves.ACTOR)
+            if payment.extension is not None:
+                changes.post(change=extensions.make_held(hold_id=payment.extension.pk, at=at))
+            else:
+                _buy(reservation, at=at)
     except DomainError as refusal:
+        if moves.reservation_waits(payment):
+            reservations.fail_payment(
+                reservation_id=reservation.pk,
+                at=at,
+                actor=moves.ACTOR,
+                reason=ReservationReason.PAYMENT_RETURNED,
+            )
         card_refunds.write(
             payment=payment,
             amount_minor=payment.received_minor,
@@ -215,3 +233,11 @@ def _buy(
             at=at,
             why=refusal.detail,
         )
+
+
+def _buy(reservation: Reservation, *, at: dt.datetime) -> None:
+    purchases.post(reservation=reservation, at=at)
+    if reservation.is_payment_held:
+        reservations.take_held(reservation_id=reservation.pk)
+    else:
+        reservations.confirm_late(reservation_id=reservation.pk, at=at, actor=moves.ACTOR)

@@ -11,6 +11,7 @@ from billing.models import Intent, Payment, ProviderTransition
 from billing.provider_states import (
     PAYMENT_ARROWS,
     PAYMENT_OPEN_STATUSES,
+    PRICE_PURPOSES,
     IntentKind,
     Machine,
     PaymentMeans,
@@ -20,9 +21,9 @@ from billing.states import AccountKind
 from marketplace import events
 from marketplace.core.errors import StateConflict
 from marketplace.states import EventKind
-from scheduler import reservations
+from scheduler import extensions, reservations
 from scheduler.models import Reservation
-from scheduler.states import ReservationStatus
+from scheduler.states import ExtensionDropReason, ReservationStatus
 
 ACTOR = "billing.payments"
 OPEN_STATUSES = PAYMENT_OPEN_STATUSES
@@ -54,13 +55,12 @@ def close(payment: Payment, *, at: dt.datetime) -> None:
     if payment.status == to:
         return
     move(payment, to=to, reason=payment.failure_code, at=at)
-    if reservation_waits(payment):
-        assert payment.reservation_id is not None
-        reservations.fail_payment(reservation_id=payment.reservation_id, at=at, actor=ACTOR)
+    give_back(payment, at=at)
     tell(payment, kind=EventKind.PAYMENT_CLOSED, occasion="closed", at=at)
 
 
 def give_up(payment: Payment, *, at: dt.datetime) -> bool:
+    """Ask the provider to cancel a payment, or close one that it never heard of; say whether it is done."""
     if payment.provider_id:
         intents.write(
             kind=IntentKind.CANCEL,
@@ -75,7 +75,7 @@ def give_up(payment: Payment, *, at: dt.datetime) -> bool:
     with transaction.atomic():
         current = (
             Payment.objects.select_for_update(no_key=True, of=("self",))
-            .select_related("organization", "reservation")
+            .select_related("organization", "reservation", "extension__quote")
             .get(pk=payment.pk)
         )
         if current.status == PaymentStatus.CREATED and not current.provider_id:
@@ -83,12 +83,25 @@ def give_up(payment: Payment, *, at: dt.datetime) -> bool:
     return True
 
 
+def give_back(payment: Payment, *, at: dt.datetime) -> None:
+    """Put on sale again what was kept for a payment that will not be made."""
+    if reservation_waits(payment):
+        assert payment.reservation_id is not None
+        reservations.fail_payment(reservation_id=payment.reservation_id, at=at, actor=ACTOR)
+    if payment.extension_id is not None:
+        extensions.drop_held(
+            hold_id=payment.extension_id, reason=ExtensionDropReason.PAYMENT_DECLINED, at=at
+        )
+
+
 def reservation_waits(payment: Payment) -> bool:
     """Say whether a reservation still counts on this payment: pending, or held and not yet taken."""
-    if payment.reservation_id is None:
+    if payment.purpose not in PRICE_PURPOSES:
         return False
-    status = Reservation.objects.values_list("status", flat=True).get(pk=payment.reservation_id)
-    return status in {ReservationStatus.PAYMENT_PENDING, ReservationStatus.SCHEDULED}
+    reservation = Reservation.objects.get(pk=payment.reservation_id)
+    if reservation.status == ReservationStatus.SCHEDULED:
+        return reservation.is_payment_held
+    return reservation.status == ReservationStatus.PAYMENT_PENDING
 
 
 def tell(
@@ -103,6 +116,7 @@ def tell(
             "currency": payment.currency,
             "purpose": payment.purpose,
             "reservation_id": payment.reservation_id,
+            "extension_id": payment.extension_id,
             "invoice_id": payment.invoice_id or None,
             "code": payment.failure_code or None,
             "detail": why or payment.failure_message or None,

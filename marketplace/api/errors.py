@@ -182,6 +182,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "extension_too_late": 409,
     "extension_refused": 409,
     "move_too_late": 409,
+    "payment_held": 409,
     "not_reclaimable": 409,
     "reclaim_too_late": 409,
     "quote_used": 409,
@@ -210,6 +211,8 @@ STATUS_BY_CODE: dict[str, int] = {
     "credit_exceeds_invoice": 409,
     "month_not_over": 409,
     "no_tax_rule": 422,
+    "nothing_to_remit": 422,
+    "remittance_reversed": 409,
     "four_eyes_needed": 403,
 }
 

@@ -9,7 +9,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import checkout, credit, invoice_payments, payments, provider
+from billing import credit, invoice_payments, payment_methods, payments, provider
 from billing.models import CreditSale, Payment
 from billing.payments import AMOUNT_MINOR_MAX, Wishes
 from billing.provider_states import PaymentMeans, PaymentPurpose, PaymentStatus
@@ -127,7 +127,7 @@ class InvoicePaymentsView(ApiView):
             if body["payment_method"] == PaymentMethod.WALLET:
                 return self._from_wallet(sale, amount_minor=amount_minor)
             if not provider.is_connected():
-                raise checkout.PaymentMethodUnavailable(
+                raise payment_methods.PaymentMethodUnavailable(
                     "No payment provider is connected here; pay from the wallet.",
                     pointer="/payment_method",
                 )

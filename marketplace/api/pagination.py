@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
-from django.db.models import CharField, Model, QuerySet
+from django.db.models import CharField, ForeignKey, Model, QuerySet
 from rest_framework import serializers
 
 from marketplace.api.errors import InvalidRequest
@@ -41,6 +41,8 @@ def page_of(
         last = _decode(query["cursor"], order=order)
         # PostgreSQL would compare a text column with a number as text, and page from nowhere.
         field = queryset.model._meta.get_field(column)  # noqa: SLF001 - Django's documented name for it
+        if isinstance(field, ForeignKey):
+            field = field.target_field
         if isinstance(last, str) != isinstance(field, CharField):
             raise _foreign_cursor()
         queryset = queryset.filter(**{f"{column}__{'lt' if descending else 'gt'}": last})

@@ -9,7 +9,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import checkout, onboarding, provider
+from billing import onboarding, payment_methods, provider
 from billing.models import PayoutAccount
 from marketplace.api.fields import InstantField, StrictSerializer, TextField
 from marketplace.api.schema import operation
@@ -88,7 +88,7 @@ class PayoutAccountView(ApiView):
 
         def ask() -> tuple[int, Any]:
             if not provider.is_connected():
-                raise checkout.PaymentMethodUnavailable(
+                raise payment_methods.PaymentMethodUnavailable(
                     "No payment provider is connected here; an operator pays owners."
                 )
             account = onboarding.ask(

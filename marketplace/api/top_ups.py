@@ -9,7 +9,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import checkout, payments, provider
+from billing import payment_methods, payments, provider
 from billing.models import Payment
 from billing.payments import AMOUNT_MINOR_MAX, AMOUNT_MINOR_MIN, Wishes
 from billing.provider_states import PaymentMeans, PaymentPurpose, PaymentStatus
@@ -129,7 +129,7 @@ class TopUpsView(ApiView):
 
         def ask() -> tuple[int, Any]:
             if not provider.is_connected():
-                raise checkout.PaymentMethodUnavailable(
+                raise payment_methods.PaymentMethodUnavailable(
                     "No payment provider is connected here; an operator records deposits."
                 )
             payment = payments.open_top_up(

@@ -24,6 +24,7 @@ from marketplace.api import (
     reservations,
     top_ups,
     wallet,
+    webhook_deliveries,
     webhook_endpoints,
 )
 
@@ -47,6 +48,10 @@ urlpatterns = [
     path("reservations/<str:reservation_id>/cancellation", changes.CancellationView.as_view()),
     path("reservations/<str:reservation_id>/extension-quote", changes.ExtensionQuoteView.as_view()),
     path("reservations/<str:reservation_id>/extensions", changes.ExtensionsView.as_view()),
+    path(
+        "reservations/<str:reservation_id>/extensions/<str:extension_id>",
+        changes.ExtensionView.as_view(),
+    ),
     path("reservations/<str:reservation_id>/change-quote", changes.ChangeQuoteView.as_view()),
     path("reservations/<str:reservation_id>/changes", changes.ChangesView.as_view()),
     path("billing-profile", billing_profile.BillingProfileView.as_view()),
@@ -62,6 +67,18 @@ urlpatterns = [
     path("events/<str:event_id>/replay", webhook_endpoints.ReplayEventView.as_view()),
     path("webhook-endpoints", webhook_endpoints.WebhookEndpointsView.as_view()),
     path("webhook-endpoints/<str:endpoint_id>", webhook_endpoints.WebhookEndpointView.as_view()),
+    path(
+        "webhook-endpoints/<str:endpoint_id>/deliveries",
+        webhook_deliveries.WebhookDeliveriesView.as_view(),
+    ),
+    path(
+        "webhook-endpoints/<str:endpoint_id>/deliveries/<str:event_id>",
+        webhook_deliveries.WebhookDeliveryView.as_view(),
+    ),
+    path(
+        "webhook-endpoints/<str:endpoint_id>/deliveries/<str:event_id>/resend",
+        webhook_deliveries.ResendDeliveryView.as_view(),
+    ),
     path(
         "webhook-endpoints/<str:endpoint_id>/rotate-secret",
         webhook_endpoints.RotateSecretView.as_view(),

@@ -50,7 +50,7 @@ class WebhookEndpointSerializer(serializers.Serializer[WebhookEndpoint]):
     failing_since = InstantField(allow_null=True, help_text="null: the last call was taken")
     disabled_at = InstantField(allow_null=True)
     disabled_because = serializers.SerializerMethodField(
-        help_text="`gone`: it answered 410; `failing_for_days`"
+        help_text="`gone`: it answered 410; `failing_for_days`; `operator`: of the market"
     )
 
     def get_disabled_because(self, endpoint: WebhookEndpoint) -> str | None:

@@ -79,6 +79,7 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Budgets", "billing.Budget", "data_usage"),
             ("Freezes", "billing.ProjectFreeze", "ac_unit"),
             ("Taxed sales", "billing.ReservationTax", "percent"),
+            ("Remitted taxes", "billing.TaxRemittance", "account_balance_wallet"),
             ("Tax rules", "billing.TaxRule", "assured_workload"),
             ("Tax statuses", "billing.TaxStatus", "badge"),
             ("Parked", "billing.Parking", "local_parking"),
@@ -100,6 +101,8 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         (
             ("Organizations", "marketplace.Organization", "apartment"),
             ("API keys", "marketplace.ApiKey", "vpn_key"),
+            ("Webhook endpoints", "marketplace.WebhookEndpoint", "webhook"),
+            ("Webhook deliveries", "marketplace.WebhookDelivery", "send"),
             ("Users", "marketplace.User", "person"),
             ("Groups", "auth.Group", "group"),
         ),

@@ -7,10 +7,15 @@ from marketplace.deliveries.endpoints import (
     add,
     enable,
     get,
+    get_delivery,
     remove,
     replay,
+    resend,
     rotate_secret,
+    sent_to,
+    stop,
 )
+from marketplace.deliveries.keeping import prune
 from marketplace.deliveries.sending import deliver_due
 
 __all__ = [
@@ -21,7 +26,12 @@ __all__ = [
     "deliver_due",
     "enable",
     "get",
+    "get_delivery",
+    "prune",
     "remove",
     "replay",
+    "resend",
     "rotate_secret",
+    "sent_to",
+    "stop",
 ]

@@ -14,11 +14,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
+import structlog
 from django.conf import settings
 
 from marketplace.core.errors import DomainError
 
+log = structlog.get_logger(__name__)
+
 TIMEOUT_SECONDS = 10
+REASON_SECONDS = (
+    1  # for the body of a refusal, which often comes after its head: it tells people why
+)
 ANSWER_BYTES_MAX = 16 * 1024  # of status line and headers; more is no answer to a callback
 PREFIX_LENGTH_MAX = 300  # of the body: enough to recognise an error page
 _HTTPS_PORT, _HTTP_PORT = 443, 80
@@ -142,8 +148,25 @@ def _answer(connection: socket.socket, *, deadline: float) -> Answer:
     found = _STATUS_LINE.match(head + b"\r")
     if found is None:
         return Answer(status=None, text="the answer is no HTTP")
+    status = int(found[1])
+    if not Answer(status=status, text="").is_taken:
+        rest = _reason(connection, rest, deadline=min(deadline, time.monotonic() + REASON_SECONDS))
     text = "".join(c for c in rest[:PREFIX_LENGTH_MAX].decode("latin-1") if c.isprintable())
-    return Answer(status=int(found[1]), text=text)
+    return Answer(status=status, text=text)
+
+
+def _reason(connection: socket.socket, received: bytes, *, deadline: float) -> bytes:
+    """Return how the body of a refusal begins, as far as it comes in time: its status is known already."""
+    try:
+        while len(received) < PREFIX_LENGTH_MAX:
+            connection.settimeout(_left(deadline))
+            chunk = connection.recv(PREFIX_LENGTH_MAX)
+            if not chunk:
+                break
+            received += chunk
+    except OSError as error:
+        log.info("webhook_reason_incomplete", why=type(error).__name__)
+    return received
 
 
 def _left(deadline: float) -> float:

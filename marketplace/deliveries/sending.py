@@ -15,7 +15,8 @@ from django.db import connection, transaction
 from marketplace.core.windows import format_instant, to_seconds
 from marketplace.deliveries import calling, endpoints, signing
 from marketplace.deliveries.calling import Answer
-from marketplace.models import WebhookDelivery, WebhookEndpoint
+from marketplace.models import WebhookCall, WebhookDelivery, WebhookEndpoint
+from marketplace.states import DisabledBecause
 
 # After each attempt that fails, until the next one: about three days in all, as the specification suggests.
 RETRY_SECONDS = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
@@ -29,6 +30,11 @@ GONE = 410
 _ONE_AT_A_TIME = (
     0x77686B  # the advisory lock of the run: calls wait on others, and hold one process at most
 )
+# A last event may be written while its endpoint is being disabled: nobody calls it for that.
+_GIVE_UP = """
+    UPDATE marketplace_webhookdelivery d SET due_at = NULL FROM marketplace_webhookendpoint e
+    WHERE d.due_at <= %s AND e.id = d.endpoint_id AND e.disabled_at IS NOT NULL
+"""
 _CLAIM = """
     UPDATE marketplace_webhookdelivery SET attempts = attempts + 1, due_at = %(again_at)s
     WHERE id IN (
@@ -76,6 +82,7 @@ def deliver_due(*, at: dt.datetime) -> int:
 @transaction.atomic
 def _claim(*, at: dt.datetime) -> list[WebhookDelivery]:
     with connection.cursor() as cursor:
+        cursor.execute(_GIVE_UP, [at])
         cursor.execute(
             _CLAIM,
             {
@@ -125,7 +132,12 @@ def _message(delivery: WebhookDelivery, *, at: dt.datetime) -> _Message:
 
 @transaction.atomic
 def _record(delivery: WebhookDelivery, *, answer: Answer, at: dt.datetime) -> None:
-    """Write down what came of a call, unless the delivery was claimed again or ended since."""
+    """Write down a call, and what comes of it, unless the delivery was claimed again or ended since."""
+    # Its endpoint, or its old age, may have taken the delivery away meanwhile.
+    if not WebhookDelivery.objects.select_for_update(no_key=True).filter(pk=delivery.pk).exists():
+        return
+    error = "" if answer.is_taken else answer.text
+    WebhookCall.objects.create(delivery=delivery, at=at, status=answer.status, error=error)
     retry = (
         RETRY_SECONDS[delivery.attempts - 1] if delivery.attempts <= len(RETRY_SECONDS) else None
     )
@@ -136,7 +148,7 @@ def _record(delivery: WebhookDelivery, *, answer: Answer, at: dt.datetime) -> No
         due_at=due_at,
         delivered_at=at if answer.is_taken else None,
         last_status=answer.status,
-        last_answer="" if answer.is_taken else answer.text,
+        last_answer=error,
     )
     if not won:
         return
@@ -148,6 +160,6 @@ def _record(delivery: WebhookDelivery, *, answer: Answer, at: dt.datetime) -> No
     known.filter(failing_since__isnull=True).update(failing_since=at)
     since = known.values_list("failing_since", flat=True).first()
     if answer.status == GONE:
-        endpoints.disable(endpoint=endpoint, because="gone", at=at)
+        endpoints.disable(endpoint=endpoint, because=DisabledBecause.GONE, at=at)
     elif since is not None and at - since >= dt.timedelta(days=FAILING_DAYS_MAX):
-        endpoints.disable(endpoint=endpoint, because="failing_for_days", at=at)
+        endpoints.disable(endpoint=endpoint, because=DisabledBecause.FAILING_FOR_DAYS, at=at)

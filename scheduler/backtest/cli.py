@@ -28,7 +28,7 @@ def replay_grid(
     seeds: Sequence[int] | None,
     policies: Sequence[str],
     counts: Path | None,
-    room: str,
+    rooms: Sequence[str],
     processes: int,
     out: Path,
 ) -> list[Path]:
@@ -42,7 +42,7 @@ def replay_grid(
             f"the set {real[0]!r} needs --counts: hourly requests of a real cluster"
         )
     grid = runs.jobs(
-        sets=sets, loads=loads, seeds=seeds, policies=policies, room=room, series=series
+        sets=sets, loads=loads, seeds=seeds, policies=policies, rooms=rooms, series=series
     )
     rows: list[Row] = []
     for found in _progress(
@@ -57,7 +57,7 @@ def replay_grid(
 
 
 def replay_trace(
-    *, trace: Path, capacity: int, policies: Sequence[str], room: str, out: Path
+    *, trace: Path, capacity: int, policies: Sequence[str], rooms: Sequence[str], out: Path
 ) -> list[Path]:
     """Replay the requests of a file.
 
@@ -71,12 +71,13 @@ def replay_trace(
         load=load,
         seed=0,
         policies=tuple(policies),
-        room=room,
+        room=rooms[0],
         series=None,
         with_spot=True,
     )
     rows: list[Row] = []
-    for name in _progress(policies, total=len(policies), text="replaying"):
+    replays = [(room, name) for room in rooms for name in runs.policies_in(room, policies=policies)]
+    for room, name in _progress(replays, total=len(replays), text="replaying"):
         rows += runs.run_demand(
             demand,
             policies=[name],

@@ -2,7 +2,13 @@
 
 from scheduler.models.allocations import Allocation
 from scheduler.models.calendar import CalendarMark, CalendarWeek
-from scheduler.models.changes import Change, ChangeQuote, ChangeRule
+from scheduler.models.changes import (
+    Change,
+    ChangeQuote,
+    ChangeRule,
+    ExtensionHold,
+    ExtensionHoldQuerySet,
+)
 from scheduler.models.demand import DemandSample
 from scheduler.models.leases import Lease, LeaseQuerySet, LeaseTransition
 from scheduler.models.limits import TenantLimit
@@ -28,6 +34,8 @@ __all__ = [
     "ChangeRule",
     "DemandSample",
     "EndWarning",
+    "ExtensionHold",
+    "ExtensionHoldQuerySet",
     "Lease",
     "LeaseQuerySet",
     "LeaseTransition",

@@ -1,5 +1,6 @@
 """What a tenant does with what it has bought: the rule, the quote of a change, and the change."""
 
+import datetime as dt
 from typing import ClassVar, Self
 
 from django.db import models
@@ -9,7 +10,7 @@ from marketplace.core import ids
 from marketplace.core.windows import Window
 from marketplace.models import Organization
 from scheduler.models.reservations import Reservation
-from scheduler.states import ChangeKind, ExtensionLimit, ReservationStatus
+from scheduler.states import ChangeKind, ExtensionDropReason, ExtensionLimit, ReservationStatus
 
 
 class ChangeRule(models.Model):
@@ -139,6 +140,69 @@ class ChangeQuote(models.Model):
         if self.starts_at is None or self.ends_at is None:
             return None
         return Window(self.starts_at, self.ends_at)
+
+
+class ExtensionHoldQuerySet(models.QuerySet["ExtensionHold"]):
+    def open(self) -> Self:
+        """Return those that keep hours now."""
+        return self.filter(dropped_at__isnull=True, made_at__isnull=True)
+
+
+class ExtensionHold(models.Model):
+    """Hours that are kept behind a reservation until they are paid for.
+
+    Its id is that of the change that it becomes. `made_at` and `dropped_at` tell its story: money that came
+    after it was dropped may have made it all the same.
+    """
+
+    id = models.CharField(
+        primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_extension_id
+    )
+    reservation = models.ForeignKey(
+        Reservation, on_delete=models.PROTECT, related_name="extension_holds"
+    )
+    quote = models.OneToOneField(
+        ChangeQuote, on_delete=models.PROTECT, related_name="extension_hold"
+    )
+    held_until = models.DateTimeField(db_comment="dropped then, unless it was paid for")
+    actor = models.CharField(max_length=100)
+    created_at = models.DateTimeField()
+    dropped_at = models.DateTimeField(null=True)
+    drop_reason = models.CharField(max_length=40, blank=True, choices=ExtensionDropReason)
+    made_at = models.DateTimeField(null=True)
+
+    objects = ExtensionHoldQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["reservation"],
+                condition=Q(dropped_at__isnull=True, made_at__isnull=True),
+                name="extension_is_held_once_at_a_time",
+            ),
+            models.CheckConstraint(
+                condition=Q(dropped_at__isnull=True, drop_reason="")
+                | (Q(dropped_at__isnull=False) & ~Q(drop_reason="")),
+                name="extension_hold_says_why_it_was_dropped",
+            ),
+        ]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["held_until"],
+                condition=Q(dropped_at__isnull=True, made_at__isnull=True),
+                name="extension_hold_due",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.id
+
+    @property
+    def ends_at(self) -> dt.datetime:
+        """Return the end that is asked for."""
+        assert self.quote.ends_at is not None, self.pk
+        return self.quote.ends_at
 
 
 class Change(models.Model):

@@ -72,6 +72,9 @@ class Reservation(models.Model):
     )
     created_at = models.DateTimeField()
     payment_due_at = models.DateTimeField(db_comment="payment_pending ends here")
+    is_payment_held = models.BooleanField(
+        default=False, db_comment="confirmed by a price that is held, and was not taken"
+    )
 
     objects = ReservationQuerySet.as_manager()
 
@@ -80,7 +83,18 @@ class Reservation(models.Model):
         constraints: ClassVar = [
             models.CheckConstraint(
                 condition=Q(ends_at__gt=F("starts_at")), name="reservation_ends_after_start"
-            )
+            ),
+            models.CheckConstraint(
+                condition=Q(is_payment_held=False)
+                | Q(
+                    status__in=(
+                        ReservationStatus.SCHEDULED,
+                        ReservationStatus.PAYMENT_FAILED,
+                        ReservationStatus.CANCELLED,
+                    )
+                ),
+                name="reservation_is_paid_before_it_begins",
+            ),
         ]
         indexes: ClassVar = [
             models.Index(
@@ -107,6 +121,11 @@ class Reservation(models.Model):
     @property
     def window(self) -> Window:
         return Window(self.starts_at, self.ends_at)
+
+    @property
+    def is_paid(self) -> bool:
+        """Say whether its price was taken: not still waited for, and not only held."""
+        return self.status != ReservationStatus.PAYMENT_PENDING and not self.is_payment_held
 
 
 class ReservationTransition(models.Model):

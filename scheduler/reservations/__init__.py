@@ -9,9 +9,11 @@ from scheduler.reservations.due import expire_unpaid, finish_due, start_due
 from scheduler.reservations.moves import (
     cancel,
     confirm,
+    confirm_held,
     confirm_in_hand,
     confirm_late,
     fail_payment,
+    take_held,
 )
 from scheduler.reservations.records import change_details, get
 
@@ -21,6 +23,7 @@ __all__ = [
     "cancel",
     "change_details",
     "confirm",
+    "confirm_held",
     "confirm_in_hand",
     "confirm_late",
     "expire_unpaid",
@@ -29,4 +32,5 @@ __all__ = [
     "get",
     "reserve",
     "start_due",
+    "take_held",
 ]

@@ -10,7 +10,7 @@ from django.db.models import Exists, OuterRef, Q
 from marketplace.core.errors import StateConflict
 from scheduler import calendar, leases, openings, ticks
 from scheduler.models import Lease, Reclaim, Replacement, Reservation, ReservationTransition
-from scheduler.reservations.moves import move, tell
+from scheduler.reservations.moves import fail_payment, move, tell
 from scheduler.states import (
     LEASE_ARROWS,
     RESERVATION_ARROWS,
@@ -38,21 +38,32 @@ def start_due(*, at: dt.datetime) -> int:
 
     Ends run before starts, so that freed GPUs serve the next lease. One that nobody started before its
     window was over has failed, and so has one that cannot be started for as long as a handover may take.
+    One whose price is still only held has not been paid, and does not begin.
     """
     leases.end_due(at=at)
     scheduled = Reservation.objects.filter(status=ReservationStatus.SCHEDULED)
+    unpaid = ticks.drain(
+        due=scheduled.filter(is_payment_held=True, starts_at__lte=at).order_by("starts_at", "pk"),
+        advance=lambda row: _fail_untaken(row, at=at),
+        name="untaken",
+    )
+    paid = scheduled.filter(is_payment_held=False)
     missed = ticks.drain(
-        due=scheduled.filter(ends_at__lte=at).order_by("starts_at", "pk"),
+        due=paid.filter(ends_at__lte=at).order_by("starts_at", "pk"),
         advance=lambda row: _fail(row, reason=ReservationReason.NOTHING_DELIVERED, at=at),
         name="miss",
     )
-    return missed + ticks.drain(
-        due=scheduled.filter(starts_at__lte=at, ends_at__gt=at)
-        .select_related("organization")
-        .order_by("starts_at", "pk"),
-        advance=lambda row: _start_or_fail(row, at=at),
-        name="start_due",
-        together=lambda rows: _start_all(rows, at=at),
+    return (
+        unpaid
+        + missed
+        + ticks.drain(
+            due=paid.filter(starts_at__lte=at, ends_at__gt=at)
+            .select_related("organization")
+            .order_by("starts_at", "pk"),
+            advance=lambda row: _start_or_fail(row, at=at),
+            name="start_due",
+            together=lambda rows: _start_all(rows, at=at),
+        )
     )
 
 
@@ -105,6 +116,16 @@ def _expire(reservation: Reservation, *, at: dt.datetime) -> None:
         actor=SYSTEM,
     )
     calendar.free_reservation(reservation_id=reservation.pk)
+
+
+def _fail_untaken(reservation: Reservation, *, at: dt.datetime) -> None:
+    """Take the arrow scheduled → payment_failed: whoever was to take the held price has not said so."""
+    fail_payment(
+        reservation_id=reservation.pk,
+        at=at,
+        actor=SYSTEM,
+        reason=ReservationReason.PAYMENT_NOT_TAKEN,
+    )
 
 
 def _start_or_fail(reservation: Reservation, *, at: dt.datetime) -> None:

@@ -28,7 +28,13 @@ def confirm(*, reservation_id: str, at: dt.datetime, actor: str) -> Reservation:
     return reservation
 
 
-def confirm_in_hand(*, reservation: Reservation, at: dt.datetime, actor: str) -> None:
+def confirm_in_hand(
+    *,
+    reservation: Reservation,
+    at: dt.datetime,
+    actor: str,
+    reason: ReservationReason = ReservationReason.PAID,
+) -> None:
     """Do what `confirm` does with a reservation that was just read or made, without reading it again.
 
     :raises StateConflict: when it does not wait for a payment any more, or its time to pay is over.
@@ -41,10 +47,41 @@ def confirm_in_hand(*, reservation: Reservation, at: dt.datetime, actor: str) ->
     move(
         reservation,
         to=ReservationStatus.SCHEDULED,
-        reason=ReservationReason.PAID,
+        reason=reason,
         at=at,
         actor=actor,
     )
+
+
+@transaction.atomic
+def confirm_held(*, reservation_id: str, at: dt.datetime, actor: str) -> Reservation:
+    """Take the arrow payment_pending → scheduled: the price is held, and is to be taken before the start.
+
+    It does not begin before `take_held` has said that it was.
+
+    :raises NotFound: when there is no such reservation.
+    :raises StateConflict: when it does not wait for a payment any more, or its time to pay is over.
+    """
+    reservation = find(reservation_id)
+    confirm_in_hand(
+        reservation=reservation, at=at, actor=actor, reason=ReservationReason.PAYMENT_HELD
+    )
+    Reservation.objects.filter(pk=reservation.pk).update(is_payment_held=True)
+    reservation.is_payment_held = True
+    return reservation
+
+
+@transaction.atomic
+def take_held(*, reservation_id: str) -> None:
+    """Note that the price that was held is taken: from now on the reservation is paid like any other.
+
+    :raises StateConflict: when no price is held for it, or it is over.
+    """
+    taken = Reservation.objects.filter(
+        pk=reservation_id, status=ReservationStatus.SCHEDULED, is_payment_held=True
+    ).update(is_payment_held=False)
+    if not taken:
+        raise StateConflict(f"{reservation_id} waits for no price that is held")
 
 
 @transaction.atomic
@@ -83,7 +120,13 @@ def confirm_late(*, reservation_id: str, at: dt.datetime, actor: str) -> Reserva
 
 
 @transaction.atomic
-def fail_payment(*, reservation_id: str, at: dt.datetime, actor: str) -> Reservation:
+def fail_payment(
+    *,
+    reservation_id: str,
+    at: dt.datetime,
+    actor: str,
+    reason: ReservationReason = ReservationReason.PAYMENT_DECLINED,
+) -> Reservation:
     """Take the arrow payment_pending or scheduled → payment_failed, and put the GPUs back on sale.
 
     A scheduled one was confirmed by money that was held and could not be taken in the end.
@@ -95,7 +138,7 @@ def fail_payment(*, reservation_id: str, at: dt.datetime, actor: str) -> Reserva
     move(
         reservation,
         to=ReservationStatus.PAYMENT_FAILED,
-        reason=ReservationReason.PAYMENT_DECLINED,
+        reason=reason,
         at=at,
         actor=actor,
     )

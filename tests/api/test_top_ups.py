@@ -7,6 +7,8 @@ from django.utils import timezone
 
 from billing import inbox, onboarding, payments, provider
 from billing.models import Payment
+from marketplace.core.windows import format_instant
+from marketplace.states import Tier
 from scheduler.models import Reservation
 from tests.api.test_reservations import buy
 from tests.api.world import a_fleet, a_new_key, a_quote, a_window
@@ -114,6 +116,29 @@ class TestCardReservations:
         shown = api.get(f"/v1/reservations/{answer.json['id']}").json
         assert (shown["status"], shown["payment"]["status"]) == ("scheduled", "paid")
         assert shown["payment"]["checkout_url"] is None
+
+    def test_that_are_held_can_be_left_for_nothing_and_not_be_changed(
+        self, api: ApiClient, stand_in
+    ) -> None:
+        a_fleet(tier=Tier.RECLAIMABLE, reclaim_notice=dt.timedelta(hours=1))
+        quote = a_quote(api, tier="reclaimable", window=a_window(in_hours=4, hours=3))
+        made = buy(api, quote=quote, payment_method="card").json
+        pays(stand_in, Payment.objects.get())
+        path = f"/v1/reservations/{made['id']}"
+        shown = api.get(path).json
+        assert (shown["status"], shown["payment"]["status"]) == ("scheduled", "held")
+        assert [step["reason"] for step in shown["history"]][-1] == "payment_held"
+        ends_at = format_instant(Reservation.objects.get().ends_at - dt.timedelta(hours=1))
+        answer = api.post(f"{path}/change-quote", {"ends_at": ends_at})
+        assert (answer.status, answer.code) == (409, "payment_held")
+        ends_at = format_instant(Reservation.objects.get().ends_at + dt.timedelta(hours=1))
+        answer = api.post(f"{path}/extension-quote", {"ends_at": ends_at})
+        assert (answer.status, answer.code) == (409, "payment_held")
+        leaving = api.post(f"{path}/cancellation-quote", {}).json
+        assert (leaving["fee_waived_because"], leaving["fee"]["amount_minor"]) == ("not_paid", 0)
+        body = {"quote_id": leaving["id"]}
+        assert api.post(f"{path}/cancellation", body, key=a_new_key()).status == 201
+        assert api.get(path).json["status"] == "cancelled"
 
     def test_replay_the_answer_with_the_secret(self, api: ApiClient, stand_in) -> None:
         a_fleet()

@@ -21,9 +21,9 @@ from billing import (
     settlements,
     wallet,
 )
-from billing.checkout import PaymentMethodUnavailable
 from billing.ledger import InsufficientFunds
 from billing.models import Entry, FeeShare, Payout, Reserve
+from billing.payment_methods import PaymentMethodUnavailable
 from billing.states import GPU_SECONDS, AccountKind, EntryKind
 from marketplace.core.errors import InvalidValue
 from marketplace.core.money import Money

@@ -8,9 +8,9 @@ import pytest
 from django.db import connections
 
 from billing import bills, books, checkout, ledger, payouts, settlements, wallet
-from billing.checkout import PaymentMethodUnavailable
 from billing.ledger import InsufficientFunds
 from billing.models import Entry, Settlement
+from billing.payment_methods import PaymentMethodUnavailable
 from billing.states import GPU_SECONDS, AccountKind, EntryKind
 from marketplace.core.errors import DomainError, InvalidValue, NotFound
 from marketplace.core.money import Money

@@ -21,8 +21,8 @@ from billing import (
     tax,
     wallet,
 )
-from billing.checkout import PaymentMethodUnavailable
 from billing.models import Approval, CreditSale, CreditTerms, Entry, Refund
+from billing.payment_methods import PaymentMethodUnavailable
 from billing.states import GPU_SECONDS, AccountKind, ApprovalKind, EntryKind
 from marketplace.core.errors import InvalidValue
 from marketplace.core.money import Money

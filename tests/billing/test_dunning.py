@@ -198,6 +198,95 @@ class TestSuspension:
         assert Reservation.objects.get().status == "scheduled"
 
 
+class TestALargeSuspension:
+    """There is more to cancel than one step cancels."""
+
+    @pytest.fixture
+    def sales(self, monkeypatch) -> list[CreditSale]:
+        """Return five sales of one tenant: the oldest is due first, and its step is the next."""
+        monkeypatch.setattr(dunning, "CANCELLATIONS_PER_STEP_MAX", 2)
+        make_pool()
+        tenant = a_debtor(net_days=14)
+        sales = [bought(tenant, starts_in_days=50 + number) for number in range(5)]
+        # Only the first is ever late: the others would take their own steps otherwise.
+        DunningCase.objects.exclude(sale=sales[0]).update(act_due_at=NOW + days(365))
+        run_until(sales[0].due_at + days(13.9))
+        assert status_of(sales[0]) == "warned"
+        return sales
+
+    def test_goes_on_until_nothing_is_left(self, sales):
+        at = sales[0].due_at + days(14)
+        left = []
+        for minute in range(5):
+            dunning.advance_due(at=at + dt.timedelta(minutes=minute))
+            left.append(Reservation.objects.filter(status="scheduled").count())
+        assert left == [3, 1, 0, 0, 0]
+        assert history(sales[0]).count("suspended") == 1
+        assert DunningCase.objects.get(pk=sales[0].pk).act_due_at is None
+        told = Event.objects.filter(kind="credit.suspended").order_by("at")
+        parts = [event.data["cancelled_reservation_ids"] for event in told]
+        assert [len(part) for part in parts] == [2, 2, 1]
+        assert len({found for part in parts for found in part}) == 5
+        # What the case is about comes last: it ends with the rest, not before.
+        assert parts[-1] == [sales[0].reservation_id]
+        assert is_sound(at + days(60))
+
+    def test_goes_on_late_and_twice_at_one_instant(self, sales):
+        at = sales[0].due_at + days(20)
+        for _ in range(5):
+            dunning.advance_due(at=at)
+        assert not Reservation.objects.filter(status="scheduled").exists()
+        assert Event.objects.filter(kind="credit.suspended").count() == 3
+
+    def test_ends_with_the_payment(self, sales):
+        at = sales[0].due_at + days(14)
+        dunning.advance_due(at=at)
+        pay_by_bank(sales[0], owed(sales[0]))
+        for minute in range(1, 4):
+            dunning.advance_due(at=at + dt.timedelta(minutes=minute))
+        assert status_of(sales[0]) == "closed"
+        assert Reservation.objects.filter(status="scheduled").count() == 3
+
+    def test_does_not_take_what_is_paid_between_two_parts(self, sales):
+        at = sales[0].due_at + days(14)
+        dunning.advance_due(at=at)
+        spared = sales[3]
+        pay_by_bank(spared, owed(spared))
+        for minute in range(1, 4):
+            dunning.advance_due(at=at + dt.timedelta(minutes=minute))
+        kept = Reservation.objects.filter(status="scheduled")
+        assert [row.pk for row in kept] == [spared.reservation_id]
+
+    def test_waits_while_the_tenants_money_is_parked(self, sales):
+        at = sales[0].due_at + days(14)
+        dunning.advance_due(at=at)
+        tenant = sales[0].organization
+        parking.park(breaches={tenant.pk: "a breach"}, at=at)
+        dunning.advance_due(at=at + days(1))
+        assert Reservation.objects.filter(status="scheduled").count() == 3
+        parking.end(organization=tenant, at=at, actor="bert")
+        dunning.advance_due(at=at + days(1))
+        assert Reservation.objects.filter(status="scheduled").count() == 1
+
+    def test_looks_again_after_an_hour_at_what_refuses(self, sales, monkeypatch):
+        at = sales[0].due_at + days(14)
+        tried: list[str] = []
+
+        def refuse(*, reservation_id: str, **_: object) -> None:
+            tried.append(reservation_id)
+            raise StateConflict("not now")
+
+        with monkeypatch.context() as refusing:
+            refusing.setattr("billing.changes.cancel", refuse)
+            for minute in (0, 1, 59):
+                dunning.advance_due(at=at + dt.timedelta(minutes=minute))
+        assert len(tried) == 2
+        assert status_of(sales[0]) == "suspended"
+        for minute in range(60, 64):
+            dunning.advance_due(at=at + dt.timedelta(minutes=minute))
+        assert not Reservation.objects.filter(status="scheduled").exists()
+
+
 class TestEnd:
     @pytest.mark.parametrize("days_late", [-1, 0, 3, 10, 14])
     def test_comes_with_the_payment_at_any_step(self, days_late):

@@ -3,122 +3,33 @@
 import pytest
 from django.db import IntegrityError, transaction
 
-from agents.models import Node
 from billing import (
-    books,
     ledger,
     payments,
     provider,
     refunds,
     reservation_refunds,
     settlements,
-    wallet,
 )
 from billing.models import CardRefund, Dispute, Intent, Payer, Payment, Refund
 from billing.payments import Wishes
 from billing.provider_states import IntentKind, PaymentMeans
 from billing.states import AccountKind
 from marketplace.core.errors import InvalidValue
-from marketplace.core.money import Money
-from marketplace.models import Event
 from marketplace.states import Tier
 from scheduler import reservations
-from scheduler.details import ReservationDetails
 from scheduler.models import Allocation
-from tests.fakes.stripe import balance as standin_balance
+from tests.billing.card_market import CARD, World, fund_cash
 from tests.scheduler import factories
 
 pytestmark = pytest.mark.django_db
 
-CARD = Wishes(means=PaymentMeans.CARD)
 BANK = Wishes(means=PaymentMeans.BANK_TRANSFER)
 
 
 @pytest.fixture
 def world(provider, clock):
     return World(provider, clock)
-
-
-class World:
-    """A market, its provider, and a tenant that pays; every turn is what the beat would do."""
-
-    def __init__(self, stand_in, clock):
-        self.stand_in = stand_in
-        self.clock = clock
-        self.nodes_report = True
-        self.tenant = factories.make_organization()
-        # The provider takes its fees out of this, so that refunds need not wait.
-        standin_balance.move(
-            stand_in.world,
-            source={"id": "tu_1"},
-            kind="topup",
-            category="topup",
-            amount=1_000_000,
-            currency="usd",
-        )
-
-    def top_up(self, amount=5000, wishes=CARD):
-        payment = payments.open_top_up(
-            organization=self.tenant, amount=Money(amount, "usd"), wishes=wishes, at=self.clock()
-        )
-        provider.drive_payment(payment_id=payment.pk, at=self.clock())
-        payment.refresh_from_db()
-        return payment
-
-    def reserve(self, wishes=CARD, *, starts_in=24, tier=Tier.FIRM):
-        owner = factories.make_pool()
-        if tier == Tier.RECLAIMABLE:
-            factories.make_listing(owner=owner, tier=tier, reclaim_notice_seconds=3600)
-        quote = factories.make_quote(
-            tenant=self.tenant, gpus=2, tier=tier, window=factories.window_in(starts_in)
-        )
-        reservation = reservations.reserve(
-            organization=self.tenant,
-            quote_id=quote.pk,
-            payment_method=wishes.means,
-            details=ReservationDetails(),
-            at=self.clock(),
-            actor="test",
-        )
-        payment = payments.open_for_reservation(
-            reservation=reservation, wishes=wishes, at=self.clock()
-        )
-        provider.drive_payment(payment_id=payment.pk, at=self.clock())
-        payment.refresh_from_db()
-        return reservation, payment
-
-    def pays(self, payment, method="pm_card_bypassPending"):
-        return self.stand_in.control(
-            "/_control/confirm", {"id": payment.provider_id, "payment_method": method}
-        )
-
-    def turn(self, **passed):
-        at = self.clock(**passed)
-        if self.nodes_report:
-            Node.objects.update(last_report_at=at)
-        reservations.expire_unpaid(at=at)
-        payments.give_up_due(at=at)
-        payments.capture_due(at=at)
-        Payment.objects.update(read_due_at=at)
-        CardRefund.objects.update(read_due_at=at)
-        provider.drive_due(at=at)
-        provider.read_due(at=at)
-        provider.drive_due(at=at)
-
-    def balance(self):
-        return wallet.balance(organization=self.tenant).amount_minor
-
-    def told(self):
-        return list(
-            Event.objects.filter(organization=self.tenant)
-            .exclude(kind__startswith="reservation.")
-            .order_by("at", "id")
-            .values_list("kind", flat=True)
-        )
-
-    def sound(self):
-        report = books.check(at=self.clock())
-        assert report.ok, [c for c in report.checks if not c.ok]
 
 
 class TestTopUps:
@@ -200,13 +111,6 @@ class TestTopUps:
         saved = Wishes(means=PaymentMeans.CARD, with_saved_card=True)
         assert world.top_up(wishes=saved).status == "succeeded"
         assert world.balance() == 10_000
-
-
-def fund_cash(stand_in, customer_id, values):
-    from tests.fakes.stripe import bank
-    from tests.fakes.stripe.world import Request
-
-    bank.fund_cash(stand_in.world, Request("POST", "", values), customer_id)
 
 
 class TestReservations:
@@ -567,12 +471,12 @@ class TestRefundsOfReservations:
         refunds.open_due(at=world.clock())
         reservation_refunds.ask_due(at=world.clock())
         provider.drive_due(at=world.clock())
-        parts = Refund.objects.order_by("pk").values_list("payment", "amount_minor", "status")
-        assert list(parts) == [
+        parts = Refund.objects.values_list("payment", "amount_minor", "status")
+        assert set(parts) == {
             (second.pk, 90, "settled"),
             (first.pk, reservation.total_minor - 91, "settled"),
             (None, 1, "failed"),
-        ]
+        }
         for payment in (first, second):
             payment.refresh_from_db()
             assert payment.refunded_minor == payment.received_minor
@@ -594,8 +498,8 @@ class TestRefundsOfReservations:
         refunds.open_due(at=world.clock())
         reservation_refunds.ask_due(at=world.clock())
         provider.drive_due(at=world.clock())
-        rows = Refund.objects.order_by("pk").values_list("payment", "status")
-        assert list(rows) == [(second.pk, "failed"), (first.pk, "settled")]
+        rows = Refund.objects.values_list("payment", "status")
+        assert set(rows) == {(second.pk, "failed"), (first.pk, "settled")}
         first.refresh_from_db()
         second.refresh_from_db()
         assert (first.refunded_minor, second.refunded_minor) == (reservation.total_minor - 100, 0)

@@ -12,7 +12,7 @@ from billing import provider as doors
 from billing.models import BalanceTransaction, Difference, Intent, Payment
 from billing.states import AccountKind
 from marketplace.core.errors import StateConflict
-from tests.billing.test_payments import World
+from tests.billing.card_market import World
 from tests.fakes.stripe import balance as standin_balance
 
 pytestmark = pytest.mark.django_db

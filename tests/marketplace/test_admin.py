@@ -4,13 +4,21 @@ from typing import Any
 
 import pytest
 from django.contrib import admin
+from django.contrib.auth.models import Permission
 from django.test import Client
 from django.test.utils import override_settings
 
-from marketplace import organizations
+from marketplace import deliveries, events, organizations
 from marketplace.console import admin_menu
-from marketplace.models import ApiKey, AuditEvent, Listing, ListingTransition
-from marketplace.states import ListingStatus
+from marketplace.models import (
+    ApiKey,
+    AuditEvent,
+    Listing,
+    ListingTransition,
+    WebhookCall,
+    WebhookDelivery,
+)
+from marketplace.states import DeliveryState, EventKind, ListingStatus
 from tests.marketplace.factories import NOON, a_published_listing, a_tenant
 
 pytestmark = pytest.mark.django_db
@@ -78,6 +86,87 @@ class TestApiKeyAdmin:
         assert organizations.authenticate(secret=secret, at=NOON).organization == tenant
         again = admin_client.get(f"/admin/marketplace/apikey/{ApiKey.objects.get().pk}/change/")
         assert secret not in again.content.decode()
+
+
+class TestWebhookAdmin:
+    @pytest.fixture
+    def delivery(self) -> WebhookDelivery:
+        tenant = a_tenant()
+        deliveries.add(
+            organization=tenant, url="https://hooks.example/a", kinds=[], at=NOON, actor="test"
+        )
+        events.record(
+            organization=tenant,
+            kind=EventKind.MONEY_PARKED,
+            object_id="org_1",
+            data={},
+            at=NOON,
+            key="once",
+        )
+        WebhookDelivery.objects.update(due_at=None, attempts=10, last_status=500)
+        delivery = WebhookDelivery.objects.get()
+        WebhookCall.objects.create(delivery=delivery, at=NOON, status=500, error="out of order")
+        return delivery
+
+    def test_shows_deliveries_by_status_with_their_calls(
+        self, admin_client: Client, delivery: WebhookDelivery
+    ) -> None:
+        page = "/admin/marketplace/webhookdelivery/"
+        assert "money.parked" in admin_client.get(f"{page}?status=given_up").content.decode()
+        assert "money.parked" not in page_rows(admin_client.get(f"{page}?status=delivered"))
+        shown = admin_client.get(f"{page}{delivery.pk}/change/").content.decode()
+        assert "out of order" in shown
+
+    def test_sends_one_again(self, admin_client: Client, delivery: WebhookDelivery) -> None:
+        action = {"action": "resend", "_selected_action": [delivery.pk]}
+        admin_client.post("/admin/marketplace/webhookdelivery/", action)
+        delivery.refresh_from_db()
+        assert delivery.state == DeliveryState.WAITING
+        assert AuditEvent.objects.latest("id").actor == "admin:admin"
+
+    def test_shows_an_endpoint_without_its_secrets_and_stops_it_once(
+        self, admin_client: Client, delivery: WebhookDelivery
+    ) -> None:
+        endpoint = delivery.endpoint
+        page = "/admin/marketplace/webhookendpoint/"
+        shown = admin_client.get(f"{page}{endpoint.pk}/change/").content.decode()
+        assert endpoint.url in shown
+        assert endpoint.sealed_secret not in shown
+        action = {"action": "disable", "_selected_action": [endpoint.pk]}
+        admin_client.post(page, action)
+        endpoint.refresh_from_db()
+        assert endpoint.disabled_because == "operator"
+        again = admin_client.post(page, action, follow=True)
+        assert "is disabled" in again.content.decode()
+
+    def test_refuses_to_send_again_while_the_endpoint_is_disabled(
+        self, admin_client: Client, delivery: WebhookDelivery
+    ) -> None:
+        deliveries.stop(endpoint=delivery.endpoint, at=NOON, actor="test")
+        action = {"action": "resend", "_selected_action": [delivery.pk]}
+        page = admin_client.post("/admin/marketplace/webhookdelivery/", action, follow=True)
+        assert "enable it first" in page.content.decode()
+
+    def test_lets_a_reader_do_nothing(
+        self, client: Client, delivery: WebhookDelivery, django_user_model: Any
+    ) -> None:
+        reader = django_user_model.objects.create_user("reader", password="x", is_staff=True)
+        reader.user_permissions.set(Permission.objects.filter(codename__startswith="view_webhook"))
+        client.force_login(reader)
+        for model, action, key in (
+            ("webhookendpoint", "disable", delivery.endpoint_id),
+            ("webhookdelivery", "resend", delivery.pk),
+        ):
+            page = f"/admin/marketplace/{model}/"
+            assert client.get(page).status_code == 200
+            client.post(page, {"action": action, "_selected_action": [key]})
+        delivery.refresh_from_db()
+        assert (delivery.due_at, delivery.endpoint.disabled_at) == (None, None)
+
+
+def page_rows(response: Any) -> str:
+    """Return the table of a list alone: its filters name what it does not hold."""
+    return str(response.content.decode().partition("<table")[2].partition("</table>")[0])
 
 
 class TestHistory:

@@ -43,7 +43,8 @@ from scheduler import (
     warnings,
 )
 from scheduler.calendar import CapacityTaken, WindowOffGrid
-from scheduler.extensions import ExtensionRefused, ExtensionTooLate
+from scheduler.extension_reach import ExtensionRefused
+from scheduler.extensions import ExtensionTooLate
 from scheduler.models import Allocation, Lease, Reclaim, Reservation
 from scheduler.reclaims import NotReclaimable, ReclaimTooLate
 from scheduler.states import (

@@ -12,7 +12,8 @@ from marketplace.models import Event, Listing, Organization
 from marketplace.states import ListingMode, ListingStatus
 from scheduler import cancellations, extensions, leases, reservations
 from scheduler.calendar import BeyondHorizon, CapacityTaken, WindowOffGrid, WindowUpsideDown
-from scheduler.extensions import ExtensionRefused, ExtensionTooEarly, ExtensionTooLate
+from scheduler.extension_reach import ExtensionRefused
+from scheduler.extensions import ExtensionTooEarly, ExtensionTooLate
 from scheduler.holds import QuoteExpired, QuoteUsed
 from scheduler.lots import Lots
 from scheduler.models import Allocation, Change, ChangeQuote, Lease, Quote, Reservation, TenantLimit

@@ -8,7 +8,7 @@ from django.db import IntegrityError, transaction
 from agents.models import Node
 from marketplace.models import Organization
 from scheduler import cancellations, extensions, leases, quotas, reservations
-from scheduler.extensions import ExtensionRefused
+from scheduler.extension_reach import ExtensionRefused
 from scheduler.models import Lease, Quote, Reservation, TenantLimit
 from scheduler.quotas import LimitExceeded
 from scheduler.states import QuoteStatus

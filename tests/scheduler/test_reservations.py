@@ -4,7 +4,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import IntegrityError, transaction
 
 from marketplace.core.errors import DomainError, NotFound, StateConflict
 from marketplace.models import Listing
@@ -12,8 +12,8 @@ from marketplace.states import ListingStatus
 from scheduler import reservations
 from scheduler.calendar import CapacityTaken
 from scheduler.details import DetailChanges, ReservationDetails
-from scheduler.models import Allocation, Reservation
-from scheduler.states import QuoteStatus, ReservationStatus
+from scheduler.models import Allocation, Lease, Reservation
+from scheduler.states import QuoteStatus, ReservationReason, ReservationStatus
 from tests.scheduler.factories import (
     NOW,
     hours,
@@ -306,6 +306,52 @@ class TestPayment:
         reservation.refresh_from_db()
         assert reservation.status == ReservationStatus.EXPIRED
         assert not Allocation.objects.filter(live=True).exists()
+
+    def test_that_is_only_held_schedules_and_does_not_start(self) -> None:
+        make_pool()
+        reservation = reserve(make_quote(gpus=8))
+        reservations.confirm_held(reservation_id=reservation.pk, at=NOW, actor="test")
+        reservation.refresh_from_db()
+        assert (reservation.status, reservation.is_paid) == (ReservationStatus.SCHEDULED, False)
+
+        assert reservations.start_due(at=reservation.starts_at) == 1
+
+        reservation.refresh_from_db()
+        assert reservation.status == ReservationStatus.PAYMENT_FAILED
+        assert reservation.transitions.latest("id").reason == ReservationReason.PAYMENT_NOT_TAKEN
+        assert not Lease.objects.exists()
+        assert not Allocation.objects.filter(live=True).exists()
+
+    def test_that_was_held_and_is_taken_starts(self) -> None:
+        make_pool()
+        reservation = reserve(make_quote())
+        reservations.confirm_held(reservation_id=reservation.pk, at=NOW, actor="test")
+        reservations.take_held(reservation_id=reservation.pk)
+
+        assert reservations.start_due(at=reservation.starts_at) == 1
+
+        reservation.refresh_from_db()
+        assert (reservation.status, reservation.is_paid) == (ReservationStatus.ACTIVE, True)
+
+    def test_is_taken_once_and_of_nothing_that_is_over(self) -> None:
+        make_pool()
+        taken, over = (reserve(make_quote()) for _ in range(2))
+        for reservation in (taken, over):
+            reservations.confirm_held(reservation_id=reservation.pk, at=NOW, actor="test")
+        reservations.take_held(reservation_id=taken.pk)
+        reservations.fail_payment(reservation_id=over.pk, at=NOW, actor="test")
+
+        for reservation in (taken, over):
+            with pytest.raises(StateConflict, match="waits for no price"):
+                reservations.take_held(reservation_id=reservation.pk)
+
+    def test_that_is_only_held_begins_nothing_whoever_asks(self) -> None:
+        make_pool()
+        reservation = reserve(make_quote())
+        reservations.confirm_held(reservation_id=reservation.pk, at=NOW, actor="test")
+
+        with pytest.raises(IntegrityError, match="reservation_is_paid_before_it_begins"):
+            Reservation.objects.update(status=ReservationStatus.ACTIVE)
 
     def test_of_nothing_is_not_found(self) -> None:
         with pytest.raises(NotFound):

@@ -17,6 +17,7 @@ from scheduler import (
     calendar,
     cancellations,
     checks,
+    extension_reach,
     extensions,
     leases,
     offerings,
@@ -446,7 +447,7 @@ class TestChanges:
         reservation = make_reservation(gpus=8, window=window_in(10, length=2))
         make_reservation(gpus=8, window=window_in(14, length=2))
 
-        with pytest.raises(extensions.ExtensionRefused) as refusal:
+        with pytest.raises(extension_reach.ExtensionRefused) as refusal:
             self.longest(reservation)
         assert refusal.value.extra["reason"] == "next_booking"
 

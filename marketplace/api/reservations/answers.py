@@ -9,7 +9,7 @@ from rest_framework import serializers
 from billing import purchases, tax
 from billing.models import CreditSale, Payment
 from billing.provider_states import PRICE_PURPOSES
-from marketplace.api.changes import ChangeSerializer
+from marketplace.api.changes.answers import ChangeSerializer, PendingExtension
 from marketplace.api.fields import (
     ChoiceField,
     InstantField,
@@ -28,6 +28,7 @@ from marketplace.states import Tier
 from scheduler.models import (
     Allocation,
     Change,
+    ExtensionHold,
     Lease,
     LeaseTransition,
     Relocation,
@@ -141,6 +142,9 @@ class ReservationSerializer(serializers.Serializer[Reservation]):
     changes = serializers.SerializerMethodField(
         help_text="every change of what is bought, in its order"
     )
+    pending_extension = serializers.SerializerMethodField(
+        help_text="added hours that are kept until they are paid for"
+    )
     history = ReservationMoveSerializer(many=True, source="shown_transitions")
     relocations = serializers.SerializerMethodField()
     created_at = InstantField()
@@ -166,6 +170,11 @@ class ReservationSerializer(serializers.Serializer[Reservation]):
     @extend_schema_field(ChangeSerializer(many=True))
     def get_changes(self, reservation: Reservation) -> Any:  # noqa: ANN401 - plain values
         return ChangeSerializer(_changes_of(reservation), many=True).data
+
+    @extend_schema_field(ChangeSerializer(allow_null=True))
+    def get_pending_extension(self, reservation: Reservation) -> object:
+        held: list[ExtensionHold] = vars(reservation)["shown_holds"]
+        return ChangeSerializer(PendingExtension(held[0])).data if held else None
 
     @extend_schema_field(RelocationSerializer(many=True))
     def get_relocations(self, reservation: Any) -> Any:  # noqa: ANN401 - prefetched rows in, JSON out
@@ -241,6 +250,13 @@ def _prefetches() -> list["Prefetch[str]"]:
             "credit_sales",
             queryset=CreditSale.objects.filter(change=None).select_related("invoice").with_open(),
             to_attr="shown_sales",
+        ),
+        Prefetch(
+            "extension_holds",
+            queryset=ExtensionHold.objects.open()
+            .select_related("quote")
+            .prefetch_related("payments"),
+            to_attr="shown_holds",
         ),
         Prefetch(
             "provider_payments",

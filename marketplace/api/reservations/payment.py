@@ -15,7 +15,7 @@ from marketplace.api.payments import (
 from scheduler.models import Reservation
 from scheduler.states import PaymentMethod, ReservationStatus
 
-_PAYMENT_STATUSES = ("pending", "paid", "owed", "failed", "expired")
+_PAYMENT_STATUSES = ("pending", "held", "paid", "owed", "failed", "expired")
 _UNPAID = {
     ReservationStatus.PAYMENT_PENDING: "pending",
     ReservationStatus.PAYMENT_FAILED: "failed",
@@ -36,7 +36,9 @@ class PaymentSerializer(serializers.Serializer[Reservation]):
     """How far the payment has come."""
 
     method = ChoiceField(choices=PaymentMethod.choices, source="payment_method")
-    status = serializers.SerializerMethodField(help_text="owed: bought on account, not paid yet")
+    status = serializers.SerializerMethodField(
+        help_text="owed: bought on account, not paid yet; held: on the card, taken before the start"
+    )
     due_at = InstantField(source="payment_due_at", help_text="an unpaid reservation ends here")
     client_secret = serializers.SerializerMethodField(help_text="for card payments")
     checkout_url = serializers.SerializerMethodField(help_text="a page on which it can be paid")
@@ -48,6 +50,8 @@ class PaymentSerializer(serializers.Serializer[Reservation]):
     def get_status(self, reservation: Reservation) -> str:
         sale = _sale_of(reservation)
         is_owed = sale is not None and vars(sale)["open_minor"] > 0
+        if reservation.status == ReservationStatus.SCHEDULED and reservation.is_payment_held:
+            return "held"
         return _UNPAID.get(ReservationStatus(reservation.status), "owed" if is_owed else "paid")
 
     def get_client_secret(self, reservation: Reservation) -> str | None:

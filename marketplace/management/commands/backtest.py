@@ -32,7 +32,7 @@ class Command(BaseCommand):
             "--policies",
             nargs="+",
             choices=[*runs.POLICIES, *runs.SPOILED],
-            default=list(runs.POLICIES),
+            default=[*runs.POLICIES, *runs.SPOILED],
         )
         parser.add_argument(
             "--counts",
@@ -48,10 +48,11 @@ class Command(BaseCommand):
             "--gpus", type=int, default=GPUS, help="of the pool a trace is replayed on"
         )
         parser.add_argument(
-            "--room",
-            choices=sorted(runs.ROOMS),
-            default="packed",
-            help="packed: the market's placement; counted: an ideal divisible pool, much faster",
+            "--rooms",
+            nargs="+",
+            choices=list(runs.ROOMS),
+            default=list(runs.ROOMS),
+            help="counted: an ideal divisible pool, as the bars are; packed: the market's placement, slower",
         )
         parser.add_argument("--scenes", action="store_true", help="draw the two scenes and end")
         parser.add_argument(
@@ -82,7 +83,7 @@ class Command(BaseCommand):
                     trace=options["trace"],
                     capacity=options["gpus"],
                     policies=options["policies"],
-                    room=options["room"],
+                    rooms=options["rooms"],
                     out=out,
                 )
             else:
@@ -95,7 +96,7 @@ class Command(BaseCommand):
                     seeds=options["seeds"],
                     policies=options["policies"],
                     counts=options["counts"],
-                    room=options["room"],
+                    rooms=options["rooms"],
                     processes=options["processes"],
                     out=out,
                 )

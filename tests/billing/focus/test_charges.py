@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from billing.focus import charges, numbers
-from billing.focus.facts import Deal, Documents, Fact, Payer
+from billing.focus.facts import Deal, Documents, Fact, Payer, Place
 from billing.focus.frames import Frames
 
 STARTS = dt.datetime(2026, 11, 1, tzinfo=dt.UTC)
@@ -18,6 +18,11 @@ PAYER = Payer(
     issuer_name="Headroom",
     starts_at=STARTS,
     ends_at=dt.datetime(2026, 12, 1, tzinfo=dt.UTC),
+)
+
+PAPERS = Documents(charged=Place("HR-1", "inl_1", 600, 114, 7200))
+SEVERAL = Documents(
+    given_back=(Place("HR-CN-1", "inl_2", 200, 0, 1800), Place("HR-CN-2", "inl_3", 400, 80, 1800))
 )
 
 
@@ -167,21 +172,53 @@ class TestUnknownEntry:
 
 class TestDocuments:
     def test_name_what_was_charged_and_what_went_back_and_the_line_of_its_tax(self) -> None:
-        papers = Documents(charged=("HR-1", "inl_1"), given_back=("HR-CN-1", "inl_2"))
         fact = hour(kind="purchase", net_minor=600, deferred_minor=600, bought=7200, tax_minor=114)
-        bought, tax = charges.rows_of(fact, frames=frames(), documents=papers)
+        bought, tax = charges.rows_of(fact, frames=frames(), documents=PAPERS)
         assert (bought["InvoiceId"], bought["InvoiceDetailId"]) == ("HR-1", "inl_1")
         assert (tax["InvoiceId"], tax["InvoiceDetailId"]) == ("HR-1", "inl_1.tax")
-        back = hour(kind="refund", net_minor=-600, deferred_minor=-600, undelivered=7200)
-        (row,) = charges.rows_of(back, frames=frames(), documents=papers)
-        assert row["InvoiceId"] == "HR-CN-1"
 
     def test_are_not_named_by_what_is_not_on_them(self) -> None:
-        papers = Documents(charged=("HR-1", "inl_1"), given_back=("HR-CN-1", "inl_2"))
         credit = hour(kind="credit", net_minor=-60, deferred_minor=0)
         for fact in (credit, hour()):
-            (row,) = charges.rows_of(fact, frames=frames(), documents=papers)
+            (row,) = charges.rows_of(fact, frames=frames(), documents=Documents())
             assert row["InvoiceId"] == ""
+
+    @pytest.mark.parametrize(
+        ("refunded", "expected"),
+        [
+            pytest.param(
+                600, {"HR-CN-1": ("-2.0", "-0.5"), "HR-CN-2": ("-4.0", "-1.5")}, id="all credited"
+            ),
+            pytest.param(
+                700,
+                {"HR-CN-1": ("-2.0", "-0.5"), "HR-CN-2": ("-4.0", "-0.5"), "": ("-1.0", "-1.0")},
+                id="more than was invoiced",
+            ),
+        ],
+    )
+    @pytest.mark.parametrize("kind", ["refund", "settlement", "change", "correction"])
+    def test_that_share_a_refund_have_a_row_each_and_the_rest_is_on_none(
+        self, kind: str, refunded: int, expected: dict[str, tuple[str, str]]
+    ) -> None:
+        fact = {
+            "refund": hour(kind="refund", undelivered=7200, delivered=0),
+            "settlement": hour(kind="settlement", undelivered=7200, delivered=0),
+            "change": hour(kind="change", released=7200, delivered=0),
+            "correction": hour(kind="correction", delivered=-7200, earned_minor=-refunded),
+        }[kind]._replace(net_minor=-refunded, deferred_minor=-refunded, tax_minor=-90)
+        rows = charges.rows_of(
+            fact._replace(tax_refunded_minor=90), frames=frames(), documents=SEVERAL
+        )
+        billed = [row for row in rows if row["ChargeCategory"] != "Tax"]
+        assert {
+            row["InvoiceId"]: (row["BilledCost"], row["PricingQuantity"]) for row in billed
+        } == (expected)
+        assert sum(Decimal(row["PricingQuantity"]) for row in billed) == -2
+        taxes = [row for row in rows if row["ChargeCategory"] == "Tax"]
+        assert [(row["InvoiceDetailId"], row["BilledCost"]) for row in taxes] == [
+            ("inl_3.tax", "-0.8"),
+            ("", "-0.1"),
+        ]
 
 
 class TestNumbers:

@@ -8,6 +8,7 @@ from django.db.models import Sum
 
 from agents.protocol import ReceiptKind
 from billing import (
+    changes,
     corrections,
     focus,
     invoices,
@@ -22,6 +23,8 @@ from billing.models import Posting
 from billing.states import AccountKind, EntryKind, InvoiceKind
 from marketplace.core.money import Money, currency_exponent
 from marketplace.models import Organization
+from scheduler.models import Reservation
+from scheduler.states import ChangeKind, ReservationStatus
 from tests.billing import factories as books
 from tests.billing.focus import structure, world
 
@@ -195,3 +198,43 @@ def test_the_charges_of_a_document_are_its_total(*, is_taxed: bool) -> None:
     assert all(row["InvoiceId"] for row in rows if row["ChargeCategory"] in {"Purchase", "Tax"})
     for found, name in ((rows, "cost_and_usage"), (lines, "invoice_detail")):
         assert not structure.breaches(found, version="1.4", dataset=name)
+
+
+@pytest.mark.parametrize("is_taxed", [False, True])
+def test_what_several_notes_credit_is_told_on_each_of_them(*, is_taxed: bool) -> None:
+    tenant = books.tenant(funds_minor=world.FUNDS_MINOR)
+    if is_taxed:
+        books.taxed(buyer=tenant)
+    reservation = extended_and_half_given_back(tenant)
+    at = dt.datetime(2026, 12, 20, tzinfo=dt.UTC)
+    of_both = invoices.credit_on_account(organization=tenant, at=at)
+    assert [note.corrects.total_minor for note in of_both if note.corrects] == sorted(
+        (note.corrects.total_minor for note in of_both if note.corrects), reverse=True
+    )
+    assert len(of_both) == 2
+    rows = months_add_up(tenant)
+    lines = world.rows(tenant, month="2026-12", dataset=Dataset.INVOICE_DETAIL)
+    for note in of_both:
+        of_note = [row for row in rows if row["InvoiceId"] == note.number]
+        assert world.total(of_note, "BilledCost") == -major(note.total_minor)
+        assert {row["InvoiceDetailId"] for row in of_note} == {
+            line["InvoiceDetailId"] for line in lines if line["InvoiceId"] == note.number
+        }
+    back = [row for row in rows if row["x_UndeliveredGpuHours"] not in {"", "0.0"}]
+    assert {row["x_LedgerEntryId"] for row in back} == {back[0]["x_LedgerEntryId"]}
+    assert world.total(back, "PricingQuantity") == -world.total(back, "x_UndeliveredGpuHours")
+    assert {row["x_ReservationId"] for row in back} == {reservation.pk}
+    assert not structure.breaches(rows, version="1.4", dataset="cost_and_usage")
+
+
+def extended_and_half_given_back(tenant: Organization) -> Reservation:
+    """Buy an hour of two GPUs and a cheap second one, on an invoice each; deliver half an hour."""
+    reservation = books.reservation(buyer=tenant, status=ReservationStatus.COMPLETED)
+    due_at = books.START + dt.timedelta(days=30)
+    invoices.issue_for_purchase(reservation=reservation, due_at=due_at, at=books.START)
+    extension = books.change(of=reservation, kind=ChangeKind.EXTENSION, charged=100, added=2 * 3600)
+    changes.post(change=extension)
+    invoices.issue_for_change(change=extension, due_at=due_at, at=books.START)
+    lease = books.lease(of=reservation, returned_after_seconds=1800)
+    settlements.settle(lease_id=lease.pk, at=books.START + dt.timedelta(hours=4))
+    return reservation

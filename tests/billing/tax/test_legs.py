@@ -358,6 +358,36 @@ class TestInvoice:
         assert payable() == 0
         assert_books_hold()
 
+    @pytest.mark.parametrize(
+        ("given_up", "delivered_seconds", "kept_tax"),
+        [(560, 0, 0), (560, 1800, 45), (100, 1800, 45), (100, 0, 0)],
+    )
+    def test_that_is_written_off_before_a_refund_gives_back_no_tax_twice(
+        self, settings, given_up, delivered_seconds, kept_tax
+    ):
+        settings.TAX_RELIEF_ON_BAD_DEBT = True
+        row = self.on_account()
+        receivables.write_off(
+            organization=row.organization,
+            invoice_id=self.invoice_id,
+            amount_minor=given_up,
+            currency="usd",
+            at=AT,
+        )
+        relief = 89 - payable()
+        if delivered_seconds:
+            lease = factories.lease(of=row, returned_after_seconds=delivered_seconds)
+            settlements.settle(lease_id=lease.id, at=LATER)
+        Reservation.objects.filter(pk=row.pk).update(status=ReservationStatus.FAILED)
+        settlements.refund_rest(reservation_id=row.id, at=LATER)
+        assert payable() == kept_tax - min(relief, kept_tax)
+        (filed,) = tax_reports.month_report(month="2026-11", at=LATER)
+        assert (filed.tax, filed.relief) == (kept_tax, min(relief, kept_tax))
+        # What the office does not give is the market's loss.
+        bad_debt = ledger.balance(account=ledger.AccountRef(AccountKind.BAD_DEBT, "usd"))
+        assert bad_debt == given_up - filed.relief
+        assert_books_hold()
+
 
 class TestInvariants:
     def broken(self) -> list[str]:

@@ -21,10 +21,13 @@ from billing import (
     receivables,
     refunds,
     settlements,
+    tax_remittances,
 )
 from billing.invoices import movements
 from billing.models import Dispute, Entry, InvoiceLine, Payout, Refund, Reserve, Settlement
 from billing.states import ApprovalKind, DisputeStatus, EntryKind, PayoutStatus, RefundStatus
+from billing.tax_remittances import NothingToRemit
+from marketplace.core.money import Money
 from scheduler.models import Lease, Reclaim
 from scheduler.states import LeaseStatus, ReservationStatus
 from tests.billing import factories
@@ -32,6 +35,8 @@ from tests.properties.ledger.buying import WHO, Buying
 from tests.properties.ledger.model import DURING, ENDS_AT_ZERO, FAR, FARTHER, SECONDS, balances
 
 MONTH = dt.timedelta(days=31)
+# The months in which money moves: tax of these is over and filed at FARTHER.
+FILED = tuple(f"{at:%Y-%m}" for at in (factories.START, FAR))
 
 
 class Market(Buying):
@@ -202,6 +207,35 @@ class Market(Buying):
         )
         if approval.decided_at is None:
             approvals.approve(approval_id=approval.id, at=FAR, actor="bert")
+
+    @rule(data=st.data(), month=st.sampled_from(FILED), comes_back=st.booleans())
+    def remit_tax(self, *, data: st.DataObject, month: str, comes_back: bool) -> None:
+        """Pay a tax office something of what it is owed of a month; some transfers come back."""
+        owed = [each for each in tax_remittances.periods(month=month) if each.open > 0]
+        if not owed:
+            return
+        office = data.draw(st.sampled_from(owed))
+        amount = self.money(data.draw(st.integers(1, office.open)))
+        subject = tax_remittances.subject_of(jurisdiction=office.jurisdiction, month=month)
+        try:
+            remitted = self.by_two(ApprovalKind.TAX_REMITTANCE, subject_id=subject, amount=amount)
+        except NothingToRemit:  # an earlier month gave back more than it took
+            return
+        if comes_back:
+            self.by_two(ApprovalKind.REMITTANCE_REVERSAL, subject_id=remitted, amount=amount)
+
+    def by_two(self, kind: ApprovalKind, *, subject_id: str, amount: Money) -> str:
+        """Ask for what concerns the market alone, and let somebody else approve; return the approval's id."""
+        asked = approvals.request(
+            kind=kind,
+            organization=None,
+            subject_id=subject_id,
+            amount=amount,
+            reason="filed",
+            at=FARTHER,
+            actor="anna",
+        )
+        return approvals.approve(approval_id=asked.pk, at=FARTHER, actor="bert").pk
 
     @precondition(lambda self: Entry.objects.filter(kind=EntryKind.DEPOSIT).exists())
     @rule(data=st.data())

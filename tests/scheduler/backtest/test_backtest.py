@@ -13,7 +13,7 @@ from scheduler.backtest.bounds import bounds, exact_revenue, exact_welfare
 from scheduler.backtest.demand import SETS, Demand, DemandSet, generate
 from scheduler.backtest.engine import replay
 from scheduler.backtest.policies import Clearing, LinearSurge, Static, TimeOfWeek
-from scheduler.backtest.report import Bar, bars, markdown, write_csv
+from scheduler.backtest.report import Bar, bars, markdown, placement_bars, write_csv
 from scheduler.backtest.rooms import CountedRoom, PackedRoom
 from scheduler.backtest.spot import Spot
 from scheduler.pricing import Rule
@@ -165,14 +165,14 @@ class TestRivals:
 
 
 class TestReport:
-    def rows(self, policies: Sequence[str]) -> list[runs.Row]:
+    def rows(self, policies: Sequence[str], *, room: str = "counted") -> list[runs.Row]:
         return runs.run(
             runs.Job(
                 demand_set="synthetic",
                 load=0.3,
                 seed=5,
                 policies=tuple(policies),
-                room="counted",
+                room=room,
                 series=None,
                 with_spot=False,
             )
@@ -185,6 +185,17 @@ class TestReport:
         assert "| revenue over linear surge |  | ≥ 0.01 | not run |" in text
         assert "| limits broken (floor, cap, pace, ratchet) | 0.0000 | ≤ 0 | reached |" in text
         assert {bar.verdict for bar in bars(rows)} <= {"reached", "MISSED", "not run"}
+
+    def test_holds_each_room_to_the_bars_and_placement_to_its_own(self) -> None:
+        counted, packed = self.rows(["clearing"]), self.rows(["clearing"], room="packed")
+        text = markdown([*counted, *packed])
+
+        assert "## Bars, counted" in text
+        assert "## Bars, packed" in text
+        sold, earned = placement_bars([*counted, *packed])
+        assert sold.measured == packed[0].use / counted[0].use
+        assert earned.measured == packed[0].revenue / counted[0].revenue
+        assert {bar.verdict for bar in placement_bars(counted)} == {"not run"}
 
     def test_says_when_a_bar_is_missed(self) -> None:
         assert Bar(figure="x", measured=0.92, must=0.93).verdict == "MISSED"
@@ -242,14 +253,20 @@ class TestCommand:
     def test_replays_a_grid_into_tables_and_pictures(self, tmp_path: Path) -> None:
         call_command(
             *("backtest", "--sets", "synthetic", "--loads", "0.2", "--seeds", "3"),
-            *("--policies", "clearing", "linear_surge", "--room", "counted"),
+            *("--policies", "clearing", "linear_surge", "clearing_flat"),
             *("--processes", "1", "--out", str(tmp_path)),
         )
 
         lines = (tmp_path / "results.csv").read_text().splitlines()
-        assert lines[0].startswith("demand_set,load,seed,policy,revenue,welfare")
-        assert [line.split(",")[3] for line in lines[1:]] == ["clearing", "linear_surge"]
-        assert "## Bars" in (tmp_path / "summary.md").read_text()
+        assert lines[0].startswith("demand_set,load,seed,room,policy,revenue,welfare")
+        assert [tuple(line.split(",")[3:5]) for line in lines[1:]] == [
+            ("counted", "clearing"),
+            ("counted", "linear_surge"),
+            ("counted", "clearing_flat"),
+            ("packed", "clearing"),
+            ("packed", "linear_surge"),
+        ]
+        assert "## What placement costs" in (tmp_path / "summary.md").read_text()
         for name in ("price.png", "occupancy.png"):
             assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 

@@ -9,9 +9,10 @@ from django.db import transaction
 from django.db.models import Model
 from django.http import HttpRequest
 from django.utils import timezone
-from unfold.admin import ModelAdmin, TabularInline
+from unfold.admin import TabularInline
 
 from billing import tax, tax_rules
+from billing.admin.shown import Shown
 from billing.models import ReservationTax, TaxLine, TaxRule, TaxStatus
 from marketplace.core.errors import DomainError
 from marketplace.core.read_only import ReadOnly
@@ -69,7 +70,7 @@ class TaxStatusForm(_VersionForm):
         fields = ("organization", "jurisdiction", "treatment", "tax_id", "valid_from")
 
 
-class _Versions(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
+class _Versions(Shown):
     """Versions as they were written; what is added is the next one."""
 
     def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
@@ -125,7 +126,7 @@ class TaxLineInline(ReadOnly, TabularInline):  # type: ignore[misc] # unfold has
 
 
 @admin.register(ReservationTax)
-class ReservationTaxAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
+class ReservationTaxAdmin(Shown):
     """The terms by which reservations were bought, and what moved of their tax."""
 
     list_display = ["reservation", "jurisdiction", "treatment", "rate", "tax_id", "frozen_at"]

@@ -1,89 +1,24 @@
 """Events on their way to endpoints, called over real sockets on this machine."""
 
 import base64
-import datetime as dt
 import hmac
 import json
 import socket
 import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 from django.db import connections
 
-from marketplace import deliveries, events
+from marketplace import deliveries
 from marketplace.core.errors import NotFound
 from marketplace.deliveries import WebhookAddressRefused, calling, endpoints, sending, signing
 from marketplace.models import Event, Organization, WebhookDelivery, WebhookEndpoint
 from marketplace.states import EventKind
 from tests.factories import an_organization
+from tests.marketplace.deliveries.callbacks import NOW, Receiver, add, later, tell
 
 pytestmark = pytest.mark.django_db
-
-NOW = dt.datetime(2026, 11, 25, 12, tzinfo=dt.UTC)
-
-
-def later(**passed: float) -> dt.datetime:
-    return NOW + dt.timedelta(**passed)
-
-
-class Receiver:
-    """A receiver of callbacks that answers with what a test lays out, and 200 when that is used up."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[dict[str, str], bytes]] = []
-        self.answers: list[tuple[int, dict[str, str]]] = []
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.calls.append(({k.lower(): v for k, v in self.headers.items()}, body))
-                status, headers = receiver.answers.pop(0) if receiver.answers else (200, {})
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(b"x" * 2000)
-
-            def log_message(self, *_: Any) -> None:
-                """Say nothing."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}/hook?a=b"
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    made = Receiver()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
-
-
-@pytest.fixture
-def tenant() -> Organization:
-    return an_organization()
-
-
-def add(
-    tenant: Organization, url: str, *kinds: EventKind, at: dt.datetime = NOW
-) -> tuple[WebhookEndpoint, str]:
-    return deliveries.add(organization=tenant, url=url, kinds=kinds, at=at, actor="test")
-
-
-def tell(
-    tenant: Organization, *, at: dt.datetime = NOW, kind: EventKind = EventKind.MONEY_PARKED
-) -> Event:
-    key = f"{kind.value}:{at}:{Event.objects.count()}"
-    data = {"why": "test"}
-    assert events.record(
-        organization=tenant, kind=kind, object_id="rsv_1", data=data, at=at, key=key
-    )
-    return Event.objects.get(key=key)
 
 
 def is_signed(call: tuple[dict[str, str], bytes], *, secret: str) -> bool:
@@ -183,6 +118,29 @@ class TestAnEvent:
         assert delivery.last_answer == "no answer within 0.2 s"
         assert delivery.due_at == later(seconds=5)
 
+    def test_that_is_refused_with_a_body_that_never_ends_is_refused_all_the_same(
+        self, tenant: Organization, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(calling, "REASON_SECONDS", 0.2)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            add(tenant, f"http://127.0.0.1:{server.getsockname()[1]}/")
+            tell(tenant)
+
+            def refuse() -> None:
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(65_536)
+                    connection.sendall(b"HTTP/1.1 503 Busy\r\n\r\ncome ")
+                    connection.sendall(b"back later")
+                    connection.recv(1)
+
+            serving = threading.Thread(target=refuse)
+            serving.start()
+            deliveries.deliver_due(at=NOW)
+            serving.join()
+        delivery = WebhookDelivery.objects.get()
+        assert (delivery.last_status, delivery.last_answer) == (503, "come back later")
+
     def test_arrives_again_when_the_worker_dies_between_the_call_and_its_record(
         self, tenant: Organization, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -255,6 +213,8 @@ class TestAnEndpoint:
         deliveries.deliver_due(at=at)
         endpoint.refresh_from_db()
         assert endpoint.disabled_because == "failing_for_days"
+        told = Event.objects.get(kind="webhook_endpoint.disabled")
+        assert (told.organization, told.object_id) == (tenant, endpoint.pk)
 
     def test_signs_with_both_secrets_for_a_day_after_a_rotation(
         self, tenant: Organization, receiver: Receiver

@@ -8,12 +8,12 @@ from django.utils import timezone
 from unfold.admin import ModelAdmin
 
 from billing import budgets, purchase_requests
+from billing.admin.shown import Shown
 from billing.models import ApprovalLimit, Budget, ProjectFreeze, PurchaseRequest
-from marketplace.core.read_only import ReadOnly
 
 
 @admin.register(Budget)
-class BudgetAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
+class BudgetAdmin(Shown):
     list_display = ("organization", "scope", "period", "mode", "amount", "updated_at")
     list_filter = ("period", "mode")
     list_select_related = ("organization",)
@@ -38,7 +38,7 @@ class BudgetAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no t
 
 
 @admin.register(ProjectFreeze)
-class ProjectFreezeAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
+class ProjectFreezeAdmin(Shown):
     list_display = ("organization", "project", "reason", "frozen_by", "frozen_at")
     list_select_related = ("organization",)
     search_fields = ("id", "organization__id", "organization__name", "project")
@@ -81,7 +81,7 @@ class ApprovalLimitAdmin(ModelAdmin):  # type: ignore[misc] # unfold has no type
 
 
 @admin.register(PurchaseRequest)
-class PurchaseRequestAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
+class PurchaseRequestAdmin(Shown):
     list_display = ("organization", "kind", "status", "amount_minor", "requested_by", "decided_by")
     list_filter = ("status", "kind")
     list_select_related = ("organization",)

@@ -8,9 +8,10 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
-from unfold.admin import ModelAdmin, TabularInline
+from unfold.admin import TabularInline
 
 from billing import pdf
+from billing.admin.shown import Shown
 from billing.invoices import reading
 from billing.models import BillingProfile, Invoice, InvoiceLine
 from billing.states import InvoiceState
@@ -47,7 +48,7 @@ class StateFilter(admin.SimpleListFilter):
 
 
 @admin.register(Invoice)
-class InvoiceAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
+class InvoiceAdmin(Shown):
     list_display = [
         "number",
         "kind",
@@ -107,7 +108,7 @@ class InvoiceAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no 
 
 
 @admin.register(BillingProfile)
-class BillingProfileAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
+class BillingProfileAdmin(Shown):
     list_display = ["legal_name", "organization", "country", "tax_id", "updated_at"]
     list_select_related = ["organization"]
     search_fields = ["legal_name", "organization__name", "tax_id"]

@@ -1,0 +1,75 @@
+"""Pay for the hours of an extension by card: they are kept until the money is there, or its time is up.
+
+The old end stands until then, and for good where the payment fails. Money that comes too late takes the hours
+again at the promised price, or goes back: exactly that payment.
+"""
+
+import datetime as dt
+
+from django.db import transaction
+
+from billing import changes, payment_methods, payments, provider
+from billing.payments import Wishes
+from billing.provider_states import PaymentMeans
+from marketplace.models import Organization
+from scheduler import extensions
+from scheduler.models import Change, ChangeQuote, ExtensionHold
+from scheduler.states import PaymentMethod
+
+
+@transaction.atomic
+def extend(
+    *,
+    organization: Organization,
+    reservation_id: str,
+    quote_id: str,
+    with_saved_card: bool,
+    saves_card: bool,
+    at: dt.datetime,
+    actor: str,
+) -> Change | ExtensionHold:
+    """Keep the hours of a quote and ask for their payment; hours that cost nothing are added at once.
+
+    The payment is asked for by `provider.drive_payment` when this transaction is over.
+
+    :raises PaymentMethodUnavailable: when no provider is connected.
+    :raises budgets.BudgetExceeded: when a hard budget does not cover what is added; likewise `ProjectFrozen`.
+    :raises payments.NoSavedCard: when the saved card is to pay and there is none.
+    :raises InvalidValue: when the amount is less than the provider takes.
+    :raises DomainError: whatever refuses the extension; see `scheduler.extensions.hold`.
+    """
+    payment_methods.require_provider(PaymentMethod.CARD, is_connected=provider.is_connected())
+    if _costs_nothing(organization=organization, reservation_id=reservation_id, quote_id=quote_id):
+        return changes.extend(
+            organization=organization,
+            reservation_id=reservation_id,
+            quote_id=quote_id,
+            payment_method=PaymentMethod.WALLET,
+            at=at,
+            actor=actor,
+        )
+    changes.require_allowed(
+        organization=organization, reservation_id=reservation_id, quote_id=quote_id, at=at
+    )
+    held = extensions.hold(
+        organization=organization,
+        reservation_id=reservation_id,
+        quote_id=quote_id,
+        at=at,
+        actor=actor,
+    )
+    payments.open_for_added_hours(
+        held=held,
+        wishes=Wishes(
+            means=PaymentMeans.CARD, with_saved_card=with_saved_card, saves_card=saves_card
+        ),
+        at=at,
+    )
+    return held
+
+
+def _costs_nothing(*, organization: Organization, reservation_id: str, quote_id: str) -> bool:
+    if "\x00" in quote_id or "\x00" in reservation_id:
+        return False
+    known = ChangeQuote.objects.visible_to(organization)
+    return known.filter(pk=quote_id, reservation=reservation_id, charge_minor=0).exists()

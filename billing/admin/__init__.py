@@ -1,0 +1,34 @@
+"""The books as operators see them: everything searchable, nothing editable but through its verb.
+
+Each room registers its own tables; `shown` holds what they share.
+"""
+
+from billing.admin import (
+    approvals,
+    budgets,
+    checks,
+    credit,
+    invoices,
+    ledger,
+    payouts,
+    provider,
+    refunds,
+    remittances,
+    settlements,
+    taxes,
+)
+
+__all__ = [
+    "approvals",
+    "budgets",
+    "checks",
+    "credit",
+    "invoices",
+    "ledger",
+    "payouts",
+    "provider",
+    "refunds",
+    "remittances",
+    "settlements",
+    "taxes",
+]

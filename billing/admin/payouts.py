@@ -1,0 +1,59 @@
+"""Money on its way to owners, and where it goes."""
+
+from collections.abc import Callable
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils import timezone
+
+from billing import onboarding
+from billing.admin.shown import Shown, amount_text, transitions_of
+from billing.models import Payout, PayoutAccount, PayoutTransition
+from marketplace.core.errors import DomainError
+
+
+@admin.register(Payout)
+class PayoutAdmin(Shown):
+    list_display = ["id", "owner", "amount_written", "status", "due_at"]
+    list_filter = ["status", "currency", "due_at"]
+    search_fields = ["id", "owner__name", "settlement__id", "settlement__lease__id"]
+    list_select_related = ["owner"]
+    inlines = [transitions_of(PayoutTransition)]
+
+    @admin.display(description="amount", ordering="amount_minor")
+    def amount_written(self, payout: Payout) -> str:
+        return amount_text(minor=payout.amount_minor, currency=payout.currency)
+
+
+@admin.register(PayoutAccount)
+class PayoutAccountAdmin(Shown):
+    """Where owners are paid. A change is approved by somebody else than who asked for it."""
+
+    list_display = ["id", "owner", "receives", "requested_by", "approved_by", "usable_at"]
+    list_filter = ["receives", "usable_at"]
+    search_fields = ["id", "owner__name", "provider_id"]
+    list_select_related = ["owner"]
+    actions = ["approve", "withdraw"]
+
+    @admin.action(description="Approve: in use after three days", permissions=["decide"])
+    def approve(self, request: HttpRequest, chosen: QuerySet[PayoutAccount]) -> None:
+        self._each(request, chosen, verb=onboarding.approve)
+
+    @admin.action(description="Withdraw: never to be used", permissions=["decide"])
+    def withdraw(self, request: HttpRequest, chosen: QuerySet[PayoutAccount]) -> None:
+        self._each(request, chosen, verb=onboarding.withdraw)
+
+    def has_decide_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("billing.change_payoutaccount")
+
+    def _each(
+        self, request: HttpRequest, chosen: QuerySet[PayoutAccount], *, verb: Callable[..., object]
+    ) -> None:
+        for account in chosen:
+            try:
+                verb(account_id=account.pk, at=timezone.now(), actor=request.user.get_username())
+            except DomainError as refusal:
+                self.message_user(request, f"{account.pk}: {refusal.detail}", messages.ERROR)
+            else:
+                self.message_user(request, f"{account.pk} is done.")

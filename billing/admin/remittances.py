@@ -1,0 +1,224 @@
+"""Where staff see what each tax office is owed of a month, and ask to remit it; somebody else decides."""
+
+import datetime as dt
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import get_object_or_404
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils import timezone
+from unfold.admin import ModelAdmin
+from unfold.widgets import (
+    UnfoldAdminIntegerFieldWidget,
+    UnfoldAdminSelectWidget,
+    UnfoldAdminTextareaWidget,
+    UnfoldAdminTextInputWidget,
+)
+
+from billing import approvals, tax_remittances, tax_reports
+from billing.models import Approval, TaxRemittance
+from billing.states import ApprovalKind, ApprovalStatus
+from billing.tax_remittances import Period
+from marketplace.core.errors import DomainError
+from marketplace.core.money import Money
+from marketplace.core.read_only import ReadOnly
+
+REQUEST_PERMISSION = "billing.add_approval"
+SEE_PERMISSION = "billing.view_taxremittance"
+REASON_LENGTH_MAX = 2000
+
+
+class MonthForm(forms.Form):
+    month = forms.RegexField(
+        r"^\d{4}-\d{2}$", label="Month", widget=UnfoldAdminTextInputWidget, strip=True
+    )
+
+
+class RemitForm(forms.Form):
+    """What is to be transferred to one of the offices that are owed something of the month."""
+
+    office = forms.ChoiceField(label="Tax office", widget=UnfoldAdminSelectWidget)
+    amount_minor = forms.IntegerField(
+        min_value=1,
+        label="Amount in minor units",
+        help_text="at most what is open: 1250 is what people write as 12.50 in US dollars",
+        widget=UnfoldAdminIntegerFieldWidget,
+    )
+    reason = forms.CharField(
+        max_length=REASON_LENGTH_MAX,
+        label="Filing",
+        help_text="under which number it was filed, and from which account it is paid",
+        widget=UnfoldAdminTextareaWidget,
+    )
+
+    def __init__(self, *args: Any, periods: list[Period], **kwargs: Any) -> None:  # noqa: ANN401 - Django's signature
+        super().__init__(*args, **kwargs)
+        self.fields["office"].choices = [  # type: ignore[attr-defined] # of a choice field
+            (
+                f"{each.jurisdiction}:{each.currency}",
+                f"{each.jurisdiction}, {_written(each.open, each)}",
+            )
+            for each in periods
+            if each.open > 0
+        ]
+
+
+class ReasonForm(forms.Form):
+    reason = forms.CharField(max_length=REASON_LENGTH_MAX, widget=UnfoldAdminTextareaWidget)
+
+
+@admin.register(TaxRemittance)
+class TaxRemittanceAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
+    list_display = ["jurisdiction", "month", "amount", "at", "asked_by", "decided_by", "came_back"]
+    list_filter = ["jurisdiction", "month"]
+    search_fields = ["approval__id", "entry__id"]
+    list_select_related = ["approval", "entry__reversed_by"]
+
+    @admin.display(description="amount", ordering="amount_minor")
+    def amount(self, remittance: TaxRemittance) -> str:
+        return str(Money(remittance.amount_minor, remittance.currency))
+
+    @admin.display(description="asked by")
+    def asked_by(self, remittance: TaxRemittance) -> str:
+        return remittance.approval.requested_by
+
+    @admin.display(description="decided by")
+    def decided_by(self, remittance: TaxRemittance) -> str:
+        return remittance.approval.decided_by
+
+    @admin.display(description="came back", boolean=True)
+    def came_back(self, remittance: TaxRemittance) -> bool:
+        return hasattr(remittance.entry, "reversed_by")
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view
+        return [
+            path("offices/", view(offices_view), name="billing_tax_offices"),
+            path("<str:remittance_id>/back/", view(back_view), name="billing_tax_back"),
+            *super().get_urls(),
+        ]
+
+
+def offices_view(request: HttpRequest) -> HttpResponse:
+    """Show what each tax office is owed of a month; ask to remit what is open of it."""
+    if not request.user.has_perm(SEE_PERMISSION):
+        raise PermissionDenied
+    at = timezone.now()
+    month, periods, refused = request.GET.get("month") or _last_month(at), [], ""
+    try:
+        periods = tax_reports.offices(month=month, at=at)
+    except DomainError as refusal:
+        refused = refusal.detail
+    may_ask = request.user.has_perm(REQUEST_PERMISSION)
+    is_open = any(each.open > 0 for each in periods)
+    form = RemitForm(request.POST or None, periods=periods) if may_ask and is_open else None
+    if request.method == "POST":
+        if form is None:
+            raise PermissionDenied
+        if form.is_valid() and (answer := _ask(request, form, month=month, at=at)):
+            return answer
+    return _page(
+        request,
+        "admin/billing/taxremittance/offices.html",
+        title=f"Tax offices, {month}" if not refused else "Tax offices",
+        month=month,
+        month_form=MonthForm(initial={"month": month}),
+        refused=refused,
+        rows=[(each, *_amounts(each), _waiting(each)) for each in periods],
+        form=form,
+        buttons=[("ask", "Ask to remit")],
+    )
+
+
+def back_view(request: HttpRequest, remittance_id: str) -> HttpResponse:
+    """Ask to take a remittance back whose transfer was returned by the bank."""
+    if not request.user.has_perm(REQUEST_PERMISSION):
+        raise PermissionDenied
+    remittance = get_object_or_404(TaxRemittance, pk=remittance_id)
+    amount = Money(remittance.amount_minor, remittance.currency)
+    form = ReasonForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        try:
+            asked = approvals.request(
+                kind=ApprovalKind.REMITTANCE_REVERSAL,
+                organization=None,
+                subject_id=remittance.pk,
+                amount=amount,
+                reason=form.cleaned_data["reason"],
+                at=timezone.now(),
+                actor=request.user.get_username(),
+            )
+        except DomainError as refusal:
+            form.add_error(None, refusal.detail)
+        else:
+            return _asked(request, asked)
+    return _page(
+        request,
+        "admin/billing/form.html",
+        title=f"Take back the remittance to {remittance.jurisdiction}",
+        form=form,
+        intro=f"{amount} of {remittance.month} came back from the bank: the month will be owed again.",
+        buttons=[("ask", "Ask to take it back")],
+    )
+
+
+def _ask(
+    request: HttpRequest, form: RemitForm, *, month: str, at: dt.datetime
+) -> HttpResponse | None:
+    """Ask for what the form says; None where it is refused, and the form says why."""
+    jurisdiction, _, currency = form.cleaned_data["office"].partition(":")
+    try:
+        asked = approvals.request(
+            kind=ApprovalKind.TAX_REMITTANCE,
+            organization=None,
+            subject_id=tax_remittances.subject_of(jurisdiction=jurisdiction, month=month),
+            amount=Money(form.cleaned_data["amount_minor"], currency),
+            reason=form.cleaned_data["reason"],
+            at=at,
+            actor=request.user.get_username(),
+        )
+    except DomainError as refusal:
+        field = (refusal.pointer or "").strip("/")
+        form.add_error(field if field in form.fields else None, refusal.detail)
+        return None
+    return _asked(request, asked)
+
+
+def _asked(request: HttpRequest, approval: Approval) -> HttpResponse:
+    messages.success(request, f"{approval.id} waits for somebody else to decide it.")
+    return HttpResponseRedirect(reverse("admin:billing_approval_change", args=[approval.pk]))
+
+
+def _waiting(period: Period) -> Approval | None:
+    """Return the request that waits for its decision."""
+    subject = tax_remittances.subject_of(jurisdiction=period.jurisdiction, month=period.month)
+    return Approval.objects.filter(
+        kind=ApprovalKind.TAX_REMITTANCE,
+        subject_id=subject,
+        currency=period.currency,
+        status=ApprovalStatus.REQUESTED,
+    ).first()
+
+
+def _amounts(period: Period) -> tuple[str, str, str]:
+    due, remitted, left = (
+        _written(minor, period) for minor in (period.due, period.remitted, period.open)
+    )
+    return due, remitted, left
+
+
+def _written(minor: int, period: Period) -> str:
+    return str(Money(minor, period.currency))
+
+
+def _last_month(at: dt.datetime) -> str:
+    """Return the month before an instant's: the one that is filed next."""
+    return f"{at.astimezone(dt.UTC).replace(day=1) - dt.timedelta(days=1):%Y-%m}"
+
+
+def _page(request: HttpRequest, template: str, **context: Any) -> TemplateResponse:  # noqa: ANN401
+    return TemplateResponse(request, template, {**admin.site.each_context(request), **context})

@@ -1,0 +1,129 @@
+"""A later end: a quote, then the deed, at once or when its payment is there."""
+
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from django.http import HttpResponse
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from billing import added_hours, provider
+from billing import changes as money
+from billing.models import Payment
+from marketplace.api.changes.answers import (
+    ChangeQuoteSerializer,
+    ChangeSerializer,
+    PendingExtension,
+)
+from marketplace.api.changes.frame import (
+    ADDING_REFUSALS,
+    CHANGE_REFUSALS,
+    QUOTE_REFUSALS,
+    ChangeFrame,
+)
+from marketplace.api.changes.wishes import ExtensionOrderSerializer, ExtensionWishSerializer
+from marketplace.api.schema import operation
+from marketplace.states import Scope
+from scheduler import extensions
+from scheduler.models import ExtensionHold
+from scheduler.states import PaymentMethod
+
+
+class ExtensionQuoteView(ChangeFrame):
+    @operation(
+        summary="Ask what a later end on the same GPUs costs",
+        description="The price of what is added is locked for ten minutes; the GPUs are not held. The answer "
+        "says how far the reservation could be extended, and what ends it there. A refusal says the same: "
+        "`reason` and `longest_ends_at`, null where it cannot be extended at all.",
+        request=ExtensionWishSerializer,
+        responses={201: ChangeQuoteSerializer},
+        refusals=(
+            *QUOTE_REFUSALS,
+            "off_grid",
+            "window_upside_down",
+            "beyond_horizon",
+            "extension_too_early",
+            "extension_too_late",
+            "extension_refused",
+            "payment_held",
+            "price_above_max",
+        ),
+        idempotency_key="optional",
+        operation_id="create_extension_quote",
+    )
+    def post(self, request: Request, reservation_id: str) -> HttpResponse:
+        body = self.body(ExtensionWishSerializer)
+        return self.quoted(
+            lambda: extensions.quote(
+                organization=self.organization, reservation_id=reservation_id, at=self.now, **body
+            )
+        )
+
+
+class ExtensionsView(ChangeFrame):
+    @operation(
+        summary="Buy a later end on the terms of a quote",
+        description="All its GPUs, or nothing happens. From the wallet and on account it is made at once. "
+        "By card the added hours are kept while `status` is `payment_pending`: for 15 minutes, and not "
+        "beyond 35 minutes before the end. The old end stands if the payment fails; the event "
+        "`reservation.extension_dropped` says why. Money that comes later takes the hours again at the "
+        "promised price, or goes back in full.",
+        request=ExtensionOrderSerializer,
+        responses={201: ChangeSerializer},
+        refusals=(
+            *CHANGE_REFUSALS,
+            *ADDING_REFUSALS,
+            "extension_refused",
+            "extension_too_late",
+            "no_saved_card",
+        ),
+        idempotency_key="required",
+        operation_id="extend_reservation",
+    )
+    def post(self, request: Request, reservation_id: str) -> HttpResponse:
+        body = dict(self.body(ExtensionOrderSerializer))
+        cards = {
+            "with_saved_card": body.pop("use_saved_card"),
+            "saves_card": body.pop("save_card"),
+        }
+        self.ask(reservation_id, quote_id=body["quote_id"])
+        order = {
+            "organization": self.organization,
+            "reservation_id": reservation_id,
+            "quote_id": body["quote_id"],
+            "at": self.now,
+            "actor": self.caller.actor,
+        }
+        if body["payment_method"] != PaymentMethod.CARD:
+            return self.changed(
+                lambda: money.extend(payment_method=body["payment_method"], **order)
+            )
+        ordered: list[str] = []
+
+        def keep() -> tuple[int, Any]:
+            made = added_hours.extend(**cards, **order)
+            ordered.append(made.pk)
+            shown = PendingExtension(made) if isinstance(made, ExtensionHold) else made
+            return HTTPStatus.CREATED, ChangeSerializer(shown).data
+
+        def ask_provider() -> tuple[int, Any]:
+            """Ask for the payment now that the hours are kept; what fails here is tried again later."""
+            for payment in Payment.objects.filter(extension=ordered[-1]):
+                provider.drive_payment(payment_id=payment.pk, at=self.now)
+            return HTTPStatus.CREATED, self.shown(reservation_id, ordered[-1])
+
+        return self.once(key_required=True, action=keep, then=ask_provider)
+
+
+class ExtensionView(ChangeFrame):
+    scopes: ClassVar = {"GET": Scope.RESERVATIONS_READ}
+
+    @operation(
+        summary="How far an extension has come",
+        description="Until it is made, `payment` says how to pay for it.",
+        responses={200: ChangeSerializer},
+        refusals=("not_found",),
+        operation_id="get_extension",
+    )
+    def get(self, request: Request, reservation_id: str, extension_id: str) -> Response:
+        return Response(self.shown(reservation_id, extension_id))

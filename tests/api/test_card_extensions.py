@@ -1,0 +1,110 @@
+"""Added hours by card over HTTP: what is answered while they wait, when they are paid, when they are not."""
+
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from billing.models import Payment
+from marketplace.models import Organization
+from scheduler.models import ExtensionHold
+from tests.api.test_changes import extend, extension_quote, later
+from tests.api.test_top_ups import pays, stand_in
+from tests.api.world import a_fleet, a_new_key, a_quote, a_reservation, a_window, fund
+from tests.conftest import ApiClient
+from tests.factories import a_key, an_organization
+
+Row = dict[str, Any]
+__all__ = ["stand_in"]  # a fixture
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def reservation(api: ApiClient, organization: Organization, stand_in) -> Row:
+    """Return a reservation that begins in two days and was paid from the wallet."""
+    a_fleet(gpus=8)
+    fund(organization)
+    quote = a_quote(api, gpus=8, window=a_window(in_hours=47, hours=4))
+    return a_reservation(api, quote=quote)
+
+
+def order(api: ApiClient, reservation: Row, *, key: str | None = None, **body):
+    end = later(reservation["ends_at"], hours=2)
+    quote = extension_quote(api, reservation["id"], ends_at=end).json
+    answer = extend(
+        api, reservation["id"], quote_id=quote["id"], key=key, payment_method="card", **body
+    )
+    return quote, answer
+
+
+def shown(api: ApiClient, reservation: Row) -> Row:
+    answer: Row = api.get(f"/v1/reservations/{reservation['id']}").json
+    return answer
+
+
+class TestExtensionByCard:
+    def test_says_how_to_pay_and_is_made_then(self, api: ApiClient, reservation, stand_in) -> None:
+        quote, answer = order(api, reservation)
+        assert answer.status == 201
+        waiting = answer.json
+        assert (waiting["status"], waiting["kind"]) == ("payment_pending", "extension")
+        assert (waiting["ends_at"], waiting["charged"]) == (quote["ends_at"], quote["charge"])
+        assert waiting["payment"]["status"] == "open"
+        assert waiting["payment"]["amount"] == quote["charge"]
+        assert "_secret_" in waiting["payment"]["client_secret"]
+        assert "/pay/pay_" in waiting["payment"]["checkout_url"]
+        before = shown(api, reservation)
+        assert before["pending_extension"] == waiting
+        assert (before["ends_at"], before["extensions"]) == (reservation["ends_at"], [])
+
+        pays(stand_in, Payment.objects.get())
+        after = shown(api, reservation)
+        made = api.get(f"/v1/reservations/{reservation['id']}/extensions/{waiting['id']}").json
+        assert (made["status"], made["id"], made["payment"]) == ("made", waiting["id"], None)
+        assert after["extensions"] == after["changes"] == [made]
+        assert (after["ends_at"], after["pending_extension"]) == (quote["ends_at"], None)
+        assert after["payment"]["status"] == "paid"
+
+    def test_is_ordered_once_per_key(self, api: ApiClient, reservation, stand_in) -> None:
+        quote, first = order(api, reservation, key="k")
+        again = extend(api, reservation["id"], quote_id=quote["id"], key="k", payment_method="card")
+        assert again.headers["Idempotent-Replayed"] == "true"
+        assert again.content == first.content
+        assert len(stand_in.world.all("payment_intent")) == 1
+
+    def test_says_that_the_hours_were_dropped(self, api: ApiClient, reservation) -> None:
+        _, answer = order(api, reservation)
+        ExtensionHold.objects.update(dropped_at=timezone.now(), drop_reason="payment_declined")
+        path = f"/v1/reservations/{reservation['id']}/extensions/{answer.json['id']}"
+        assert api.get(path).json["status"] == "dropped"
+        assert shown(api, reservation)["pending_extension"] is None
+
+    def test_is_kept_when_the_provider_is_away(self, api: ApiClient, reservation, stand_in) -> None:
+        stand_in.fail("timeout_before", "POST", times=9)
+        _, answer = order(api, reservation)
+        assert (answer.status, answer.json["payment"]["status"]) == (201, "created")
+        assert answer.json["payment"]["client_secret"] is None
+
+    def test_needs_a_saved_card_where_that_is_to_pay(self, api: ApiClient, reservation) -> None:
+        _, answer = order(api, reservation, use_saved_card=True)
+        assert (answer.status, answer.code) == (409, "no_saved_card")
+        assert shown(api, reservation)["pending_extension"] is None
+
+    def test_waits_alone(self, api: ApiClient, reservation) -> None:
+        order(api, reservation)
+        _, second = order(api, reservation)
+        assert (second.status, second.code) == (409, "state_conflict")
+
+    def test_refuses_quotes_of_nobody_and_ids_of_nobody(self, api: ApiClient, reservation) -> None:
+        answer = extend(
+            api, reservation["id"], quote_id="qte_nobody", key=a_new_key(), payment_method="card"
+        )
+        assert (answer.status, answer.code) == (404, "not_found")
+        path = f"/v1/reservations/{reservation['id']}/extensions"
+        assert api.get(f"{path}/ext_nobody").status == 404
+
+    def test_is_hidden_from_other_organizations(self, api: ApiClient, reservation) -> None:
+        _, answer = order(api, reservation)
+        _, secret = a_key(organization=an_organization())
+        path = f"/v1/reservations/{reservation['id']}/extensions/{answer.json['id']}"
+        assert ApiClient(secret=secret).get(path).status == 404

@@ -1,0 +1,108 @@
+"""A market, its provider and a tenant that pays by card: what tests of money that comes in share."""
+
+from agents.models import Node
+from billing import books, payments, provider, wallet
+from billing.models import CardRefund, Payment
+from billing.payments import Wishes
+from billing.provider_states import PaymentMeans
+from marketplace.core.money import Money
+from marketplace.models import Event
+from marketplace.states import Tier
+from scheduler import extension_holds, reservations
+from scheduler.details import ReservationDetails
+from tests.fakes.stripe import balance as standin_balance
+from tests.fakes.stripe import bank
+from tests.fakes.stripe.world import Request
+from tests.scheduler import factories
+
+CARD = Wishes(means=PaymentMeans.CARD)
+SAVING = Wishes(means=PaymentMeans.CARD, saves_card=True)
+SAVED = Wishes(means=PaymentMeans.CARD, with_saved_card=True)
+
+
+class World:
+    """A market, its provider, and a tenant that pays; every turn is what the beat would do."""
+
+    def __init__(self, stand_in, clock):
+        self.stand_in = stand_in
+        self.clock = clock
+        self.nodes_report = True
+        self.tenant = factories.make_organization()
+        # The provider takes its fees out of this, so that refunds need not wait.
+        standin_balance.move(
+            stand_in.world,
+            source={"id": "tu_1"},
+            kind="topup",
+            category="topup",
+            amount=1_000_000,
+            currency="usd",
+        )
+
+    def top_up(self, amount=5000, wishes=CARD):
+        payment = payments.open_top_up(
+            organization=self.tenant, amount=Money(amount, "usd"), wishes=wishes, at=self.clock()
+        )
+        provider.drive_payment(payment_id=payment.pk, at=self.clock())
+        payment.refresh_from_db()
+        return payment
+
+    def reserve(self, wishes=CARD, *, starts_in=24, tier=Tier.FIRM):
+        owner = factories.make_pool()
+        if tier == Tier.RECLAIMABLE:
+            factories.make_listing(owner=owner, tier=tier, reclaim_notice_seconds=3600)
+        quote = factories.make_quote(
+            tenant=self.tenant, gpus=2, tier=tier, window=factories.window_in(starts_in)
+        )
+        reservation = reservations.reserve(
+            organization=self.tenant,
+            quote_id=quote.pk,
+            payment_method=wishes.means,
+            details=ReservationDetails(),
+            at=self.clock(),
+            actor="test",
+        )
+        payment = payments.open_for_reservation(
+            reservation=reservation, wishes=wishes, at=self.clock()
+        )
+        provider.drive_payment(payment_id=payment.pk, at=self.clock())
+        payment.refresh_from_db()
+        return reservation, payment
+
+    def pays(self, payment, method="pm_card_bypassPending"):
+        return self.stand_in.control(
+            "/_control/confirm", {"id": payment.provider_id, "payment_method": method}
+        )
+
+    def turn(self, **passed):
+        at = self.clock(**passed)
+        if self.nodes_report:
+            Node.objects.update(last_report_at=at)
+        reservations.expire_unpaid(at=at)
+        extension_holds.drop_due(at=at)
+        payments.end_untaken(at=at)
+        payments.give_up_due(at=at)
+        payments.capture_due(at=at)
+        Payment.objects.update(read_due_at=at)
+        CardRefund.objects.update(read_due_at=at)
+        provider.drive_due(at=at)
+        provider.read_due(at=at)
+        provider.drive_due(at=at)
+
+    def balance(self):
+        return wallet.balance(organization=self.tenant).amount_minor
+
+    def told(self):
+        return list(
+            Event.objects.filter(organization=self.tenant)
+            .exclude(kind__startswith="reservation.")
+            .order_by("at", "id")
+            .values_list("kind", flat=True)
+        )
+
+    def sound(self):
+        report = books.check(at=self.clock())
+        assert report.ok, [c for c in report.checks if not c.ok]
+
+
+def fund_cash(stand_in, customer_id, values):
+    bank.fund_cash(stand_in.world, Request("POST", "", values), customer_id)
