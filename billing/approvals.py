@@ -9,7 +9,15 @@ import datetime as dt
 from django.conf import settings
 from django.db import transaction
 
-from billing import credit, parking, receivables, refunds, single_decisions, tax_remittances
+from billing import (
+    clawbacks,
+    credit,
+    parking,
+    receivables,
+    refunds,
+    single_decisions,
+    tax_remittances,
+)
 from billing.models import NET_DAYS, Approval, ApprovalTransition
 from billing.states import APPROVAL_ARROWS, MARKETS_OWN, ApprovalKind, ApprovalStatus
 from marketplace import audit
@@ -137,6 +145,8 @@ def _carry_out(approval: Approval, *, at: dt.datetime) -> None:
             )
         case ApprovalKind.CREDIT:
             credit.grant(approval=approval, at=at)
+        case ApprovalKind.DISPUTE:
+            clawbacks.charge(approval=approval, at=at)
         case ApprovalKind.UNPARK:
             parking.end(organization=organization, at=at, actor=approval.decided_by)
         case ApprovalKind.TAX_REMITTANCE | ApprovalKind.REMITTANCE_REVERSAL:

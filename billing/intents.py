@@ -37,6 +37,7 @@ LONGEST_PAUSE_SECONDS = 300
 UNKNOWN_AFTER_SECONDS = 86_400
 INTENTS_PER_RUN_MAX = 50  # about ten seconds of calls; the next tick takes the rest
 MESSAGE_LENGTH_MAX = 500
+CLOCKS_DIFFER_SECONDS = 3600  # at most so much, the provider's from ours
 
 Made = Any  # the provider's object, as a value of `provider_values`
 
@@ -240,6 +241,11 @@ def _capture_outcome(intent: Intent) -> Made | None:
     return payment if payment.state == "succeeded" else None
 
 
+def _before(intent: Intent) -> dt.datetime:
+    """Return an instant by the provider's clock at which what the intent makes was not there yet."""
+    return intent.created_at - dt.timedelta(seconds=CLOCKS_DIFFER_SECONDS)
+
+
 CALLS: dict[IntentKind, Callable[[Intent], Made]] = {
     IntentKind.CUSTOMER: lambda i: gateway.create_customer(key=i.pk, **i.params),
     IntentKind.PAYMENT: lambda i: gateway.create_payment(key=i.pk, **i.params),
@@ -251,11 +257,9 @@ CALLS: dict[IntentKind, Callable[[Intent], Made]] = {
     IntentKind.REVERSAL: lambda i: gateway.reverse_transfer(key=i.pk, **i.params),
 }
 LOOKUPS: dict[IntentKind, Callable[[Intent], Made | None]] = {
-    IntentKind.CUSTOMER: lambda i: gateway.find_customer(
-        intent_id=i.pk, since=i.created_at - dt.timedelta(hours=1)
-    ),
+    IntentKind.CUSTOMER: lambda i: gateway.find_customer(intent_id=i.pk, since=_before(i)),
     IntentKind.PAYMENT: lambda i: gateway.find_payment(
-        customer_id=i.params["customer_id"], intent_id=i.pk
+        customer_id=i.params["customer_id"], intent_id=i.pk, since=_before(i)
     ),
     IntentKind.CAPTURE: _capture_outcome,
     IntentKind.CANCEL: _cancel_outcome,
@@ -264,7 +268,7 @@ LOOKUPS: dict[IntentKind, Callable[[Intent], Made | None]] = {
     ),
     IntentKind.ACCOUNT: lambda i: gateway.find_account(intent_id=i.pk),
     IntentKind.TRANSFER: lambda i: gateway.find_transfer(
-        account_id=i.params["account_id"], intent_id=i.pk
+        account_id=i.params["account_id"], intent_id=i.pk, since=_before(i)
     ),
     IntentKind.REVERSAL: lambda i: gateway.find_reversal(
         transfer_id=i.params["transfer_id"], intent_id=i.pk

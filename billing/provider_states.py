@@ -142,6 +142,22 @@ TRANSFER_ARROWS = Arrows(
 )
 
 
+class ReversalStatus(TextChoices):
+    ASKED = "asked"
+    DONE = "done"
+    REFUSED = "refused"  # it is no longer there: what is owed stays owed
+
+
+REVERSAL_ARROWS = Arrows(
+    initial=(ReversalStatus.ASKED,),
+    moves={
+        ReversalStatus.ASKED: (ReversalStatus.DONE, ReversalStatus.REFUSED),
+        ReversalStatus.DONE: (),
+        ReversalStatus.REFUSED: (),
+    },
+)
+
+
 class Machine(TextChoices):
     """Which of the tables of arrows a transition belongs to."""
 
@@ -150,6 +166,7 @@ class Machine(TextChoices):
     REFUND = "refund"
     TRANSFER = "transfer"
     DISPUTE = "dispute"
+    REVERSAL = "reversal"
 
 
 ARROWS_BY_MACHINE: dict[Machine, Arrows[TextChoices]] = {
@@ -158,4 +175,5 @@ ARROWS_BY_MACHINE: dict[Machine, Arrows[TextChoices]] = {
     Machine.REFUND: CARD_REFUND_ARROWS,  # type: ignore[dict-item]
     Machine.TRANSFER: TRANSFER_ARROWS,  # type: ignore[dict-item]
     Machine.DISPUTE: DISPUTE_ARROWS,  # type: ignore[dict-item]
+    Machine.REVERSAL: REVERSAL_ARROWS,  # type: ignore[dict-item]
 }

@@ -98,6 +98,9 @@ class EntryKind(TextChoices):
     DISPUTE_OPENED = "dispute_opened"
     DISPUTE_WON = "dispute_won"
     DISPUTE_LOST = "dispute_lost"
+    DISPUTE_SET_OFF = "dispute_set_off"  # what was to go back, and a bank has given back already
+    DISPUTE_CHARGED = "dispute_charged"  # to an owner, who answers for it
+    RESERVE_DRAWN = "reserve_drawn"  # what was kept back of an owner, for what it owes
     INVOICE_VOID = "invoice_void"
     PAYMENT = "payment"
     TAX_REMITTANCE = "tax_remittance"  # of collected tax, to its tax office
@@ -140,17 +143,19 @@ class RefundStatus(TextChoices):
     DUE = "due"
     SENT = "sent"
     SETTLED = "settled"
-    FAILED = "failed"  # the money is the tenant's still, and went to its wallet
+    FAILED = "failed"  # the money is the tenant's still: in its wallet, or to be sent once more
+    SET_OFF = "set_off"  # never sent: the tenant's bank has given it back
 
 
 REFUND_ARROWS = Arrows(
     initial=(RefundStatus.DUE,),
     moves={
-        RefundStatus.DUE: (RefundStatus.SENT,),
+        RefundStatus.DUE: (RefundStatus.SENT, RefundStatus.SET_OFF),
         RefundStatus.SENT: (RefundStatus.SETTLED, RefundStatus.FAILED),
         # A closed card gives it back days later; then it is in the wallet.
         RefundStatus.SETTLED: (RefundStatus.FAILED,),
         RefundStatus.FAILED: (),
+        RefundStatus.SET_OFF: (),
     },
 )
 
@@ -177,6 +182,7 @@ class ApprovalKind(TextChoices):
     REFUND = "refund"
     WRITE_OFF = "write_off"
     CREDIT = "credit"  # how much may be owed; to end it takes one
+    DISPUTE = "dispute"  # that an owner bears one that was lost
     UNPARK = "unpark"
     TAX_REMITTANCE = "tax_remittance"
     REMITTANCE_REVERSAL = "remittance_reversal"  # of a transfer that came back

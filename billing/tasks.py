@@ -6,10 +6,11 @@ from django.utils import timezone
 from billing import (
     books,
     budgets,
-    changes,
+    clawbacks,
     corrections,
     dunning,
     earnings,
+    fee_shares,
     inbox,
     invoices,
     payments,
@@ -38,7 +39,7 @@ def settle_leases() -> None:
 def release_earnings() -> None:
     now = timezone.now()
     payouts.release_due(at=now)
-    changes.release_due(at=now)
+    fee_shares.release_due(at=now)
     payouts.release_due(at=timezone.now())
 
 
@@ -52,6 +53,7 @@ def drive_intents() -> None:
     if provider.is_connected():
         reservation_refunds.ask_due(at=now)
         transfers.send_due(at=now)
+        clawbacks.collect_due(at=now)
     provider.drive_due(at=now)
 
 

@@ -6,7 +6,7 @@ Append-only, balance, sealing and guards are enforced by PostgreSQL (migration `
 from billing.models.approval_limits import ApprovalLimit, LimitRequest, LimitRequestTransition
 from billing.models.books import Account, Entry, Posting
 from billing.models.budgets import Budget, BudgetQuerySet, ProjectFreeze
-from billing.models.connect import PayoutAccount, Transfer
+from billing.models.connect import PayoutAccount, Reversal, Transfer
 from billing.models.controls import Approval, ApprovalTransition, BooksRun, Parking
 from billing.models.credit import (
     NET_DAYS,
@@ -15,7 +15,7 @@ from billing.models.credit import (
     DunningCase,
     DunningTransition,
 )
-from billing.models.disputes import Dispute, DisputeTransition
+from billing.models.disputes import Dispute, DisputeCharge, DisputeTransition
 from billing.models.earnings import EarnedHour
 from billing.models.fee_shares import FeeShare
 from billing.models.invoices import (
@@ -59,6 +59,7 @@ __all__ = [
     "CreditTerms",
     "Difference",
     "Dispute",
+    "DisputeCharge",
     "DisputeTransition",
     "DunningCase",
     "DunningTransition",
@@ -93,6 +94,7 @@ __all__ = [
     "RefundTransition",
     "ReservationTax",
     "Reserve",
+    "Reversal",
     "Settlement",
     "SettlementQuerySet",
     "TagRule",

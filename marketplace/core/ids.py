@@ -43,6 +43,7 @@ PREFIXES = frozenset(
         "pac",
         "ref",
         "trf",
+        "rev",
         "prc",
     }
 )
@@ -182,3 +183,7 @@ def new_credit_terms_id() -> str:
 
 def new_credit_sale_id() -> str:
     return new_id("crs")
+
+
+def new_reversal_id() -> str:
+    return new_id("rev")

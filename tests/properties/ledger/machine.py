@@ -10,10 +10,10 @@ from hypothesis.stateful import precondition, rule
 from agents.protocol import Cause
 from billing import (
     approvals,
-    changes,
     corrections,
     disputes,
     earnings,
+    fee_shares,
     invoices,
     ledger,
     payouts,
@@ -135,7 +135,7 @@ class Market(Buying):
     @rule()
     def release(self) -> None:
         payouts.release_due(at=FAR)
-        changes.release_due(at=FAR)
+        fee_shares.release_due(at=FAR)
 
     @rule(fails=st.booleans())
     def pay_out(self, *, fails: bool) -> None:
@@ -180,9 +180,19 @@ class Market(Buying):
             return
         if is_won:
             disputes.win(dispute_id=row.pk, at=FAR, actor="test")
-        else:
-            bearer = factories.owner() if of_owner else None
-            disputes.lose(dispute_id=row.pk, at=FAR, actor="test", borne_by=bearer)
+            return
+        disputes.lose(dispute_id=row.pk, at=FAR, actor="test")
+        if of_owner:
+            approval = approvals.request(
+                kind=ApprovalKind.DISPUTE,
+                organization=factories.owner(),
+                subject_id=row.pk,
+                amount=self.money(row.amount_minor),
+                reason="the node was another one",
+                at=FAR,
+                actor="anna",
+            )
+            approvals.approve(approval_id=approval.pk, at=FAR, actor="bert")
 
     @rule(amount=st.integers(1, 20_000), who=WHO)
     def be_kind(self, amount: int, who: int) -> None:
