@@ -5,7 +5,8 @@ The first page has the whole; the reservations of the month follow on as many pa
 
 import datetime as dt
 from collections.abc import Callable, Iterable
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import Decimal
+from fractions import Fraction
 
 from reportlab.graphics.shapes import Drawing, Rect, String
 from reportlab.lib.units import mm
@@ -30,7 +31,7 @@ from billing.pdf.layout import (
     table,
     text,
 )
-from marketplace.core.money import SECONDS_PER_HOUR, Money
+from marketplace.core.money import SECONDS_PER_HOUR, Money, round_to
 from marketplace.models import Organization
 
 NOT_MEASURED, UNMEASURED = "not measured", "—"
@@ -153,7 +154,7 @@ def _funnel(figures: Figures) -> Drawing:
     coverage = shares["meter_coverage"]
     energy = NOT_MEASURED
     if shares["energy_kwh"] is not None:
-        energy = f"{Decimal(shares['energy_kwh']).quantize(_CENT, rounding=ROUND_HALF_EVEN):,} kWh"
+        energy = f"{round_to(Fraction(shares['energy_kwh']), quantum=_CENT):,} kWh"
     measured = NOT_MEASURED if coverage is None else f"{_in_percent(Decimal(coverage))} %"
     note = (
         f"Not delivered {_hours(books.undelivered)} · given back {_hours(books.released)} · "
@@ -320,7 +321,7 @@ def _tag(group: Group) -> str:
 def _hours(seconds: int | None) -> str:
     if seconds is None:
         return UNMEASURED
-    return f"{(Decimal(seconds) / SECONDS_PER_HOUR).quantize(_CENT, rounding=ROUND_HALF_EVEN):,}"
+    return f"{round_to(Fraction(seconds, SECONDS_PER_HOUR), quantum=_CENT):,}"
 
 
 def _share(part: int | None, whole: int) -> str:
@@ -328,7 +329,7 @@ def _share(part: int | None, whole: int) -> str:
 
 
 def _in_percent(share: Decimal) -> str:
-    return f"{(share * 100).quantize(_PERCENT, rounding=ROUND_HALF_EVEN)}"
+    return f"{round_to(Fraction(share) * 100, quantum=_PERCENT)}"
 
 
 def _signed(minor: int, currency: str) -> str:
