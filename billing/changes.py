@@ -160,7 +160,6 @@ def post(*, change: Change, payer: ledger.AccountRef | None = None) -> None:
     :raises parking.MoneyParked: while the tenant's money is parked.
     """
     reservation = change.reservation
-    parking.require_moving(organization=reservation.organization)
     fee_for_owners = _fee_for_owners(change)
     key = f"change:{change.id}"
     part = tax.part_of(

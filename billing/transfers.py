@@ -5,7 +5,7 @@ import datetime as dt
 from django.db import transaction
 from django.db.models import F
 
-from billing import intents, onboarding, parking, payouts
+from billing import intents, onboarding, parking, payouts, runs
 from billing.models import Payout, PayoutAccount, ProviderTransition, Transfer
 from billing.provider_states import TRANSFER_ARROWS, IntentKind, Machine, TransferStatus
 from billing.provider_values import ProviderTransfer
@@ -35,11 +35,12 @@ def send_due(*, at: dt.datetime) -> int:
     recent = Transfer.objects.filter(created_at__gt=at - dt.timedelta(seconds=RETRY_SECONDS))
     ids = (
         due.filter(owner__in=able)
+        .exclude(owner__in=parking.parked())
         .exclude(pk__in=recent.values("payout"))
         .order_by("due_at", "pk")
         .values_list("pk", flat=True)[:PAYOUTS_PER_RUN_MAX]
     )
-    return sum(send(payout_id=payout_id, at=at) for payout_id in ids)
+    return runs.one_by_one(ids, lambda pk: send(payout_id=pk, at=at), name="send_payouts")
 
 
 @transaction.atomic
@@ -117,6 +118,7 @@ def take_back(*, owner: Organization, amount_minor: int, at: dt.datetime) -> lis
     """Ask the provider to take back what an owner owes, from the newest transfers; return their ids.
 
     What is no longer there is refused by the provider and stays owed: it is netted with what comes next.
+    While the owner's money is parked the provider is not asked.
     """
     asked = []
     paid = Transfer.objects.select_for_update(no_key=True, of=("self",)).filter(

@@ -6,6 +6,7 @@ from django.db import IntegrityError, transaction
 from agents.models import Node
 from billing import (
     books,
+    card_refunds,
     ledger,
     payments,
     provider,
@@ -100,6 +101,8 @@ class World:
         payments.end_untaken(at=at)
         payments.give_up_due(at=at)
         payments.capture_due(at=at)
+        payments.pay_invoices_due(at=at)
+        card_refunds.send_due(at=at)
         Payment.objects.update(read_due_at=at)
         CardRefund.objects.update(read_due_at=at)
         provider.drive_due(at=at)
@@ -361,7 +364,6 @@ class TestRefunds:
         return payment
 
     def give_back(self, world, payment, amount):
-        from billing import card_refunds
 
         refund = card_refunds.write(
             payment=payment, amount_minor=amount, reason="asked", at=world.clock()
@@ -385,7 +387,6 @@ class TestRefunds:
         assert (refund.status, world.balance()) == ("succeeded", 8000)
         world.clock(days=3)
         made = provider.gateway.read_refund(refund_id=refund.provider_id)
-        from billing import card_refunds
 
         card_refunds.apply(refund_id=refund.pk, made=made, at=world.clock())
         payment.refresh_from_db()
@@ -394,7 +395,6 @@ class TestRefunds:
         world.sound()
 
     def test_never_return_more_than_came(self, world):
-        from billing import card_refunds
         from marketplace.core.errors import StateConflict
 
         payment = self.paid(world, "pm_card_bypassPending")
@@ -403,7 +403,6 @@ class TestRefunds:
             card_refunds.write(payment=payment, amount_minor=2001, reason="b", at=world.clock())
 
     def test_never_return_what_the_wallet_has_spent(self, world, unguarded):
-        from billing import card_refunds
 
         payment = self.paid(world, "pm_card_bypassPending")
         other = self.paid(world, "pm_card_bypassPending")
