@@ -57,10 +57,11 @@ MORE_INVARIANTS = (
                 -{sum_of("a.kind = 'u_open'")}, {sum_of("a.kind = 'u_busy'")}
             )
         UNION ALL
-        SELECT a.lease_id || ' closed ' || a.starts_at || ' twice', NULL
+        SELECT a.lease_id || ' closed ' || a.starts_at || ' twice', n.organization_id
         FROM billing_earnedhour a JOIN billing_earnedhour b
             ON a.lease_id = b.lease_id AND a.id < b.id
             AND a.starts_at < b.ends_at AND b.starts_at < a.ends_at
+        JOIN scheduler_lease l ON l.id = a.lease_id JOIN agents_node n ON n.id = l.node_id
         """,  # noqa: S608 - constants of this file
     ),
     Invariant(

@@ -2,7 +2,7 @@
 
 import datetime as dt
 
-from billing import accounts, ledger, parking, tax
+from billing import accounts, ledger, tax
 from billing.states import AccountKind, EntryKind
 from scheduler.models import Reservation
 
@@ -23,7 +23,6 @@ def post(
     :raises parking.MoneyParked: while the tenant's money is parked.
     """
     tenant, currency = reservation.organization, reservation.currency
-    parking.require_moving(organization=tenant)
     key = f"purchase:{reservation.id}"
     payer = source or accounts.wallet(organization=tenant, currency=currency)
     deferred = accounts.of_reservation(
@@ -57,7 +56,6 @@ def hold(*, reservation: Reservation, at: dt.datetime) -> None:
     :raises parking.MoneyParked: while the tenant's money is parked.
     """
     tenant, currency = reservation.organization, reservation.currency
-    parking.require_moving(organization=tenant)
     ledger.post(
         idempotency_key=f"hold:{reservation.id}",
         kind=EntryKind.HOLD,
@@ -72,7 +70,10 @@ def hold(*, reservation: Reservation, at: dt.datetime) -> None:
 
 
 def void_hold(*, reservation: Reservation, at: dt.datetime) -> None:
-    """Give a held price back to the wallet: the purchase did not come about."""
+    """Give a held price back to the wallet: the purchase did not come about.
+
+    :raises parking.MoneyParked: while the tenant's money is parked.
+    """
     ledger.post(
         idempotency_key=f"void:{reservation.id}",
         kind=EntryKind.VOID,

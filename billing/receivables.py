@@ -4,7 +4,7 @@ import datetime as dt
 
 from django.db import transaction
 
-from billing import accounts, ledger, tax, tax_relief
+from billing import accounts, ledger, parking, tax, tax_relief
 from billing.models import Account, Entry
 from billing.states import AccountKind, EntryKind
 from marketplace import events
@@ -93,7 +93,9 @@ def pay_from_wallet(
     """Pay an invoice out of the wallet, as far as it is open; once per payment.
 
     :raises ledger.InsufficientFunds: when the wallet does not hold so much.
+    :raises parking.MoneyParked: while the tenant's money is parked.
     """
+    parking.require_moving(organizations=[organization])
     owed = account(organization=organization, invoice_id=invoice_id, currency=amount.currency)
     lock(organization)
     key = f"invpay:{payment_id}"

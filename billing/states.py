@@ -112,6 +112,28 @@ class EntryKind(TextChoices):
     REVERSAL = "reversal"
 
 
+# What only records what has happened outside, or undoes an entry: it is written of parked money too. Of
+# `payment` and `refund_sent` some are our own deeds; the verbs that do these ask for themselves.
+FACTS = frozenset(
+    {
+        EntryKind.DEPOSIT,
+        EntryKind.TOP_UP,
+        EntryKind.BALANCE_TRANSACTION,
+        EntryKind.SUSPENSE,
+        EntryKind.PAYMENT,
+        EntryKind.REFUND_SENT,
+        EntryKind.REFUND_SETTLED,
+        EntryKind.REFUND_FAILED,
+        EntryKind.TRANSFER_PAID,
+        EntryKind.TRANSFER_FAILED,
+        EntryKind.TRANSFER_REVERSAL,
+        EntryKind.DISPUTE_OPENED,
+        EntryKind.DISPUTE_WON,
+        EntryKind.DISPUTE_LOST,
+        EntryKind.REVERSAL,
+    }
+)
+
 # Each of these happens to its subject at most once, whatever the keys say.
 ONCE_PER_SUBJECT = (
     EntryKind.PURCHASE,

@@ -6,6 +6,7 @@ from django.utils import timezone
 from billing import (
     books,
     budgets,
+    card_refunds,
     clawbacks,
     corrections,
     dunning,
@@ -50,6 +51,8 @@ def drive_intents() -> None:
     payments.end_untaken(at=now)
     payments.give_up_due(at=now)
     payments.capture_due(at=now)
+    payments.pay_invoices_due(at=now)
+    card_refunds.send_due(at=now)
     if provider.is_connected():
         reservation_refunds.ask_due(at=now)
         transfers.send_due(at=now)

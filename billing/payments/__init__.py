@@ -21,7 +21,7 @@ from billing.payments.asking import (
     open_for_reservation,
     open_top_up,
 )
-from billing.payments.learning import apply, declined_at_once, refused
+from billing.payments.learning import apply, declined_at_once, pay_invoices_due, refused
 from billing.payments.moves import OPEN_STATUSES, clearing, page_url
 
 __all__ = [
@@ -43,5 +43,6 @@ __all__ = [
     "open_for_reservation",
     "open_top_up",
     "page_url",
+    "pay_invoices_due",
     "refused",
 ]

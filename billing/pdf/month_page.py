@@ -5,7 +5,8 @@ The first page has the whole; the reservations of the month follow on as many pa
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import Decimal
+from fractions import Fraction
 
 from django.conf import settings
 from reportlab.graphics.shapes import Drawing, Rect, String
@@ -34,7 +35,7 @@ from billing.pdf.layout import (
     text,
 )
 from billing.states import BudgetPeriod
-from marketplace.core.money import SECONDS_PER_HOUR, Money
+from marketplace.core.money import SECONDS_PER_HOUR, Money, round_to
 from marketplace.models import Organization
 
 NOT_MEASURED, UNMEASURED = "not measured", "—"
@@ -163,7 +164,7 @@ def _funnel(figures: Figures) -> Drawing:
     coverage = shares["meter_coverage"]
     energy = NOT_MEASURED
     if shares["energy_kwh"] is not None:
-        energy = f"{Decimal(shares['energy_kwh']).quantize(_CENT, rounding=ROUND_HALF_EVEN):,} kWh"
+        energy = f"{round_to(Fraction(shares['energy_kwh']), quantum=_CENT):,} kWh"
     measured = NOT_MEASURED if coverage is None else f"{_in_percent(Decimal(coverage))} %"
     note = (
         f"Given back {_hours(books.released)} · bought in the month {_hours(books.bought)} · "
@@ -372,7 +373,7 @@ def _annex(bill: MonthBill) -> list[Flowable]:
 def _hours(seconds: int | None) -> str:
     if seconds is None:
         return UNMEASURED
-    return f"{(Decimal(seconds) / SECONDS_PER_HOUR).quantize(_CENT, rounding=ROUND_HALF_EVEN):,}"
+    return f"{round_to(Fraction(seconds, SECONDS_PER_HOUR), quantum=_CENT):,}"
 
 
 def _share(part: int | None, whole: int) -> str:
@@ -380,7 +381,7 @@ def _share(part: int | None, whole: int) -> str:
 
 
 def _in_percent(share: Decimal) -> str:
-    return f"{(share * 100).quantize(_PERCENT, rounding=ROUND_HALF_EVEN)}"
+    return f"{round_to(Fraction(share) * 100, quantum=_PERCENT)}"
 
 
 def _signed(minor: int, currency: str) -> str:

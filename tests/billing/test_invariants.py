@@ -101,6 +101,7 @@ class TestBreach:
             hour.earned_minor = hour.fee_minor = hour.owner_minor = 0
             hour.save(force_insert=True)
         assert broken() == ["hours_equal_their_entries"]
+        assert set(books.breaches_of(books.check(at=RELEASED_AT))) == {story.owner_id}
 
     def test_of_a_correction(self, story, unguarded):
         with unguarded():
