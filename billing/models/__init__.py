@@ -17,6 +17,7 @@ from billing.models.credit import (
 from billing.models.disputes import Dispute, DisputeTransition
 from billing.models.earnings import EarnedHour
 from billing.models.fee_shares import FeeShare
+from billing.models.idle import IdleStretch
 from billing.models.invoices import (
     BillingProfile,
     Invoice,
@@ -68,6 +69,7 @@ __all__ = [
     "EarnedHour",
     "Entry",
     "FeeShare",
+    "IdleStretch",
     "InboxEvent",
     "Intent",
     "Invoice",
