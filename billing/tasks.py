@@ -12,6 +12,7 @@ from billing import (
     dunning,
     earnings,
     fee_shares,
+    idle_leases,
     inbox,
     invoices,
     payments,
@@ -22,6 +23,7 @@ from billing import (
     refunds,
     reservation_refunds,
     settlements,
+    spend_anomalies,
     transfers,
 )
 
@@ -113,3 +115,13 @@ def reconcile_provider() -> None:
 @shared_task(name="billing.watch_budgets")
 def watch_budgets() -> None:
     budgets.watch_due(at=timezone.now())
+
+
+@shared_task(name="billing.watch_idle_leases")
+def watch_idle_leases() -> None:
+    idle_leases.watch(at=timezone.now())
+
+
+@shared_task(name="billing.watch_spend")
+def watch_spend() -> None:
+    spend_anomalies.watch(at=timezone.now())

@@ -54,6 +54,8 @@ _CADENCES_SECONDS: dict[str, float] = {
     "billing.open_refunds": 5,
     "billing.check_books": 3600,
     "billing.watch_budgets": 15,
+    "billing.watch_idle_leases": 600,
+    "billing.watch_spend": 3600,
     "agents.review_alarms": 60,
     "agents.prune_readings": 3600,
     "marketplace.deliver_events": 2,

@@ -18,6 +18,7 @@ from billing.models.credit import (
 from billing.models.disputes import Dispute, DisputeCharge, DisputeTransition
 from billing.models.earnings import EarnedHour
 from billing.models.fee_shares import FeeShare
+from billing.models.idle import IdleStretch
 from billing.models.invoices import (
     BillingProfile,
     Invoice,
@@ -66,6 +67,7 @@ __all__ = [
     "EarnedHour",
     "Entry",
     "FeeShare",
+    "IdleStretch",
     "InboxEvent",
     "Intent",
     "Invoice",
