@@ -60,7 +60,7 @@ DROP FUNCTION billing_guard_limit();
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0023_required_tags"),
+        ("billing", "0023_tags_and_idle_leases"),
         ("marketplace", "0008_webhook_calls"),
     ]
 

@@ -118,6 +118,8 @@ class TestWebhookAdmin:
         assert "money.parked" not in page_rows(admin_client.get(f"{page}?status=delivered"))
         shown = admin_client.get(f"{page}{delivery.pk}/change/").content.decode()
         assert "out of order" in shown
+        assert "Given Up" in shown
+        assert "&#x27;given_up" not in shown
 
     def test_sends_one_again(self, admin_client: Client, delivery: WebhookDelivery) -> None:
         action = {"action": "resend", "_selected_action": [delivery.pk]}
