@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from django.db import connection, transaction
 
 from billing import parking, settlements
+from billing.deposits.invariants import DEPOSIT_INVARIANTS
 from billing.guards import GUARDS
 from billing.invariants import MORE_INVARIANTS, SIGNED, Invariant, sum_of
 from billing.invoices.invariants import INVOICE_INVARIANTS
@@ -156,26 +157,28 @@ INVARIANTS = (
         """
         SELECT r.id || ' costs ' || r.total_minor || ', was quoted ' || q.total_minor
             || ', changed by ' || changed.amount || ', was charged '
-            || coalesce(charged.amount::text, 'nothing'), r.organization_id
+            || coalesce(charged.amount::text, 'nothing') || ', owes ' || r.unpaid_minor, r.organization_id
         FROM scheduler_reservation r
         JOIN scheduler_quote q ON q.id = r.quote_id
-        LEFT JOIN billing_entry e ON e.kind = 'purchase' AND e.subject_id = r.id
         CROSS JOIN LATERAL (
             SELECT coalesce(sum(c.charged_minor - c.refunded_minor - c.fee_minor), 0) AS amount,
                 count(*) AS count
             FROM scheduler_change c WHERE c.reservation_id = r.id
         ) changed
-        LEFT JOIN LATERAL (
-            SELECT coalesce(sum(p.amount), 0) AS amount
-            FROM billing_posting p JOIN billing_account a ON a.id = p.account_id
-            WHERE p.entry_id = e.id AND p.side = 'credit' AND a.kind = 'deferred'
-                AND a.currency = r.currency
-        ) charged ON e.id IS NOT NULL
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN count(e.id) > 0 THEN coalesce(sum(p.amount), 0) END AS amount
+            FROM billing_entry e
+            LEFT JOIN (
+                billing_posting p JOIN billing_account a ON a.id = p.account_id
+                    AND p.side = 'credit' AND a.kind = 'deferred'
+            ) ON p.entry_id = e.id AND a.currency = r.currency
+            WHERE e.kind IN ('purchase', 'balance') AND e.subject_id = r.id
+        ) charged
         WHERE r.status IN ('scheduled', 'active', 'completed', 'reclaimed', 'failed') AND (
             (r.currency, r.fee_basis_points) IS DISTINCT FROM (q.currency, q.fee_basis_points)
             OR (changed.count = 0 AND r.rate IS DISTINCT FROM q.rate)
             OR r.total_minor IS DISTINCT FROM q.total_minor + changed.amount
-            OR charged.amount IS DISTINCT FROM q.total_minor
+            OR charged.amount IS DISTINCT FROM q.total_minor - r.unpaid_minor
         )
         """,
     ),
@@ -316,6 +319,7 @@ INVARIANTS = (
     *MORE_INVARIANTS,
     *INVOICE_INVARIANTS,
     *TAX_INVARIANTS,
+    *DEPOSIT_INVARIANTS,
 )
 
 

@@ -22,11 +22,17 @@ from billing import (
     settlements,
     transfers,
 )
+from billing.deposits import collecting
 
 
 @shared_task(name="billing.collect_debts")
 def collect_debts() -> None:
     dunning.advance_due(at=timezone.now())
+
+
+@shared_task(name="billing.collect_balances")
+def collect_balances() -> None:
+    collecting.advance_due(at=timezone.now())
 
 
 @shared_task(name="billing.settle_leases")

@@ -13,7 +13,7 @@ from django.db.models import Min
 
 from marketplace import events
 from marketplace.core import ids
-from marketplace.core.errors import NotFound, StateConflict
+from marketplace.core.errors import DomainError, NotFound, StateConflict
 from marketplace.core.windows import Window, format_instant
 from marketplace.models import Organization
 from marketplace.states import EventKind
@@ -36,6 +36,13 @@ _EVENTS = {
     ChangeKind.SHORTENING: EventKind.RESERVATION_CHANGED,
     ChangeKind.MOVE: EventKind.RESERVATION_CHANGED,
 }
+
+
+class BalanceOpen(DomainError):
+    """What is bought changes only once all of it is paid; leaving is possible before."""
+
+    code = "balance_open"
+    title = "A part of the price is not paid yet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +90,12 @@ def new_quote(
     if open_quotes.count() >= OPEN_CHANGE_QUOTES_MAX:
         raise LimitExceeded(f"at most {OPEN_CHANGE_QUOTES_MAX} open quotes of changes")
     is_paid = reservation.status != ReservationStatus.PAYMENT_PENDING
-    before = reservation.total_minor if is_paid else 0
+    before = reservation.total_minor - reservation.unpaid_minor if is_paid else 0
     moved = change_rules.difference(
-        before=before, after=total_minor, fee_basis_points=terms.fee_basis_points
+        before=before,
+        after=total_minor,
+        fee_basis_points=terms.fee_basis_points,
+        unpaid=reservation.unpaid_minor if is_paid else 0,
     )
     window = lots.window if lots else None
     return ChangeQuote(
@@ -124,6 +134,23 @@ def locked(*, organization: Organization, reservation_id: str) -> Reservation:
     if found is None:
         raise NotFound(f"no reservation {reservation_id}")
     return found
+
+
+def require_paid(reservation: Reservation) -> None:
+    """Refuse to add to a reservation, or to move it, while a part of its price is unpaid.
+
+    :raises BalanceOpen: then.
+    """
+    if reservation.unpaid_minor:
+        raise BalanceOpen(
+            f"{reservation.pk} can be changed when its balance is paid; it can be paid at any time",
+            extra={
+                "balance": {
+                    "amount_minor": reservation.unpaid_minor,
+                    "currency": reservation.currency,
+                }
+            },
+        )
 
 
 def use(

@@ -296,6 +296,7 @@ def _floors(lots: Lots, *, places: Sequence[Allocation]) -> list[GpusAtFloor]:
 def _check_status(reservation: Reservation) -> None:
     if reservation.status not in (ReservationStatus.SCHEDULED, ReservationStatus.ACTIVE):
         raise StateConflict(f"{reservation.pk} is {reservation.status}")
+    changes.require_paid(reservation)
 
 
 def _check(reservation: Reservation, *, rule: ChangeRule, at: dt.datetime) -> None:

@@ -26,7 +26,7 @@ def rows_of(fact: Fact, *, frames: Frames, documents: Documents = NO_DOCUMENTS) 
     match fact.kind:
         case EntryKind.EARNING:
             return _usage(fact, frames=frames, earned_minor=-fact.deferred_minor)
-        case EntryKind.PURCHASE:
+        case EntryKind.PURCHASE | EntryKind.BALANCE:
             rows = [_purchase(fact, frames=frames)]
         case EntryKind.SETTLEMENT:
             rows = _settlement(fact, frames=frames)

@@ -14,6 +14,7 @@ from billing.models.credit import (
     DunningCase,
     DunningTransition,
 )
+from billing.models.deposits import Deposit
 from billing.models.disputes import Dispute, DisputeTransition
 from billing.models.earnings import EarnedHour
 from billing.models.fee_shares import FeeShare
@@ -59,6 +60,7 @@ __all__ = [
     "Correction",
     "CreditSale",
     "CreditTerms",
+    "Deposit",
     "Difference",
     "Dispute",
     "DisputeTransition",

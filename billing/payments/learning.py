@@ -4,13 +4,23 @@ import datetime as dt
 
 from django.db import transaction
 
-from billing import budgets, card_refunds, changes, ledger, purchases, receivables, wallet
+from billing import (
+    budgets,
+    card_refunds,
+    changes,
+    deposits,
+    ledger,
+    purchases,
+    receivables,
+    wallet,
+)
 from billing.models import Payer, Payment
 from billing.payments import moves
 from billing.payments.asking import CAPTURE_BEFORE_START_SECONDS, READ_AGAIN_SECONDS
 from billing.promised import Promise
 from billing.provider_states import (
     PAYMENT_ARROWS,
+    PaymentPurpose,
     PaymentStatus,
 )
 from billing.provider_values import ProviderPayment
@@ -111,8 +121,8 @@ def _wait(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> None:
     is_question = made.failure_code == AUTHENTICATION_REQUIRED
     kind = EventKind.PAYMENT_ACTION_REQUIRED if is_question else EventKind.PAYMENT_DECLINED
     moves.tell(payment, kind=kind, occasion=f"{kind}:{made.charge_id or made.failure_code}", at=at)
-    if payment.is_off_session and not is_question:
-        # Nobody is there who could take another card.
+    if payment.is_off_session and not is_question and payment.purpose != PaymentPurpose.BALANCE:
+        # Nobody is there who could take another card; for a balance there is time to be told and return.
         Payment.objects.filter(pk=payment.pk).update(due_at=at)
         payment.due_at = at
         moves.give_back(payment, at=at)
@@ -205,7 +215,9 @@ def _spend(
         with transaction.atomic():
             if refusal is not None:
                 raise refusal
-            if payment.extension is not None:
+            if payment.purpose == PaymentPurpose.BALANCE:
+                deposits.settle(payment=payment, at=at)
+            elif payment.extension is not None:
                 changes.post(change=extensions.make_held(hold_id=payment.extension.pk, at=at))
             else:
                 _buy(reservation, at=at)
@@ -230,3 +242,4 @@ def _buy(reservation: Reservation, *, at: dt.datetime) -> None:
     if reservation.status in {ReservationStatus.SCHEDULED, ReservationStatus.ACTIVE}:
         return  # it was confirmed when the money was held
     reservations.confirm_late(reservation_id=reservation.pk, at=at, actor=moves.ACTOR)
+    deposits.open_plan(reservation=reservation, at=at)

@@ -12,6 +12,7 @@ from scheduler.reservations.moves import (
     confirm_in_hand,
     confirm_late,
     fail_payment,
+    pay_up,
 )
 from scheduler.reservations.records import change_details, get
 
@@ -27,6 +28,7 @@ __all__ = [
     "fail_payment",
     "finish_due",
     "get",
+    "pay_up",
     "reserve",
     "start_due",
 ]

@@ -36,7 +36,8 @@ def expire_unpaid(*, at: dt.datetime) -> int:
 def start_due(*, at: dt.datetime) -> int:
     """Start the reservations whose window has begun: one lease and one grant per node; return how many.
 
-    Ends run before starts, so that freed GPUs serve the next lease. One that nobody started before its
+    Ends run before starts, so that freed GPUs serve the next lease. One of which a part is unpaid does not
+    start. One that nobody started before its
     window was over has failed, and so has one that cannot be started for as long as a handover may take.
     """
     leases.end_due(at=at)
@@ -47,7 +48,7 @@ def start_due(*, at: dt.datetime) -> int:
         name="miss",
     )
     return missed + ticks.drain(
-        due=scheduled.filter(starts_at__lte=at, ends_at__gt=at)
+        due=scheduled.filter(starts_at__lte=at, ends_at__gt=at, unpaid_minor=0)
         .select_related("organization")
         .order_by("starts_at", "pk"),
         advance=lambda row: _start_or_fail(row, at=at),

@@ -46,6 +46,7 @@ class ExtensionQuoteView(ChangeFrame):
             "extension_too_late",
             "extension_refused",
             "price_above_max",
+            "balance_open",
         ),
         idempotency_key="optional",
         operation_id="create_extension_quote",

@@ -83,6 +83,7 @@ class Model(RuleBasedStateMachine):
         self.running: list[Lease] = []
         self.bought: list[Reservation] = []
         self.held: list[Reservation] = []
+        self.in_parts: list[Reservation] = []  # whose balance is open
         # By invoice: whose it is, what is owed, and the reservation while it has not begun.
         self.invoices: dict[str, tuple[Organization, int]] = {}
         self.on_account: dict[str, str] = {}
