@@ -138,7 +138,9 @@ def reservation_bill(*, reservation: Reservation, at: dt.datetime) -> Bill:
     )
     if is_paid:
         bought = _balance(AccountKind.U_BOUGHT, reservation=reservation)
-        total = Money(reservation.quote.total_minor + made["charged"], currency)
+        total = Money(
+            reservation.quote.total_minor - reservation.unpaid_minor + made["charged"], currency
+        )
     else:
         bought = 0 if is_void else gpu_seconds_bought(reservation=reservation)
         total = Money(0 if is_void else reservation.total_minor, currency)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from django.db import connection, transaction
 
 from billing import parking, settlements
+from billing.deposits.invariants import DEPOSIT_INVARIANTS
 from billing.focus import invariants as export_invariants
 from billing.guards import GUARDS
 from billing.invariants import MORE_INVARIANTS, SIGNED, Invariant, sum_of
@@ -200,23 +201,25 @@ INVARIANTS = (
         """
         SELECT r.id || ' costs ' || r.total_minor || ', was quoted ' || q.total_minor
             || ', changed by ' || changed.amount || ', was charged '
-            || coalesce(charged.amount::text, 'nothing'), r.organization_id
+            || coalesce(charged.amount::text, 'nothing') || ', owes ' || r.unpaid_minor, r.organization_id
         FROM scheduler_reservation r
         JOIN scheduler_quote q ON q.id = r.quote_id
-        LEFT JOIN billing_entry e ON e.kind = 'purchase' AND e.subject_id = r.id
         CROSS JOIN LATERAL (
             SELECT coalesce(sum(c.charged_minor - c.refunded_minor - c.fee_minor), 0) AS amount,
                 count(*) AS count
             FROM scheduler_change c WHERE c.reservation_id = r.id
         ) changed
-        LEFT JOIN LATERAL (
-            SELECT coalesce(sum(p.amount), 0) AS amount
-            FROM billing_posting p JOIN billing_account a ON a.id = p.account_id
-            WHERE p.entry_id = e.id AND p.side = 'credit' AND a.kind = 'deferred'
-                AND a.currency = r.currency
-        ) charged ON e.id IS NOT NULL
         CROSS JOIN LATERAL (
-            SELECT r.status = 'scheduled' AND e.id IS NULL AND EXISTS (
+            SELECT CASE WHEN count(e.id) > 0 THEN coalesce(sum(p.amount), 0) END AS amount
+            FROM billing_entry e
+            LEFT JOIN (
+                billing_posting p JOIN billing_account a ON a.id = p.account_id
+                    AND p.side = 'credit' AND a.kind = 'deferred'
+            ) ON p.entry_id = e.id AND a.currency = r.currency
+            WHERE e.kind IN ('purchase', 'balance') AND e.subject_id = r.id
+        ) charged
+        CROSS JOIN LATERAL (
+            SELECT r.status = 'scheduled' AND charged.amount IS NULL AND EXISTS (
                 SELECT FROM billing_payment h WHERE h.reservation_id = r.id AND h.status = 'authorized'
             ) AS is_held
         ) price
@@ -224,7 +227,7 @@ INVARIANTS = (
             (r.currency, r.fee_basis_points) IS DISTINCT FROM (q.currency, q.fee_basis_points)
             OR (changed.count = 0 AND r.rate IS DISTINCT FROM q.rate)
             OR r.total_minor IS DISTINCT FROM q.total_minor + changed.amount
-            OR (charged.amount IS DISTINCT FROM q.total_minor AND NOT price.is_held)
+            OR (charged.amount IS DISTINCT FROM q.total_minor - r.unpaid_minor AND NOT price.is_held)
         )
         """,
     ),
@@ -368,6 +371,7 @@ INVARIANTS = (
     *PROVIDER_INVARIANTS,
     *INVOICE_INVARIANTS,
     *TAX_INVARIANTS,
+    *DEPOSIT_INVARIANTS,
 )
 # Of every check, in their order: those that are queries, then those that read the exports.
 NAMES = (*(invariant.name for invariant in INVARIANTS), *export_invariants.SENTENCES)

@@ -75,7 +75,8 @@ class EntryKind(TextChoices):
     SUSPENSE = "suspense"  # money of which nobody knows yet whose it is
     HOLD = "hold"
     VOID = "void"
-    PURCHASE = "purchase"
+    PURCHASE = "purchase"  # of the price, or of the part of it that is a deposit
+    BALANCE = "balance"  # the rest of a price of which the deposit was paid
     EARNING = "earning"  # an hour of a lease
     SETTLEMENT = "settlement"
     CORRECTION = "correction"  # of a settlement, by evidence that came late
@@ -137,6 +138,7 @@ FACTS = frozenset(
 # Each of these happens to its subject at most once, whatever the keys say.
 ONCE_PER_SUBJECT = (
     EntryKind.PURCHASE,
+    EntryKind.BALANCE,
     EntryKind.SETTLEMENT,
     EntryKind.REFUND,
     EntryKind.RELEASE,

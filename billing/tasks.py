@@ -26,11 +26,17 @@ from billing import (
     spend_anomalies,
     transfers,
 )
+from billing.deposits import collecting
 
 
 @shared_task(name="billing.collect_debts")
 def collect_debts() -> None:
     dunning.advance_due(at=timezone.now())
+
+
+@shared_task(name="billing.collect_balances")
+def collect_balances() -> None:
+    collecting.advance_due(at=timezone.now())
 
 
 @shared_task(name="billing.settle_leases")

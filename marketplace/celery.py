@@ -41,6 +41,7 @@ _CADENCES_SECONDS: dict[str, float] = {
     "scheduler.refresh_prices": 60,
     "scheduler.prune_prices": 3600,
     "billing.collect_debts": 60,
+    "billing.collect_balances": 60,
     "billing.settle_leases": 2,
     "billing.release_earnings": 5,
     "billing.drive_intents": 2,

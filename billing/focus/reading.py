@@ -32,7 +32,7 @@ _PURSES = (
     AccountKind.PSP_CLEARING,
     AccountKind.BANK,
 )
-_OF_RESERVATION = (EntryKind.PURCHASE, EntryKind.REFUND)
+_OF_RESERVATION = (EntryKind.PURCHASE, EntryKind.BALANCE, EntryKind.REFUND)
 _CREDITS = (
     EntryKind.CREDIT,
     EntryKind.COMPENSATION,

@@ -15,6 +15,7 @@ from billing.models.credit import (
     DunningCase,
     DunningTransition,
 )
+from billing.models.deposits import Deposit
 from billing.models.disputes import Dispute, DisputeCharge, DisputeTransition
 from billing.models.earnings import EarnedHour
 from billing.models.fee_shares import FeeShare
@@ -58,6 +59,7 @@ __all__ = [
     "Correction",
     "CreditSale",
     "CreditTerms",
+    "Deposit",
     "Difference",
     "Dispute",
     "DisputeCharge",

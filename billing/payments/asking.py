@@ -1,14 +1,14 @@
 """Ask tenants for money, take what they let us hold, and give up what nobody paid."""
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Q, QuerySet
 
 from billing import intents, parking, purchases, runs, tax
-from billing.models import Intent, Payer, Payment
+from billing.models import Deposit, Intent, Payer, Payment
 from billing.payments import moves
 from billing.provider_states import (
     IntentKind,
@@ -113,22 +113,47 @@ def open_for_invoice(
 def open_for_reservation(*, reservation: Reservation, wishes: Wishes, at: dt.datetime) -> Payment:
     """Ask a tenant to pay for a reservation that waits for it until `payment_due_at`.
 
+    Where a deposit is asked for, the card is saved: the balance is charged to it.
+
     :raises NoSavedCard: when the payment is to be made with one and there is none.
     :raises parking.MoneyParked: while the tenant's money is parked.
     """
+    in_two_parts = reservation.unpaid_minor > 0
+    if in_two_parts:
+        wishes = replace(wishes, saves_card=True)
     starts_soon = reservation.starts_at - at <= dt.timedelta(seconds=HELD_START_WITHIN_SECONDS)
     has_time = reservation.starts_at - at > dt.timedelta(seconds=2 * CAPTURE_BEFORE_START_SECONDS)
     payment = Payment(
         organization=reservation.organization,
-        purpose=PaymentPurpose.RESERVATION,
+        purpose=PaymentPurpose.DEPOSIT if in_two_parts else PaymentPurpose.RESERVATION,
         reservation=reservation,
-        amount_minor=purchases.price_with_tax(reservation=reservation),
+        amount_minor=purchases.due_now_with_tax(reservation=reservation),
         currency=reservation.currency,
         is_held=wishes.means == PaymentMeans.CARD
         and reservation.tier in HELD_TIERS
         and starts_soon
         and has_time,
         due_at=reservation.payment_due_at,
+    )
+    return _open(payment, wishes=wishes, at=at)
+
+
+@transaction.atomic
+def open_for_balance(
+    *, plan: Deposit, wishes: Wishes, due_at: dt.datetime, at: dt.datetime
+) -> Payment:
+    """Ask a tenant for the rest of a price, by `due_at`; with the saved card, or on the page.
+
+    :raises NoSavedCard: when the payment is to be made with one and there is none.
+    """
+    reservation = plan.reservation
+    payment = Payment(
+        organization=reservation.organization,
+        purpose=PaymentPurpose.BALANCE,
+        reservation=reservation,
+        amount_minor=plan.balance_gross_minor,
+        currency=plan.currency,
+        due_at=due_at,
     )
     return _open(payment, wishes=wishes, at=at)
 

@@ -10,6 +10,7 @@ from billing import (
     budgets,
     card_refunds,
     changes,
+    deposits,
     intents,
     ledger,
     parking,
@@ -127,8 +128,8 @@ def _wait(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> None:
     is_question = made.failure_code == AUTHENTICATION_REQUIRED
     kind = EventKind.PAYMENT_ACTION_REQUIRED if is_question else EventKind.PAYMENT_DECLINED
     moves.tell(payment, kind=kind, occasion=f"{kind}:{made.charge_id or made.failure_code}", at=at)
-    if payment.is_off_session and not is_question:
-        # Nobody is there who could take another card.
+    if payment.is_off_session and not is_question and payment.purpose != PaymentPurpose.BALANCE:
+        # Nobody is there who could take another card; for a balance there is time to be told and return.
         Payment.objects.filter(pk=payment.pk).update(due_at=at)
         payment.due_at = at
         moves.give_back(payment, at=at)
@@ -247,7 +248,9 @@ def _spend(
         with transaction.atomic():
             if refusal is not None:
                 raise refusal
-            if payment.extension is not None:
+            if payment.purpose == PaymentPurpose.BALANCE:
+                deposits.settle(payment=payment, at=at)
+            elif payment.extension is not None:
                 changes.post(change=extensions.make_held(hold_id=payment.extension.pk, at=at))
             else:
                 _buy(reservation, at=at)
@@ -280,3 +283,4 @@ def _buy(reservation: Reservation, *, at: dt.datetime) -> None:
         reservations.take_held(reservation_id=reservation.pk)
     else:
         reservations.confirm_late(reservation_id=reservation.pk, at=at, actor=moves.ACTOR)
+    deposits.open_plan(reservation=reservation, at=at)

@@ -202,6 +202,8 @@ STATUS_BY_CODE: dict[str, int] = {
     "credit_limit_exceeded": 402,
     "invoice_overdue": 402,
     "no_saved_card": 409,
+    "payment_plan_unavailable": 409,
+    "balance_open": 409,
     "onboarding_unavailable": 503,
     "payout_account_needs_second_person": 403,
     "provider_away": 503,

@@ -42,6 +42,10 @@ urlpatterns = [
     path("quotes/<str:quote_id>", quotes.QuoteView.as_view()),
     path("reservations", reservations.ReservationsView.as_view()),
     path("reservations/<str:reservation_id>", reservations.ReservationView.as_view()),
+    path(
+        "reservations/<str:reservation_id>/balance-payments",
+        reservations.BalancePaymentsView.as_view(),
+    ),
     path("reservations/<str:reservation_id>/bill", bills.BillView.as_view()),
     path(
         "reservations/<str:reservation_id>/cancellation-quote",

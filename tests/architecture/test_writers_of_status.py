@@ -18,6 +18,7 @@ WRITERS = {
     "scheduler/reservations/moves.py",
     "scheduler/leases.py",
     "billing/card_refunds.py",
+    "billing/deposits/plans.py",
     "billing/top_up_disputes.py",
     "billing/intents.py",
     "billing/payments/moves.py",

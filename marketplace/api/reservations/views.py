@@ -11,6 +11,7 @@ from rest_framework.response import Response
 
 from billing import budgets, checkout, provider, purchase_requests, tag_policy
 from marketplace.api.pagination import page_of
+from marketplace.api.payment_plans import DEPOSIT
 from marketplace.api.reservations.answers import (
     ReservationPage,
     ReservationSerializer,
@@ -67,6 +68,7 @@ class ReservationsView(ApiView):
             "invoice_overdue",
             "money_parked",
             "no_saved_card",
+            "payment_plan_unavailable",
             "limit_exceeded",
             "state_conflict",
             "invalid_value",
@@ -80,6 +82,7 @@ class ReservationsView(ApiView):
         cards = {
             "with_saved_card": body.pop("use_saved_card"),
             "saves_card": body.pop("save_card"),
+            "in_two_parts": body.pop("payment_plan") == DEPOSIT,
         }
         details = ReservationDetails(**body)
         # Before anybody is asked to approve what would be refused anyway.

@@ -253,8 +253,10 @@ class Market(Buying):
         """After everything is over and everybody was paid, nothing is left open anywhere."""
         while self.held:
             self.resolve(is_captured=False)
-        while self.bought:
-            self.set_status(self.bought.pop(), ReservationStatus.FAILED)
+        for row in (*self.bought, *self.in_parts):
+            self.set_status(row, ReservationStatus.FAILED)
+        self.bought.clear()
+        self.in_parts.clear()
         while self.running:
             lease = self.running.pop()
             Lease.objects.filter(pk=lease.pk).update(

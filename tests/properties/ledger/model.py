@@ -89,6 +89,7 @@ class Model(RuleBasedStateMachine):
         self.held: list[Reservation] = []
         # By invoice: whose it is, and the reservation while it has not begun.
         self.invoices: dict[str, Organization] = {}
+        self.in_parts: list[Reservation] = []  # whose balance is open
         self.on_account: dict[str, str] = {}
         self.clearing: dict[str, int] = {}
         self.months = 0  # how many have been closed, the first one that of START
