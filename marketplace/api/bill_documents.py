@@ -9,6 +9,10 @@ from billing.models import Invoice
 from billing.states import InvoiceKind, InvoiceState, UndeliveredReason
 from marketplace.api.fields import ChoiceField, InstantField, MoneyField
 
+BILL_FORMS = ("json", "csv", "html", "pdf")
+# A page has its style in it, and no more.
+PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
 
 class BillDocumentSerializer(serializers.Serializer[Invoice]):
     """An invoice or a credit note, by its id and its number."""

@@ -2,19 +2,25 @@
 
 from typing import Any, ClassVar
 
+from django.http import HttpResponse, HttpResponseBase
+from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import bills
+from billing import bills, pdf
 from billing.invoices import reading
+from marketplace.api import bill_page
 from marketplace.api.bill_documents import (
+    BILL_FORMS,
+    PAGE_POLICY,
     BillDocumentSerializer,
     UndeliveredSerializer,
     by_reason,
 )
-from marketplace.api.fields import ChoiceField, InstantField, MoneyField
+from marketplace.api.fields import ChoiceField, InstantField, MoneyField, StrictSerializer
+from marketplace.api.invoices import pdf_response
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView, find
 from marketplace.states import Scope
@@ -93,17 +99,51 @@ class BillSerializer(serializers.Serializer[Any]):
         return list(BillDocumentSerializer(self.context["documents"], many=True).data)
 
 
+class BillQuery(StrictSerializer):
+    """The form of the answer."""
+
+    vars()["format"] = ChoiceField(
+        choices=[(form, form) for form in BILL_FORMS], required=False, default="json"
+    )
+
+
 class BillView(ApiView):
     scopes: ClassVar = {"GET": Scope.BILLING_READ}
+    queries: ClassVar = {"GET": BillQuery}
 
     @operation(
         summary="The bill of one reservation, as it stands now",
+        description="With `format=csv` a row per lease and one of the whole, money in minor units; with "
+        "`format=html` a page to print, with `format=pdf` the same as a file.",
         responses={200: BillSerializer},
+        files={
+            **{(200, form): OpenApiTypes.STR for form in ("text/csv", "text/html")},
+            (200, "application/pdf"): OpenApiTypes.BINARY,
+        },
+        query=BillQuery,
         refusals=("not_found",),
         operation_id="get_reservation_bill",
     )
-    def get(self, request: Request, reservation_id: str) -> Response:
+    def get(self, request: Request, reservation_id: str) -> HttpResponseBase:
         reservation = find(Reservation.objects.visible_to(self.organization), reservation_id)
         bill = bills.reservation_bill(reservation=reservation, at=self.now)
-        context = {"documents": reading.of_reservation(reservation=reservation)}
-        return Response(BillSerializer(bill, context=context).data)
+        documents = list(reading.of_reservation(reservation=reservation))
+        name = f"bill-{reservation.pk}"
+        match self.query["format"]:
+            case "csv":
+                return HttpResponse(
+                    bill_page.rows(bill=bill, reservation=reservation),
+                    content_type="text/csv; charset=utf-8",
+                    headers={"Content-Disposition": f'attachment; filename="{name}.csv"'},
+                )
+            case "html":
+                page = bill_page.page(
+                    bill=bill, reservation=reservation, documents=documents, at=self.now
+                )
+                return HttpResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
+            case "pdf":
+                content = pdf.reservation_bill(
+                    bill=bill, reservation=reservation, documents=documents, at=self.now
+                )
+                return pdf_response(content, name=name)
+        return Response(BillSerializer(bill, context={"documents": documents}).data)

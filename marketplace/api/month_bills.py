@@ -19,7 +19,7 @@ from billing.month_bills import Month, MonthBill
 from billing.month_figures import Figures, Row, ratios, total_of
 from billing.states import UndeliveredReason
 from marketplace.api import month_page
-from marketplace.api.bill_documents import by_reason
+from marketplace.api.bill_documents import BILL_FORMS, PAGE_POLICY, by_reason
 from marketplace.api.fields import ChoiceField, InstantField, StrictSerializer, TextField
 from marketplace.api.invoices import pdf_response
 from marketplace.api.month_shapes import MonthBillSerializer
@@ -31,16 +31,12 @@ from marketplace.core.windows import Window
 from marketplace.states import Scope
 from scheduler.details import TAG_LENGTH_MAX
 
-_PAGE_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'"  # it has its style in it, and no more
-)
-
 
 class MonthBillQuery(StrictSerializer):
     """The form of the answer, and how it is divided."""
 
     vars()["format"] = ChoiceField(
-        choices=[(form, form) for form in ("json", "csv", "html", "pdf")],
+        choices=[(form, form) for form in BILL_FORMS],
         required=False,
         default="json",
     )
@@ -94,7 +90,7 @@ class MonthBillView(ApiView):
                 groups=groups,
                 at=self.now,
             )
-            return HttpResponse(text, headers={"Content-Security-Policy": _PAGE_POLICY})
+            return HttpResponse(text, headers={"Content-Security-Policy": PAGE_POLICY})
         if self.query["format"] == "pdf":
             content = pdf.month_bill(
                 bill=bill, organization=self.organization, groups=groups, at=self.now
