@@ -1,21 +1,30 @@
 """What a reservation cost and what it was worth: numbers that add up, also before they are final."""
 
 import datetime as dt
-from dataclasses import dataclass
-from decimal import ROUND_HALF_EVEN, Decimal, localcontext
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal, localcontext
+from fractions import Fraction
 
 from django.db.models import F, Sum
 from django.db.models.functions import Coalesce
 
-from billing import ledger
+from billing import ledger, undelivered
 from billing.amounts import part_of_price
 from billing.deliveries import delivery_so_far
 from billing.earnings import posted_so_far
 from billing.models import Correction, Posting, Settlement, TaxLine
 from billing.purchases import gpu_seconds_bought, reservation_account
 from billing.settlements import FINAL_RESERVATION_STATUSES
-from billing.states import GPU_SECONDS, AccountKind, EntryKind, Side
-from marketplace.core.money import SECONDS_PER_HOUR, Money, currency_exponent, format_rate
+from billing.states import GPU_SECONDS, AccountKind, EntryKind, Side, UndeliveredReason
+from marketplace.core.money import (
+    SECONDS_PER_HOUR,
+    Money,
+    currency_exponent,
+    format_rate,
+    round_to,
+)
 from marketplace.core.windows import Window
 from scheduler.models import Lease, Reservation
 from scheduler.states import ReservationStatus
@@ -30,7 +39,8 @@ _CREDIT_ENTRIES = (EntryKind.CREDIT, EntryKind.COMPENSATION, EntryKind.GOODWILL)
 class GpuSeconds:
     """`bought = delivered + undelivered + released + open`, `delivered = busy + idle`.
 
-    `open` is 0 in a final bill; `released` is what the tenant gave back before it was delivered.
+    `open` is 0 in a final bill; `released` is what the tenant gave back before it was delivered. The reasons
+    add up to `undelivered`; what has none in the evidence is among them as unknown.
 
     Before a lease is settled its `delivered` is what the evidence shows so far, and the rest is `open`.
     """
@@ -42,6 +52,7 @@ class GpuSeconds:
     undelivered: int
     open: int
     released: int = 0
+    undelivered_by_reason: Mapping[UndeliveredReason, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +119,13 @@ def reservation_bill(*, reservation: Reservation, at: dt.datetime) -> Bill:
     what is neither is `open`.
     """
     currency = reservation.currency
-    leases = reservation.leases.select_related("settlement", "reservation").order_by("pk")
+    leases = list(
+        reservation.leases.select_related(
+            "settlement__lease", "settlement__entry", "reservation", "reclaim"
+        )
+        .prefetch_related("transitions", "node__transitions", "settlement__corrections__entry")
+        .order_by("pk")
+    )
     measured = [_measured(lease=lease, at=at) for lease in leases]
     lines = [each.line for each in measured]
     # What was not paid in time has bought nothing, though a late payment may still bring it back.
@@ -121,7 +138,9 @@ def reservation_bill(*, reservation: Reservation, at: dt.datetime) -> Bill:
     )
     if is_paid:
         bought = _balance(AccountKind.U_BOUGHT, reservation=reservation)
-        total = Money(reservation.quote.total_minor + made["charged"], currency)
+        total = Money(
+            reservation.quote.total_minor - reservation.unpaid_minor + made["charged"], currency
+        )
     else:
         bought = 0 if is_void else gpu_seconds_bought(reservation=reservation)
         total = Money(0 if is_void else reservation.total_minor, currency)
@@ -129,7 +148,7 @@ def reservation_bill(*, reservation: Reservation, at: dt.datetime) -> Bill:
     released = _balance(AccountKind.U_RELEASED, reservation=reservation)
     delivered = sum(line.gpu_seconds.delivered for line in lines)
     busy = sum(line.gpu_seconds.busy for line in lines)
-    undelivered = _balance(AccountKind.U_UNDELIVERED, reservation=reservation)
+    not_delivered = _balance(AccountKind.U_UNDELIVERED, reservation=reservation)
     earned = Money(sum(line.earned.amount_minor for line in lines), currency)
     still_deferred = Money(
         _balance(AccountKind.DEFERRED, reservation=reservation, currency=currency), currency
@@ -141,9 +160,12 @@ def reservation_bill(*, reservation: Reservation, at: dt.datetime) -> Bill:
         delivered=delivered,
         busy=busy,
         idle=delivered - busy,
-        undelivered=undelivered,
-        open=bought - delivered - undelivered - released,
+        undelivered=not_delivered,
+        open=bought - delivered - not_delivered - released,
         released=released,
+        undelivered_by_reason=_reasons(
+            reservation=reservation, leases=leases, lines=lines, not_delivered=not_delivered
+        ),
     )
     final = (
         is_over
@@ -178,20 +200,36 @@ def reservation_bill(*, reservation: Reservation, at: dt.datetime) -> Bill:
     )
 
 
+def _reasons(
+    *,
+    reservation: Reservation,
+    leases: list[Lease],
+    lines: list[BillLine],
+    not_delivered: int,
+) -> Mapping[UndeliveredReason, int]:
+    """Return why GPU-seconds were not delivered: of the leases, and of what no lease accounts for."""
+    found: undelivered.Reasons = Counter()
+    for line in lines:
+        found.update(line.gpu_seconds.undelivered_by_reason)
+    rest = not_delivered - sum(found.values())
+    if rest > 0:
+        found.update(undelivered.of_rest(leases=leases, reservation=reservation, undelivered=rest))
+    return undelivered.complete(found, undelivered=not_delivered)
+
+
 def _measured(*, lease: Lease, at: dt.datetime) -> _Measured:
     settlement: Settlement | None = getattr(lease, "settlement", None)
     if settlement is None:
         return _so_far(lease=lease, at=at)
     energy = settlement.evidence.get("energy_millijoules")
     assert energy is None or isinstance(energy, int)
-    corrected = settlement.corrections.aggregate(
-        delivered=Sum("gpu_seconds_delivered"),
-        busy=Sum("gpu_seconds_busy"),
-        earned=Sum("earned_minor"),
-    )
-    delivered = settlement.gpu_seconds_delivered + (corrected["delivered"] or 0)
-    busy = settlement.gpu_seconds_busy + (corrected["busy"] or 0)
-    earned = settlement.earned_minor + (corrected["earned"] or 0)
+    corrections = list(settlement.corrections.all())
+    delivered = settlement.gpu_seconds_delivered + sum(c.gpu_seconds_delivered for c in corrections)
+    busy = settlement.gpu_seconds_busy + sum(c.gpu_seconds_busy for c in corrections)
+    earned = settlement.earned_minor + sum(c.earned_minor for c in corrections)
+    reasons: undelivered.Reasons = Counter()
+    for _, said in undelivered.of_settlement(settlement):
+        reasons.update(said)
     currency = settlement.currency
     return _Measured(
         line=BillLine(
@@ -206,6 +244,9 @@ def _measured(*, lease: Lease, at: dt.datetime) -> _Measured:
                 idle=delivered - busy,
                 undelivered=settlement.gpu_seconds_bought - delivered,
                 open=0,
+                undelivered_by_reason=undelivered.complete(
+                    reasons, undelivered=settlement.gpu_seconds_bought - delivered
+                ),
             ),
             bought=Money(settlement.bought_minor, currency),
             earned=Money(earned, currency),
@@ -294,6 +335,4 @@ def cost_per_hour(net: Money, gpu_seconds: int) -> str | None:
 
 def ratio(part: int, whole: int, quantum: Decimal) -> str:
     """Return a part of a whole as a decimal string."""
-    with localcontext() as context:
-        context.prec = 40
-        return str((Decimal(part) / whole).quantize(quantum, rounding=ROUND_HALF_EVEN))
+    return str(round_to(Fraction(part, whole), quantum=quantum))

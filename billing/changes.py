@@ -17,7 +17,6 @@ from billing import (
     fee_shares,
     invoices,
     ledger,
-    parking,
     payment_methods,
     purchase_requests,
     receivables,
@@ -156,7 +155,6 @@ def post(*, change: Change, payer: ledger.AccountRef | None = None) -> None:
     :raises parking.MoneyParked: while the tenant's money is parked.
     """
     reservation = change.reservation
-    parking.require_moving(organization=reservation.organization)
     fee_for_owners = _fee_for_owners(change)
     key = f"change:{change.id}"
     part = tax.part_of(

@@ -57,10 +57,11 @@ MORE_INVARIANTS = (
                 -{sum_of("a.kind = 'u_open'")}, {sum_of("a.kind = 'u_busy'")}
             )
         UNION ALL
-        SELECT a.lease_id || ' closed ' || a.starts_at || ' twice', NULL
+        SELECT a.lease_id || ' closed ' || a.starts_at || ' twice', n.organization_id
         FROM billing_earnedhour a JOIN billing_earnedhour b
             ON a.lease_id = b.lease_id AND a.id < b.id
             AND a.starts_at < b.ends_at AND b.starts_at < a.ends_at
+        JOIN scheduler_lease l ON l.id = a.lease_id JOIN agents_node n ON n.id = l.node_id
         """,  # noqa: S608 - constants of this file
     ),
     Invariant(
@@ -246,5 +247,28 @@ MORE_INVARIANTS = (
         WHERE b.balance <> 0
             AND b.last_at < %(at)s - interval '{SUSPENSE_PATIENCE_SECONDS} seconds'
         """,  # noqa: S608
+    ),
+    Invariant(
+        "reasons_add_up",
+        "What a settlement or a correction keeps of reasons adds up to what was not delivered.",
+        """
+        SELECT k.settlement_id || ' explains ' || k.explained || ' of ' || k.undelivered, NULL
+        FROM (
+            SELECT s.id AS settlement_id, s.evidence,
+                s.gpu_seconds_bought - s.gpu_seconds_delivered AS undelivered
+            FROM billing_settlement s
+            UNION ALL
+            SELECT s.id, c.evidence, s.gpu_seconds_bought - s.gpu_seconds_delivered
+                - sum(c.gpu_seconds_delivered) OVER (PARTITION BY s.id ORDER BY c.number)
+            FROM billing_correction c JOIN billing_settlement s ON s.id = c.settlement_id
+        ) said
+        CROSS JOIN LATERAL (
+            SELECT said.settlement_id, said.undelivered, (
+                SELECT coalesce(sum(value::bigint), 0)
+                FROM jsonb_each_text(said.evidence -> 'undelivered_by_reason')
+            ) AS explained
+        ) k
+        WHERE said.evidence ? 'undelivered_by_reason' AND k.explained <> k.undelivered
+        """,
     ),
 )

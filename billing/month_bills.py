@@ -6,29 +6,25 @@ window that lies in the month. What no meter measured is None.
 """
 
 import datetime as dt
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass
 
 from django.conf import settings
 from django.db.models import DateTimeField, F, Max, Q
 from django.db.models.functions import Coalesce, Least
 
 from agents import meter_sums
-from billing import budgets, month_movements
-from billing.bills import (
-    COVERAGE_QUANTUM,
-    KWH_QUANTUM,
-    MILLIJOULES_PER_KWH,
-    cost_per_hour,
-    ratio,
-)
+from billing import allocation, budgets, focus, month_movements, undelivered
+from billing.allocation import Group
 from billing.budgets import BudgetStanding
+from billing.month_figures import Buyer, Figures, Row, total_of
 from billing.month_movements import Movements
 from billing.promised import Promise
 from marketplace.core.money import Money
 from marketplace.core.windows import Window
-from marketplace.models import Organization
-from scheduler.models import Lease, Reservation
+from marketplace.models import ApiKey, Organization
+from scheduler.models import Lease, Reservation, ReservationTransition
 from scheduler.states import ReservationStatus
 
 # What was promised and stays so; a cancelled reservation keeps a window and promises nothing in it.
@@ -40,77 +36,8 @@ _PROMISED = (
     ReservationStatus.FAILED,
 )
 _AHEAD = (ReservationStatus.SCHEDULED, ReservationStatus.ACTIVE)
-
-
-@dataclass(slots=True, kw_only=True)
-class Figures:
-    """What a month came to, of one reservation or of many, in minor units and GPU-seconds.
-
-    `opening + charged = earned + refunded + fees + closing`. `billed` is what the month took from the tenant
-    for its reservations, `effective` what it used of that. Credits are beyond the price and in neither, and
-    no amount but `tax` and `billed_with_tax` has tax in it.
-    """
-
-    promised_seconds: int = 0
-    contracted: int = 0
-    books: Movements = field(default_factory=Movements)
-    metered_seconds: int = 0
-    busy_measured_seconds: int | None = None
-    attached_seconds: int | None = None
-    energy_millijoules: int | None = None
-
-    @property
-    def delivered_seconds(self) -> int:
-        return self.books.busy + self.books.idle
-
-    @property
-    def busy_seconds(self) -> int | None:
-        """Return what the books have as busy; None where no meter could tell busy from idle."""
-        is_known = self.busy_measured_seconds is not None or self.books.busy
-        return self.books.busy if is_known else None
-
-    @property
-    def billed(self) -> int:
-        return self.books.charged - self.books.refunded
-
-    @property
-    def effective(self) -> int:
-        return self.books.earned + self.books.fees
-
-    @property
-    def tax(self) -> int:
-        return self.books.tax_charged - self.books.tax_refunded
-
-    @property
-    def billed_with_tax(self) -> int:
-        return self.billed + self.tax
-
-    def add(self, other: "Figures") -> None:
-        """Add another's figures; a part that is not known leaves the sum at what is."""
-        for name in ("promised_seconds", "contracted", "metered_seconds"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("busy_measured_seconds", "attached_seconds", "energy_millijoules"):
-            setattr(self, name, _sum_known(getattr(self, name), getattr(other, name)))
-        for each in fields(Movements):
-            total = getattr(self.books, each.name) + getattr(other.books, each.name)
-            setattr(self.books, each.name, total)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One reservation in the month; None for what belongs to none, such as a credit out of goodwill."""
-
-    reservation: Reservation | None
-    figures: Figures
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """The sum of the reservations of a project, or of those with one value of a tag."""
-
-    name: str
-    value: str
-    figures: Figures
+MINUTES_PATH = "/v1/leases/{lease_id}/utilization?resolution=minute"  # the evidence of an hour
+TREND_MONTHS = 3  # a quarter: what a GPU-hour costs moves with the season, not with a week
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +51,14 @@ class Ahead:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Month:
+    """A month beside others: what it came to in all."""
+
+    month: str
+    figures: Figures
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MonthBill:
     """The bill of a month. `final`: the month is over and every hour of it has found its place."""
 
@@ -134,8 +69,12 @@ class MonthBill:
     total: Figures
     rows: list[Row]
     by_project: list[Group]
+    by_buyer: list[Group]
     by_tag: list[Group]
+    untagged: Group
+    trend: list[Month]
     ahead: Ahead
+    ahead_by_month: list[tuple[str, Ahead]]
     budgets: list[BudgetStanding]
 
 
@@ -146,16 +85,25 @@ def month_bill(*, organization: Organization, month: str, at: dt.datetime) -> Mo
     """
     window = month_movements.month_window(month=month)
     rows = rows_of(organization=organization, window=window)
+    total = total_of(row.figures for row in rows)
+    since = max(window.ends_at, at)
     return MonthBill(
         month=month,
         window=window,
         currency=settings.CURRENCY,
         final=_is_final(organization=organization, window=window, at=at),
-        total=_total(row.figures for row in rows),
+        total=total,
         rows=rows,
-        by_project=_groups(rows, names=lambda reservation: [("project", reservation.project)]),
-        by_tag=_groups(rows, names=lambda reservation: sorted(reservation.tags.items())),
-        ahead=_ahead(organization=organization, since=max(window.ends_at, at)),
+        by_project=allocation.by(rows, dimension=allocation.PROJECT, whole=total),
+        by_buyer=allocation.by(rows, dimension=allocation.BUYER, whole=total),
+        by_tag=allocation.by_tags(rows, whole=total),
+        untagged=allocation.untagged(rows, whole=total),
+        trend=[
+            *_months_before(organization=organization, window=window),
+            Month(month=month, figures=total),
+        ],
+        ahead=_ahead(organization=organization, since=since),
+        ahead_by_month=ahead_by_month(organization=organization, since=since),
         budgets=budgets.standings(organization=organization, at=window.starts_at),
     )
 
@@ -172,32 +120,59 @@ def rows_of(*, organization: Organization, window: Window) -> list[Row]:
         .filter(promised | Q(pk__in=list(moved)))
         .order_by("pk")
     )
+    reasons = undelivered.in_month(organization=organization, window=window)
     figures: dict[str, Figures] = {}
-    rows: list[Row] = []
-    for reservation in reservations:
+    found = list(reservations)
+    for reservation in found:
         seconds, contracted = _contracted(reservation, window=window)
         books = moved.pop(reservation.pk, Movements())
         figures[reservation.pk] = Figures(
-            promised_seconds=seconds, contracted=contracted, books=books
+            promised_seconds=seconds,
+            contracted=contracted,
+            books=books,
+            undelivered_by_reason=undelivered.complete(
+                reasons.get(reservation.pk, {}), undelivered=books.undelivered
+            ),
         )
-        rows.append(Row(reservation=reservation, figures=figures[reservation.pk]))
-    _meter(figures, window=window)
-    rest = _total(Figures(books=books) for books in moved.values())
+    leases = _meter(figures, window=window)
+    buyers = _buyers(reservation_ids=figures)
+    labels = budgets.labels_before(reservations=found, at=window.ends_at)
+    rows = [
+        Row(
+            reservation=each,
+            figures=figures[each.pk],
+            labels=labels[each.pk],
+            buyer=buyers.get(each.pk),
+            lease_ids=tuple(leases[each.pk]),
+        )
+        for each in found
+    ]
+    rest = total_of(Figures(books=books) for books in moved.values())
     return [*rows, Row(reservation=None, figures=rest)] if moved else rows
 
 
-def ratios(figures: Figures) -> dict[str, str | None]:
-    """Return what the figures come to per hour and per measured second; None where nothing was."""
-    effective = Money(figures.effective, settings.CURRENCY)
-    delivered, energy = figures.delivered_seconds, figures.energy_millijoules
-    # Readings of an hour that the books have not closed are ahead of them; a share is at most all.
-    covered = min(figures.metered_seconds, delivered)
-    return {
-        "cost_per_delivered_gpu_hour": cost_per_hour(effective, delivered),
-        "cost_per_busy_gpu_hour": cost_per_hour(effective, figures.busy_seconds or 0),
-        "meter_coverage": ratio(covered, delivered, COVERAGE_QUANTUM) if delivered else None,
-        "energy_kwh": None if energy is None else ratio(energy, MILLIJOULES_PER_KWH, KWH_QUANTUM),
-    }
+def _months_before(*, organization: Organization, window: Window) -> list[Month]:
+    """Return the months before one, the oldest first, with which a quarter is full."""
+    found: list[Month] = []
+    ends_at = window.starts_at
+    while len(found) < TREND_MONTHS - 1:
+        before = Window((ends_at - dt.timedelta(days=1)).replace(day=1), ends_at)
+        rows = rows_of(organization=organization, window=before)
+        total = total_of(row.figures for row in rows)
+        found.insert(0, Month(month=f"{before.starts_at:%Y-%m}", figures=total))
+        ends_at = before.starts_at
+    return found
+
+
+def _buyers(*, reservation_ids: Collection[str]) -> dict[str, Buyer]:
+    """Return who made each reservation, a key by its name; two queries."""
+    actors = dict(
+        ReservationTransition.objects.filter(
+            reservation__in=list(reservation_ids), from_status=""
+        ).values_list("reservation_id", "actor")
+    )
+    names = dict(ApiKey.objects.filter(pk__in=set(actors.values())).values_list("pk", "name"))
+    return {key: Buyer(actor=actor, name=names.get(actor, actor)) for key, actor in actors.items()}
 
 
 def _contracted(reservation: Reservation, *, window: Window) -> tuple[int, int]:
@@ -212,8 +187,8 @@ def _contracted(reservation: Reservation, *, window: Window) -> tuple[int, int]:
     return reservation.gpus * part.seconds, price
 
 
-def _meter(figures: dict[str, Figures], *, window: Window) -> None:
-    """Add what the meters of the month say."""
+def _meter(figures: dict[str, Figures], *, window: Window) -> dict[str, list[str]]:
+    """Add what the meters of the month say; return the leases of each reservation, the oldest first."""
     leases = dict(
         Lease.objects.filter(
             reservation__in=list(figures),
@@ -231,27 +206,10 @@ def _meter(figures: dict[str, Figures], *, window: Window) -> None:
                 energy_millijoules=each.energy_millijoules,
             )
         )
-
-
-def _groups(
-    rows: Iterable[Row], *, names: Callable[[Reservation], list[tuple[str, str]]]
-) -> list[Group]:
-    found: dict[tuple[str, str], Figures] = {}
-    for row in rows:
-        if row.reservation is not None:
-            for name in names(row.reservation):
-                found.setdefault(name, Figures()).add(row.figures)
-    return [
-        Group(name=name, value=value, figures=figures)
-        for (name, value), figures in sorted(found.items())
-    ]
-
-
-def _total(parts: Iterable[Figures]) -> Figures:
-    total = Figures()
-    for part in parts:
-        total.add(part)
-    return total
+    found: dict[str, list[str]] = defaultdict(list)
+    for lease_id in sorted(leases):
+        found[leases[lease_id]].append(lease_id)
+    return found
 
 
 def _ahead(*, organization: Organization, since: dt.datetime) -> Ahead:
@@ -267,6 +225,14 @@ def _ahead(*, organization: Organization, since: dt.datetime) -> Ahead:
         gpu_seconds=sum(seconds for seconds, _ in parts),
         contracted=Money(sum(price for _, price in parts), settings.CURRENCY),
     )
+
+
+def focus_paths(*, month: str) -> list[str]:
+    """Return where the API has the FOCUS files of a month, each version and dataset."""
+    return [
+        f"/v1/exports/focus?month={month}&version={version.value}&dataset={dataset.value}"
+        for version, dataset in focus.COLUMNS
+    ]
 
 
 def ahead_by_month(*, organization: Organization, since: dt.datetime) -> list[tuple[str, Ahead]]:
@@ -310,9 +276,3 @@ def _is_final(*, organization: Organization, window: Window, at: dt.datetime) ->
         .filter(closed_until__lt=Least(F("ends_at"), window.ends_at, output_field=DateTimeField()))
     )
     return not still_open.exists()
-
-
-def _sum_known(one: int | None, other: int | None) -> int | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return one + other

@@ -216,7 +216,6 @@ def send(*, payout_id: str, at: dt.datetime, actor: str) -> Payout:
     :raises parking.MoneyParked: while the owner's money is parked.
     """
     payout = _of(payout_id)
-    parking.require_moving(organization=payout.owner)
     attempt = payout.transitions.filter(to_status=PayoutStatus.IN_TRANSIT).count() + 1
     _move(payout, to=PayoutStatus.IN_TRANSIT, at=at, actor=actor)
     _transfer(

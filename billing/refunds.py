@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from django.db import transaction
 
-from billing import accounts, chargeable, disputes, ledger, parking, receivables, steps
+from billing import accounts, chargeable, disputes, ledger, parking, receivables, runs, steps
 from billing.models import Account, Entry, Payment, Refund, RefundTransition
 from billing.provider_states import PaymentStatus
 from billing.states import REFUND_ARROWS, AccountKind, EntryKind, RefundStatus
@@ -32,9 +32,13 @@ class RefundRefused(InvalidValue):
 
 def open_due(*, at: dt.datetime) -> int:
     """Open the refunds of every reservation that owes any; return of how many. Safe side by side."""
-    waiting = Account.objects.filter(kind=AccountKind.REFUND_PAYABLE, balance__gt=0)
+    waiting = Account.objects.filter(kind=AccountKind.REFUND_PAYABLE, balance__gt=0).exclude(
+        organization__in=parking.parked()
+    )
     ids = waiting.order_by("pk").values_list("subject_id", flat=True)[:REFUNDS_PER_RUN_MAX]
-    return sum(bool(open_for(reservation_id=reservation_id, at=at)) for reservation_id in ids)
+    return runs.one_by_one(
+        ids, lambda pk: bool(open_for(reservation_id=pk, at=at)), name="open_refunds"
+    )
 
 
 @transaction.atomic
@@ -77,7 +81,7 @@ def send(*, refund_id: str, at: dt.datetime, actor: str) -> Refund:
     :raises parking.MoneyParked: while the tenant's money is parked.
     """
     refund = _of(refund_id)
-    parking.require_moving(organization=refund.reservation.organization)
+    parking.require_moving(organizations=[refund.reservation.organization])
     return _advance(
         refund,
         to=RefundStatus.SENT,
@@ -146,7 +150,6 @@ def give(
     """
     if amount.amount_minor <= 0:
         raise RefundRefused("A refund is at least one minor unit.", pointer="/amount_minor")
-    parking.require_moving(organization=organization)
     return ledger.post(
         idempotency_key=f"goodwill:{key}",
         kind=EntryKind.GOODWILL,

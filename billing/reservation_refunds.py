@@ -5,7 +5,7 @@ import datetime as dt
 from django.db import transaction
 from django.db.models import Exists, F, OuterRef
 
-from billing import disputes, intents, refunds
+from billing import disputes, intents, parking, refunds, runs
 from billing.models import Dispute, Payment, Refund
 from billing.provider_states import IntentKind, PaymentStatus
 from billing.provider_values import ProviderRefund
@@ -17,16 +17,21 @@ ACTOR = "billing.reservation_refunds"
 
 
 def ask_due(*, at: dt.datetime) -> int:
-    """Ask the provider for the refunds that are due of what it once took; return how many."""
+    """Ask the provider for the refunds that are due of what it once took; return how many.
+
+    Those of parked money wait. One that cannot be asked for is logged and holds up nobody else.
+    """
     taken = Payment.objects.filter(
         reservation=OuterRef("reservation"), status=PaymentStatus.SUCCEEDED
     )
     disputed = Dispute.objects.filter(
         reservation=OuterRef("reservation"), status=DisputeStatus.OPEN
     )
-    due = Refund.objects.filter(Exists(taken), ~Exists(disputed), status=RefundStatus.DUE)
+    due = Refund.objects.filter(Exists(taken), ~Exists(disputed), status=RefundStatus.DUE).exclude(
+        reservation__organization__in=parking.parked()
+    )
     ids = due.order_by("pk").values_list("pk", flat=True)[: intents.INTENTS_PER_RUN_MAX]
-    return sum(ask(refund_id=refund_id, at=at) for refund_id in ids)
+    return runs.one_by_one(ids, lambda pk: ask(refund_id=pk, at=at), name="ask_refunds")
 
 
 @transaction.atomic

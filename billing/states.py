@@ -51,6 +51,19 @@ class AccountKind(TextChoices):
     U_RELEASED = "u_released"  # debit: given back by the tenant
 
 
+class UndeliveredReason(TextChoices):
+    """Why bought GPU-seconds were not delivered, by the evidence that a settlement keeps."""
+
+    GPU_FAULT = "gpu_fault", "a GPU failed"  # the node said that it was lost or quarantined
+    NODE_DOWN = "node_down", "the node went down"  # it gave the GPUs back unasked
+    MAINTENANCE = "maintenance", "maintenance by the owner"  # likewise, while it was being drained
+    NETWORK = "network", "the node was not heard from"  # nothing proves that it had the GPUs on
+    HANDOVER = "handover", "not handed over in time"  # before the handover, or there was none
+    RECLAIM = "reclaim", "taken back by the owner"
+    NOT_STARTED = "not_started", "the market did not start it"
+    UNKNOWN = "unknown", "no evidence says why"
+
+
 class EntryKind(TextChoices):
     DEPOSIT = "deposit"
     TOP_UP = "top_up"
@@ -62,7 +75,8 @@ class EntryKind(TextChoices):
     SUSPENSE = "suspense"  # money of which nobody knows yet whose it is
     HOLD = "hold"
     VOID = "void"
-    PURCHASE = "purchase"
+    PURCHASE = "purchase"  # of the price, or of the part of it that is a deposit
+    BALANCE = "balance"  # the rest of a price of which the deposit was paid
     EARNING = "earning"  # an hour of a lease
     SETTLEMENT = "settlement"
     CORRECTION = "correction"  # of a settlement, by evidence that came late
@@ -92,14 +106,39 @@ class EntryKind(TextChoices):
     PAYMENT = "payment"
     TAX_REMITTANCE = "tax_remittance"  # of collected tax, to its tax office
     RELIEF_WITHDRAWN = "relief_withdrawn"  # of tax that a refund gave back
-    OFFSET = "offset"  # what a reservation gives back, against what is owed for it
+    OFFSET = (
+        "offset"  # what a reservation gives back or a credit for it, against what is owed for it
+    )
     WRITE_OFF = "write_off"
     REVERSAL = "reversal"
 
 
+# What only records what has happened outside, or undoes an entry: it is written of parked money too. Of
+# `payment` and `refund_sent` some are our own deeds; the verbs that do these ask for themselves.
+FACTS = frozenset(
+    {
+        EntryKind.DEPOSIT,
+        EntryKind.TOP_UP,
+        EntryKind.BALANCE_TRANSACTION,
+        EntryKind.SUSPENSE,
+        EntryKind.PAYMENT,
+        EntryKind.REFUND_SENT,
+        EntryKind.REFUND_SETTLED,
+        EntryKind.REFUND_FAILED,
+        EntryKind.TRANSFER_PAID,
+        EntryKind.TRANSFER_FAILED,
+        EntryKind.TRANSFER_REVERSAL,
+        EntryKind.DISPUTE_OPENED,
+        EntryKind.DISPUTE_WON,
+        EntryKind.DISPUTE_LOST,
+        EntryKind.REVERSAL,
+    }
+)
+
 # Each of these happens to its subject at most once, whatever the keys say.
 ONCE_PER_SUBJECT = (
     EntryKind.PURCHASE,
+    EntryKind.BALANCE,
     EntryKind.SETTLEMENT,
     EntryKind.REFUND,
     EntryKind.RELEASE,
@@ -219,6 +258,13 @@ class PurchaseKind(TextChoices):
 
     RESERVATION = "reservation"
     CHANGE = "change"
+
+
+class Decider(TextChoices):
+    """Who can let a higher limit happen."""
+
+    ORGANIZATION = "organization"  # another of its keys that writes bills
+    OPERATOR = "operator"  # it has no other such key
 
 
 class BudgetPeriod(TextChoices):

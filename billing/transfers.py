@@ -5,7 +5,7 @@ import datetime as dt
 from django.db import transaction
 from django.db.models import F, Sum
 
-from billing import intents, onboarding, parking, payouts
+from billing import intents, onboarding, parking, payouts, runs
 from billing.models import Payout, PayoutAccount, ProviderTransition, Reversal, Transfer
 from billing.provider_states import (
     REVERSAL_ARROWS,
@@ -42,11 +42,12 @@ def send_due(*, at: dt.datetime) -> int:
     recent = Transfer.objects.filter(created_at__gt=at - dt.timedelta(seconds=RETRY_SECONDS))
     ids = (
         due.filter(owner__in=able)
+        .exclude(owner__in=parking.parked())
         .exclude(pk__in=recent.values("payout"))
         .order_by("due_at", "pk")
         .values_list("pk", flat=True)[:PAYOUTS_PER_RUN_MAX]
     )
-    return sum(send(payout_id=payout_id, at=at) for payout_id in ids)
+    return runs.one_by_one(ids, lambda pk: send(payout_id=pk, at=at), name="send_payouts")
 
 
 @transaction.atomic
@@ -126,6 +127,7 @@ def take_back(
     """Ask the provider to take back what an owner owes, from the newest transfers; each as often as it takes.
 
     What is no longer there is refused by the provider and stays owed: it is netted with what comes next.
+    While the owner's money is parked the provider is not asked.
     """
     asked = []
     paid = Transfer.objects.select_for_update(no_key=True, of=("self",)).filter(

@@ -1,7 +1,8 @@
-"""Documents as PDF: invoices, credit notes, the bill of a month. The same document is the same bytes."""
+"""Documents as PDF: invoices, credit notes, bills, statements of owners. The same one is the same bytes."""
 
 from billing.pdf.invoice_page import invoice
 from billing.pdf.layout import sha256
 from billing.pdf.month_page import month_bill
+from billing.pdf.owner_page import owner_statement
 
-__all__ = ["invoice", "month_bill", "sha256"]
+__all__ = ["invoice", "month_bill", "owner_statement", "sha256"]

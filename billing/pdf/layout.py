@@ -1,36 +1,22 @@
-"""What the pages of all documents have in common: fonts, sizes, tables that go on, and numbered pages.
-
-Bitstream Vera, which comes with the library, has most letters of the Latin scripts; an operator may name
-fonts that have more. A letter that the font lacks loses its accent. What it lacks of Chinese, Japanese,
-Korean, Greek and Cyrillic is named and not embedded: the reader shows it with fonts of its own, if it has
-some. Of any other script each character is a question mark; the JSON of a document has them all.
-"""
+"""What the pages of all documents have in common: sizes, tables that go on, and numbered pages."""
 
 import hashlib
 import io
-import unicodedata
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from functools import cache
-from itertools import groupby
-from xml.sax.saxutils import escape
 
-from django.conf import settings
 from reportlab.lib import colors
 from reportlab.lib.enums import TA_RIGHT
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import ParagraphStyle
 from reportlab.lib.units import mm
-from reportlab.pdfbase import pdfmetrics
-from reportlab.pdfbase.cidfonts import UnicodeCIDFont
-from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Flowable, Paragraph, SimpleDocTemplate, Spacer, Table, TableStyle
 
+from billing.pdf import fonts
+from billing.pdf.fonts import BOLD, PLAIN
 from marketplace.core.money import Money, currency_exponent
 
-PLAIN, BOLD = "Plain", "Bold"
-CHINESE, JAPANESE, KOREAN = "STSong-Light", "HeiseiMin-W3", "HYSMyeongJo-Medium"
 INK, QUIET, LINE = (
     colors.HexColor("#1c1f24"),
     colors.HexColor("#667080"),
@@ -41,19 +27,6 @@ MARGIN = 18 * mm
 WIDTH = A4[0] - 2 * MARGIN
 GUTTER = 6 * mm
 FRAME = 6  # points that the library leaves free around its frame
-UNKNOWN = "?"
-
-
-@cache
-def fonts() -> frozenset[int]:
-    """Register the fonts, once for each process; return what the plain one can show."""
-    pdfmetrics.registerFont(TTFont(PLAIN, settings.PDF_FONT or "Vera.ttf"))
-    pdfmetrics.registerFont(
-        TTFont(BOLD, settings.PDF_FONT_BOLD or settings.PDF_FONT or "VeraBd.ttf")
-    )
-    for name in (CHINESE, JAPANESE, KOREAN):
-        pdfmetrics.registerFont(UnicodeCIDFont(name))
-    return frozenset(pdfmetrics.getFont(PLAIN).face.charToGlyph)
 
 
 def style(
@@ -79,8 +52,7 @@ def text(
     color: colors.Color = INK,
 ) -> Paragraph:
     """Return a paragraph of anybody's words: nothing in them is markup, and each line of them is one."""
-    known = fonts()
-    lines = [_in_fonts(line, known) for line in words.split("\n")]
+    lines = [fonts.marked_up(line) for line in words.split("\n")]
     return Paragraph("<br/>".join(lines), style(size=size, bold=bold, right=right, color=color))
 
 
@@ -164,7 +136,7 @@ def amount(money: Money) -> str:
 
 def build(story: Iterable[Flowable], *, title: str, subject: str, footer: str) -> bytes:
     """Return the pages as PDF, each with its number; nothing in it depends on the clock or the machine."""
-    fonts()
+    fonts.known()  # they are used by name from here on
     target = io.BytesIO()
     document = SimpleDocTemplate(
         target,
@@ -211,35 +183,3 @@ def _numbered(footer: str) -> type[Canvas]:
             super().save()
 
     return Numbered
-
-
-def _in_fonts(words: str, known: frozenset[int]) -> str:
-    """Return words as the library's markup, each run of characters in a font that has them."""
-    shown = unicodedata.normalize("NFC", "".join(c if c.isprintable() else " " for c in words))
-    shown = "".join(c if ord(c) in known else _without_accent(c, known) for c in shown)
-    has_kana = any("\u3040" <= character <= "\u30ff" for character in shown)
-
-    def font_of(character: str) -> str:
-        if ord(character) in known:
-            return ""
-        if "\uac00" <= character <= "\ud7a3" or "\u1100" <= character <= "\u11ff":
-            return KOREAN
-        if "\u2e80" <= character <= "\u9fff" or "\uf900" <= character <= "\uffef":
-            return JAPANESE if has_kana else CHINESE
-        return JAPANESE if "\u0370" <= character <= "\u04ff" else UNKNOWN
-
-    parts = []
-    for name, run in groupby(shown, key=font_of):
-        characters = "".join(run)
-        if name == UNKNOWN:
-            parts.append(UNKNOWN * len(characters))
-        else:
-            words_ = escape(characters)
-            parts.append(f'<font name="{name}">{words_}</font>' if name else words_)
-    return "".join(parts)
-
-
-def _without_accent(character: str, known: frozenset[int]) -> str:
-    """Return the letter below an accent where that one can be shown; the character itself where not."""
-    letter = unicodedata.normalize("NFD", character)[0]
-    return letter if ord(letter) in known else character

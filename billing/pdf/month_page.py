@@ -4,22 +4,26 @@ The first page has the whole; the reservations of the month follow on as many pa
 """
 
 import datetime as dt
-from collections.abc import Callable, Iterable
-from decimal import ROUND_HALF_EVEN, Decimal
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from fractions import Fraction
 
+from django.conf import settings
 from reportlab.graphics.shapes import Drawing, Rect, String
 from reportlab.lib.units import mm
 from reportlab.platypus import Flowable, PageBreak, Spacer
 
-from billing import month_bills, month_movements
-from billing.bills import cost_per_hour
+from billing import month_bills
+from billing.allocation import Group
+from billing.budgets import BudgetStanding
 from billing.invoices import parties, reading
-from billing.month_bills import Ahead, Figures, Group, MonthBill, Row, ratios
+from billing.month_bills import Ahead, MonthBill
+from billing.month_figures import Figures, Row, ratios
+from billing.pdf.fonts import PLAIN
 from billing.pdf.layout import (
     ACCENT,
     INK,
     LINE,
-    PLAIN,
     QUIET,
     WARNING,
     WIDTH,
@@ -30,20 +34,28 @@ from billing.pdf.layout import (
     table,
     text,
 )
-from marketplace.core.money import SECONDS_PER_HOUR, Money
+from billing.states import BudgetPeriod
+from marketplace.core.money import SECONDS_PER_HOUR, Money, round_to
 from marketplace.models import Organization
 
 NOT_MEASURED, UNMEASURED = "not measured", "—"
-TREND_MONTHS = 3
 GROUPS_MAX = 8  # of a kind, on the first page; the CSV and the JSON have them all
 DOCUMENTS_MAX = 8
+LEASES_MAX = 3  # of a reservation
 _CENT, _PERCENT = Decimal("0.01"), Decimal("0.1")
 _BAR_HEIGHT = 5 * mm
 
 
-def month_bill(*, bill: MonthBill, organization: Organization, at: dt.datetime) -> bytes:
+def month_bill(
+    *,
+    bill: MonthBill,
+    organization: Organization,
+    at: dt.datetime,
+    groups: Sequence[Group] | None = None,
+) -> bytes:
     """Return a month's bill as PDF; that of a final month is the same bytes whenever it is asked for.
 
+    `groups` stand in the place of its own divisions by project, tag and buyer.
     What is ahead is of the end of the month, or of `at` where that is later and the month is not final.
     """
     since = bill.window.ends_at if bill.final else max(bill.window.ends_at, at)
@@ -55,21 +67,20 @@ def month_bill(*, bill: MonthBill, organization: Organization, at: dt.datetime) 
         *_documents(organization, month=bill.month),
         *heading("Bought, delivered, used"),
         _funnel(bill.total),
+        *_undelivered(bill.total),
         beside(
             [*heading("Money"), _money(bill)],
             [
                 *heading("What a GPU-hour cost"),
-                _trend(bill, organization=organization),
-                *heading("Ahead"),
+                _trend(bill),
+                *heading("Promised, not yet delivered"),
                 _ahead(ahead),
                 *_budgets(bill),
             ],
         ),
-        beside(
-            [*heading("By project"), _groups(bill.by_project, bill, name=_project)],
-            [*heading("By tag"), _groups(bill.by_tag, bill, name=_tag), *_untagged(bill)],
-        ),
+        *_divisions(bill, groups),
         *_reservations(bill),
+        *_annex(bill),
     ]
     return build(
         story,
@@ -153,11 +164,11 @@ def _funnel(figures: Figures) -> Drawing:
     coverage = shares["meter_coverage"]
     energy = NOT_MEASURED
     if shares["energy_kwh"] is not None:
-        energy = f"{Decimal(shares['energy_kwh']).quantize(_CENT, rounding=ROUND_HALF_EVEN):,} kWh"
+        energy = f"{round_to(Fraction(shares['energy_kwh']), quantum=_CENT):,} kWh"
     measured = NOT_MEASURED if coverage is None else f"{_in_percent(Decimal(coverage))} %"
     note = (
-        f"Not delivered {_hours(books.undelivered)} · given back {_hours(books.released)} · "
-        f"bought in the month {_hours(books.bought)} · measured {measured} of what was delivered · "
+        f"Given back {_hours(books.released)} · bought in the month {_hours(books.bought)} · "
+        f"measured {measured} of what was delivered · "
         f"energy {energy}"
     )
     drawing.add(String(0, 1 * mm, note, fontName=PLAIN, fontSize=7, fillColor=QUIET))
@@ -184,27 +195,13 @@ def _money(bill: MonthBill) -> Flowable:
     return table(cells, widths=[3, 2], head=False, strong_last=True, columns=2)
 
 
-def _trend(bill: MonthBill, *, organization: Organization) -> Flowable:
+def _trend(bill: MonthBill) -> Flowable:
     """Show what a delivered, an attached and a busy hour cost in this month and the ones before."""
-    months = [(bill.month, bill.total)]
-    starts_at = bill.window.starts_at
-    while len(months) < TREND_MONTHS:
-        name = f"{starts_at - dt.timedelta(days=1):%Y-%m}"
-        window = month_movements.month_window(month=name)
-        total = Figures()
-        for row in month_bills.rows_of(organization=organization, window=window):
-            total.add(row.figures)
-        months.append((name, total))
-        starts_at = window.starts_at
-    cells = [["", *(name for name, _ in reversed(months))]]
+    costs = [ratios(month.figures) for month in bill.trend]
+    cells = [["", *(month.month for month in bill.trend)]]
     for word in ("delivered", "attached", "busy"):
-        costs = (
-            cost_per_hour(
-                Money(figures.effective, bill.currency), getattr(figures, f"{word}_seconds") or 0
-            )
-            for _, figures in reversed(months)
-        )
-        cells.append([f"per {word} hour", *(cost or UNMEASURED for cost in costs)])
+        name = f"cost_per_{word}_gpu_hour"
+        cells.append([f"per {word} hour", *(cost[name] or UNMEASURED for cost in costs)])
     return table(cells, widths=[4, 3, 3, 3], columns=2)
 
 
@@ -231,7 +228,7 @@ def _budgets(bill: MonthBill) -> list[Flowable]:
     cells = [["", "Budget", "Committed", "Left"]]
     cells += [
         [
-            each.budget.project or "all",
+            f"{each.budget.project or 'all projects'}\n{_period(each)}",
             amount(each.budget.amount),
             amount(each.committed),
             amount(each.left).replace("-", "−"),
@@ -240,38 +237,57 @@ def _budgets(bill: MonthBill) -> list[Flowable]:
     ]
     if len(bill.budgets) > GROUPS_MAX:
         cells.append([f"and {len(bill.budgets) - GROUPS_MAX} more", "", "", ""])
-    return [*heading("Budgets"), table(cells, widths=[3, 3, 3, 3], columns=2)]
+    return [*heading("Budgets"), table(cells, widths=[5, 3, 3, 3], columns=2)]
 
 
-def _groups(groups: list[Group], bill: MonthBill, *, name: Callable[[Group], str]) -> Flowable:
+def _period(standing: BudgetStanding) -> str:
+    """Return for what time a budget is, and whether it refuses or only tells."""
+    mode = standing.budget.get_mode_display().lower()
+    if standing.budget.period == BudgetPeriod.TOTAL:
+        return f"in all, {mode}"
+    return f"{standing.budget.period} from {standing.period.starts_at:%Y-%m-%d}, {mode}"
+
+
+def _divisions(bill: MonthBill, groups: Sequence[Group] | None) -> list[Flowable]:
+    """Show who is to bear the cost: by what was asked for, or else by project and by tag, then by buyer."""
+    if groups is not None:
+        title = f"By {groups[0].name.replace(':', ' ')}" if groups else "Division"
+        return [*heading(title), _groups(groups, bill, columns=1)]
+    tagged = [*bill.by_tag, bill.untagged] if bill.by_tag else []
+    return [
+        beside(
+            [*heading("By project"), _groups(bill.by_project, bill)],
+            [*heading("By tag"), _groups(tagged, bill)],
+        ),
+        beside([*heading("By who bought"), _groups(bill.by_buyer, bill)], []),
+    ]
+
+
+def _groups(groups: Sequence[Group], bill: MonthBill, *, columns: int = 2) -> Flowable:
     if not groups:
         return text("None.", size=7)
-    ordered = sorted(groups, key=lambda each: -each.figures.effective)
-    cells = [["", "Delivered", "Busy", "Effective"]]
-    for each in ordered[:GROUPS_MAX]:
-        figures = each.figures
-        cells.append(
-            [
-                name(each),
-                _hours(figures.delivered_seconds),
-                _hours(figures.busy_seconds),
-                _signed(figures.effective, bill.currency),
-            ]
-        )
-    if len(ordered) > GROUPS_MAX:
-        cells.append([f"and {len(ordered) - GROUPS_MAX} more", "", "", ""])
-    return table(cells, widths=[5, 3, 3, 3], columns=2)
+    ordered = sorted(groups, key=lambda each: (each.is_rest, -each.figures.effective))
+    # What belongs to nobody is never cut off: it is what the page is read for.
+    rest = [each for each in ordered if each.is_rest]
+    named = ordered[: len(ordered) - len(rest)]
+    cells = [["", "Delivered", "Busy", "Effective", "Share"]]
+    cells += [_group(each, bill.currency) for each in named[:GROUPS_MAX]]
+    if len(named) > GROUPS_MAX:
+        cells.append([f"and {len(named) - GROUPS_MAX} more", "", "", "", ""])
+    cells += [_group(each, bill.currency) for each in rest]
+    return table(cells, widths=[5, 3, 3, 3, 2], columns=columns)
 
 
-def _untagged(bill: MonthBill) -> list[Flowable]:
-    """Say how much of the month's cost carries no tag, so that nobody can be asked for it."""
-    rows = [row for row in bill.rows if row.reservation is not None and not row.reservation.tags]
-    without = sum(row.figures.effective for row in rows)
-    whole = bill.total.effective
-    if whole <= 0:
-        return []
-    words = f"Without any tag: {_signed(without, bill.currency)}{_share(without, whole)}"
-    return [Spacer(0, 1 * mm), text(words, size=7, color=QUIET)]
+def _group(group: Group, currency: str) -> list[str]:
+    figures = group.figures
+    share = UNMEASURED if group.share is None else f"{_in_percent(Decimal(group.share))} %"
+    return [
+        "without any" if group.is_rest else group.label,
+        _hours(figures.delivered_seconds),
+        _hours(figures.busy_seconds),
+        _signed(figures.effective, currency),
+        share,
+    ]
 
 
 def _reservations(bill: MonthBill) -> list[Flowable]:
@@ -292,10 +308,10 @@ def _reservation(row: Row, currency: str) -> list[str]:
     of, figures = row.reservation, row.figures
     name = "Without a reservation"
     if of is not None:
-        words: Iterable[str] = (word for word in (of.name, of.project) if word)
+        words: Iterable[str] = (word for word in (of.name, row.labels.project) if word)
         name = (
             f"{' · '.join(words) or of.pk}\n{of.gpus} × {of.gpu_model_id}, {of.region}\n"
-            f"{of.starts_at:%m-%d %H:%M} to {of.ends_at:%m-%d %H:%M} · {of.status}"
+            f"{of.starts_at:%m-%d %H:%M} to {of.ends_at:%m-%d %H:%M} · {of.status}{_more(row)}"
         )
     return [
         name,
@@ -309,18 +325,55 @@ def _reservation(row: Row, currency: str) -> list[str]:
     ]
 
 
-def _project(group: Group) -> str:
-    return group.value or "without a project"
+def _more(row: Row) -> str:
+    """Return the lines that say who bought, under which leases, and why something was not delivered."""
+    leases = " ".join(row.lease_ids[:LEASES_MAX])
+    if len(row.lease_ids) > LEASES_MAX:
+        leases += f" and {len(row.lease_ids) - LEASES_MAX} more"
+    reasons = (
+        f"{_hours(seconds)} not delivered: {reason.label}"
+        for reason, seconds in row.figures.undelivered_by_reason.items()
+    )
+    lines = (
+        f"bought by {row.buyer.name}" if row.buyer else "",
+        leases,
+        *reasons,
+    )
+    return "".join(f"\n{line}" for line in lines if line)
 
 
-def _tag(group: Group) -> str:
-    return f"{group.name}: {group.value}"
+def _undelivered(figures: Figures) -> list[Flowable]:
+    """Say how much was not delivered and why, the most first; nothing where all was."""
+    reasons = sorted(figures.undelivered_by_reason.items(), key=lambda item: (-item[1], item[0]))
+    if not reasons:
+        return [text("Everything that was due was delivered.", size=7, color=QUIET)]
+    parts = ", ".join(f"{reason.label} {_hours(seconds)}" for reason, seconds in reasons)
+    words = f"Not delivered and refunded: {_hours(figures.books.undelivered)} hours. Why: {parts}."
+    return [text(words, size=8)]
+
+
+def _annex(bill: MonthBill) -> list[Flowable]:
+    """Say where the evidence of each hour is, and the same month in the columns of FOCUS."""
+    minutes = f"{settings.BASE_URL}{month_bills.MINUTES_PATH}"
+    files = "\n".join(
+        f"{settings.BASE_URL}{path}" for path in month_bills.focus_paths(month=bill.month)
+    )
+    return [
+        *heading("Annex: the evidence"),
+        text(
+            "Of every hour there are the minutes that its meters counted, GPU by GPU, by the lease that is "
+            f"named with its reservation: {minutes}",
+            size=7,
+        ),
+        Spacer(0, 1 * mm),
+        text(f"The same month in the FinOps columns (FOCUS), to the same cent:\n{files}", size=7),
+    ]
 
 
 def _hours(seconds: int | None) -> str:
     if seconds is None:
         return UNMEASURED
-    return f"{(Decimal(seconds) / SECONDS_PER_HOUR).quantize(_CENT, rounding=ROUND_HALF_EVEN):,}"
+    return f"{round_to(Fraction(seconds, SECONDS_PER_HOUR), quantum=_CENT):,}"
 
 
 def _share(part: int | None, whole: int) -> str:
@@ -328,7 +381,7 @@ def _share(part: int | None, whole: int) -> str:
 
 
 def _in_percent(share: Decimal) -> str:
-    return f"{(share * 100).quantize(_PERCENT, rounding=ROUND_HALF_EVEN)}"
+    return f"{round_to(Fraction(share) * 100, quantum=_PERCENT)}"
 
 
 def _signed(minor: int, currency: str) -> str:

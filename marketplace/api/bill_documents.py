@@ -1,9 +1,12 @@
-"""How a bill names the invoices and credit notes that say what it adds up."""
+"""What the bills of a reservation and of a month say in the same words."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from rest_framework import serializers
 
 from billing.models import Invoice
-from billing.states import InvoiceKind, InvoiceState
+from billing.states import InvoiceKind, InvoiceState, UndeliveredReason
 from marketplace.api.fields import ChoiceField, InstantField, MoneyField
 
 
@@ -18,3 +21,16 @@ class BillDocumentSerializer(serializers.Serializer[Invoice]):
     )
     total = MoneyField(minor="total_minor")
     issued_at = InstantField()
+
+
+class UndeliveredSerializer(serializers.Serializer[Any]):
+    """GPU-seconds that were bought and not delivered, and why; negative where a later month takes back."""
+
+    reason = ChoiceField(choices=UndeliveredReason.choices)
+    gpu_seconds = serializers.IntegerField()
+
+
+def by_reason(reasons: Mapping[UndeliveredReason, int]) -> list[dict[str, object]]:
+    """Return reasons as the bills list them, the most first."""
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    return [{"reason": reason.value, "gpu_seconds": seconds} for reason, seconds in ordered]

@@ -9,7 +9,11 @@ from rest_framework.response import Response
 
 from billing import bills
 from billing.invoices import reading
-from marketplace.api.bill_documents import BillDocumentSerializer
+from marketplace.api.bill_documents import (
+    BillDocumentSerializer,
+    UndeliveredSerializer,
+    by_reason,
+)
 from marketplace.api.fields import ChoiceField, InstantField, MoneyField
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView, find
@@ -28,6 +32,13 @@ class GpuSecondsSerializer(serializers.Serializer[Any]):
     undelivered = serializers.IntegerField(help_text="refunded")
     released = serializers.IntegerField(help_text="given back by the tenant")
     open = serializers.IntegerField(help_text="not yet known; 0 in a final bill")
+    undelivered_by_reason = serializers.SerializerMethodField(
+        help_text="adds up to `undelivered`, the most first"
+    )
+
+    @extend_schema_field(UndeliveredSerializer(many=True))
+    def get_undelivered_by_reason(self, seconds: bills.GpuSeconds) -> list[dict[str, object]]:
+        return by_reason(seconds.undelivered_by_reason)
 
 
 class BillLineSerializer(serializers.Serializer[Any]):

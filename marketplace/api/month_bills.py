@@ -9,25 +9,27 @@ from typing import Any, ClassVar
 from django.conf import settings
 from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
-from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import month_bills, month_movements, pdf
+from billing import allocation, month_bills, month_movements, pdf
+from billing.allocation import Group
 from billing.invoices import reading
-from billing.month_bills import Figures, MonthBill, Row
+from billing.month_bills import Month, MonthBill
+from billing.month_figures import Figures, Row, ratios, total_of
+from billing.states import UndeliveredReason
 from marketplace.api import month_page
-from marketplace.api.bill_documents import BillDocumentSerializer
-from marketplace.api.budgets import BudgetSerializer
-from marketplace.api.fields import ChoiceField, InstantField, MoneySerializer, StrictSerializer
+from marketplace.api.bill_documents import by_reason
+from marketplace.api.fields import ChoiceField, InstantField, StrictSerializer, TextField
 from marketplace.api.invoices import pdf_response
+from marketplace.api.month_shapes import MonthBillSerializer
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView
 from marketplace.core.errors import InvalidValue
 from marketplace.core.money import Money
 from marketplace.core.windows import Window
 from marketplace.states import Scope
-from scheduler.states import ReservationStatus
+from scheduler.details import TAG_LENGTH_MAX
 
 _PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'"  # it has its style in it, and no more
@@ -35,118 +37,19 @@ _PAGE_POLICY = (
 
 
 class MonthBillQuery(StrictSerializer):
-    """The form of the answer."""
+    """The form of the answer, and how it is divided."""
 
     vars()["format"] = ChoiceField(
         choices=[(form, form) for form in ("json", "csv", "html", "pdf")],
         required=False,
         default="json",
     )
-
-
-class MonthGpuSecondsSerializer(serializers.Serializer[Any]):
-    """`opening + bought = delivered + undelivered + released + closing`, `delivered = busy + idle`."""
-
-    promised = serializers.IntegerField(help_text="of the windows, the part within the month")
-    opening = serializers.IntegerField(help_text="bought before and then still open")
-    bought = serializers.IntegerField(help_text="in the month, for whenever")
-    delivered = serializers.IntegerField()
-    attached = serializers.IntegerField(
-        allow_null=True, help_text="a process held memory; null where nothing measured it"
-    )
-    busy = serializers.IntegerField(
-        allow_null=True, help_text="a kernel ran; null where nothing measured it"
-    )
-    undelivered = serializers.IntegerField(help_text="refunded")
-    released = serializers.IntegerField(help_text="given back by the tenant")
-    closing = serializers.IntegerField(help_text="open at the end of the month")
-
-
-class MonthFiguresSerializer(serializers.Serializer[Any]):
-    """`opening + charged = earned + refunded + fees + closing`; credits are beyond the price.
-
-    `billed = charged - refunded` and `effective = earned + fees`. All are without tax but `tax` itself and
-    `billed_with_tax`.
-    """
-
-    gpu_seconds = MonthGpuSecondsSerializer()
-    contracted = MoneySerializer(help_text="the locked price of what is promised in the month")
-    opening = MoneySerializer(help_text="paid before and not yet used")
-    charged = MoneySerializer()
-    earned = MoneySerializer(help_text="for what was delivered")
-    refunded = MoneySerializer()
-    fees = MoneySerializer(help_text="kept of what was given back")
-    closing = MoneySerializer(help_text="paid and not used by the end of the month")
-    credits = MoneySerializer(help_text="to the wallet, beyond refunds")
-    billed = MoneySerializer()
-    effective = MoneySerializer()
-    tax = MoneySerializer(help_text="charged in the month less what went back")
-    billed_with_tax = MoneySerializer()
-    cost_per_delivered_gpu_hour = serializers.CharField(
-        allow_null=True, help_text="effective, by what was delivered"
-    )
-    cost_per_busy_gpu_hour = serializers.CharField(allow_null=True)
-    meter_coverage = serializers.CharField(
-        allow_null=True, help_text="share of delivered GPU-seconds with readings"
-    )
-    energy_kwh = serializers.CharField(allow_null=True, help_text="null where nothing was measured")
-
-
-class MonthRowSerializer(MonthFiguresSerializer):
-    """One reservation in the month; without an id: what belongs to none, such as goodwill."""
-
-    reservation_id = serializers.CharField(allow_null=True)
-    name = serializers.CharField(allow_blank=True)
-    project = serializers.CharField(allow_blank=True)
-    tags = serializers.DictField(child=serializers.CharField())
-    status = ChoiceField(choices=ReservationStatus.choices, allow_null=True)
-    gpu_model = serializers.CharField(allow_null=True)
-    region = serializers.CharField(allow_null=True)
-    gpus = serializers.IntegerField(allow_null=True)
-    starts_at = InstantField(allow_null=True)
-    ends_at = InstantField(allow_null=True)
-    simulated = serializers.BooleanField(help_text="for GPUs that do not exist")
-
-
-class ProjectFiguresSerializer(MonthFiguresSerializer):
-    """The reservations of one project; the empty name is of those without one."""
-
-    project = serializers.CharField(allow_blank=True)
-
-
-class TagFiguresSerializer(MonthFiguresSerializer):
-    """The reservations that carry one value of a tag: one with two tags counts under both."""
-
-    tag = serializers.CharField()
-    value = serializers.CharField(allow_blank=True)
-
-
-class AheadSerializer(serializers.Serializer[Any]):
-    """What is promised after the month, or from now on where that is later."""
-
-    since = InstantField()
-    reservations = serializers.IntegerField()
-    gpu_seconds = serializers.IntegerField()
-    contracted = MoneySerializer()
-
-
-class MonthBillSerializer(serializers.Serializer[Any]):
-    """A month of UTC: an hour is in the month in which it begins, a correction where it was made."""
-
-    month = serializers.CharField()
-    starts_at = InstantField()
-    ends_at = InstantField()
-    final = serializers.BooleanField(help_text="later evidence is in a later month")
-    total = MonthFiguresSerializer()
-    reservations = MonthRowSerializer(many=True)
-    by_project = ProjectFiguresSerializer(many=True)
-    by_tag = TagFiguresSerializer(many=True)
-    commitments_ahead = AheadSerializer()
-    documents = BillDocumentSerializer(
-        many=True, help_text="invoices and credit notes that the month issued, oldest first"
-    )
-    budgets = BudgetSerializer(
-        many=True, help_text="as they are set now, in the periods in which the month begins"
+    group_by = TextField(
+        max_length=len(allocation.TAG_PREFIX) + TAG_LENGTH_MAX,
+        required=False,
+        default="",
+        allow_blank=True,
+        help_text="`project`, `buyer`, or `tag:` and the key of a tag, such as `tag:team`",
     )
 
 
@@ -158,7 +61,8 @@ class MonthBillView(ApiView):
         summary="The bill of a month, as it stands now",
         description="The bill of a month of UTC, as it stands now: `YYYY-MM`. With `format=csv` the rows of "
         "the reservations as CSV, money in minor units; with `format=html` a page to print, with "
-        "`format=pdf` the same as a file.",
+        "`format=pdf` the same as a file. `group_by` divides the month: the answer has `allocation`, the CSV "
+        "a row per group, and page and file that division in the place of their own.",
         responses={200: MonthBillSerializer},
         files={
             **{(200, form): OpenApiTypes.STR for form in ("text/csv", "text/html")},
@@ -170,22 +74,38 @@ class MonthBillView(ApiView):
     )
     def get(self, request: Request, month: str) -> HttpResponseBase:
         window = _month(month, at=self.now)
+        dimension = _dimension(self.query["group_by"])
         if self.query["format"] == "csv":
             rows = month_bills.rows_of(organization=self.organization, window=window)
             return StreamingHttpResponse(
-                _csv(rows),
+                _csv_of_groups(rows, dimension=dimension) if dimension else _csv(rows),
                 content_type="text/csv; charset=utf-8",
                 headers={"Content-Disposition": f'attachment; filename="bill-{month}.csv"'},
             )
         bill = month_bills.month_bill(organization=self.organization, month=month, at=self.now)
+        groups = (
+            allocation.by(bill.rows, dimension=dimension, whole=bill.total) if dimension else None
+        )
         if self.query["format"] == "html":
-            text = month_page.page(bill=bill, organization=self.organization, at=self.now)
+            text = month_page.page(
+                bill=bill,
+                organization=self.organization,
+                documents=list(reading.for_month(organization=self.organization, month=month)),
+                groups=groups,
+                at=self.now,
+            )
             return HttpResponse(text, headers={"Content-Security-Policy": _PAGE_POLICY})
         if self.query["format"] == "pdf":
-            content = pdf.month_bill(bill=bill, organization=self.organization, at=self.now)
+            content = pdf.month_bill(
+                bill=bill, organization=self.organization, groups=groups, at=self.now
+            )
             return pdf_response(content, name=f"bill-{month}")
         documents = reading.for_month(organization=self.organization, month=month)
-        return Response(MonthBillSerializer({**_bill(bill), "documents": documents}).data)
+        answer = {**_bill(bill), "documents": documents, "allocation": None}
+        if groups is not None:
+            shown = [_shared(each) | {"value": _value(each), "name": each.label} for each in groups]
+            answer["allocation"] = {"group_by": dimension, "groups": shown}
+        return Response(MonthBillSerializer(answer).data)
 
 
 def _month(month: str, *, at: dt.datetime) -> Window:
@@ -202,6 +122,19 @@ def _month(month: str, *, at: dt.datetime) -> Window:
     return window
 
 
+def _dimension(text: str) -> str | None:
+    """Return how the month is to be divided; None where nothing was said.
+
+    :raises InvalidValue: when it is no dimension.
+    """
+    is_tag = text.startswith(allocation.TAG_PREFIX) and text != allocation.TAG_PREFIX
+    if text and not is_tag and text not in {allocation.PROJECT, allocation.BUYER}:
+        raise InvalidValue(
+            "must be project, buyer, or tag: and the key of a tag", pointer="/group_by"
+        )
+    return text or None
+
+
 def _bill(bill: MonthBill) -> dict[str, Any]:
     return {
         "month": bill.month,
@@ -211,14 +144,58 @@ def _bill(bill: MonthBill) -> dict[str, Any]:
         "total": _figures(bill.total),
         "reservations": [_row(row) for row in bill.rows],
         "by_project": [
-            {"project": each.value, **_figures(each.figures)} for each in bill.by_project
+            {"project": each.value, **_shared(each)}
+            for each in sorted(bill.by_project, key=lambda group: group.value)
         ],
         "by_tag": [
-            {"tag": each.name, "value": each.value, **_figures(each.figures)}
-            for each in bill.by_tag
+            {"tag": each.name, "value": each.value, **_shared(each)} for each in bill.by_tag
         ],
-        "commitments_ahead": bill.ahead,
+        "by_buyer": [
+            {
+                "bought_by": _value(each),
+                "bought_by_name": None if each.is_rest else each.label,
+                **_shared(each),
+            }
+            for each in bill.by_buyer
+        ],
+        "untagged": _shared(bill.untagged),
+        "trend": [_trend(each) for each in bill.trend],
+        "commitments_ahead": {
+            "since": bill.ahead.since,
+            "reservations": bill.ahead.reservations,
+            "gpu_seconds": bill.ahead.gpu_seconds,
+            "contracted": bill.ahead.contracted,
+            "by_month": [
+                {
+                    "month": month,
+                    "reservations": ahead.reservations,
+                    "gpu_seconds": ahead.gpu_seconds,
+                    "contracted": ahead.contracted,
+                }
+                for month, ahead in bill.ahead_by_month
+            ],
+        },
         "budgets": bill.budgets,
+        "annex": {
+            "focus": month_bills.focus_paths(month=bill.month),
+            "utilization": month_bills.MINUTES_PATH,
+        },
+    }
+
+
+def _shared(group: Group) -> dict[str, Any]:
+    return {**_figures(group.figures), "share": group.share}
+
+
+def _value(group: Group) -> str | None:
+    return None if group.is_rest else group.value
+
+
+def _trend(month: Month) -> dict[str, Any]:
+    return {
+        "month": month.month,
+        "effective": Money(month.figures.effective, settings.CURRENCY),
+        **ratios(month.figures),
     }
 
 
@@ -231,8 +208,8 @@ def _identity(row: Row) -> dict[str, Any]:
     return {
         "reservation_id": reservation and reservation.pk,
         "name": reservation.name if reservation else "",
-        "project": reservation.project if reservation else "",
-        "tags": reservation.tags if reservation else {},
+        "project": row.labels.project,
+        "tags": dict(row.labels.tags),
         "status": reservation and reservation.status,
         "gpu_model": reservation and reservation.gpu_model_id,
         "region": reservation and reservation.region,
@@ -240,14 +217,20 @@ def _identity(row: Row) -> dict[str, Any]:
         "starts_at": reservation and reservation.starts_at,
         "ends_at": reservation and reservation.ends_at,
         "simulated": bool(reservation and reservation.simulated),
+        "bought_by": row.buyer and row.buyer.actor,
+        "bought_by_name": row.buyer and row.buyer.name,
+        "lease_ids": list(row.lease_ids),
     }
 
 
 def _figures(figures: Figures) -> dict[str, Any]:
     return {
-        "gpu_seconds": _seconds(figures),
+        "gpu_seconds": {
+            **_seconds(figures),
+            "undelivered_by_reason": by_reason(figures.undelivered_by_reason),
+        },
         **{name: Money(amount, settings.CURRENCY) for name, amount in _amounts(figures).items()},
-        **month_bills.ratios(figures),
+        **ratios(figures),
     }
 
 
@@ -299,24 +282,50 @@ def _csv(rows: list[Row]) -> Iterator[str]:
         yield writer.writerow(_cells(row).values())
 
 
+def _csv_of_groups(rows: list[Row], *, dimension: str) -> Iterator[str]:
+    """Yield a line per group; what carries none of what was asked for has an empty value."""
+    writer = csv.writer(_Line(), lineterminator="\r\n")
+    groups = allocation.by(rows, dimension=dimension, whole=total_of(row.figures for row in rows))
+    names = ("group_by", "value", "name", "share")
+    yield writer.writerow([*names, *_figure_cells(Figures())])
+    for each in groups:
+        words = (_as_text(dimension), _as_text(each.value), _as_text(each.label), each.share)
+        yield writer.writerow([*words, *_figure_cells(each.figures).values()])
+
+
 def _cells(row: Row) -> dict[str, object]:
-    """Return the columns of a row; a formula that a tenant wrote into a name stays text in a spreadsheet."""
+    """Return the columns of a row; a formula that a tenant wrote into a name stays text in a spreadsheet.
+
+    New columns come last, so that a reader by position goes on to work.
+    """
     identity = _identity(row)
+    later = {
+        "bought_by": identity.pop("bought_by"),
+        "bought_by_name": _as_text(identity.pop("bought_by_name") or ""),
+        "lease_ids": " ".join(identity.pop("lease_ids")),
+    }
     times = {
         name: InstantField().to_representation(identity[name]) if identity[name] else None
         for name in ("starts_at", "ends_at")
     }
     words = {name: _as_text(identity[name]) for name in ("name", "project")}
     tags = json.dumps(identity["tags"], sort_keys=True, ensure_ascii=False)
+    return {**identity, **times, **words, "tags": tags, **_figure_cells(row.figures), **later}
+
+
+def _figure_cells(figures: Figures) -> dict[str, object]:
+    costs = ratios(figures)
+    attached = {name: costs.pop(name) for name in ("cost_per_attached_gpu_hour",)}
     return {
-        **identity,
-        **times,
-        **words,
-        "tags": tags,
         "currency": settings.CURRENCY,
-        **{f"{name}_minor": amount for name, amount in _amounts(row.figures).items()},
-        **{f"gpu_seconds_{name}": seconds for name, seconds in _seconds(row.figures).items()},
-        **month_bills.ratios(row.figures),
+        **{f"{name}_minor": amount for name, amount in _amounts(figures).items()},
+        **{f"gpu_seconds_{name}": seconds for name, seconds in _seconds(figures).items()},
+        **costs,
+        **attached,
+        **{
+            f"gpu_seconds_undelivered_{reason.value}": figures.undelivered_by_reason[reason]
+            for reason in UndeliveredReason
+        },
     }
 
 

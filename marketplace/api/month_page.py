@@ -1,18 +1,24 @@
 """The bill of a month as a page to print: the same figures in hours and in whole amounts."""
 
 import datetime as dt
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
 
 from django.template.loader import render_to_string
 
+from billing import month_bills
+from billing.allocation import Group
 from billing.budgets import BudgetStanding
-from billing.month_bills import Figures, Group, MonthBill, Row, ratios
-from billing.states import BudgetPeriod
-from marketplace.core.money import SECONDS_PER_HOUR, Money
+from billing.models import Invoice
+from billing.month_bills import MonthBill
+from billing.month_figures import Figures, Row, ratios
+from billing.states import BudgetPeriod, InvoiceKind
+from marketplace.core.money import SECONDS_PER_HOUR, currency_exponent
 from marketplace.models import Organization
 
 NOT_MEASURED = "—"
+LEASES_SHOWN_MAX = 4  # of a reservation; the JSON and the CSV have them all
 _COLUMNS = (
     "promised",
     "delivered",
@@ -28,7 +34,8 @@ _COLUMNS = (
     "measured",
     "kWh",
 )
-_CENT = Decimal("0.01")
+_SHARED_COLUMNS = ("share", "delivered", "busy", "not delivered", "effective", "billed", "per busy")
+_CENT, _TENTH = Decimal("0.01"), Decimal("0.1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +47,15 @@ class _Line:
     values: list[str]
 
 
-def page(*, bill: MonthBill, organization: Organization, at: dt.datetime) -> str:
-    """Return the bill as HTML that needs nothing else."""
+def page(
+    *,
+    bill: MonthBill,
+    organization: Organization,
+    documents: Sequence[Invoice],
+    groups: Sequence[Group] | None,
+    at: dt.datetime,
+) -> str:
+    """Return the bill as HTML that needs nothing else; `groups` stand in the place of its own divisions."""
     figures, books = bill.total, bill.total.books
     simulated = any(row.reservation and row.reservation.simulated for row in bill.rows)
     money = {
@@ -69,60 +83,144 @@ def page(*, bill: MonthBill, organization: Organization, at: dt.datetime) -> str
             "final": bill.final,
             "simulated": simulated,
             "hours": _hours(figures),
-            "money": [(word, str(Money(sum_, bill.currency))) for word, sum_ in money.items()],
-            "tables": [
-                _table("Reservations", [_reservation(row, bill.currency) for row in bill.rows]),
-                _table("By project", [_group(each, bill.currency) for each in bill.by_project]),
-                _table("By tag", [_tag(each, bill.currency) for each in bill.by_tag]),
-            ],
+            "money": [(word, _money(minor, bill.currency)) for word, minor in money.items()],
+            "trend": _trend(bill),
+            "divisions": _divisions(bill, groups),
+            "columns": _COLUMNS,
+            "reservations": [_reservation(row, bill.currency) for row in bill.rows],
+            "documents": [_document(each) for each in documents],
             "budgets": [_budget(each) for each in bill.budgets],
-            "ahead": (
-                f"{bill.ahead.reservations} reservations from {bill.ahead.since:%Y-%m-%d %H:%M} on: "
-                f"{_in_hours(bill.ahead.gpu_seconds)} GPU-hours for {bill.ahead.contracted}."
-            ),
+            "ahead": [
+                _Line(
+                    month,
+                    "",
+                    [
+                        str(each.reservations),
+                        _in_hours(each.gpu_seconds),
+                        _money(each.contracted.amount_minor, bill.currency),
+                    ],
+                )
+                for month, each in bill.ahead_by_month
+            ],
+            "since": f"{bill.ahead.since:%Y-%m-%d %H:%M}",
+            "focus": month_bills.focus_paths(month=bill.month),
+            "minutes": month_bills.MINUTES_PATH,
         },
     )
 
 
-def _hours(figures: Figures) -> list[tuple[str, str]]:
+def _hours(figures: Figures) -> list[tuple[str, str, bool]]:
+    """Return what is said of the hours: the words, the value, and whether it is a part of the line above."""
     books, shares = figures.books, ratios(figures)
-    seconds = {
-        "Promised in the month": figures.promised_seconds,
-        "Bought in the month": books.bought,
-        "Delivered": figures.delivered_seconds,
-        "of which a process was attached": figures.attached_seconds,
-        "of which busy": figures.busy_seconds,
-        "Not delivered, refunded": books.undelivered,
-        "Given back": books.released,
-    }
+    whole = figures.delivered_seconds
+    reasons = sorted(figures.undelivered_by_reason.items(), key=lambda item: (-item[1], item[0]))
+    measured = shares["meter_coverage"]
     return [
-        *((word, _in_hours(count)) for word, count in seconds.items()),
-        ("Share of delivered that was measured", shares["meter_coverage"] or NOT_MEASURED),
-        ("Energy, kWh", shares["energy_kwh"] or NOT_MEASURED),
+        ("Promised in the month", _in_hours(figures.promised_seconds), False),
+        ("Bought in the month", _in_hours(books.bought), False),
+        ("Delivered", _in_hours(whole), False),
+        ("a process was attached", _of(figures.attached_seconds, whole), True),
+        ("a kernel ran: busy", _of(figures.busy_seconds, whole), True),
+        ("Not delivered, refunded", _in_hours(books.undelivered), False),
+        *((reason.label, _in_hours(seconds), True) for reason, seconds in reasons),
+        ("Given back by you", _in_hours(books.released), False),
+        (
+            "Measured, of what was delivered",
+            NOT_MEASURED if measured is None else _percent(measured),
+            False,
+        ),
+        ("Energy, kWh", _energy(shares["energy_kwh"]), False),
     ]
 
 
-def _table(title: str, rows: list[_Line]) -> dict[str, object]:
-    return {"title": title, "columns": ["", *_COLUMNS], "rows": rows}
+def _trend(bill: MonthBill) -> dict[str, object]:
+    """Return what a GPU-hour cost in this month and the ones before it."""
+    words = {
+        "per delivered GPU-hour": "cost_per_delivered_gpu_hour",
+        "per attached GPU-hour": "cost_per_attached_gpu_hour",
+        "per busy GPU-hour": "cost_per_busy_gpu_hour",
+    }
+    costs = [ratios(month.figures) for month in bill.trend]
+    return {
+        "months": [month.month for month in bill.trend],
+        "currency": bill.currency.upper(),
+        "rows": [
+            _Line(word, "", [cost[name] or NOT_MEASURED for cost in costs])
+            for word, name in words.items()
+        ],
+    }
+
+
+def _divisions(bill: MonthBill, groups: Sequence[Group] | None) -> list[dict[str, object]]:
+    """Return who is to bear the cost, by what was asked for, or else by project, tag and buyer."""
+    if groups is not None:
+        title = f"By {groups[0].name.replace(':', ' ')}" if groups else "Division"
+        return [_division(title, groups, bill)]
+    tagged: list[Group] = [*bill.by_tag, bill.untagged] if bill.by_tag else []
+    return [
+        _division("By project", bill.by_project, bill),
+        _division("By tag", tagged, bill),
+        _division("By who bought", bill.by_buyer, bill),
+    ]
+
+
+def _division(title: str, groups: Iterable[Group], bill: MonthBill) -> dict[str, object]:
+    rows = [_group(each, bill.currency) for each in groups]
+    return {"title": title, "columns": _SHARED_COLUMNS, "rows": rows}
 
 
 def _reservation(row: Row, currency: str) -> _Line:
     of = row.reservation
     if of is None:
         return _Line("Without a reservation", "", _values(row.figures, currency))
-    detail = (
-        f"{of.pk} · {of.gpus} × {of.gpu_model_id}, {of.region} · "
-        f"{of.starts_at:%Y-%m-%d %H:%M} to {of.ends_at:%Y-%m-%d %H:%M} · {of.status}"
-    )
-    return _Line(of.name or of.pk, detail, _values(row.figures, currency))
+    leases = " ".join(row.lease_ids[:LEASES_SHOWN_MAX])
+    if len(row.lease_ids) > LEASES_SHOWN_MAX:
+        leases += f" and {len(row.lease_ids) - LEASES_SHOWN_MAX} more"
+    reasons = row.figures.undelivered_by_reason
+    parts = [
+        f"{of.pk} · {of.gpus} × {of.gpu_model_id}, {of.region}",
+        f"{of.starts_at:%Y-%m-%d %H:%M} to {of.ends_at:%Y-%m-%d %H:%M}",
+        of.status,
+        *([f"bought by {row.buyer.name}"] if row.buyer else []),
+        *([leases] if leases else []),
+        *(
+            f"{_in_hours(seconds)} h not delivered: {reason.label}"
+            for reason, seconds in reasons.items()
+        ),
+    ]
+    return _Line(of.name or of.pk, " · ".join(parts), _values(row.figures, currency))
 
 
 def _group(group: Group, currency: str) -> _Line:
-    return _Line(group.value or "without a project", "", _values(group.figures, currency))
+    figures = group.figures
+    return _Line(
+        "without any" if group.is_rest else group.label,
+        "",
+        [
+            NOT_MEASURED if group.share is None else _percent(group.share),
+            _in_hours(figures.delivered_seconds),
+            _in_hours(figures.busy_seconds),
+            _in_hours(figures.books.undelivered),
+            _money(figures.effective, currency),
+            _money(figures.billed, currency),
+            ratios(figures)["cost_per_busy_gpu_hour"] or NOT_MEASURED,
+        ],
+    )
 
 
-def _tag(group: Group, currency: str) -> _Line:
-    return _Line(f"{group.name}: {group.value}", "", _values(group.figures, currency))
+def _document(invoice: Invoice) -> _Line:
+    state = str(getattr(invoice, "state", None) or "given back").replace("_", " ")
+    total = _money(invoice.total_minor, invoice.currency)
+    return _Line(
+        invoice.number,
+        f"purchase order {invoice.purchase_order_number}" if invoice.purchase_order_number else "",
+        [
+            InvoiceKind(invoice.kind).label,
+            f"{invoice.issued_at:%Y-%m-%d}",
+            state,
+            f"−{total}" if invoice.corrects_id else total,
+        ],
+    )
 
 
 def _budget(standing: BudgetStanding) -> _Line:
@@ -131,22 +229,29 @@ def _budget(standing: BudgetStanding) -> _Line:
     return _Line(
         budget.project or "the whole organization",
         f"{budget.get_period_display()}{when} · {budget.get_mode_display()}",
-        [str(budget.amount), str(standing.committed), str(standing.paid), str(standing.left)],
+        [
+            _money(each.amount_minor, budget.currency)
+            for each in (budget.amount, standing.committed, standing.paid, standing.left)
+        ],
     )
 
 
 def _values(figures: Figures, currency: str) -> list[str]:
+    shares = ratios(figures)
     return [
         _in_hours(figures.promised_seconds),
         _in_hours(figures.delivered_seconds),
         _in_hours(figures.attached_seconds),
         _in_hours(figures.busy_seconds),
-        str(Money(figures.billed, currency)),
-        str(Money(figures.tax, currency)),
-        str(Money(figures.billed_with_tax, currency)),
-        str(Money(figures.effective, currency)),
-        str(Money(figures.books.credits, currency)),
-        *(value or NOT_MEASURED for value in ratios(figures).values()),
+        _money(figures.billed, currency),
+        _money(figures.tax, currency),
+        _money(figures.billed_with_tax, currency),
+        _money(figures.effective, currency),
+        _money(figures.books.credits, currency),
+        shares["cost_per_delivered_gpu_hour"] or NOT_MEASURED,
+        shares["cost_per_busy_gpu_hour"] or NOT_MEASURED,
+        NOT_MEASURED if shares["meter_coverage"] is None else _percent(shares["meter_coverage"]),
+        _energy(shares["energy_kwh"]),
     ]
 
 
@@ -155,3 +260,27 @@ def _in_hours(seconds: int | None) -> str:
         return NOT_MEASURED
     hours = Decimal(seconds) / SECONDS_PER_HOUR
     return f"{hours.quantize(_CENT, rounding=ROUND_HALF_EVEN):,}"
+
+
+def _of(seconds: int | None, whole: int) -> str:
+    """Return hours, and their share of others."""
+    if seconds is None or whole <= 0:
+        return _in_hours(seconds)
+    return f"{_in_hours(seconds)} ({_percent(Decimal(seconds) / whole)})"
+
+
+def _energy(kilowatt_hours: str | None) -> str:
+    if kilowatt_hours is None:
+        return NOT_MEASURED
+    return f"{Decimal(kilowatt_hours).quantize(_CENT, rounding=ROUND_HALF_EVEN):,}"
+
+
+def _money(minor: int, currency: str) -> str:
+    """Return an amount in groups of three digits, with its currency."""
+    exponent = currency_exponent(currency)
+    shown = f"{Decimal(minor).scaleb(-exponent):,.{exponent}f}".replace("-", "−")
+    return f"{shown} {currency.upper()}"
+
+
+def _percent(share: str | Decimal) -> str:
+    return f"{(Decimal(share) * 100).quantize(_TENTH, rounding=ROUND_HALF_EVEN)} %"

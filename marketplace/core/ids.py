@@ -37,6 +37,7 @@ PREFIXES = frozenset(
         "apr",
         "bdg",
         "frz",
+        "tgr",
         "rfd",
         "int",
         "pac",
@@ -138,6 +139,10 @@ def new_approval_id() -> str:
 
 def new_budget_id() -> str:
     return new_id("bdg")
+
+
+def new_tag_rule_id() -> str:
+    return new_id("tgr")
 
 
 def new_freeze_id() -> str:

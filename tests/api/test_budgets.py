@@ -62,7 +62,9 @@ class TestBudgets:
         assert bill["budgets"] == [row]
         now = timezone.now()
         shown = month_bills.month_bill(organization=organization, month=f"{now:%Y-%m}", at=now)
-        page = month_page.page(bill=shown, organization=organization, at=now)
+        page = month_page.page(
+            bill=shown, organization=organization, documents=[], groups=None, at=now
+        )
         assert "Budgets, net of tax" in page
         assert str(Money(price + 1, "usd")) in page
 

@@ -20,7 +20,7 @@ from marketplace.core.money import Money
 from marketplace.core.windows import Window
 from marketplace.models import Organization
 from marketplace.states import Scope
-from scheduler.models import Reservation
+from scheduler.models import Reservation, ReservationTransition
 from scheduler.states import LeaseStatus, ReservationStatus
 from tests.billing import factories as books
 from tests.conftest import ApiClient
@@ -126,6 +126,7 @@ class TestMonth:
             "undelivered": 3600,
             "released": 0,
             "closing": 0,
+            "undelivered_by_reason": [{"reason": "unknown", "gpu_seconds": 3600}],
         }
         assert (row["meter_coverage"], row["energy_kwh"]) == ("0.5000", "1.000000")
         total = {name: row[name] for name in bill["total"]}
@@ -145,6 +146,70 @@ class TestMonth:
             ("cost", "9", earned),
             ("team", "a", earned),
         ]
+
+    def test_is_divided_by_who_bought_and_says_what_has_no_tag(
+        self, api: ApiClient, organization: Organization, half_delivered: Settlement
+    ) -> None:
+        row = books.reservation(buyer=organization)
+        key, _ = a_key(organization=organization)
+        ReservationTransition.objects.filter(reservation=row).update(actor=key.pk)
+        books.lease(of=row)
+        settlements.settle_ended(at=LATER)
+        bill = month(api)
+        earned = half_delivered.earned_minor
+        assert [
+            (each["bought_by"], each["bought_by_name"], minor(each, "earned"), each["share"])
+            for each in bill["by_buyer"]
+        ] == [
+            (key.pk, key.name, 471, "0.6662"),
+            ("test", "test", earned, "0.3338"),
+        ]
+        assert (minor(bill["untagged"], "earned"), bill["untagged"]["share"]) == (471, "0.6662")
+        named = {each["reservation_id"]: each for each in bill["reservations"]}
+        assert named[row.pk]["bought_by_name"] == key.name
+        assert named[row.pk]["lease_ids"] == [row.leases.get().pk]
+
+    def test_is_divided_by_any_tag_without_rest(
+        self, api: ApiClient, organization: Organization, half_delivered: Settlement
+    ) -> None:
+        books.reservation(buyer=organization, status=ReservationStatus.SCHEDULED)
+        answer = api.get(f"/v1/bills/{NOVEMBER}", group_by="tag:team")
+        division = answer.json["allocation"]
+        assert division["group_by"] == "tag:team"
+        assert [(each["value"], each["name"]) for each in division["groups"]] == [
+            ("a", "a"),
+            (None, "none"),
+        ]
+        for name in ("charged", "earned", "refunded", "closing"):
+            parts = sum(minor(each, name) for each in division["groups"])
+            assert parts == minor(answer.json["total"], name), name
+        assert api.get(f"/v1/bills/{NOVEMBER}").json["allocation"] is None
+
+    def test_has_what_a_gpu_hour_cost_in_the_months_before(
+        self, api: ApiClient, across_the_boundary: Reservation
+    ) -> None:
+        trend = month(api)["trend"]
+        assert [each["month"] for each in trend] == [SEPTEMBER, OCTOBER, NOVEMBER]
+        assert trend[0]["cost_per_delivered_gpu_hour"] is None
+        assert trend[1]["cost_per_delivered_gpu_hour"] == "2.352500"
+        assert trend[2]["cost_per_attached_gpu_hour"] is None
+        assert float(trend[2]["cost_per_busy_gpu_hour"]) > 2.4
+        assert month(api, OCTOBER)["trend"][-1]["effective"] == trend[1]["effective"]
+
+    def test_names_where_its_evidence_is(
+        self, organization: Organization, half_delivered: Settlement
+    ) -> None:
+        _, secret = a_key(organization=organization)
+        api = ApiClient(secret=secret)
+        annex = month(api)["annex"]
+        assert len(annex["focus"]) == 5
+        for path in annex["focus"]:
+            answer = Client().get(path, headers={"Authorization": f"Bearer {secret}"})
+            assert answer.status_code == 200, path
+        path, _, wanted = annex["utilization"].partition("?")
+        name, _, value = wanted.partition("=")
+        path = path.format(lease_id=half_delivered.lease_id)
+        assert api.get(path, **{name: value}).status == 200
 
     def test_says_null_where_nothing_was_measured(
         self, api: ApiClient, organization: Organization
@@ -205,6 +270,9 @@ class TestMonth:
         )
         bill = month(api)
         assert bill["commitments_ahead"]["reservations"] == 1
+        (ahead,) = bill["commitments_ahead"]["by_month"]
+        assert (ahead["month"], ahead["gpu_seconds"]) == ("2036-10", 7200)
+        assert minor(ahead, "contracted") == 471
         assert bill["commitments_ahead"]["gpu_seconds"] == 7200
         assert minor(bill["commitments_ahead"], "contracted") == 471
         assert minor(bill["total"], "contracted") == 0
@@ -261,6 +329,18 @@ class TestCsv:
         assert row["gpu_seconds_attached"] == ""
         assert row["name"] == "'=1+1"
         assert row["starts_at"] == "2026-11-02T08:00:00Z"
+        assert (row["gpu_seconds_undelivered_unknown"], row["bought_by"]) == ("3600", "test")
+
+    def test_has_a_row_for_each_group(self, half_delivered: Settlement) -> None:
+        Reservation.objects.update(tags={"team": "=a"})
+        _, secret = a_key(organization=half_delivered.lease.reservation.organization)
+        answer = Client().get(
+            f"/v1/bills/{NOVEMBER}?format=csv&group_by=tag:team",
+            headers={"Authorization": f"Bearer {secret}"},
+        )
+        (row,) = csv.DictReader(io.StringIO(answer.getvalue().decode()))
+        assert (row["group_by"], row["value"], row["share"]) == ("tag:team", "'=a", "1.0000")
+        assert int(row["earned_minor"]) == half_delivered.earned_minor
 
 
 class TestPage:
@@ -280,6 +360,19 @@ class TestPage:
         assert str(Money(half_delivered.earned_minor, "usd")) in text
         assert half_delivered.lease.reservation_id in text
         assert month_page.NOT_MEASURED in text
+        assert "no evidence says why" in text
+        assert half_delivered.lease_id in text
+        assert "/v1/exports/focus?month=2026-11&amp;version=1.4" in text
+
+    def test_is_divided_as_asked_for(self, half_delivered: Settlement) -> None:
+        _, secret = a_key(organization=half_delivered.lease.reservation.organization)
+        answer = Client().get(
+            f"/v1/bills/{NOVEMBER}?format=html&group_by=tag:team",
+            headers={"Authorization": f"Bearer {secret}"},
+        )
+        text = answer.content.decode()
+        assert "By tag team" in text
+        assert "By project" not in text
 
 
 class TestRefusals:
@@ -296,6 +389,10 @@ class TestRefusals:
 
     def test_meet_another_form(self, api: ApiClient) -> None:
         assert api.get(f"/v1/bills/{NOVEMBER}", format="xml").status == 422
+
+    @pytest.mark.parametrize("wrong", ["tag:", "team", "tag", "tag:" + "k" * 201])
+    def test_meet_a_division_that_nobody_knows(self, api: ApiClient, wrong: str) -> None:
+        assert api.get(f"/v1/bills/{NOVEMBER}", group_by=wrong).status == 422
 
     def test_meet_a_key_without_the_scope(self, organization: Organization) -> None:
         _, secret = a_key(organization=organization, scopes=[Scope.OWNER_READ])

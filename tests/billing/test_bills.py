@@ -4,6 +4,7 @@ import pytest
 
 from billing import bills, settlements
 from billing.bills import Bill, GpuSeconds
+from billing.states import UndeliveredReason
 from marketplace.core.money import Money
 from scheduler.models import Reservation
 from scheduler.states import LeaseStatus, ReservationStatus
@@ -48,7 +49,13 @@ class TestFinalBill:
         bill = bill_of(reservation)
         assert bill.final
         assert bill.gpu_seconds == GpuSeconds(
-            bought=7200, delivered=5400, busy=2700, idle=2700, undelivered=1800, open=0
+            bought=7200,
+            delivered=5400,
+            busy=2700,
+            idle=2700,
+            undelivered=1800,
+            open=0,
+            undelivered_by_reason={UndeliveredReason.HANDOVER: 1800},
         )
         assert (bill.earned, bill.refunded, bill.net) == (usd(353), usd(118), usd(353))
         assert bill.rate == "2.352942"

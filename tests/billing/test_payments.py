@@ -4,6 +4,7 @@ import pytest
 from django.db import IntegrityError, transaction
 
 from billing import (
+    card_refunds,
     ledger,
     payments,
     provider,
@@ -265,7 +266,6 @@ class TestRefunds:
         return payment
 
     def give_back(self, world, payment, amount):
-        from billing import card_refunds
 
         refund = card_refunds.write(
             payment=payment, amount_minor=amount, reason="asked", at=world.clock()
@@ -289,7 +289,6 @@ class TestRefunds:
         assert (refund.status, world.balance()) == ("succeeded", 8000)
         world.clock(days=3)
         made = provider.gateway.read_refund(refund_id=refund.provider_id)
-        from billing import card_refunds
 
         card_refunds.apply(refund_id=refund.pk, made=made, at=world.clock())
         payment.refresh_from_db()
@@ -298,7 +297,6 @@ class TestRefunds:
         world.sound()
 
     def test_never_return_more_than_came(self, world):
-        from billing import card_refunds
         from marketplace.core.errors import StateConflict
 
         payment = self.paid(world, "pm_card_bypassPending")
@@ -307,7 +305,6 @@ class TestRefunds:
             card_refunds.write(payment=payment, amount_minor=2001, reason="b", at=world.clock())
 
     def test_never_return_what_the_wallet_has_spent(self, world, unguarded):
-        from billing import card_refunds
 
         payment = self.paid(world, "pm_card_bypassPending")
         other = self.paid(world, "pm_card_bypassPending")

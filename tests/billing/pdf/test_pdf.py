@@ -79,7 +79,7 @@ class TestAnInvoice:
             "HR-2026-000001",
             "Seller Ltd",
             "Perceptron SE",
-            "Łódz",
+            "Łódź",
             "P7",
             "VAT 19 % (DE) on 4.71",
             "0.89",
@@ -115,10 +115,8 @@ class TestAnInvoice:
         assert drawn.count("Description") in {count, count - 1}  # the sums may have the last alone
         assert f"{count} / {count}" in drawn
 
-    @pytest.mark.parametrize(
-        "name", ["株式会社パーセプトロン", "한국", "北京", "Пример", "Αθήνα", "قطر", "😀", "\u0007"]
-    )
-    def test_can_be_made_out_to_a_name_in_any_script(self, name: str) -> None:
+    @pytest.mark.parametrize("name", ["قطر", "😀", "\u0007"])
+    def test_can_be_made_out_to_a_name_that_no_font_has(self, name: str) -> None:
         buyer = factories.tenant()
         profiles.put(organization=buyer, fields={"legal_name": name}, at=AT, actor="test")
         assert pages(pdf.invoice(invoice=an_invoice())) == 1

@@ -253,8 +253,10 @@ class Market(Buying):
         """After everything is over and everybody was paid, nothing is left open anywhere."""
         while self.held:
             self.resolve(is_captured=False)
-        while self.bought:
-            self.set_status(self.bought.pop(), ReservationStatus.FAILED)
+        for row in (*self.bought, *self.in_parts):
+            self.set_status(row, ReservationStatus.FAILED)
+        self.bought.clear()
+        self.in_parts.clear()
         while self.running:
             lease = self.running.pop()
             Lease.objects.filter(pk=lease.pk).update(
@@ -267,13 +269,14 @@ class Market(Buying):
             settlements.settle_ended(at=FAR)
         while Dispute.objects.filter(status=DisputeStatus.OPEN).exists():
             self.decide(is_won=True, of_owner=False)
-        for invoice, (tenant, owed) in self.invoices.items():
-            if owed:
+        for invoice, tenant in self.invoices.items():
+            if owed := self.owed(invoice):
                 receivables.write_off(
                     organization=tenant,
                     invoice_id=invoice,
                     amount_minor=owed,
                     currency=settings.CURRENCY,
+                    decision_id=self.next_id("apr"),
                     at=FAR,
                 )
         self.invoices.clear()

@@ -1,0 +1,230 @@
+"""Why bought GPU-seconds were not delivered: read from the evidence, never guessed, adding up to the second.
+
+Within a lease the time before its handover, the time after its return, and the outages that are refunded each
+have their cause; what its meters missed without any of them is unknown. Outside of all leases lies what came
+after one that broke off, until another took its place or the reservation ended, and that has the cause of the
+break. A settlement keeps the sums with its evidence, so the reasons of a bill are those of its day; one that
+was made before they were kept says unknown.
+"""
+
+import datetime as dt
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
+
+from django.db.models import Q, Sum
+
+from agents.models import NodeTransition
+from agents.states import NodeStatus
+from billing.deliveries import Delivery, is_refunded
+from billing.models import Posting, Settlement
+from billing.states import AccountKind, EntryKind, Side, UndeliveredReason
+from marketplace.core.windows import Window
+from marketplace.models import Organization
+from scheduler.models import Lease, Reservation
+from scheduler.states import LeaseReason, LeaseStatus
+
+EVIDENCE_KEY = "undelivered_by_reason"
+_NO_HANDOVER = (
+    LeaseReason.HANDOVER_FAILED,
+    LeaseReason.HANDOVER_TIMED_OUT,
+    LeaseReason.TENANT_RETURNED,  # it left before it had anything
+)
+_INSTANT = dt.timedelta(
+    microseconds=1
+)  # as in `month_movements.MOMENT`: an end belongs to before it
+
+Reasons: TypeAlias = Counter[UndeliveredReason]
+
+
+def of_lease(*, lease: Lease, delivery: Delivery) -> Reasons:
+    """Return the GPU-seconds of a finished lease that were not delivered, by reason; none is zero."""
+    ending = _ending_of(lease)
+    gpus = len(lease.gpu_uuids)
+    until = lease.returned_at or lease.ends_at
+    if lease.handed_over_at is None:
+        parts = [(_reason_of_failure(ending), gpus * lease.window.seconds)]
+    else:
+        outages = sum(
+            _seconds(outage.window.starts_at, outage.window.ends_at)
+            for outage in delivery.outages
+            if is_refunded(lease=lease, outage=outage)
+        )
+        parts = [
+            (UndeliveredReason.HANDOVER, gpus * _seconds(lease.starts_at, lease.handed_over_at)),
+            (_reason_of_break(lease, ending=ending), gpus * _seconds(until, lease.ends_at)),
+            (UndeliveredReason.GPU_FAULT, outages),
+        ]
+    return _within(parts, whole=delivery.bought - delivery.delivered)
+
+
+def of_evidence(*, evidence: Mapping[str, object], undelivered: int) -> Reasons:
+    """Return what the evidence of a settlement says of the GPU-seconds that were not delivered."""
+    kept = evidence.get(EVIDENCE_KEY)
+    if not isinstance(kept, dict):
+        return _without_zeros({UndeliveredReason.UNKNOWN: undelivered})
+    return _without_zeros({UndeliveredReason(reason): count for reason, count in kept.items()})
+
+
+def of_settlement(settlement: Settlement) -> list[tuple[dt.datetime, Reasons]]:
+    """Return what a settlement and each of its corrections say, as differences, each with its instant.
+
+    `lease`, the entries and the corrections are loaded by whoever has many of them.
+    """
+    undelivered = settlement.gpu_seconds_bought - settlement.gpu_seconds_delivered
+    said = of_evidence(evidence=settlement.evidence, undelivered=undelivered)
+    moment = min(settlement.entry.effective_at, settlement.lease.ends_at) - _INSTANT
+    found = [(moment, said)]
+    for correction in settlement.corrections.all():
+        undelivered -= correction.gpu_seconds_delivered
+        now = of_evidence(evidence=correction.evidence, undelivered=undelivered)
+        changed = {reason: now[reason] - said[reason] for reason in UndeliveredReason}
+        found.append((correction.entry.effective_at, _without_zeros(changed)))
+        said = now
+    return found
+
+
+def of_rest(*, leases: Iterable[Lease], reservation: Reservation, undelivered: int) -> Reasons:
+    """Return why GPU-seconds of a reservation that no lease accounts for were not delivered."""
+    known = list(leases)
+    if not known:
+        return _without_zeros({UndeliveredReason.NOT_STARTED: undelivered})
+    # Others took the place of a lease all at the same time, with as many GPUs.
+    taken_over = {lease.replaces_id: lease.starts_at for lease in known if lease.replaces_id}
+    parts = []
+    for lease in known:
+        if lease.ends_at < reservation.ends_at:
+            until = taken_over.get(lease.pk, reservation.ends_at)
+            gap = len(lease.gpu_uuids) * _seconds(lease.ends_at, until)
+            parts.append((_reason_of_gap(lease), gap))
+    return _within(parts, whole=undelivered)
+
+
+def in_month(*, organization: Organization, window: Window) -> dict[str, Reasons]:
+    """Return what was not delivered of each reservation in a month, by reason, as its bill counts it."""
+    found: dict[str, Reasons] = {}
+    during = {"starts_at__lt": window.ends_at, "ends_at__gte": window.starts_at}
+    corrected = {"effective_at__gte": window.starts_at, "effective_at__lt": window.ends_at}
+    settlements = (
+        Settlement.objects.visible_to(organization)
+        .filter(
+            Q(**{f"lease__{name}": value for name, value in during.items()})
+            | Q(**{f"corrections__entry__{name}": value for name, value in corrected.items()})
+        )
+        .select_related("lease", "entry")
+        .prefetch_related("corrections__entry")
+        .distinct()
+    )
+    for settlement in settlements:
+        for moment, reasons in of_settlement(settlement):
+            if window.starts_at <= moment < window.ends_at:
+                found.setdefault(settlement.lease.reservation_id, Counter()).update(reasons)
+    rests = dict(
+        Posting.objects.filter(
+            account__organization=organization,
+            account__kind=AccountKind.U_UNDELIVERED,
+            entry__kind=EntryKind.REFUND,
+            side=Side.DEBIT,
+            entry__effective_at__gte=window.starts_at,
+            entry__effective_at__lt=window.ends_at,
+        )
+        .values_list("entry__subject_id")
+        .annotate(seconds=Sum("amount"))
+        .order_by()
+    )
+    known = Reservation.objects.filter(pk__in=rests).prefetch_related(
+        "leases__transitions", "leases__reclaim", "leases__node__transitions"
+    )
+    for reservation in known:
+        reasons = of_rest(
+            leases=reservation.leases.all(),
+            reservation=reservation,
+            undelivered=rests[reservation.pk],
+        )
+        found.setdefault(reservation.pk, Counter()).update(reasons)
+    return {key: _without_zeros(reasons) for key, reasons in found.items()}
+
+
+def complete(reasons: Mapping[UndeliveredReason, int], *, undelivered: int) -> Reasons:
+    """Return reasons that add up to what the books have: of what none is known the reason is unknown."""
+    found = Counter(reasons)
+    found[UndeliveredReason.UNKNOWN] += undelivered - sum(reasons.values())
+    return _without_zeros(found)
+
+
+def as_evidence(reasons: Mapping[UndeliveredReason, int]) -> dict[str, int]:
+    """Return reasons as a settlement keeps them."""
+    return {reason.value: seconds for reason, seconds in sorted(reasons.items())}
+
+
+def _ending_of(lease: Lease) -> LeaseReason | None:
+    """Return why a lease made its last move; None for one that was written without any."""
+    moves = list(lease.transitions.all())
+    return LeaseReason(moves[-1].reason) if moves else None
+
+
+def _reason_of_failure(ending: LeaseReason | None) -> UndeliveredReason:
+    """Return why nothing of a lease was delivered that was never handed over."""
+    if ending in _NO_HANDOVER:
+        return UndeliveredReason.HANDOVER
+    return UndeliveredReason.UNKNOWN
+
+
+def _reason_of_break(lease: Lease, *, ending: LeaseReason | None) -> UndeliveredReason:
+    """Return why a lease was over before its end; that of a fault begins with an outage."""
+    match ending:
+        case LeaseReason.RETURN_UNCONFIRMED:
+            return UndeliveredReason.NETWORK
+        case LeaseReason.NODE_FAULT:
+            return UndeliveredReason.GPU_FAULT
+        case LeaseReason.RETURNED_UNASKED | LeaseReason.RETURNED:
+            is_planned = _was_draining(lease)
+            return UndeliveredReason.MAINTENANCE if is_planned else UndeliveredReason.NODE_DOWN
+        case _:
+            return UndeliveredReason.UNKNOWN
+
+
+def _reason_of_gap(lease: Lease) -> UndeliveredReason:
+    """Return why nothing was delivered after a lease that ended before its reservation."""
+    if getattr(lease, "reclaim", None) is not None and lease.status == LeaseStatus.ENDED:
+        return UndeliveredReason.RECLAIM
+    ending = _ending_of(lease)
+    if lease.handed_over_at is None:
+        return _reason_of_failure(ending)
+    return _reason_of_break(lease, ending=ending)
+
+
+def _was_draining(lease: Lease) -> bool:
+    """Say whether the owner was taking the machine off the market when it gave the GPUs back."""
+    until = lease.returned_at or lease.ends_at
+    moves = [move for move in lease.node.transitions.all() if move.at <= until]
+    return bool(moves) and max(moves, key=_order).to_status == NodeStatus.DRAINING
+
+
+def _order(move: NodeTransition) -> tuple[dt.datetime, int]:
+    return move.at, move.pk
+
+
+def _within(parts: Iterable[tuple[UndeliveredReason, int]], *, whole: int) -> Reasons:
+    """Return parts that add up to a whole: each takes what the ones before left, and the rest is unknown.
+
+    Seconds are rounded up before, because what is delivered was rounded down.
+    """
+    found: Reasons = Counter()
+    left = whole
+    for reason, seconds in parts:
+        taken = min(seconds, left)
+        found[reason] += taken
+        left -= taken
+    found[UndeliveredReason.UNKNOWN] += left
+    return _without_zeros(found)
+
+
+def _without_zeros(seconds: Mapping[UndeliveredReason, int]) -> Reasons:
+    return Counter({reason: count for reason, count in seconds.items() if count})
+
+
+def _seconds(starts_at: dt.datetime, ends_at: dt.datetime) -> int:
+    """Return the seconds between two instants, a begun one as a whole one; none where they are reversed."""
+    return max(0, math.ceil((ends_at - starts_at) / dt.timedelta(seconds=1)))
