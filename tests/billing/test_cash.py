@@ -4,13 +4,10 @@ import pytest
 
 from billing import chargeable, inbox, provider
 from billing.models import CardRefund, Payer, Payment
-from billing.payments import Wishes
-from billing.provider_states import PaymentMeans
 from scheduler import reservations
-from tests.billing.card_market import World, fund_cash
+from tests.billing.card_market import BANK, World, fund_cash
 
 pytestmark = pytest.mark.django_db
-BANK = Wishes(means=PaymentMeans.BANK_TRANSFER)
 
 
 @pytest.fixture
