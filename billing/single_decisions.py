@@ -26,7 +26,14 @@ def limit_minor(*, kind: ApprovalKind) -> int | None:
     match kind:
         case ApprovalKind.REFUND:
             return settings.REFUND_ALONE_MINOR_MAX
-        case ApprovalKind.WRITE_OFF | ApprovalKind.CREDIT | ApprovalKind.UNPARK:
+        case ApprovalKind.PROMOTION:
+            return settings.PROMOTION_ALONE_MINOR_MAX
+        case (
+            ApprovalKind.WRITE_OFF
+            | ApprovalKind.CREDIT
+            | ApprovalKind.UNPARK
+            | ApprovalKind.WITHDRAWAL
+        ):
             return None
 
 

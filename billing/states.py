@@ -58,6 +58,7 @@ class EntryKind(TextChoices):
     PROMOTION = "promotion"
     PROMOTION_SPENT = "promotion_spent"
     PROMOTION_EXPIRY = "promotion_expiry"
+    PROMOTION_RETURNED = "promotion_returned"  # of what a reservation gave back
     BALANCE_TRANSACTION = "balance_transaction"  # what the provider booked for an object of ours
     SUSPENSE = "suspense"  # money of which nobody knows yet whose it is
     HOLD = "hold"
@@ -161,6 +162,8 @@ class ApprovalKind(TextChoices):
     WRITE_OFF = "write_off"
     CREDIT = "credit"  # how much may be owed; to end it takes one
     UNPARK = "unpark"
+    PROMOTION = "promotion"
+    WITHDRAWAL = "withdrawal"  # of a tenant's, that one person may not let go
 
 
 class ApprovalStatus(TextChoices):

@@ -11,10 +11,12 @@ from billing.admin import (
     invoices,
     ledger,
     payouts,
+    promotions,
     provider,
     refunds,
     settlements,
     taxes,
+    withdrawals,
 )
 
 __all__ = [
@@ -25,8 +27,10 @@ __all__ = [
     "invoices",
     "ledger",
     "payouts",
+    "promotions",
     "provider",
     "refunds",
     "settlements",
     "taxes",
+    "withdrawals",
 ]

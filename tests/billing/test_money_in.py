@@ -184,19 +184,15 @@ class TestPromotion:
     def test_is_spent_before_the_wallet_and_expires_with_what_is_left(self):
         row = unpaid(funds_minor=100, status=ReservationStatus.SCHEDULED, total_minor=471)
         buyer = row.organization
-        promotions.grant(organization=buyer, grant_id="welcome", amount=Money(500, "usd"), at=AT)
-        assert promotions.spend(reservation=row, grant_id="welcome", at=AT) == 471
+        made = factories.promotion(buyer=buyer, minor=500, days=2)
+        spent = promotions.spend(reservation=row, amount_minor=471, key=row.pk, at=AT)
+        assert spent == 471
         purchases.post(reservation=row, at=AT)
         assert wallet.balance(organization=buyer) == Money(100, "usd")
-        left = promotions.expire(organization=buyer, grant_id="welcome", currency="usd", at=LATER)
-        assert (left, balance(AccountKind.BREAKAGE), balance(AccountKind.PROMO_COST)) == (
-            29,
-            29,
-            500,
-        )
-        assert (
-            promotions.expire(organization=buyer, grant_id="welcome", currency="usd", at=LATER) == 0
-        )
+        assert not promotions.expire(promotion_id=made.pk, at=AT)
+        assert promotions.expire_due(at=LATER) == 1
+        assert (balance(AccountKind.BREAKAGE), balance(AccountKind.PROMO_COST)) == (29, 500)
+        assert promotions.expire_due(at=LATER) == 0
         assert books.check(at=LATER).ok
 
 
