@@ -19,7 +19,7 @@ from billing import (
     wallet,
 )
 from billing.models import Entry
-from billing.states import GPU_SECONDS, AccountKind
+from billing.states import GPU_SECONDS, AccountKind, EntryKind
 from marketplace.core.money import Money
 from scheduler.models import Reservation
 from scheduler.states import PaymentMethod, ReservationStatus
@@ -103,8 +103,7 @@ class TestCard:
         provider_money.make_available(transaction_id="txn_1", amount=Money(427, "usd"), at=LATER)
         assert balance(AccountKind.PSP_CLEARING, "pi_1") == 0
         assert (balance(AccountKind.PSP_FEES), balance(AccountKind.STRIPE_PENDING)) == (44, 0)
-        provider_money.bring_home(payout_id="po_1", amount=Money(427, "usd"), at=LATER)
-        assert (balance(AccountKind.BANK), balance(AccountKind.STRIPE_AVAILABLE)) == (427, 0)
+        assert balance(AccountKind.STRIPE_AVAILABLE) == 427
         assert books.check(at=LATER).ok
 
     def test_tops_a_wallet_up_once_for_each_payment(self):
@@ -116,7 +115,17 @@ class TestCard:
         assert wallet.balance(organization=buyer) == Money(900, "usd")
 
     def test_money_of_nobody_is_put_aside_and_found_after_a_day(self):
-        provider_money.put_aside(object_id="pi_3", amount=Money(5, "usd"), at=AT)
+        ledger.post(
+            idempotency_key="bt:txn_3",
+            kind=EntryKind.SUSPENSE,
+            subject_id="txn_3",
+            effective_at=AT,
+            legs=ledger.transfer(
+                debited=ledger.AccountRef(AccountKind.STRIPE_AVAILABLE, "usd"),
+                credited=ledger.AccountRef(AccountKind.SUSPENSE, "usd"),
+                amount=5,
+            ),
+        )
         recorded_at = Entry.objects.get().recorded_at
         assert books.check(at=recorded_at + dt.timedelta(hours=23)).ok
         report = books.check(at=recorded_at + dt.timedelta(hours=25))
