@@ -12,11 +12,13 @@ from billing.admin import (
     ledger,
     limits,
     payouts,
+    promotions,
     provider,
     refunds,
     remittances,
     settlements,
     taxes,
+    withdrawals,
 )
 
 __all__ = [
@@ -28,9 +30,11 @@ __all__ = [
     "ledger",
     "limits",
     "payouts",
+    "promotions",
     "provider",
     "refunds",
     "remittances",
     "settlements",
     "taxes",
+    "withdrawals",
 ]

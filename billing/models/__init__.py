@@ -30,6 +30,7 @@ from billing.models.invoices import (
 )
 from billing.models.payments import CardRefund, Payer, Payment, PaymentQuerySet, TopUpDispute
 from billing.models.payouts import Payout, PayoutQuerySet, PayoutTransition, Reserve
+from billing.models.promotions import Promotion, PromotionQuerySet
 from billing.models.provider import (
     BalanceTransaction,
     Difference,
@@ -43,6 +44,7 @@ from billing.models.refunds import Refund, RefundQuerySet, RefundTransition
 from billing.models.settlements import Correction, Settlement, SettlementQuerySet
 from billing.models.tags import LabelChange, TagRule
 from billing.models.tax import ReservationTax, TaxLine, TaxRemittance, TaxRule, TaxStatus
+from billing.models.withdrawals import Withdrawal, WithdrawalPart, WithdrawalQuerySet
 
 __all__ = [
     "NET_DAYS",
@@ -90,6 +92,8 @@ __all__ = [
     "PayoutTransition",
     "Posting",
     "ProjectFreeze",
+    "Promotion",
+    "PromotionQuerySet",
     "ProviderTransition",
     "PurchaseRequest",
     "PurchaseRequestTransition",
@@ -109,4 +113,7 @@ __all__ = [
     "TopUpDispute",
     "Transfer",
     "Watermark",
+    "Withdrawal",
+    "WithdrawalPart",
+    "WithdrawalQuerySet",
 ]
