@@ -307,7 +307,7 @@ SPECTACULAR_SETTINGS = {
             ),
         )
     ],
-    "VERSION": "1.1.0",
+    "VERSION": "1.3.0",
     "OAS_VERSION": "3.1.0",
     "SCHEMA_PATH_PREFIX": "/v1",
     "SERVE_INCLUDE_SCHEMA": False,
