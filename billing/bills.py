@@ -11,6 +11,7 @@ from django.db.models.functions import Coalesce
 
 from billing import ledger, undelivered
 from billing.amounts import part_of_price
+from billing.corrections import latest_evidence
 from billing.deliveries import delivery_so_far
 from billing.earnings import posted_so_far
 from billing.models import Correction, Posting, Settlement, TaxLine
@@ -116,7 +117,7 @@ def reservation_bill(*, reservation: Reservation, at: dt.datetime) -> Bill:
         reservation.leases.select_related(
             "settlement__lease", "settlement__entry", "reservation", "reclaim"
         )
-        .prefetch_related("transitions", "node__transitions", "settlement__corrections__entry")
+        .prefetch_related("transitions", "node__transitions", "settlement__corrections")
         .order_by("pk")
     )
     measured = [_measured(lease=lease, at=at) for lease in leases]
@@ -212,9 +213,8 @@ def _measured(*, lease: Lease, at: dt.datetime) -> _Measured:
     settlement: Settlement | None = getattr(lease, "settlement", None)
     if settlement is None:
         return _so_far(lease=lease, at=at)
-    energy = settlement.evidence.get("energy_millijoules")
-    assert energy is None or isinstance(energy, int)
     corrections = list(settlement.corrections.all())
+    metered = settlement.gpu_seconds_metered + sum(c.gpu_seconds_metered or 0 for c in corrections)
     delivered = settlement.gpu_seconds_delivered + sum(c.gpu_seconds_delivered for c in corrections)
     busy = settlement.gpu_seconds_busy + sum(c.gpu_seconds_busy for c in corrections)
     earned = settlement.earned_minor + sum(c.earned_minor for c in corrections)
@@ -245,8 +245,8 @@ def _measured(*, lease: Lease, at: dt.datetime) -> _Measured:
             open=Money(0, currency),
             settled=True,
         ),
-        gpu_seconds_metered=settlement.gpu_seconds_metered,
-        energy_millijoules=energy,
+        gpu_seconds_metered=metered,
+        energy_millijoules=latest_evidence(settlement).get("energy_millijoules"),
     )
 
 

@@ -1,0 +1,49 @@
+"""Let a correction say what the meters cover, and note that alone without an entry."""
+
+import django.db.models.deletion
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [
+        ("billing", "0025_held_reservations"),
+    ]
+
+    operations = [
+        migrations.AddField(
+            model_name="correction",
+            name="gpu_seconds_metered",
+            field=models.BigIntegerField(
+                db_comment="difference; null: made before it was noted", null=True
+            ),
+        ),
+        migrations.AlterField(
+            model_name="correction",
+            name="entry",
+            field=models.OneToOneField(
+                db_comment="null: nothing moved, only more was measured",
+                null=True,
+                on_delete=django.db.models.deletion.PROTECT,
+                related_name="correction",
+                to="billing.entry",
+            ),
+        ),
+        migrations.AddConstraint(
+            model_name="correction",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("entry__isnull", False),
+                    models.Q(
+                        ("borne_minor", 0),
+                        ("credit_minor", 0),
+                        ("earned_minor", 0),
+                        ("fee_minor", 0),
+                        ("gpu_seconds_busy", 0),
+                        ("gpu_seconds_delivered", 0),
+                    ),
+                    _connector="OR",
+                ),
+                name="correction_without_entry_moves_nothing",
+            ),
+        ),
+    ]
