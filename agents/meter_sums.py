@@ -6,6 +6,7 @@ need that care for what carries no money, and cannot read millions of rows for o
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from fractions import Fraction
 
 from django.db.models import Sum
 
@@ -21,6 +22,38 @@ class MeterSum:
     busy_seconds: int | None
     attached_seconds: int | None
     energy_millijoules: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """For how many of the GPU-seconds of which it is known a process held the GPU's memory."""
+
+    known_seconds: int
+    attached_seconds: int
+
+    @property
+    def share(self) -> Fraction:
+        return Fraction(self.attached_seconds, self.known_seconds)
+
+
+def attachment_by_lease(*, lease_ids: Collection[str], window: Window) -> dict[str, Attachment]:
+    """Return for each lease of which anything is known how long its GPUs were attached; one query."""
+    rows = (
+        MeterReading.objects.filter(
+            lease_id__in=lease_ids,
+            starts_at__gte=window.starts_at,
+            starts_at__lt=window.ends_at,
+            attached_seconds__isnull=False,
+            up_seconds__gt=0,
+        )
+        .values("lease_id")
+        .annotate(known=Sum("up_seconds"), attached=Sum("attached_seconds"))
+        .order_by()
+    )
+    return {
+        row["lease_id"]: Attachment(known_seconds=row["known"], attached_seconds=row["attached"])
+        for row in rows
+    }
 
 
 def sums_by_lease(*, lease_ids: Collection[str], window: Window) -> dict[str, MeterSum]:

@@ -58,7 +58,7 @@ def by_tags(rows: Iterable[Row], *, whole: Figures) -> list[Group]:
     found: dict[tuple[str, str], Figures] = {}
     for row in rows:
         if row.reservation is not None:
-            for name in row.reservation.tags.items():
+            for name in row.labels.tags.items():
                 found.setdefault(name, Figures()).add(row.figures)
     return [
         _group(name, value=value, label=f"{name}: {value}", figures=figures, whole=whole)
@@ -70,7 +70,7 @@ def untagged(rows: Iterable[Row], *, whole: Figures) -> Group:
     """Return the reservations without any tag."""
     figures = Figures()
     for row in rows:
-        if row.reservation is not None and not row.reservation.tags:
+        if row.reservation is not None and not row.labels.tags:
             figures.add(row.figures)
     return _group("tag", value="", label=_NONE, figures=figures, whole=whole, is_rest=True)
 
@@ -82,11 +82,11 @@ def _value_of(row: Row, *, dimension: str) -> tuple[str, str] | None:
     if row.reservation is None:
         return None
     if dimension == PROJECT:
-        project = row.reservation.project
+        project = row.labels.project
         return (project, project) if project else None
     if dimension == BUYER:
         return (row.buyer.actor, row.buyer.name) if row.buyer else None
-    value = row.reservation.tags.get(dimension.removeprefix(TAG_PREFIX))
+    value = row.labels.tags.get(dimension.removeprefix(TAG_PREFIX))
     return None if value is None else (value, value)
 
 

@@ -9,7 +9,15 @@ import datetime as dt
 from django.conf import settings
 from django.db import transaction
 
-from billing import credit, parking, receivables, refunds, tax_remittances
+from billing import (
+    clawbacks,
+    credit,
+    parking,
+    receivables,
+    refunds,
+    single_decisions,
+    tax_remittances,
+)
 from billing.models import NET_DAYS, Approval, ApprovalTransition
 from billing.states import APPROVAL_ARROWS, MARKETS_OWN, ApprovalKind, ApprovalStatus
 from marketplace import audit
@@ -74,8 +82,11 @@ def request(
     ApprovalTransition.objects.create(
         approval=approval, from_status="", to_status=approval.status, actor=actor, at=at
     )
-    if is_for_one(kind=kind, amount=amount):
-        _decide(approval, to=ApprovalStatus.APPROVED, at=at, actor=_alone(actor))
+    if single_decisions.is_enough(
+        kind=kind, subject_id=subject_id, amount=amount, actor=actor, at=at
+    ):
+        alone = single_decisions.decider(actor=actor)
+        _decide(approval, to=ApprovalStatus.APPROVED, at=at, actor=alone)
         _carry_out(approval, at=at)
     _trail(approval, action="approval.requested", at=at, actor=actor)
     return approval
@@ -109,13 +120,6 @@ def refuse(*, approval_id: str, at: dt.datetime, actor: str) -> Approval:
     return approval
 
 
-def is_for_one(*, kind: ApprovalKind, amount: Money) -> bool:
-    """Say whether one person is enough: for a refund up to the market's limit, and to end a credit."""
-    if kind == ApprovalKind.CREDIT:
-        return amount.amount_minor == 0
-    return kind == ApprovalKind.REFUND and amount.amount_minor <= settings.REFUND_ALONE_MINOR_MAX
-
-
 def _carry_out(approval: Approval, *, at: dt.datetime) -> None:
     kind, organization = ApprovalKind(approval.kind), approval.organization
     if organization is None:
@@ -136,10 +140,13 @@ def _carry_out(approval: Approval, *, at: dt.datetime) -> None:
                 invoice_id=approval.subject_id,
                 amount_minor=approval.amount_minor,
                 currency=approval.currency,
+                decision_id=approval.id,
                 at=at,
             )
         case ApprovalKind.CREDIT:
             credit.grant(approval=approval, at=at)
+        case ApprovalKind.DISPUTE:
+            clawbacks.charge(approval=approval, at=at)
         case ApprovalKind.UNPARK:
             parking.end(organization=organization, at=at, actor=approval.decided_by)
         case ApprovalKind.TAX_REMITTANCE | ApprovalKind.REMITTANCE_REVERSAL:
@@ -187,11 +194,6 @@ def _check_credit(
         raise InvalidValue(
             f"A limit is 0 or more, in {settings.CURRENCY.upper()}.", pointer="/amount_minor"
         )
-
-
-def _alone(actor: str) -> str:
-    """Return who decides what one person may do: the market's rule, in that person's name."""
-    return f"rule:{actor}"[: audit.ACTOR_LENGTH_MAX]
 
 
 def _decide(approval: Approval, *, to: ApprovalStatus, at: dt.datetime, actor: str) -> None:

@@ -4,7 +4,8 @@ import datetime as dt
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from decimal import ROUND_HALF_EVEN, Decimal, localcontext
+from decimal import Decimal, localcontext
+from fractions import Fraction
 
 from django.db.models import F, Sum
 from django.db.models.functions import Coalesce
@@ -18,7 +19,13 @@ from billing.models import Correction, Posting, Settlement, TaxLine
 from billing.purchases import gpu_seconds_bought, reservation_account
 from billing.settlements import FINAL_RESERVATION_STATUSES
 from billing.states import GPU_SECONDS, AccountKind, EntryKind, Side, UndeliveredReason
-from marketplace.core.money import SECONDS_PER_HOUR, Money, currency_exponent, format_rate
+from marketplace.core.money import (
+    SECONDS_PER_HOUR,
+    Money,
+    currency_exponent,
+    format_rate,
+    round_to,
+)
 from marketplace.core.windows import Window
 from scheduler.models import Lease, Reservation
 from scheduler.states import ReservationStatus
@@ -143,7 +150,9 @@ def reservation_bill(*, reservation: Reservation, at: dt.datetime) -> Bill:
     )
     if is_paid:
         bought = _balance(AccountKind.U_BOUGHT, reservation=reservation)
-        total = Money(reservation.quote.total_minor + made["charged"], currency)
+        total = Money(
+            reservation.quote.total_minor - reservation.unpaid_minor + made["charged"], currency
+        )
     else:
         bought = 0 if is_void else gpu_seconds_bought(reservation=reservation)
         total = Money(0 if is_void else reservation.total_minor, currency)
@@ -357,6 +366,4 @@ def cost_per_hour(net: Money, gpu_seconds: int) -> str | None:
 
 def ratio(part: int, whole: int, quantum: Decimal) -> str:
     """Return a part of a whole as a decimal string."""
-    with localcontext() as context:
-        context.prec = 40
-        return str((Decimal(part) / whole).quantize(quantum, rounding=ROUND_HALF_EVEN))
+    return str(round_to(Fraction(part, whole), quantum=quantum))

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from django.db import connection, transaction
 
 from billing import parking, settlements
+from billing.deposits.invariants import DEPOSIT_INVARIANTS
+from billing.focus import invariants as export_invariants
 from billing.guards import GUARDS
 from billing.invariants import MORE_INVARIANTS, SIGNED, Invariant, sum_of
 from billing.invoices.invariants import INVOICE_INVARIANTS
@@ -58,9 +60,32 @@ _RESERVATION_BALANCES = """
         'u_released')
     GROUP BY a.subject_id, a.kind
 """
-# Paid reservations that ended long enough ago for all their leases to be settled.
+# Whom the subject of an entry belongs to, where it is one of ours: `e` is the entry.
+_OF_SUBJECT = """
+    SELECT o.id AS organization_id FROM marketplace_organization o WHERE o.id = e.subject_id
+    UNION SELECT r.organization_id FROM scheduler_reservation r WHERE r.id = e.subject_id
+    UNION SELECT r.organization_id FROM scheduler_change c
+        JOIN scheduler_reservation r ON r.id = c.reservation_id WHERE c.id = e.subject_id
+    UNION SELECT unnest(ARRAY[r.organization_id, n.organization_id]) FROM scheduler_lease l
+        JOIN scheduler_reservation r ON r.id = l.reservation_id JOIN agents_node n ON n.id = l.node_id
+        WHERE l.id = e.subject_id
+    UNION SELECT s.owner_id FROM billing_settlement s WHERE s.id = e.subject_id
+    UNION SELECT f.owner_id FROM billing_feeshare f WHERE f.id = e.subject_id
+    UNION SELECT o.owner_id FROM billing_payout o WHERE o.id = e.subject_id
+    UNION SELECT i.organization_id FROM billing_invoice i WHERE i.id = e.subject_id
+    UNION SELECT p.organization_id FROM billing_payment p WHERE p.id = e.subject_id
+    UNION SELECT p.organization_id FROM billing_cardrefund c
+        JOIN billing_payment p ON p.id = c.payment_id WHERE c.id = e.subject_id
+    UNION SELECT r.organization_id FROM billing_refund f
+        JOIN scheduler_reservation r ON r.id = f.reservation_id WHERE f.id = e.subject_id
+"""
+# Paid reservations that ended long enough ago for all their leases to be settled. One that waits for a lease
+# is late, and lateness parks nobody.
 _CLOSED = """
-    SELECT r.id, r.gpus * extract(epoch FROM r.ends_at - r.starts_at)::bigint AS gpu_seconds
+    SELECT r.id, CASE WHEN NOT EXISTS (
+            SELECT FROM scheduler_lease l WHERE l.reservation_id = r.id AND NOT EXISTS (
+                SELECT FROM billing_settlement s WHERE s.lease_id = l.id)
+        ) THEN r.organization_id END AS organization_id
     FROM scheduler_reservation r
     WHERE r.status IN ('completed', 'failed', 'reclaimed', 'cancelled')
         AND EXISTS (
@@ -101,27 +126,45 @@ INVARIANTS = (
         "entries_balance",
         "Every entry balances in every currency.",
         f"""
-        SELECT e.id || ' is off by ' || sum({SIGNED}) || ' ' || a.currency, max(a.organization_id)
-        FROM billing_entry e
-        JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
-        GROUP BY e.id, a.currency HAVING sum({SIGNED}) <> 0
+        SELECT off.id || ' is off by ' || off.amount || ' ' || off.currency, named.organization_id
+        FROM (
+            SELECT e.id, a.currency, sum({SIGNED}) AS amount
+            FROM billing_entry e
+            JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
+            GROUP BY e.id, a.currency HAVING sum({SIGNED}) <> 0
+        ) off
+        LEFT JOIN LATERAL (
+            SELECT DISTINCT a.organization_id
+            FROM billing_posting p JOIN billing_account a ON a.id = p.account_id
+            WHERE p.entry_id = off.id AND a.organization_id IS NOT NULL
+        ) named ON true
         """,  # noqa: S608 - constants of this file
     ),
     Invariant(
         "entries_have_postings",
         "No entry is empty.",
-        """
-        SELECT e.id || ' has no postings', NULL FROM billing_entry e
+        f"""
+        SELECT e.id || ' has no postings', named.organization_id
+        FROM billing_entry e LEFT JOIN LATERAL ({_OF_SUBJECT}) named ON true
         WHERE NOT EXISTS (SELECT FROM billing_posting p WHERE p.entry_id = e.id)
-        """,
+        """,  # noqa: S608
     ),
     Invariant(
         "accounts_sum_to_zero",
         "All accounts of a currency together are zero.",
         f"""
-        SELECT a.currency || ' is off by ' || sum({SIGNED}), NULL
-        FROM billing_posting p JOIN billing_account a ON a.id = p.account_id
-        GROUP BY a.currency HAVING sum({SIGNED}) <> 0
+        SELECT off.currency || ' is off by ' || off.amount, stray.organization_id
+        FROM (
+            SELECT a.currency, sum({SIGNED}) AS amount
+            FROM billing_posting p JOIN billing_account a ON a.id = p.account_id
+            GROUP BY a.currency HAVING sum({SIGNED}) <> 0
+        ) off
+        LEFT JOIN LATERAL (
+            SELECT DISTINCT a.organization_id
+            FROM billing_posting p JOIN billing_account a ON a.id = p.account_id
+            WHERE a.currency = off.currency AND a.organization_id IS NOT NULL
+                AND NOT EXISTS (SELECT FROM billing_entry e WHERE e.id = p.entry_id)
+        ) stray ON true
         """,  # noqa: S608
     ),
     Invariant(
@@ -158,23 +201,25 @@ INVARIANTS = (
         """
         SELECT r.id || ' costs ' || r.total_minor || ', was quoted ' || q.total_minor
             || ', changed by ' || changed.amount || ', was charged '
-            || coalesce(charged.amount::text, 'nothing'), r.organization_id
+            || coalesce(charged.amount::text, 'nothing') || ', owes ' || r.unpaid_minor, r.organization_id
         FROM scheduler_reservation r
         JOIN scheduler_quote q ON q.id = r.quote_id
-        LEFT JOIN billing_entry e ON e.kind = 'purchase' AND e.subject_id = r.id
         CROSS JOIN LATERAL (
             SELECT coalesce(sum(c.charged_minor - c.refunded_minor - c.fee_minor), 0) AS amount,
                 count(*) AS count
             FROM scheduler_change c WHERE c.reservation_id = r.id
         ) changed
-        LEFT JOIN LATERAL (
-            SELECT coalesce(sum(p.amount), 0) AS amount
-            FROM billing_posting p JOIN billing_account a ON a.id = p.account_id
-            WHERE p.entry_id = e.id AND p.side = 'credit' AND a.kind = 'deferred'
-                AND a.currency = r.currency
-        ) charged ON e.id IS NOT NULL
         CROSS JOIN LATERAL (
-            SELECT r.status = 'scheduled' AND e.id IS NULL AND EXISTS (
+            SELECT CASE WHEN count(e.id) > 0 THEN coalesce(sum(p.amount), 0) END AS amount
+            FROM billing_entry e
+            LEFT JOIN (
+                billing_posting p JOIN billing_account a ON a.id = p.account_id
+                    AND p.side = 'credit' AND a.kind = 'deferred'
+            ) ON p.entry_id = e.id AND a.currency = r.currency
+            WHERE e.kind IN ('purchase', 'balance') AND e.subject_id = r.id
+        ) charged
+        CROSS JOIN LATERAL (
+            SELECT r.status = 'scheduled' AND charged.amount IS NULL AND EXISTS (
                 SELECT FROM billing_payment h WHERE h.reservation_id = r.id AND h.status = 'authorized'
             ) AS is_held
         ) price
@@ -182,7 +227,7 @@ INVARIANTS = (
             (r.currency, r.fee_basis_points) IS DISTINCT FROM (q.currency, q.fee_basis_points)
             OR (changed.count = 0 AND r.rate IS DISTINCT FROM q.rate)
             OR r.total_minor IS DISTINCT FROM q.total_minor + changed.amount
-            OR (charged.amount IS DISTINCT FROM q.total_minor AND NOT price.is_held)
+            OR (charged.amount IS DISTINCT FROM q.total_minor - r.unpaid_minor AND NOT price.is_held)
         )
         """,
     ),
@@ -228,7 +273,7 @@ INVARIANTS = (
         "closed_reservations_are_empty",
         "Nothing stays deferred or open in a reservation that is over.",
         f"""
-        SELECT c.id || ' keeps ' || b.balance || ' in ' || b.kind, NULL
+        SELECT c.id || ' keeps ' || b.balance || ' in ' || b.kind, c.organization_id
         FROM ({_CLOSED}) c JOIN ({_RESERVATION_BALANCES}) b ON b.subject_id = c.id
         WHERE b.kind IN ('deferred', 'u_open') AND b.balance <> 0
         """,  # noqa: S608
@@ -275,7 +320,8 @@ INVARIANTS = (
         "Each lease that ended a while ago has one settlement; no other lease has any.",
         """
         SELECT l.id || ' closed at ' || coalesce(l.closed_at::text, 'no instant') || ' and has '
-            || count(s.id) || ' settlements', NULL
+            || count(s.id) || ' settlements',
+            CASE WHEN count(s.id) > 0 THEN n.organization_id END
         FROM scheduler_lease l LEFT JOIN billing_settlement s ON s.lease_id = l.id
         JOIN scheduler_reservation r ON r.id = l.reservation_id
         JOIN agents_node n ON n.id = l.node_id
@@ -283,7 +329,7 @@ INVARIANTS = (
             SELECT FROM billing_parking k
             WHERE k.organization_id IN (r.organization_id, n.organization_id) AND k.ended_at IS NULL
         )
-        GROUP BY l.id
+        GROUP BY l.id, n.organization_id
         HAVING count(s.id) > 1
             OR (l.status IN ('ended', 'interrupted', 'failed') AND count(s.id) = 0
                 AND coalesce(l.closed_at, l.ends_at) < %(overdue_before)s)
@@ -314,9 +360,10 @@ INVARIANTS = (
         "no_double_allocation",
         "No GPU is promised twice at one instant.",
         """
-        SELECT 'allocations ' || a.id || ' and ' || b.id || ' overlap', NULL
+        SELECT 'allocations ' || a.id || ' and ' || b.id || ' overlap', n.organization_id
         FROM scheduler_allocation a JOIN scheduler_allocation b
             ON a.id < b.id AND a.slots && b.slots AND a.period && b.period
+        JOIN agents_node n ON n.id = a.node_id
         WHERE a.live AND b.live
         """,
     ),
@@ -324,7 +371,10 @@ INVARIANTS = (
     *PROVIDER_INVARIANTS,
     *INVOICE_INVARIANTS,
     *TAX_INVARIANTS,
+    *DEPOSIT_INVARIANTS,
 )
+# Of every check, in their order: those that are queries, then those that read the exports.
+NAMES = (*(invariant.name for invariant in INVARIANTS), *export_invariants.SENTENCES)
 
 
 def check(*, at: dt.datetime) -> BooksReport:
@@ -351,7 +401,9 @@ def check(*, at: dt.datetime) -> BooksReport:
                 f" AS found (breach, organization_id) LIMIT {BREACHES_READ_MAX}",
                 parameters,
             )
-            checks.append(_judge(invariant, cursor.fetchall()))
+            checks.append(_judge(invariant.name, invariant.sentence, cursor.fetchall()))
+        for name, found in export_invariants.breaches(at=at).items():
+            checks.append(_judge(name, export_invariants.SENTENCES[name], found))
     return BooksReport(at=at, ok=all(each.ok for each in checks), checks=checks)
 
 
@@ -399,17 +451,20 @@ def _is_nested() -> bool:
     return bool(connection.savepoint_ids)
 
 
-def _judge(invariant: Invariant, rows: list[tuple[str, str | None]]) -> Check:
+def _judge(name: str, sentence: str, rows: list[tuple[str, str | None]]) -> Check:
     if not rows:
-        return Check(name=invariant.name, ok=True, detail=invariant.sentence)
-    shown = "; ".join(text for text, _ in rows[:BREACHES_SHOWN_MAX])
-    rest = f"; and {len(rows) - BREACHES_SHOWN_MAX} more" if len(rows) > BREACHES_SHOWN_MAX else ""
+        return Check(name=name, ok=True, detail=sentence)
+    texts = list(dict.fromkeys(text for text, _ in rows))  # one may concern several organizations
+    shown = "; ".join(texts[:BREACHES_SHOWN_MAX])
+    rest = (
+        f"; and {len(texts) - BREACHES_SHOWN_MAX} more" if len(texts) > BREACHES_SHOWN_MAX else ""
+    )
     return Check(
-        name=invariant.name,
+        name=name,
         ok=False,
         detail=f"{shown}{rest}",
         organizations={
-            organization_id: f"{invariant.name}: {text}"
+            organization_id: f"{name}: {text}"
             for text, organization_id in reversed(rows)
             if organization_id is not None
         },

@@ -7,10 +7,10 @@ return it, then or days later, it is in the wallet again and the tenant is told.
 import datetime as dt
 
 from django.db import transaction
-from django.db.models import F
+from django.db.models import Exists, F, OuterRef
 
-from billing import intents, ledger, wallet
-from billing.models import CardRefund, Payment, ProviderTransition
+from billing import intents, ledger, parking, runs, wallet
+from billing.models import CardRefund, Intent, Payment, ProviderTransition
 from billing.provider_states import (
     CARD_REFUND_ARROWS,
     CardRefundStatus,
@@ -30,6 +30,8 @@ READ_AGAIN_SECONDS = 3600  # a pending refund takes days; a webhook says when it
 @transaction.atomic
 def write(*, payment: Payment, amount_minor: int, reason: str, at: dt.datetime) -> CardRefund:
     """Promise to return a part of what a payment brought; whoever drives its intent sends it.
+
+    While the tenant's money is parked it stays in the wallet: the promise is kept by `send_due` afterwards.
 
     :raises StateConflict: when the payment has not that much left.
     :raises ledger.InsufficientFunds: when the wallet has spent it.
@@ -51,27 +53,22 @@ def write(*, payment: Payment, amount_minor: int, reason: str, at: dt.datetime) 
         created_at=at,
     )
     _note(refund, from_status="", reason=reason, at=at)
-    ledger.post(
-        idempotency_key=f"withdrawal:{refund.pk}",
-        kind=EntryKind.WITHDRAWAL,
-        subject_id=refund.pk,
-        effective_at=at,
-        legs=ledger.transfer(
-            debited=_wallet(refund), credited=_payable(refund), amount=amount_minor
-        ),
-    )
-    intents.write(
-        kind=IntentKind.REFUND,
-        subject_id=refund.pk,
-        organization=payment.organization,
-        params={
-            "payment_id": payment.provider_id,
-            "amount_minor": amount_minor,
-            "metadata": {"tenant": payment.organization_id, "refund": refund.pk},
-        },
-        at=at,
-    )
+    if not parking.is_parked(organizations=[payment.organization]):
+        _withdraw(refund, at=at)
     return refund
+
+
+def send_due(*, at: dt.datetime) -> int:
+    """Send what was promised of money that was parked and moves again; return how many.
+
+    What the tenant has spent before that goes back to nobody.
+    """
+    asked = Intent.objects.filter(kind=IntentKind.REFUND, subject_id=OuterRef("pk"))
+    waiting = CardRefund.objects.filter(~Exists(asked), status=CardRefundStatus.DUE).exclude(
+        payment__organization__in=parking.parked()
+    )
+    ids = waiting.order_by("pk").values_list("pk", flat=True)[: intents.INTENTS_PER_RUN_MAX]
+    return runs.one_by_one(ids, lambda pk: _send(pk, at=at), name="send_card_refunds")
 
 
 @transaction.atomic
@@ -125,19 +122,59 @@ def clearing(*, refund: CardRefund) -> ledger.AccountRef:
     )
 
 
-def _fail(refund: CardRefund, *, code: str, source: ledger.AccountRef, at: dt.datetime) -> None:
-    refund.failure_code = code[:100]
-    refund.save(update_fields=["failure_code"])
-    _move(refund, to=CardRefundStatus.FAILED, reason=code, at=at)
-    Payment.objects.filter(pk=refund.payment_id).update(
-        refunded_minor=F("refunded_minor") - refund.amount_minor
+def _send(refund_id: str, *, at: dt.datetime) -> bool:
+    refund = _locked(refund_id)
+    try:
+        with transaction.atomic():
+            _withdraw(refund, at=at)
+    except ledger.InsufficientFunds:
+        _close_failed(refund, code="spent", at=at)
+    return True
+
+
+def _withdraw(refund: CardRefund, *, at: dt.datetime) -> None:
+    """Take a promised refund out of the wallet, and ask the provider to return it."""
+    ledger.post(
+        idempotency_key=f"withdrawal:{refund.pk}",
+        kind=EntryKind.WITHDRAWAL,
+        subject_id=refund.pk,
+        effective_at=at,
+        legs=ledger.transfer(
+            debited=_wallet(refund), credited=_payable(refund), amount=refund.amount_minor
+        ),
     )
+    payment = refund.payment
+    intents.write(
+        kind=IntentKind.REFUND,
+        subject_id=refund.pk,
+        organization=payment.organization,
+        params={
+            "payment_id": payment.provider_id,
+            "amount_minor": refund.amount_minor,
+            "metadata": {"tenant": payment.organization_id, "refund": refund.pk},
+        },
+        at=at,
+    )
+
+
+def _fail(refund: CardRefund, *, code: str, source: ledger.AccountRef, at: dt.datetime) -> None:
+    """Put what could not be returned into the wallet again, from where it was on its way."""
     ledger.post(
         idempotency_key=f"refund-failed:{refund.pk}",
         kind=EntryKind.REFUND_FAILED,
         subject_id=refund.pk,
         effective_at=at,
         legs=ledger.transfer(debited=source, credited=_wallet(refund), amount=refund.amount_minor),
+    )
+    _close_failed(refund, code=code, at=at)
+
+
+def _close_failed(refund: CardRefund, *, code: str, at: dt.datetime) -> None:
+    refund.failure_code = code[:100]
+    refund.save(update_fields=["failure_code"])
+    _move(refund, to=CardRefundStatus.FAILED, reason=code, at=at)
+    Payment.objects.filter(pk=refund.payment_id).update(
+        refunded_minor=F("refunded_minor") - refund.amount_minor
     )
     _tell(refund, kind=EventKind.REFUND_FAILED, at=at)
 

@@ -6,7 +6,6 @@ they get of any price: all but the market's share of it, divided by the price of
 """
 
 import datetime as dt
-import logging
 
 from django.conf import settings
 from django.db import transaction
@@ -15,15 +14,15 @@ from billing import (
     accounts,
     budgets,
     credit,
+    fee_shares,
     invoices,
     ledger,
-    parking,
     payment_methods,
     purchase_requests,
     receivables,
     tax,
 )
-from billing.models import CreditTerms, FeeShare, Payout, PayoutTransition
+from billing.models import CreditTerms, FeeShare
 from billing.payment_methods import PaymentMethodUnavailable
 from billing.promised import Promise
 from billing.purchase_requests import Order
@@ -35,11 +34,7 @@ from scheduler import changes as scheduled
 from scheduler.models import Change, ChangeQuote
 from scheduler.states import PaymentMethod
 
-logger = logging.getLogger(__name__)
-
 BASIS_POINTS = 10_000
-RELEASES_PER_RUN_MAX = 500  # about five seconds of work; the next tick takes the rest
-ACTOR = "billing.release_earnings"
 _AT_ONCE = (PaymentMethod.WALLET, PaymentMethod.INVOICE)
 Row = tuple[ledger.AccountRef, ledger.AccountRef, int]  # debited, credited, amount
 
@@ -160,7 +155,6 @@ def post(*, change: Change, payer: ledger.AccountRef | None = None) -> None:
     :raises parking.MoneyParked: while the tenant's money is parked.
     """
     reservation = change.reservation
-    parking.require_moving(organization=reservation.organization)
     fee_for_owners = _fee_for_owners(change)
     key = f"change:{change.id}"
     part = tax.part_of(
@@ -185,70 +179,6 @@ def post(*, change: Change, payer: ledger.AccountRef | None = None) -> None:
         tax.note(part, reservation=reservation, entry=entry, at=change.at)
     if fee_for_owners:
         _share_out(change, amount=fee_for_owners)
-
-
-def release_due(*, at: dt.datetime) -> int:
-    """Make the owners' parts of fees payable whose time has come; return how many.
-
-    Safe to run twice or side by side. One that cannot be released is logged and does not hold up the rest.
-    """
-    due = FeeShare.objects.filter(released_at__isnull=True, release_due_at__lte=at)
-    released = 0
-    for share_id in due.order_by("release_due_at").values_list("pk", flat=True)[
-        :RELEASES_PER_RUN_MAX
-    ]:
-        try:
-            released += release(share_id=share_id, at=at)
-        except Exception:
-            logger.exception("fee share %s could not be released", share_id)
-    return released
-
-
-@transaction.atomic
-def release(*, share_id: str, at: dt.datetime) -> bool:
-    """Move one owner's part of a fee to what is payable, less what the owner owes.
-
-    Say whether it was this call that did it. Nothing is released while the owner's money is parked.
-    """
-    share = (
-        FeeShare.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
-        .filter(pk=share_id, released_at__isnull=True, release_due_at__lte=at)
-        .select_related("owner")
-        .first()
-    )
-    if share is None or parking.is_parked(organizations=[share.owner]):
-        return False
-    # No other release may net what this owner owes meanwhile.
-    owner = Organization.objects.select_for_update(no_key=True).get(pk=share.owner_id)
-    owed, payable = (
-        accounts.of_owner(kind=kind, owner=owner, currency=share.currency)
-        for kind in (AccountKind.OWNER_CLAWBACK, AccountKind.OWNER_PAYABLE)
-    )
-    netted = min(share.amount_minor, max(ledger.balance(account=owed), 0))
-    rest = share.amount_minor - netted
-    accrued = _accrued(share_id=share.id, owner=owner, currency=share.currency)
-    FeeShare.objects.filter(pk=share.pk).update(released_at=at)
-    entry = ledger.post(
-        idempotency_key=f"release:{share.id}",
-        kind=EntryKind.RELEASE,
-        subject_id=share.id,
-        effective_at=at,
-        legs=ledger.differences([(accrued, owed, netted), (accrued, payable, rest)]),
-    )
-    if rest:
-        payout = Payout.objects.create(
-            owner=owner,
-            fee_share=share,
-            entry=entry,
-            amount_minor=rest,
-            currency=share.currency,
-            due_at=share.release_due_at,
-            created_at=at,
-        )
-        PayoutTransition.objects.create(
-            payout=payout, from_status="", to_status=payout.status, actor=ACTOR, at=at
-        )
-    return True
 
 
 def require_allowed(
@@ -404,12 +334,10 @@ def _share_out(change: Change, *, amount: int) -> None:
                 debited=accounts.of_reservation(
                     kind=AccountKind.DEFERRED, reservation=reservation, currency=change.currency
                 ),
-                credited=_accrued(share_id=share.id, owner=owner, currency=change.currency),
+                credited=fee_shares.accrued(
+                    share_id=share.id, owner=owner, currency=change.currency
+                ),
                 amount=part,
             ),
         )
         share.save(force_insert=True)
-
-
-def _accrued(*, share_id: str, owner: Organization, currency: str) -> ledger.AccountRef:
-    return ledger.AccountRef(AccountKind.OWNER_ACCRUED, currency, share_id, owner)

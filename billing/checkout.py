@@ -8,12 +8,14 @@ from billing import (
     accounts,
     budgets,
     credit,
+    deposits,
     ledger,
     payment_methods,
     payments,
     provider,
     purchase_requests,
     purchases,
+    tag_policy,
     tax,
 )
 from billing.models import CreditTerms
@@ -44,6 +46,7 @@ def purchase(
     actor: str,
     with_saved_card: bool = False,
     saves_card: bool = False,
+    in_two_parts: bool = False,
 ) -> Reservation:
     """Reserve the quoted capacity; from the wallet or on account it is bought and confirmed at once.
 
@@ -53,8 +56,10 @@ def purchase(
 
     :raises InvalidValue: when nobody has ever heard of the payment method, or it takes too long here.
     :raises payment_methods.PaymentMethodUnavailable: where it takes a provider and none is connected.
+    :raises tag_policy.TagRequired: without a tag that the tenant requires; likewise `TagValueNotAllowed`.
     :raises budgets.BudgetExceeded: when a hard budget does not cover the price; likewise `ProjectFrozen`.
     :raises ApprovalRequired: above the tenant's own limit, unless another person has approved it.
+    :raises deposits.PaymentPlanUnavailable: when the price cannot be paid in two parts.
     :raises payments.NoSavedCard: when the saved card is to pay and there is none.
     :raises ledger.InsufficientFunds: with the missing amount, when the wallet does not cover the price.
     :raises credit.CreditNotGranted: when nothing can be bought on account; likewise `CreditLimitExceeded`
@@ -65,10 +70,12 @@ def purchase(
     payment_methods.require_provider(method, is_connected=provider.is_connected())
     quote = quotes.get_for_use(organization=organization, quote_id=quote_id)
     if quote.status == QuoteStatus.OPEN and quote.expires_at > at:
+        tag_policy.require(organization=organization, tags=details.tags)
         budgets.require(
             organization=organization, project=details.project, promise=Promise.of(quote), at=at
         )
         purchase_requests.require(order=Order.of_quote(quote, project=details.project))
+    parts = _parts_of(quote=quote, method=method, at=at) if in_two_parts else None
     terms = _require_means(quote=quote, method=method, at=at)
     reservation = reservations.accept(
         quote=quote,
@@ -76,6 +83,7 @@ def purchase(
         details=details,
         at=at,
         actor=actor,
+        unpaid_minor=parts.balance_net_minor if parts is not None else 0,
     )
     tax.freeze(reservation=reservation, at=at)
     if method == PaymentMethod.WALLET:
@@ -93,6 +101,8 @@ def purchase(
             f"A bank transfer needs {ahead.days} days before the start; pay by card or wallet.",
             pointer="/payment_method",
         )
+    if parts is not None:
+        deposits.make(reservation=reservation, parts=parts, at=at)
     payments.open_for_reservation(
         reservation=reservation,
         wishes=Wishes(
@@ -103,6 +113,22 @@ def purchase(
         at=at,
     )
     return reservation
+
+
+def _parts_of(*, quote: Quote, method: PaymentMethod, at: dt.datetime) -> deposits.Parts | None:
+    """Return in which parts a quote is paid; one that is not open is refused by the scheduler.
+
+    :raises deposits.PaymentPlanUnavailable: when it cannot be paid in two parts, or not in this way.
+    """
+    if method != PaymentMethod.CARD:
+        raise deposits.PaymentPlanUnavailable(
+            "A deposit is paid by card: the balance is charged to the same one.",
+            pointer="/payment_plan",
+        )
+    if quote.status != QuoteStatus.OPEN:
+        return None
+    terms = tax.current_terms(organization=quote.organization, at=at)
+    return deposits.require(quote=quote, terms=terms, at=at)
 
 
 def _require_means(*, quote: Quote, method: PaymentMethod, at: dt.datetime) -> CreditTerms | None:

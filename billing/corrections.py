@@ -18,7 +18,7 @@ from typing import Any
 from django.db import transaction
 from django.db.models import Sum
 
-from billing import accounts, ledger, parking, service_credits, steps, tax
+from billing import accounts, ledger, parking, receivables, service_credits, steps, tax
 from billing.amounts import Amounts, amounts_of, floor_minor, share_delivered
 from billing.deliveries import Delivery, delivery_of
 from billing.models import Correction, Settlement
@@ -121,6 +121,7 @@ def _correct(
     at: dt.datetime,
 ) -> Correction:
     lease, reservation = settlement.lease, settlement.lease.reservation
+    is_owed = receivables.lock_if_owed(reservation=reservation)
     refunded = amounts.refunded - standing.refunded
     purse = accounts.wallet(organization=reservation.organization, currency=settlement.currency)
     charged = 0
@@ -166,6 +167,8 @@ def _correct(
             legs=legs,
         )
         tax.note(part, reservation=reservation, entry=entry, at=at)
+    if is_owed:
+        receivables.set_credit_off(reservation=reservation, amount_minor=credit, at=at)
     steps.reached("correction.posted")
     correction = Correction.objects.create(
         settlement=settlement,

@@ -138,7 +138,7 @@ def require(*, organization: Organization, amount: Money, at: dt.datetime) -> Cr
     :raises parking.MoneyParked: while its money is parked.
     """
     receivables.lock(organization)
-    parking.require_moving(organization=organization)
+    parking.require_moving(organizations=[organization])
     terms = terms_in_force(organization=organization, currency=amount.currency)
     if terms is None or not terms.limit_minor:
         raise CreditNotGranted(

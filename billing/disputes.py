@@ -3,13 +3,19 @@
 import datetime as dt
 
 from django.db import transaction
+from django.db.models import F, Q
 
 from billing import accounts, ledger
-from billing.models import Dispute, DisputeTransition
+from billing.models import Dispute, DisputeTransition, Entry, Intent, Payment, Refund
+from billing.provider_states import IntentKind
 from billing.states import DISPUTE_ARROWS, AccountKind, DisputeStatus, EntryKind
 from marketplace.core.errors import StateConflict
-from marketplace.models import Organization
 from scheduler.models import Reservation
+
+# The provider's word for a refund of what a bank has taken back, or asks to.
+REFUSED_AS_DISPUTED = "charge_disputed"
+# The provider tells of a dispute within minutes, and is asked every five; then a refund is tried once more.
+KNOWN_WITHIN_SECONDS = 86_400
 
 
 @transaction.atomic
@@ -17,6 +23,7 @@ def open_dispute(
     *,
     dispute_id: str,
     reservation: Reservation,
+    payment: Payment | None = None,
     amount_minor: int,
     fee_minor: int,
     currency: str,
@@ -25,12 +32,14 @@ def open_dispute(
 ) -> Dispute:
     """Record that the provider took a payment back, with its fee; once per dispute.
 
-    From now on nothing that the reservation's leases earned is released to their owners.
+    From now on nothing that the reservation's leases earned is released to their owners, and nothing that it
+    owes goes back to its tenant, whose bank has the money.
     """
     dispute, is_new = Dispute.objects.get_or_create(
         pk=dispute_id,
         defaults={
             "reservation": reservation,
+            "payment": payment,
             "amount_minor": amount_minor,
             "fee_minor": fee_minor,
             "currency": currency,
@@ -74,24 +83,76 @@ def win(*, dispute_id: str, at: dt.datetime, actor: str) -> Dispute:
 
 
 @transaction.atomic
-def lose(
-    *, dispute_id: str, at: dt.datetime, actor: str, borne_by: Organization | None = None
-) -> Dispute:
-    """Take the arrow open → lost: the money is gone, at the cost of an owner where it is at fault.
+def lose(*, dispute_id: str, at: dt.datetime, actor: str) -> Dispute:
+    """Take the arrow open → lost: the money is gone, at our cost until an owner is charged with it.
 
     :raises StateConflict: when the dispute is over.
     """
     dispute = Dispute.objects.get(pk=dispute_id)
     _move(dispute, to=DisputeStatus.LOST, at=at, actor=actor)
-    cost = (
-        accounts.shared(kind=AccountKind.DISPUTE_LOSSES, currency=dispute.currency)
-        if borne_by is None
-        else accounts.of_owner(
-            kind=AccountKind.OWNER_CLAWBACK, owner=borne_by, currency=dispute.currency
-        )
-    )
-    _close(dispute, debited=cost, kind=EntryKind.DISPUTE_LOST, at=at)
+    _close(dispute, debited=_losses(dispute), kind=EntryKind.DISPUTE_LOST, at=at)
     return dispute
+
+
+def holds_back(*, reservation_id: str, at: dt.datetime) -> bool:
+    """Say whether what a reservation owes its tenant waits: its bank has the money, or may get it.
+
+    That is so while a dispute is open, while one that was lost is not set off, and as long as the provider
+    says so of a dispute of which we have not heard yet.
+    """
+    known = Dispute.objects.filter(reservation=reservation_id)
+    if known.filter(
+        Q(status=DisputeStatus.OPEN)
+        | Q(status=DisputeStatus.LOST, set_off_minor__lt=F("amount_minor"))
+    ).exists():
+        return True
+    refused = Intent.objects.filter(
+        kind=IntentKind.REFUND,
+        refusal_code=REFUSED_AS_DISPUTED,
+        closed_at__gt=at - dt.timedelta(seconds=KNOWN_WITHIN_SECONDS),
+        subject_id__in=Refund.objects.filter(reservation=reservation_id).values("pk"),
+    )
+    return not known.exists() and refused.exists()
+
+
+def set_off(*, reservation: Reservation, at: dt.datetime) -> int:
+    """Set what a reservation owes its tenant off against what the tenant's bank took back for good.
+
+    Return how much that was. The caller holds the lock on the reservation's row.
+    """
+    lost = (
+        Dispute.objects.select_for_update(no_key=True, of=("self",))
+        .filter(
+            reservation=reservation,
+            status=DisputeStatus.LOST,
+            set_off_minor__lt=F("amount_minor"),
+        )
+        .order_by("opened_at", "pk")
+    )
+    total = 0
+    for dispute in lost:
+        payable = accounts.of_reservation(
+            kind=AccountKind.REFUND_PAYABLE, reservation=reservation, currency=dispute.currency
+        )
+        part = min(ledger.balance(account=payable), dispute.amount_minor - dispute.set_off_minor)
+        if part <= 0:
+            break
+        number = Entry.objects.filter(kind=EntryKind.DISPUTE_SET_OFF, subject_id=dispute.pk).count()
+        ledger.post(
+            idempotency_key=f"dispute:{dispute.pk}:set_off:{number + 1}",
+            kind=EntryKind.DISPUTE_SET_OFF,
+            subject_id=dispute.pk,
+            effective_at=at,
+            legs=ledger.transfer(debited=payable, credited=_losses(dispute), amount=part),
+        )
+        dispute.set_off_minor += part
+        dispute.save(update_fields=["set_off_minor"])
+        total += part
+    return total
+
+
+def _losses(dispute: Dispute) -> ledger.AccountRef:
+    return accounts.shared(kind=AccountKind.DISPUTE_LOSSES, currency=dispute.currency)
 
 
 def _close(

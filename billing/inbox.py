@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import structlog
 from django.db import connection, transaction
 
-from billing import provider
+from billing import provider, watermarks
 from billing import stripe_gateway as gateway
-from billing.models import InboxEvent, Watermark
+from billing.models import InboxEvent
 from billing.provider_values import GatewayError, ProviderEvent
 
 log = structlog.get_logger(__name__)
@@ -58,21 +58,18 @@ def poll(*, at: dt.datetime) -> int:
     """Fetch the events that no webhook brought; return how many there were."""
     if not provider.is_connected():
         return 0
-    mark = Watermark.objects.filter(pk=WATERMARK).first()
-    since = (
-        mark.at - dt.timedelta(seconds=POLL_OVERLAP_SECONDS)
-        if mark
-        else at - dt.timedelta(seconds=POLL_BEGINS_SECONDS)
-    )
     try:
-        missed = sum(
-            store(event=event, source="poll", at=at) for event in gateway.events_since(since=since)
+        return watermarks.read(
+            name=WATERMARK,
+            overlap_seconds=POLL_OVERLAP_SECONDS,
+            begins_seconds=POLL_BEGINS_SECONDS,
+            list_between=gateway.events_between,
+            store=lambda event: store(event=event, source="poll", at=at),
+            at=at,
         )
     except GatewayError as error:
         log.warning("events could not be listed", error=str(error))
         return 0
-    Watermark.objects.update_or_create(pk=WATERMARK, defaults={"at": at})
-    return missed
 
 
 def process_due(*, at: dt.datetime) -> int:
@@ -94,6 +91,8 @@ def target_of(event: InboxEvent) -> Target:
     body = json.loads(event.payload)
     subject = (body.get("data") or {}).get("object") or {}
     kind = str(subject.get("object") or (body.get("related_object") or {}).get("type") or "")
+    if kind in {"cash_balance", "customer_cash_balance_transaction"}:
+        return Target("cash_balance", str(subject.get("customer") or ""))
     if kind == "charge":
         return Target("payment_intent", str(subject.get("payment_intent") or ""))
     return Target(kind, event.object_id)

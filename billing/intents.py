@@ -17,8 +17,9 @@ from typing import Any
 
 import structlog
 from django.db import transaction
+from django.db.models import QuerySet
 
-from billing import steps
+from billing import parking, steps
 from billing import stripe_gateway as gateway
 from billing.models import Intent, ProviderTransition
 from billing.provider_states import INTENT_ARROWS, IntentKind, IntentStatus, Machine
@@ -37,6 +38,16 @@ LONGEST_PAUSE_SECONDS = 300
 UNKNOWN_AFTER_SECONDS = 86_400
 INTENTS_PER_RUN_MAX = 50  # about ten seconds of calls; the next tick takes the rest
 MESSAGE_LENGTH_MAX = 500
+CLOCKS_DIFFER_SECONDS = 3600  # at most so much, the provider's from ours
+
+# Of parked money none of these is called first; what was called before is followed to its end, because it may
+# have had its effect.
+MOVES_MONEY = (
+    IntentKind.CAPTURE,
+    IntentKind.REFUND,
+    IntentKind.TRANSFER,
+    IntentKind.REVERSAL,
+)
 
 Made = Any  # the provider's object, as a value of `provider_values`
 
@@ -80,9 +91,7 @@ def write(
 
 def due(*, at: dt.datetime, subject_ids: Collection[str] | None = None) -> list[str]:
     """Return the ids of what is to be called or looked up now, the oldest first."""
-    waiting = Intent.objects.filter(
-        status__in=(IntentStatus.NEW, IntentStatus.SENT), due_at__lte=at
-    )
+    waiting = _waiting(at=at)
     if subject_ids is not None:
         waiting = waiting.filter(subject_id__in=subject_ids)
     return list(waiting.order_by("due_at", "pk").values_list("pk", flat=True)[:INTENTS_PER_RUN_MAX])
@@ -132,12 +141,20 @@ def adopt(*, intent: Intent, made: Made, handlers: Handlers, at: dt.datetime) ->
     _record_done(current, made, handler=handlers[IntentKind(current.kind)], at=at)
 
 
+def _waiting(*, at: dt.datetime) -> QuerySet[Intent]:
+    """Return what may be called or looked up at `at`."""
+    return Intent.objects.filter(
+        status__in=(IntentStatus.NEW, IntentStatus.SENT), due_at__lte=at
+    ).exclude(status=IntentStatus.NEW, kind__in=MOVES_MONEY, organization__in=parking.parked())
+
+
 def _claim(*, intent_id: str, at: dt.datetime) -> Intent | None:
     # Durable: raises when a transaction is open around it, so that none is during the call.
     with transaction.atomic(durable=True):
         intent = (
-            Intent.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
-            .filter(pk=intent_id, status__in=(IntentStatus.NEW, IntentStatus.SENT), due_at__lte=at)
+            _waiting(at=at)
+            .select_for_update(skip_locked=True, no_key=True, of=("self",))
+            .filter(pk=intent_id)
             .select_related("organization")
             .first()
         )
@@ -240,6 +257,11 @@ def _capture_outcome(intent: Intent) -> Made | None:
     return payment if payment.state == "succeeded" else None
 
 
+def _before(intent: Intent) -> dt.datetime:
+    """Return an instant by the provider's clock at which what the intent makes was not there yet."""
+    return intent.created_at - dt.timedelta(seconds=CLOCKS_DIFFER_SECONDS)
+
+
 CALLS: dict[IntentKind, Callable[[Intent], Made]] = {
     IntentKind.CUSTOMER: lambda i: gateway.create_customer(key=i.pk, **i.params),
     IntentKind.PAYMENT: lambda i: gateway.create_payment(key=i.pk, **i.params),
@@ -251,11 +273,9 @@ CALLS: dict[IntentKind, Callable[[Intent], Made]] = {
     IntentKind.REVERSAL: lambda i: gateway.reverse_transfer(key=i.pk, **i.params),
 }
 LOOKUPS: dict[IntentKind, Callable[[Intent], Made | None]] = {
-    IntentKind.CUSTOMER: lambda i: gateway.find_customer(
-        intent_id=i.pk, since=i.created_at - dt.timedelta(hours=1)
-    ),
+    IntentKind.CUSTOMER: lambda i: gateway.find_customer(intent_id=i.pk, since=_before(i)),
     IntentKind.PAYMENT: lambda i: gateway.find_payment(
-        customer_id=i.params["customer_id"], intent_id=i.pk
+        customer_id=i.params["customer_id"], intent_id=i.pk, since=_before(i)
     ),
     IntentKind.CAPTURE: _capture_outcome,
     IntentKind.CANCEL: _cancel_outcome,
@@ -264,7 +284,7 @@ LOOKUPS: dict[IntentKind, Callable[[Intent], Made | None]] = {
     ),
     IntentKind.ACCOUNT: lambda i: gateway.find_account(intent_id=i.pk),
     IntentKind.TRANSFER: lambda i: gateway.find_transfer(
-        account_id=i.params["account_id"], intent_id=i.pk
+        account_id=i.params["account_id"], intent_id=i.pk, since=_before(i)
     ),
     IntentKind.REVERSAL: lambda i: gateway.find_reversal(
         transfer_id=i.params["transfer_id"], intent_id=i.pk

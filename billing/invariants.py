@@ -57,10 +57,11 @@ MORE_INVARIANTS = (
                 -{sum_of("a.kind = 'u_open'")}, {sum_of("a.kind = 'u_busy'")}
             )
         UNION ALL
-        SELECT a.lease_id || ' closed ' || a.starts_at || ' twice', NULL
+        SELECT a.lease_id || ' closed ' || a.starts_at || ' twice', n.organization_id
         FROM billing_earnedhour a JOIN billing_earnedhour b
             ON a.lease_id = b.lease_id AND a.id < b.id
             AND a.starts_at < b.ends_at AND b.starts_at < a.ends_at
+        JOIN scheduler_lease l ON l.id = a.lease_id JOIN agents_node n ON n.id = l.node_id
         """,  # noqa: S608 - constants of this file
     ),
     Invariant(
@@ -133,10 +134,11 @@ MORE_INVARIANTS = (
                     SELECT coalesce(sum(o.amount_minor), 0) FROM billing_payout o
                     WHERE o.id = b.subject_id AND o.status = 'in_transit')
                 ELSE (
-                    SELECT coalesce(sum(k.amount_minor), 0) FROM billing_reserve k
-                    JOIN billing_settlement s ON s.id = k.settlement_id
-                    WHERE s.owner_id = b.subject_id AND k.currency = b.currency
-                        AND k.released_at IS NULL)
+                    SELECT coalesce(sum(k.amount_minor - k.drawn_minor), 0) FROM billing_reserve k
+                    LEFT JOIN billing_settlement s ON s.id = k.settlement_id
+                    LEFT JOIN billing_feeshare f ON f.id = k.fee_share_id
+                    WHERE coalesce(s.owner_id, f.owner_id) = b.subject_id
+                        AND k.currency = b.currency AND k.released_at IS NULL)
             END AS amount
         ) told
         WHERE b.balance <> told.amount
@@ -170,6 +172,28 @@ MORE_INVARIANTS = (
         JOIN scheduler_reservation r ON r.id = d.reservation_id
         LEFT JOIN ({_by_kind("dispute_hold")}) b ON b.subject_id = d.id
         WHERE coalesce(b.balance, 0) <> CASE d.status WHEN 'open' THEN d.amount_minor ELSE 0 END
+        """,  # noqa: S608
+    ),
+    Invariant(
+        "disputes_cost_what_they_say",
+        "What was set off against a lost dispute, and charged to owners for it, is what was posted.",
+        f"""
+        SELECT d.id || ' says ' || d.set_off_minor || ' set off and ' || said.charged
+            || ' charged, posted ' || posted.set_off || ' and ' || posted.charged, r.organization_id
+        FROM billing_dispute d
+        JOIN scheduler_reservation r ON r.id = d.reservation_id
+        CROSS JOIN LATERAL (
+            SELECT coalesce(sum(c.amount_minor), 0) AS charged FROM billing_disputecharge c
+            WHERE c.dispute_id = d.id
+        ) said
+        CROSS JOIN LATERAL (
+            SELECT {sum_of("a.kind = 'refund_payable' AND e.kind = 'dispute_set_off'")} AS set_off,
+                {sum_of("a.kind = 'owner_clawback' AND e.kind = 'dispute_charged'")} AS charged
+            FROM billing_entry e
+            JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
+            WHERE e.subject_id = d.id AND e.kind IN ('dispute_set_off', 'dispute_charged')
+        ) posted
+        WHERE (d.set_off_minor, said.charged) <> (posted.set_off, posted.charged)
         """,  # noqa: S608
     ),
     Invariant(

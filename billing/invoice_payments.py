@@ -5,7 +5,7 @@ import hashlib
 
 from django.db import transaction
 
-from billing import parking, payments, receivables
+from billing import payments, receivables
 from billing.models import CreditSale, Payment
 from billing.payments import Wishes
 from marketplace import audit
@@ -36,7 +36,6 @@ def from_wallet(*, sale: CreditSale, amount_minor: int | None, at: dt.datetime) 
     :raises parking.MoneyParked: while the tenant's money is parked.
     """
     receivables.lock(sale.organization)
-    parking.require_moving(organization=sale.organization)
     amount = _payable(sale, amount_minor=amount_minor)
     payment_id = ids.new_payment_id()
     receivables.pay_from_wallet(

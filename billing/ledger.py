@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from django.db import IntegrityError, connection
 from django.db.models import Q, Sum
 
+from billing import parking
 from billing.models import Account, Entry, Posting
-from billing.states import AccountKind, EntryKind, Side
+from billing.states import FACTS, AccountKind, EntryKind, Side
 from marketplace.core.errors import DomainError, StateConflict
 from marketplace.core.money import Money
 from marketplace.models import Organization
@@ -169,8 +170,13 @@ def post(
     :raises InsufficientFunds: when a wallet would fall below zero; nothing of the entry is stored, and the
         caller's transaction stands.
     :raises EntryMismatch: when the key was used for other content.
+    :raises parking.MoneyParked: while the money of an organization in it is parked, unless the entry only
+        records what has happened: `FACTS`.
     """
     _require_sound(legs)
+    if kind not in FACTS:
+        owners = {leg.account.organization for leg in legs}
+        parking.require_moving(organizations=[owner for owner in owners if owner is not None])
     entry = Entry(
         idempotency_key=idempotency_key,
         content_sha256=_digest(kind=kind, subject_id=subject_id, legs=legs, reverses=reverses),

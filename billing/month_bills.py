@@ -134,10 +134,12 @@ def rows_of(*, organization: Organization, window: Window) -> list[Row]:
         )
     leases = _meter(figures, window=window)
     buyers = buyers_of(reservation_ids=figures)
+    labels = budgets.labels_before(reservations=found, at=window.ends_at)
     rows = [
         Row(
             reservation=each,
             figures=figures[each.pk],
+            labels=labels[each.pk],
             buyer=buyers.get(each.pk),
             lease_ids=tuple(leases[each.pk]),
         )

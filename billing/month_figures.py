@@ -13,6 +13,7 @@ from billing.bills import (
     cost_per_hour,
     ratio,
 )
+from billing.budgets import NO_LABELS, Labels
 from billing.month_movements import Movements
 from billing.undelivered import Reasons
 from marketplace.core.money import Money
@@ -87,10 +88,14 @@ class Buyer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One reservation in the month; None for what belongs to none, such as a credit out of goodwill."""
+    """One reservation in the month; None for what belongs to none, such as a credit out of goodwill.
+
+    `labels` are its project and tags as they were at the end of the month.
+    """
 
     reservation: Reservation | None
     figures: Figures
+    labels: Labels = NO_LABELS
     buyer: Buyer | None = None
     lease_ids: tuple[str, ...] = ()
 

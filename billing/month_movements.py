@@ -179,7 +179,7 @@ def _add(
 def _price(row: Movements, *, entry: str, gained: int) -> None:
     """Take what a movement of the deferred price means, before what the tenant got of it is known."""
     match entry:
-        case EntryKind.PURCHASE:
+        case EntryKind.PURCHASE | EntryKind.BALANCE:
             row.charged += gained
         case EntryKind.EARNING | EntryKind.SETTLEMENT:
             row.earned -= gained

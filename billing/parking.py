@@ -1,7 +1,13 @@
-"""Park an organization's money: where the books are not in order, nothing of it moves until people looked."""
+"""Park an organization's money: where the books are not in order, nothing of it moves until people looked.
+
+There are two doors through which money moves, and both ask here: `ledger.post`, for every entry that is not
+the record of what has happened outside, and `intents`, before a call that moves money is made first.
+"""
 
 import datetime as dt
 from collections.abc import Collection, Mapping
+
+from django.db.models import QuerySet
 
 from billing.models import Parking
 from marketplace import audit, events
@@ -24,14 +30,19 @@ def is_parked(*, organizations: Collection[Organization]) -> bool:
     return Parking.objects.filter(organization__in=organizations, ended_at__isnull=True).exists()
 
 
-def require_moving(*, organization: Organization) -> None:
-    """Stop a movement of an organization's money while it is parked.
+def parked() -> QuerySet[Parking, str]:
+    """Return the ids of the organizations whose money is parked, for a condition of another query."""
+    return Parking.objects.filter(ended_at__isnull=True).values_list("organization_id", flat=True)
+
+
+def require_moving(*, organizations: Collection[Organization]) -> None:
+    """Stop a movement of money while that of any organization in it is parked.
 
     :raises MoneyParked: while it is.
     """
-    if is_parked(organizations=[organization]):
+    if is_parked(organizations=organizations):
         raise MoneyParked(
-            "The books of this organization are being looked into; no money of it moves meanwhile."
+            "The books of an organization in this are being looked into; no money of it moves meanwhile."
         )
 
 

@@ -9,12 +9,18 @@ import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from django.conf import settings
 from django.db import transaction
 
-from billing import accounts, ledger, parking, steps
-from billing.amounts import BASIS_POINTS
-from billing.models import Correction, Dispute, Payout, PayoutTransition, Reserve, Settlement
+from billing import accounts, ledger, parking, reserves, steps
+from billing.models import (
+    Correction,
+    Dispute,
+    FeeShare,
+    Payout,
+    PayoutTransition,
+    Reserve,
+    Settlement,
+)
 from billing.states import (
     PAYOUT_ARROWS,
     AccountKind,
@@ -23,7 +29,6 @@ from billing.states import (
     PayoutStatus,
 )
 from marketplace.core.errors import StateConflict
-from marketplace.core.money import share_of
 from marketplace.models import Organization
 
 logger = logging.getLogger(__name__)
@@ -79,25 +84,22 @@ def release(*, settlement_id: str, at: dt.datetime) -> bool:
         .select_related("owner", "lease")
         .first()
     )
-    if settlement is None or _is_frozen(settlement):
+    if settlement is None or _settlement_is_frozen(settlement):
         return False
     owner, currency = settlement.owner, settlement.currency
     _lock(owner)
     accrued = accounts.owner_accrued(lease_id=settlement.lease_id, owner=owner, currency=currency)
-    owed = _account(AccountKind.OWNER_CLAWBACK, settlement)
     earned = ledger.balance(account=accrued)
-    netted = min(earned, max(ledger.balance(account=owed), 0))
-    kept_back = share_of(
-        total_minor=max(earned - netted, 0),
-        part=settings.OWNER_RESERVE_BASIS_POINTS,
-        whole=BASIS_POINTS,
-    )
-    payable = max(earned - netted, 0) - kept_back
+    parts = reserves.parts_of(earned=earned, owner=owner, currency=currency)
     legs = ledger.differences(
         [
-            (accrued, owed, netted if earned > 0 else earned),
-            (accrued, _account(AccountKind.OWNER_RESERVE, settlement), kept_back),
-            (accrued, _account(AccountKind.OWNER_PAYABLE, settlement), payable),
+            (
+                accrued,
+                _account(AccountKind.OWNER_CLAWBACK, settlement),
+                parts.netted if earned > 0 else earned,
+            ),
+            (accrued, _account(AccountKind.OWNER_RESERVE, settlement), parts.kept_back),
+            (accrued, _account(AccountKind.OWNER_PAYABLE, settlement), parts.payable),
         ]
     )
     Settlement.objects.filter(pk=settlement.pk).update(released_at=at)
@@ -111,16 +113,11 @@ def release(*, settlement_id: str, at: dt.datetime) -> bool:
         legs=legs,
     )
     steps.reached("release.posted")
-    if kept_back:
-        Reserve.objects.create(
-            settlement=settlement,
-            amount_minor=kept_back,
-            currency=currency,
-            release_due_at=at + dt.timedelta(seconds=settings.OWNER_RESERVE_SECONDS),
-        )
-    if payable:
-        _make(
-            Payout(settlement=settlement, entry=entry, amount_minor=payable),
+    if parts.kept_back:
+        reserves.keep(settlement=settlement, amount_minor=parts.kept_back, currency=currency, at=at)
+    if parts.payable:
+        make(
+            Payout(settlement=settlement, entry=entry, amount_minor=parts.payable),
             owner=owner,
             currency=currency,
             due_at=settlement.release_due_at,
@@ -132,31 +129,37 @@ def release(*, settlement_id: str, at: dt.datetime) -> bool:
 
 @transaction.atomic
 def release_reserve(*, reserve_id: int, at: dt.datetime) -> bool:
-    """Move what was kept back of a settlement to what is payable, less what the owner owes by then."""
+    """Move what is left of what was kept back to what is payable, less what the owner owes by then."""
     reserve = (
         Reserve.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
         .filter(pk=reserve_id, released_at__isnull=True, release_due_at__lte=at)
-        .select_related("settlement__owner", "settlement__lease")
+        .select_related("settlement__owner", "settlement__lease", "fee_share__owner")
+        .select_related("fee_share__change")
         .first()
     )
-    if reserve is None or _is_frozen(reserve.settlement):
+    if reserve is None:
         return False
-    settlement = reserve.settlement
-    _lock(settlement.owner)
-    kept = _account(AccountKind.OWNER_RESERVE, settlement)
-    payable, legs = _net(source=kept, settlement=settlement, amount=reserve.amount_minor)
+    owner, source = reserve.owner, reserve.settlement or reserve.fee_share
+    assert source is not None  # reserve_is_of_one_thing
+    if is_frozen(owner=owner, reservation_id=_reservation_of(source)):
+        return False
+    _lock(owner)
+    kept = accounts.of_owner(kind=AccountKind.OWNER_RESERVE, owner=owner, currency=reserve.currency)
+    payable, legs = _net(
+        source=kept, owner=owner, currency=reserve.currency, amount=reserve.left_minor
+    )
     Reserve.objects.filter(pk=reserve.pk).update(released_at=at)
     entry = ledger.post(
-        idempotency_key=f"reserve:{settlement.id}",
+        idempotency_key=f"reserve:{source.pk}",
         kind=EntryKind.RESERVE_RELEASE,
-        subject_id=settlement.id,
+        subject_id=source.pk,
         effective_at=at,
         legs=legs,
     )
     if payable:
-        _make(
+        make(
             Payout(reserve=reserve, entry=entry, amount_minor=payable),
-            owner=settlement.owner,
+            owner=owner,
             currency=reserve.currency,
             due_at=reserve.release_due_at,
             at=at,
@@ -173,14 +176,19 @@ def release_correction(*, correction_id: int, at: dt.datetime) -> bool:
         .select_related("settlement__owner", "settlement__lease")
         .first()
     )
-    if correction is None or _is_frozen(correction.settlement):
+    if correction is None or _settlement_is_frozen(correction.settlement):
         return False
     settlement = correction.settlement
     _lock(settlement.owner)
     accrued = accounts.owner_accrued(
         lease_id=settlement.lease_id, owner=settlement.owner, currency=settlement.currency
     )
-    payable, legs = _net(source=accrued, settlement=settlement, amount=correction.owner_minor)
+    payable, legs = _net(
+        source=accrued,
+        owner=settlement.owner,
+        currency=settlement.currency,
+        amount=correction.owner_minor,
+    )
     Correction.objects.filter(pk=correction.pk).update(released_at=at)
     entry = ledger.post(
         idempotency_key=f"release:{settlement.id}:{correction.number}",
@@ -190,7 +198,7 @@ def release_correction(*, correction_id: int, at: dt.datetime) -> bool:
         legs=legs,
     )
     if payable:
-        _make(
+        make(
             Payout(correction=correction, entry=entry, amount_minor=payable),
             owner=settlement.owner,
             currency=settlement.currency,
@@ -208,7 +216,6 @@ def send(*, payout_id: str, at: dt.datetime, actor: str) -> Payout:
     :raises parking.MoneyParked: while the owner's money is parked.
     """
     payout = _of(payout_id)
-    parking.require_moving(organization=payout.owner)
     attempt = payout.transitions.filter(to_status=PayoutStatus.IN_TRANSIT).count() + 1
     _move(payout, to=PayoutStatus.IN_TRANSIT, at=at, actor=actor)
     _transfer(
@@ -297,13 +304,34 @@ def record_reversal(
     )
 
 
-def _is_frozen(settlement: Settlement) -> bool:
+def is_frozen(*, owner: Organization, reservation_id: str) -> bool:
+    """Say whether nothing that a reservation brings an owner is released now: parked, or disputed."""
     return (
-        parking.is_parked(organizations=[settlement.owner])
-        or Dispute.objects.filter(
-            reservation=settlement.lease.reservation_id, status=DisputeStatus.OPEN
-        ).exists()
+        parking.is_parked(organizations=[owner])
+        or Dispute.objects.filter(reservation=reservation_id, status=DisputeStatus.OPEN).exists()
     )
+
+
+def make(
+    payout: Payout, *, owner: Organization, currency: str, due_at: dt.datetime, at: dt.datetime
+) -> None:
+    """Store a payout that is due; its entry is posted."""
+    payout.owner, payout.currency = owner, currency
+    payout.due_at, payout.created_at = due_at, at
+    payout.save(force_insert=True)
+    PayoutTransition.objects.create(
+        payout=payout, from_status="", to_status=payout.status, actor=ACTOR, at=at
+    )
+
+
+def _settlement_is_frozen(settlement: Settlement) -> bool:
+    return is_frozen(owner=settlement.owner, reservation_id=settlement.lease.reservation_id)
+
+
+def _reservation_of(source: Settlement | FeeShare) -> str:
+    if isinstance(source, Settlement):
+        return source.lease.reservation_id
+    return source.change.reservation_id
 
 
 def _lock(owner: Organization) -> None:
@@ -312,18 +340,16 @@ def _lock(owner: Organization) -> None:
 
 
 def _net(
-    *, source: ledger.AccountRef, settlement: Settlement, amount: int
+    *, source: ledger.AccountRef, owner: Organization, currency: str, amount: int
 ) -> tuple[int, list[ledger.Leg]]:
     """Return what of an amount is payable once the owner's debt is taken out, and the legs of both."""
-    owed = _account(AccountKind.OWNER_CLAWBACK, settlement)
-    netted = min(amount, max(ledger.balance(account=owed), 0))
-    payable = amount - netted
-    return payable, ledger.differences(
-        [
-            (source, owed, netted),
-            (source, _account(AccountKind.OWNER_PAYABLE, settlement), payable),
-        ]
+    debt, due = (
+        accounts.of_owner(kind=kind, owner=owner, currency=currency)
+        for kind in (AccountKind.OWNER_CLAWBACK, AccountKind.OWNER_PAYABLE)
     )
+    netted = min(amount, reserves.owed(owner=owner, currency=currency))
+    payable = amount - netted
+    return payable, ledger.differences([(source, debt, netted), (source, due, payable)])
 
 
 def _account(kind: AccountKind, settlement: Settlement) -> ledger.AccountRef:
@@ -360,17 +386,6 @@ def _transfer(
         subject_id=payout.id,
         effective_at=at,
         legs=ledger.transfer(debited=debited, credited=credited, amount=payout.amount_minor),
-    )
-
-
-def _make(
-    payout: Payout, *, owner: Organization, currency: str, due_at: dt.datetime, at: dt.datetime
-) -> None:
-    payout.owner, payout.currency = owner, currency
-    payout.due_at, payout.created_at = due_at, at
-    payout.save(force_insert=True)
-    PayoutTransition.objects.create(
-        payout=payout, from_status="", to_status=payout.status, actor=ACTOR, at=at
     )
 
 

@@ -8,6 +8,7 @@ from django.db import transaction
 
 from billing import (
     card_refunds,
+    cash,
     disputes,
     intents,
     onboarding,
@@ -94,7 +95,7 @@ def read_due(*, at: dt.datetime) -> int:
             continue
         card_refunds.apply(refund_id=refund_id, made=made, at=at)
         count += 1
-    return count + _read_sent_refunds(at=at) + onboarding.read_due(at=at)
+    return count + _read_sent_refunds(at=at) + onboarding.read_due(at=at) + cash.read_due(at=at)
 
 
 def _read_sent_refunds(*, at: dt.datetime) -> int:
@@ -159,19 +160,23 @@ def _refresh_dispute(object_id: str, at: dt.datetime) -> bool:
     )
     if payment is None:
         return False
-    if payment.reservation is None:
+    # What could not buy its reservation went back, or to the wallet: it bought nothing that is disputed.
+    if payment.reservation is None or payment.refunds.exists():
         top_up_disputes.apply(payment=payment, made=made, at=at)
     else:
-        _apply_dispute(payment.reservation, made, at=at)
+        _apply_dispute(payment, payment.reservation, made, at=at)
     return True
 
 
 @transaction.atomic
-def _apply_dispute(reservation: Reservation, made: ProviderDispute, *, at: dt.datetime) -> None:
+def _apply_dispute(
+    payment: Payment, reservation: Reservation, made: ProviderDispute, *, at: dt.datetime
+) -> None:
     """Take over what the provider says of the dispute of a reservation's payment; it moves forward only."""
     dispute = disputes.open_dispute(
         dispute_id=made.id,
         reservation=reservation,
+        payment=payment,
         amount_minor=made.amount_minor,
         fee_minor=made.fee_minor,
         currency=made.currency,
@@ -200,6 +205,10 @@ def _refresh_account(object_id: str, at: dt.datetime) -> bool:
         onboarding.seen(account_id=account.pk, made=made, at=at)
         return True
     return _adopt(made, at=at)
+
+
+def _refresh_cash(customer_id: str, at: dt.datetime) -> bool:
+    return cash.read(customer_id=customer_id, at=at)
 
 
 def _adopt(made: Made, *, at: dt.datetime) -> bool:
@@ -258,7 +267,7 @@ def _refund_refused(intent: Intent, refusal: Refusal, at: dt.datetime) -> None:
     if CardRefund.objects.filter(pk=intent.subject_id).exists():
         card_refunds.refused(refund_id=intent.subject_id, code=refusal.code, at=at)
     else:
-        reservation_refunds.refused(refund_id=intent.subject_id, at=at)
+        reservation_refunds.refused(refund_id=intent.subject_id, code=refusal.code, at=at)
 
 
 def _account_done(intent: Intent, made: Made, at: dt.datetime) -> None:
@@ -280,11 +289,11 @@ def _transfer_refused(intent: Intent, refusal: Refusal, at: dt.datetime) -> None
 
 
 def _reversal_done(intent: Intent, made: Made, at: dt.datetime) -> None:
-    transfers.taken_back(transfer_id=intent.subject_id, made=made, at=at)
+    transfers.taken_back(reversal_id=intent.subject_id, made=made, at=at)
 
 
 def _reversal_refused(intent: Intent, refusal: Refusal, at: dt.datetime) -> None:
-    log.info("a transfer could not be taken back", transfer=intent.subject_id, code=refusal.code)
+    transfers.not_taken_back(reversal_id=intent.subject_id, code=refusal.code, at=at)
 
 
 HANDLERS: dict[IntentKind, Handler] = {
@@ -305,4 +314,5 @@ READERS: dict[str, Callable[[str, dt.datetime], bool]] = {
     "dispute": _refresh_dispute,
     "transfer": _refresh_transfer,
     "v2.core.account": _refresh_account,
+    "cash_balance": _refresh_cash,
 }

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import structlog
 from django.db import transaction
 
-from billing import accounts, ledger, provider, provider_money
+from billing import accounts, ledger, provider, provider_money, watermarks
 from billing import stripe_gateway as gateway
 from billing.models import (
     BalanceTransaction,
@@ -21,7 +21,6 @@ from billing.models import (
     Intent,
     Payment,
     TopUpDispute,
-    Watermark,
 )
 from billing.provider_states import IntentKind, IntentStatus, PaymentStatus
 from billing.provider_values import GatewayError, ProviderTransaction
@@ -41,19 +40,18 @@ def fetch(*, at: dt.datetime) -> int:
     """Fetch what was booked since the last time, and match it; return how many bookings are new."""
     if not provider.is_connected():
         return 0
-    mark = Watermark.objects.filter(pk=WATERMARK).first()
-    since = (
-        mark.at - dt.timedelta(seconds=OVERLAP_SECONDS)
-        if mark
-        else at - dt.timedelta(seconds=BEGINS_SECONDS)
-    )
     try:
-        booked = list(gateway.transactions_since(since=since))
+        count = watermarks.read(
+            name=WATERMARK,
+            overlap_seconds=OVERLAP_SECONDS,
+            begins_seconds=BEGINS_SECONDS,
+            list_between=gateway.transactions_between,
+            store=_store,
+            at=at,
+        )
     except GatewayError as error:
         log.warning("the provider's bookings could not be listed", error=str(error))
         return 0
-    count = sum(_store(row) for row in booked)
-    Watermark.objects.update_or_create(pk=WATERMARK, defaults={"at": at})
     match_all(at=at)
     make_available(at=at)
     return count

@@ -42,12 +42,16 @@ INTENT_ARROWS = Arrows(
 class PaymentPurpose(TextChoices):
     TOP_UP = "top_up"
     RESERVATION = "reservation"  # its whole price
+    DEPOSIT = "deposit"  # the part of a price that is paid at booking
+    BALANCE = "balance"  # the rest of that price
     ADDED_HOURS = "added_hours"  # of one extension
     INVOICE = "invoice"
 
 
 # What pays the price at which a reservation was bought.
-PRICE_PURPOSES = (PaymentPurpose.RESERVATION,)
+PRICE_PURPOSES = (PaymentPurpose.RESERVATION, PaymentPurpose.DEPOSIT, PaymentPurpose.BALANCE)
+# What confirms a reservation that waits for it.
+CONFIRMING_PURPOSES = (PaymentPurpose.RESERVATION, PaymentPurpose.DEPOSIT)
 
 
 class PaymentMeans(TextChoices):
@@ -124,6 +128,30 @@ CARD_REFUND_ARROWS = Arrows(
 )
 
 
+class DepositStatus(TextChoices):
+    """How far a price that is paid in two parts has come."""
+
+    AWAITED = "awaited"  # the deposit is not paid yet
+    OPEN = "open"  # the deposit is paid, the balance is not due
+    ASKED = (
+        "asked"  # the balance was asked for: the saved card is charged, or its tenant must return
+    )
+    PAID = "paid"
+    ENDED = "ended"  # the reservation was given up before the balance was paid
+
+
+DEPOSIT_ARROWS = Arrows(
+    initial=(DepositStatus.AWAITED,),
+    moves={
+        DepositStatus.AWAITED: (DepositStatus.OPEN,),
+        DepositStatus.OPEN: (DepositStatus.ASKED, DepositStatus.PAID, DepositStatus.ENDED),
+        DepositStatus.ASKED: (DepositStatus.PAID, DepositStatus.ENDED),
+        DepositStatus.PAID: (),
+        DepositStatus.ENDED: (),
+    },
+)
+
+
 class TransferStatus(TextChoices):
     SENDING = "sending"
     PAID = "paid"
@@ -142,6 +170,22 @@ TRANSFER_ARROWS = Arrows(
 )
 
 
+class ReversalStatus(TextChoices):
+    ASKED = "asked"
+    DONE = "done"
+    REFUSED = "refused"  # it is no longer there: what is owed stays owed
+
+
+REVERSAL_ARROWS = Arrows(
+    initial=(ReversalStatus.ASKED,),
+    moves={
+        ReversalStatus.ASKED: (ReversalStatus.DONE, ReversalStatus.REFUSED),
+        ReversalStatus.DONE: (),
+        ReversalStatus.REFUSED: (),
+    },
+)
+
+
 class Machine(TextChoices):
     """Which of the tables of arrows a transition belongs to."""
 
@@ -150,6 +194,8 @@ class Machine(TextChoices):
     REFUND = "refund"
     TRANSFER = "transfer"
     DISPUTE = "dispute"
+    REVERSAL = "reversal"
+    DEPOSIT = "deposit"
 
 
 ARROWS_BY_MACHINE: dict[Machine, Arrows[TextChoices]] = {
@@ -158,4 +204,6 @@ ARROWS_BY_MACHINE: dict[Machine, Arrows[TextChoices]] = {
     Machine.REFUND: CARD_REFUND_ARROWS,  # type: ignore[dict-item]
     Machine.TRANSFER: TRANSFER_ARROWS,  # type: ignore[dict-item]
     Machine.DISPUTE: DISPUTE_ARROWS,  # type: ignore[dict-item]
+    Machine.REVERSAL: REVERSAL_ARROWS,  # type: ignore[dict-item]
+    Machine.DEPOSIT: DEPOSIT_ARROWS,  # type: ignore[dict-item]
 }

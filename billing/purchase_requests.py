@@ -8,13 +8,13 @@ stay held, for as long as the quote lives and no longer: then the request has no
 import datetime as dt
 from dataclasses import dataclass
 
-from django.conf import settings
 from django.db import transaction
 
+from billing.approval_limits import limit_of
 from billing.approvals import FourEyesNeeded
-from billing.models import ApprovalLimit, PurchaseRequest, PurchaseRequestTransition
+from billing.models import PurchaseRequest, PurchaseRequestTransition
 from billing.states import APPROVAL_ARROWS, ApprovalStatus, PurchaseKind
-from marketplace import audit, events
+from marketplace import events
 from marketplace.core.errors import DomainError, NotFound, StateConflict
 from marketplace.core.money import Money
 from marketplace.core.windows import format_instant
@@ -85,48 +85,6 @@ class Order:
             project=quote.reservation.project,
             reservation_id=quote.reservation_id,
         )
-
-
-def limit_of(*, organization: Organization) -> Money | None:
-    """Return what one person alone may order, None where that is anything."""
-    row = ApprovalLimit.objects.filter(organization=organization).first()
-    return row.amount if row else None
-
-
-@transaction.atomic
-def set_limit(
-    *, organization: Organization, amount_minor: int | None, at: dt.datetime, actor: str
-) -> None:
-    """Set what one person alone may order; None takes the limit away. The organization is told of it."""
-    if amount_minor is None:
-        ApprovalLimit.objects.filter(organization=organization).delete()
-    else:
-        ApprovalLimit.objects.update_or_create(
-            organization=organization,
-            defaults={
-                "amount_minor": amount_minor,
-                "currency": settings.CURRENCY,
-                "updated_by": actor,
-                "updated_at": at,
-            },
-        )
-    detail = {"amount_minor": amount_minor, "currency": settings.CURRENCY, "actor": actor}
-    trail = audit.record(
-        at=at,
-        actor=actor,
-        action=EventKind.APPROVAL_LIMIT_CHANGED.value,
-        object_id=organization.pk,
-        organization=organization,
-        detail=detail,
-    )
-    events.record(
-        organization=organization,
-        kind=EventKind.APPROVAL_LIMIT_CHANGED,
-        object_id=organization.pk,
-        data=detail,
-        at=at,
-        key=f"approval_limit:{trail.pk}",
-    )
 
 
 def ask_for_quote(
@@ -246,6 +204,11 @@ def _ask(order: Order | None, *, at: dt.datetime, actor: str) -> None:
 
 
 def _check(request: PurchaseRequest | None, *, order: Order, limit: Money) -> None:
+    if request is not None and request.project != order.project:
+        raise ApprovalRefused(
+            f"it was asked for the project {request.project!r}; ask for another quote",
+            extra={"purchase_request_id": request.pk},
+        )
     if request is not None and request.status == ApprovalStatus.APPROVED:
         return
     extra: dict[str, object] = {

@@ -2,7 +2,7 @@
 
 import datetime as dt
 
-from billing import accounts, ledger, parking, tax
+from billing import accounts, ledger, tax
 from billing.states import AccountKind, EntryKind
 from scheduler.models import Reservation
 
@@ -14,7 +14,8 @@ def post(
 ) -> None:
     """Move the price from its source to what is deferred, and open the reservation's GPU-second books.
 
-    With the price goes its tax, by the terms that were frozen when the quote was accepted.
+    With the price goes its tax, by the terms that were frozen when the quote was accepted. Of a price that is
+    paid in two parts it is the deposit that moves; the GPU-seconds are bought in full.
 
     The source is the tenant's wallet where none is named; a card's payment comes from the clearing account
     of its object, an invoice's from what is receivable, a held price from its hold.
@@ -23,7 +24,6 @@ def post(
     :raises parking.MoneyParked: while the tenant's money is parked.
     """
     tenant, currency = reservation.organization, reservation.currency
-    parking.require_moving(organization=tenant)
     key = f"purchase:{reservation.id}"
     payer = source or accounts.wallet(organization=tenant, currency=currency)
     deferred = accounts.of_reservation(
@@ -33,7 +33,8 @@ def post(
         accounts.of_reservation(kind=kind, reservation=reservation)
         for kind in (AccountKind.U_OPEN, AccountKind.U_BOUGHT)
     )
-    part = tax.part_of(reservation=reservation, key=key, charged=reservation.total_minor)
+    due_minor = reservation.total_minor - reservation.unpaid_minor
+    part = tax.part_of(reservation=reservation, key=key, charged=due_minor)
     entry = ledger.post(
         idempotency_key=key,
         kind=EntryKind.PURCHASE,
@@ -41,9 +42,37 @@ def post(
         effective_at=at,
         legs=ledger.differences(
             [
-                (payer, deferred, reservation.total_minor),
+                (payer, deferred, due_minor),
                 *tax.rows(part, reservation=reservation, payer=payer, payee=payer),
                 (opened, bought, gpu_seconds_bought(reservation=reservation)),
+            ]
+        ),
+    )
+    tax.note(part, reservation=reservation, entry=entry, at=at)
+
+
+def post_balance(*, reservation: Reservation, net_minor: int, at: dt.datetime) -> None:
+    """Move the rest of a price, of which the deposit was bought before, with what is left of its tax.
+
+    :raises ledger.InsufficientFunds: when the wallet does not cover it.
+    :raises parking.MoneyParked: while the tenant's money is parked.
+    """
+    tenant, currency = reservation.organization, reservation.currency
+    key = f"balance:{reservation.id}"
+    payer = accounts.wallet(organization=tenant, currency=currency)
+    deferred = accounts.of_reservation(
+        kind=AccountKind.DEFERRED, reservation=reservation, currency=currency
+    )
+    part = tax.part_of(reservation=reservation, key=key, charged=net_minor)
+    entry = ledger.post(
+        idempotency_key=key,
+        kind=EntryKind.BALANCE,
+        subject_id=reservation.id,
+        effective_at=at,
+        legs=ledger.differences(
+            [
+                (payer, deferred, net_minor),
+                *tax.rows(part, reservation=reservation, payer=payer, payee=payer),
             ]
         ),
     )
@@ -57,7 +86,6 @@ def hold(*, reservation: Reservation, at: dt.datetime) -> None:
     :raises parking.MoneyParked: while the tenant's money is parked.
     """
     tenant, currency = reservation.organization, reservation.currency
-    parking.require_moving(organization=tenant)
     ledger.post(
         idempotency_key=f"hold:{reservation.id}",
         kind=EntryKind.HOLD,
@@ -72,7 +100,10 @@ def hold(*, reservation: Reservation, at: dt.datetime) -> None:
 
 
 def void_hold(*, reservation: Reservation, at: dt.datetime) -> None:
-    """Give a held price back to the wallet: the purchase did not come about."""
+    """Give a held price back to the wallet: the purchase did not come about.
+
+    :raises parking.MoneyParked: while the tenant's money is parked.
+    """
     ledger.post(
         idempotency_key=f"void:{reservation.id}",
         kind=EntryKind.VOID,
@@ -116,6 +147,14 @@ def price_with_tax(*, reservation: Reservation) -> int:
     """Return what a reservation costs with its tax, in minor units: what the tenant is asked for."""
     return tax.gross_minor(
         net_minor=reservation.total_minor, terms=tax.terms_of(reservation=reservation)
+    )
+
+
+def due_now_with_tax(*, reservation: Reservation) -> int:
+    """Return what confirms a reservation, with its tax: the whole price, or its deposit."""
+    return tax.gross_minor(
+        net_minor=reservation.total_minor - reservation.unpaid_minor,
+        terms=tax.terms_of(reservation=reservation),
     )
 
 

@@ -4,8 +4,8 @@ import datetime as dt
 
 from django.db import transaction
 
-from billing import accounts, ledger, tax, tax_relief
-from billing.models import Entry
+from billing import accounts, ledger, parking, tax, tax_relief
+from billing.models import Account, Entry
 from billing.states import AccountKind, EntryKind
 from marketplace import events
 from marketplace.core.errors import InvalidValue
@@ -93,7 +93,9 @@ def pay_from_wallet(
     """Pay an invoice out of the wallet, as far as it is open; once per payment.
 
     :raises ledger.InsufficientFunds: when the wallet does not hold so much.
+    :raises parking.MoneyParked: while the tenant's money is parked.
     """
+    parking.require_moving(organizations=[organization])
     owed = account(organization=organization, invoice_id=invoice_id, currency=amount.currency)
     lock(organization)
     key = f"invpay:{payment_id}"
@@ -139,6 +141,41 @@ def offset(*, reservation: Reservation, at: dt.datetime) -> int:
     return waiting - left
 
 
+def lock_if_owed(*, reservation: Reservation) -> bool:
+    """Lock the tenant of a reservation if anything of it is owed; say whether it is.
+
+    To be called before anything of the reservation is posted: who waits for the lock must hold no account.
+    """
+    receivable = Account.objects.filter(
+        kind=AccountKind.RECEIVABLE,
+        subject_id__in=reservation.credit_sales.values("invoice_id"),
+        balance__gt=0,
+    )
+    if not receivable.exists():
+        return False
+    lock(reservation.organization)
+    return True
+
+
+def set_credit_off(*, reservation: Reservation, amount_minor: int, at: dt.datetime) -> int:
+    """Let a credit that was just posted to the wallet pay what is owed for the same reservation first.
+
+    Return how much of it did, in minor units. The price and its tax stay as they were invoiced, so there is
+    no credit note: it is the tenant's claim, set against ours. The caller has locked the tenant.
+    """
+    currency = reservation.currency
+    purse = accounts.wallet(organization=reservation.organization, currency=currency)
+    left = amount_minor
+    for sale in reservation.credit_sales.order_by("due_at", "pk") if left else ():
+        owed = account(
+            organization=reservation.organization, invoice_id=sale.invoice_id, currency=currency
+        )
+        covered = min(left, ledger.kept_balance(account=owed))
+        _set_off(purse, owed, amount=covered, subject_id=sale.invoice_id, at=at)
+        left -= covered
+    return amount_minor - left
+
+
 def _tell_if_paid(
     *, organization: Organization, invoice_id: str, owed: ledger.AccountRef, at: dt.datetime
 ) -> None:
@@ -156,7 +193,7 @@ def _tell_if_paid(
 
 
 def _set_off(
-    payable: ledger.AccountRef,
+    debited: ledger.AccountRef,
     credited: ledger.AccountRef,
     *,
     amount: int,
@@ -172,7 +209,7 @@ def _set_off(
         kind=EntryKind.OFFSET,
         subject_id=subject_id,
         effective_at=at,
-        legs=ledger.transfer(debited=payable, credited=credited, amount=amount),
+        legs=ledger.transfer(debited=debited, credited=credited, amount=amount),
     )
 
 
@@ -218,9 +255,10 @@ def write_off(
     invoice_id: str,
     amount_minor: int,
     currency: str,
+    decision_id: str,
     at: dt.datetime,
 ) -> None:
-    """Give up an amount of an invoice; two people decide that, see `billing.approvals`.
+    """Give up an amount of an invoice; once per decision, which takes two people: see `billing.approvals`.
 
     Where a tax office gives relief for it, the tax in it is owed no more: see `billing.tax_relief`.
 
@@ -228,7 +266,7 @@ def write_off(
     """
     owed = account(organization=organization, invoice_id=invoice_id, currency=currency)
     lock(organization)
-    key = f"writeoff:{invoice_id}"
+    key = f"writeoff:{decision_id}"
     if ledger.is_posted(idempotency_key=key):
         return
     still_owed = ledger.kept_balance(account=owed)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from django.db import transaction
 
-from billing import accounts, ledger, parking, receivables, steps
+from billing import accounts, disputes, ledger, parking, receivables, runs, steps
 from billing.models import Account, Entry, Payment, Refund, RefundTransition
 from billing.provider_states import PaymentStatus
 from billing.states import REFUND_ARROWS, AccountKind, EntryKind, RefundStatus
@@ -32,16 +32,21 @@ class RefundRefused(InvalidValue):
 
 def open_due(*, at: dt.datetime) -> int:
     """Open the refunds of every reservation that owes any; return of how many. Safe side by side."""
-    waiting = Account.objects.filter(kind=AccountKind.REFUND_PAYABLE, balance__gt=0)
+    waiting = Account.objects.filter(kind=AccountKind.REFUND_PAYABLE, balance__gt=0).exclude(
+        organization__in=parking.parked()
+    )
     ids = waiting.order_by("pk").values_list("subject_id", flat=True)[:REFUNDS_PER_RUN_MAX]
-    return sum(bool(open_for(reservation_id=reservation_id, at=at)) for reservation_id in ids)
+    return runs.one_by_one(
+        ids, lambda pk: bool(open_for(reservation_id=pk, at=at)), name="open_refunds"
+    )
 
 
 @transaction.atomic
 def open_for(*, reservation_id: str, at: dt.datetime) -> list[Refund]:
     """Open the refunds of what a reservation owes, unless some are due; none where there is nothing.
 
-    What it has to give back is set off first against what its tenant owes for it. The rest is split over the
+    What it has to give back is set off first against what the tenant's bank has taken back for good, and then
+    against what its tenant owes for it; while a dispute is open all of it waits. The rest is split over the
     payments that the provider took for it, the newest first and of each no more than it brought: what was
     added last is given back first, and the charge that the bank knows best. What they do not cover came
     another way, and is a refund of its own.
@@ -53,6 +58,10 @@ def open_for(*, reservation_id: str, at: dt.datetime) -> list[Refund]:
         .first()
     )
     if reservation is None or parking.is_parked(organizations=[reservation.organization]):
+        return []
+    if disputes.holds_back(reservation_id=reservation.pk, at=at) and not _set_off(
+        reservation, at=at
+    ):
         return []
     if Refund.objects.filter(reservation=reservation, status=RefundStatus.DUE).exists():
         return []
@@ -72,7 +81,7 @@ def send(*, refund_id: str, at: dt.datetime, actor: str) -> Refund:
     :raises parking.MoneyParked: while the tenant's money is parked.
     """
     refund = _of(refund_id)
-    parking.require_moving(organization=refund.reservation.organization)
+    parking.require_moving(organizations=[refund.reservation.organization])
     return _advance(
         refund,
         to=RefundStatus.SENT,
@@ -103,10 +112,11 @@ def settle(*, refund_id: str, at: dt.datetime, actor: str) -> Refund:
 
 
 @transaction.atomic
-def fail(*, refund_id: str, at: dt.datetime, actor: str) -> Refund:
+def fail(*, refund_id: str, at: dt.datetime, actor: str, stays_payable: bool = False) -> Refund:
     """Take an arrow to failed: the way back is closed, so the money goes to the wallet.
 
-    One that had been settled comes back to what we have at the provider first.
+    One that had been settled comes back to what we have at the provider first. `stays_payable` keeps the
+    money with the reservation instead: its charge is disputed, and the tenant's bank may have returned it.
 
     :raises StateConflict: when the refund was not sent, or has failed.
     """
@@ -118,7 +128,9 @@ def fail(*, refund_id: str, at: dt.datetime, actor: str) -> Refund:
         to=RefundStatus.FAILED,
         kind=EntryKind.REFUND_FAILED,
         debited=available if was_settled else _clearing(refund),
-        credited=accounts.wallet(
+        credited=_payable(refund.reservation)
+        if stays_payable
+        else accounts.wallet(
             organization=refund.reservation.organization, currency=refund.currency
         ),
         at=at,
@@ -138,7 +150,6 @@ def give(
     """
     if amount.amount_minor <= 0:
         raise RefundRefused("A refund is at least one minor unit.", pointer="/amount_minor")
-    parking.require_moving(organization=organization)
     return ledger.post(
         idempotency_key=f"goodwill:{key}",
         kind=EntryKind.GOODWILL,
@@ -150,6 +161,16 @@ def give(
             amount=amount.amount_minor,
         ),
     )
+
+
+def _set_off(reservation: Reservation, *, at: dt.datetime) -> bool:
+    """Set off what was lost, in the place of refunds that are due; say whether anything is left to send."""
+    if not disputes.set_off(reservation=reservation, at=at):
+        return False
+    for refund in Refund.objects.filter(reservation=reservation, status=RefundStatus.DUE):
+        _move(refund, to=RefundStatus.SET_OFF)
+        _note(refund, came_from=RefundStatus.DUE, entry=None, at=at, actor=ACTOR)
+    return not disputes.holds_back(reservation_id=reservation.pk, at=at)
 
 
 def _ways_back(
@@ -193,13 +214,7 @@ def _advance(
     actor: str,
 ) -> Refund:
     """Compare and set; the winner posts and writes the transition in the same transaction."""
-    came_from = RefundStatus(refund.status)
-    won = REFUND_ARROWS.allows(came_from, to) and Refund.objects.filter(
-        pk=refund.pk, status=came_from
-    ).update(status=to)
-    if not won:
-        raise StateConflict(f"{refund.pk} is {came_from} or moved on; it cannot become {to}")
-    refund.status = to
+    came_from = _move(refund, to=to)
     entry = ledger.post(
         idempotency_key=f"refund:{refund.id}:{to.value}",
         kind=kind,
@@ -210,6 +225,18 @@ def _advance(
     steps.reached(f"refund.{to.value}")
     _note(refund, came_from=came_from, entry=entry, at=at, actor=actor)
     return refund
+
+
+def _move(refund: Refund, *, to: RefundStatus) -> RefundStatus:
+    """Compare and set; return where it came from."""
+    came_from = RefundStatus(refund.status)
+    won = REFUND_ARROWS.allows(came_from, to) and Refund.objects.filter(
+        pk=refund.pk, status=came_from
+    ).update(status=to)
+    if not won:
+        raise StateConflict(f"{refund.pk} is {came_from} or moved on; it cannot become {to}")
+    refund.status = to
+    return came_from
 
 
 def _note(

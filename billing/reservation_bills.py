@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from billing import bills, budgets, month_bills, month_movements
 from billing.bills import Bill
-from billing.budgets import BudgetStanding
+from billing.budgets import BudgetStanding, Labels
 from billing.invoices import reading
 from billing.models import Invoice
 from billing.month_bills import Ahead
@@ -110,5 +110,6 @@ def _row(*, reservation: Reservation, bill: Bill) -> Row:
             undelivered_by_reason=Counter(bill.gpu_seconds.undelivered_by_reason),
         ),
         buyer=month_bills.buyers_of(reservation_ids=[reservation.pk]).get(reservation.pk),
+        labels=Labels(reservation.project, reservation.tags),
         lease_ids=tuple(line.lease_id for line in bill.lines),
     )

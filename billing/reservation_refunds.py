@@ -5,11 +5,11 @@ import datetime as dt
 from django.db import transaction
 from django.db.models import Exists, F, OuterRef
 
-from billing import intents, refunds
-from billing.models import Payment, Refund
+from billing import disputes, intents, parking, refunds, runs
+from billing.models import Dispute, Payment, Refund
 from billing.provider_states import IntentKind, PaymentStatus
 from billing.provider_values import ProviderRefund
-from billing.states import RefundStatus
+from billing.states import DisputeStatus, RefundStatus
 from marketplace import events
 from marketplace.states import EventKind
 
@@ -17,13 +17,21 @@ ACTOR = "billing.reservation_refunds"
 
 
 def ask_due(*, at: dt.datetime) -> int:
-    """Ask the provider for the refunds that are due of what it once took; return how many."""
+    """Ask the provider for the refunds that are due of what it once took; return how many.
+
+    Those of parked money wait. One that cannot be asked for is logged and holds up nobody else.
+    """
     taken = Payment.objects.filter(
         reservation=OuterRef("reservation"), status=PaymentStatus.SUCCEEDED
     )
-    due = Refund.objects.filter(Exists(taken), status=RefundStatus.DUE)
+    disputed = Dispute.objects.filter(
+        reservation=OuterRef("reservation"), status=DisputeStatus.OPEN
+    )
+    due = Refund.objects.filter(Exists(taken), ~Exists(disputed), status=RefundStatus.DUE).exclude(
+        reservation__organization__in=parking.parked()
+    )
     ids = due.order_by("pk").values_list("pk", flat=True)[: intents.INTENTS_PER_RUN_MAX]
-    return sum(ask(refund_id=refund_id, at=at) for refund_id in ids)
+    return runs.one_by_one(ids, lambda pk: ask(refund_id=pk, at=at), name="ask_refunds")
 
 
 @transaction.atomic
@@ -31,7 +39,7 @@ def ask(*, refund_id: str, at: dt.datetime) -> bool:
     """Send one refund; say whether it was this call that did it.
 
     What came otherwise than through the provider, as a later extension from the wallet does, goes to the
-    wallet; so does what its payment has no room for any more.
+    wallet; so does what its payment has no room for any more. While a bank has the money nothing is sent.
     """
     refund = (
         Refund.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
@@ -39,7 +47,7 @@ def ask(*, refund_id: str, at: dt.datetime) -> bool:
         .select_related("reservation__organization", "payment")
         .first()
     )
-    if refund is None:
+    if refund is None or disputes.holds_back(reservation_id=refund.reservation_id, at=at):
         return False
     payment = refund.payment
     refunds.send(refund_id=refund.pk, at=at, actor=ACTOR)
@@ -72,23 +80,27 @@ def apply(*, refund_id: str, made: ProviderRefund, at: dt.datetime) -> None:
         refunds.settle(refund_id=refund.pk, at=at, actor=ACTOR)
         _tell(refund, kind=EventKind.REFUND_SENT, at=at)
     elif made.state in {"failed", "canceled"}:
-        _fail(refund, at=at)
+        _fail(refund, code=made.failure_code, at=at)
 
 
 @transaction.atomic
-def refused(*, refund_id: str, at: dt.datetime) -> None:
-    """Give to the wallet what the provider would not even try to return."""
-    _fail(_locked(refund_id), at=at)
+def refused(*, refund_id: str, code: str, at: dt.datetime) -> None:
+    """Give to the wallet what the provider would not even try to return, unless a bank may return it."""
+    _fail(_locked(refund_id), code=code, at=at)
 
 
-def _fail(refund: Refund, *, at: dt.datetime) -> None:
+def _fail(refund: Refund, *, code: str, at: dt.datetime) -> None:
     if refund.status not in {RefundStatus.SENT, RefundStatus.SETTLED}:
         return
-    refunds.fail(refund_id=refund.pk, at=at, actor=ACTOR)
+    is_disputed = code == disputes.REFUSED_AS_DISPUTED or disputes.holds_back(
+        reservation_id=refund.reservation_id, at=at
+    )
+    refunds.fail(refund_id=refund.pk, at=at, actor=ACTOR, stays_payable=is_disputed)
     Payment.objects.filter(pk=refund.payment_id).update(
         refunded_minor=F("refunded_minor") - refund.amount_minor
     )
-    _tell(refund, kind=EventKind.REFUND_FAILED, at=at)
+    if not is_disputed:
+        _tell(refund, kind=EventKind.REFUND_FAILED, at=at)
 
 
 def _locked(refund_id: str) -> Refund:

@@ -2,6 +2,9 @@
 
 Who bears it: the owner, as far as its hardware or its handover failed and the lease earned that much; the
 market bears the rest. A reclaim is the owner's decision: what the lease did not earn, the owner owes.
+
+It goes to the wallet, and from there at once to what is still owed for the same reservation on account:
+nobody gets a credit to spend for what it has not paid (`receivables.set_credit_off`).
 """
 
 import datetime as dt

@@ -14,7 +14,16 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef
 
 from agents import grants, health
-from billing import accounts, ledger, parking, service_credits, steps, tax, undelivered
+from billing import (
+    accounts,
+    ledger,
+    parking,
+    receivables,
+    service_credits,
+    steps,
+    tax,
+    undelivered,
+)
 from billing.amounts import (
     Amounts,
     LeasesExceedReservation,
@@ -108,6 +117,7 @@ def settle(*, lease_id: str, at: dt.datetime) -> Settlement | None:
     is_patient = at < lease.closed_at + dt.timedelta(seconds=grace_seconds(at=at))
     if is_patient and not delivery.is_fully_metered:
         return None
+    is_owed = receivables.lock_if_owed(reservation=reservation)
     before = posted_so_far(lease=lease)
     amounts = _within_books(
         lease=lease,
@@ -129,6 +139,8 @@ def settle(*, lease_id: str, at: dt.datetime) -> Settlement | None:
     credit, credit_of_owner = service_credits.post_for_lease(
         lease=lease, delivery=delivery, amounts=amounts, at=lease.closed_at
     )
+    if is_owed:
+        receivables.set_credit_off(reservation=reservation, amount_minor=credit, at=at)
     steps.reached("settlement.credited")
     settlement = Settlement.objects.create(
         lease=lease,
@@ -172,6 +184,7 @@ def refund_rest(*, reservation_id: str, at: dt.datetime) -> bool:
         return False
     if parking.is_parked(organizations=[reservation.organization]):
         return False
+    is_owed = receivables.lock_if_owed(reservation=reservation)
     deferred = accounts.of_reservation(
         kind=AccountKind.DEFERRED, reservation=reservation, currency=reservation.currency
     )
@@ -199,7 +212,9 @@ def refund_rest(*, reservation_id: str, at: dt.datetime) -> bool:
     )
     tax.note(part, reservation=reservation, entry=entry, at=at)
     steps.reached("rest.refunded")
-    service_credits.post_for_rest(reservation=reservation, refunded_minor=rest, at=at)
+    credit = service_credits.post_for_rest(reservation=reservation, refunded_minor=rest, at=at)
+    if is_owed:
+        receivables.set_credit_off(reservation=reservation, amount_minor=credit, at=at)
     steps.reached("rest.credited")
     return True
 

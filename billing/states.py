@@ -75,7 +75,8 @@ class EntryKind(TextChoices):
     SUSPENSE = "suspense"  # money of which nobody knows yet whose it is
     HOLD = "hold"
     VOID = "void"
-    PURCHASE = "purchase"
+    PURCHASE = "purchase"  # of the price, or of the part of it that is a deposit
+    BALANCE = "balance"  # the rest of a price of which the deposit was paid
     EARNING = "earning"  # an hour of a lease
     SETTLEMENT = "settlement"
     CORRECTION = "correction"  # of a settlement, by evidence that came late
@@ -98,18 +99,46 @@ class EntryKind(TextChoices):
     DISPUTE_OPENED = "dispute_opened"
     DISPUTE_WON = "dispute_won"
     DISPUTE_LOST = "dispute_lost"
+    DISPUTE_SET_OFF = "dispute_set_off"  # what was to go back, and a bank has given back already
+    DISPUTE_CHARGED = "dispute_charged"  # to an owner, who answers for it
+    RESERVE_DRAWN = "reserve_drawn"  # what was kept back of an owner, for what it owes
     INVOICE_VOID = "invoice_void"
     PAYMENT = "payment"
     TAX_REMITTANCE = "tax_remittance"  # of collected tax, to its tax office
     RELIEF_WITHDRAWN = "relief_withdrawn"  # of tax that a refund gave back
-    OFFSET = "offset"  # what a reservation gives back, against what is owed for it
+    OFFSET = (
+        "offset"  # what a reservation gives back or a credit for it, against what is owed for it
+    )
     WRITE_OFF = "write_off"
     REVERSAL = "reversal"
 
 
+# What only records what has happened outside, or undoes an entry: it is written of parked money too. Of
+# `payment` and `refund_sent` some are our own deeds; the verbs that do these ask for themselves.
+FACTS = frozenset(
+    {
+        EntryKind.DEPOSIT,
+        EntryKind.TOP_UP,
+        EntryKind.BALANCE_TRANSACTION,
+        EntryKind.SUSPENSE,
+        EntryKind.PAYMENT,
+        EntryKind.REFUND_SENT,
+        EntryKind.REFUND_SETTLED,
+        EntryKind.REFUND_FAILED,
+        EntryKind.TRANSFER_PAID,
+        EntryKind.TRANSFER_FAILED,
+        EntryKind.TRANSFER_REVERSAL,
+        EntryKind.DISPUTE_OPENED,
+        EntryKind.DISPUTE_WON,
+        EntryKind.DISPUTE_LOST,
+        EntryKind.REVERSAL,
+    }
+)
+
 # Each of these happens to its subject at most once, whatever the keys say.
 ONCE_PER_SUBJECT = (
     EntryKind.PURCHASE,
+    EntryKind.BALANCE,
     EntryKind.SETTLEMENT,
     EntryKind.REFUND,
     EntryKind.RELEASE,
@@ -138,17 +167,19 @@ class RefundStatus(TextChoices):
     DUE = "due"
     SENT = "sent"
     SETTLED = "settled"
-    FAILED = "failed"  # the money is the tenant's still, and went to its wallet
+    FAILED = "failed"  # the money is the tenant's still: in its wallet, or to be sent once more
+    SET_OFF = "set_off"  # never sent: the tenant's bank has given it back
 
 
 REFUND_ARROWS = Arrows(
     initial=(RefundStatus.DUE,),
     moves={
-        RefundStatus.DUE: (RefundStatus.SENT,),
+        RefundStatus.DUE: (RefundStatus.SENT, RefundStatus.SET_OFF),
         RefundStatus.SENT: (RefundStatus.SETTLED, RefundStatus.FAILED),
         # A closed card gives it back days later; then it is in the wallet.
         RefundStatus.SETTLED: (RefundStatus.FAILED,),
         RefundStatus.FAILED: (),
+        RefundStatus.SET_OFF: (),
     },
 )
 
@@ -175,6 +206,7 @@ class ApprovalKind(TextChoices):
     REFUND = "refund"
     WRITE_OFF = "write_off"
     CREDIT = "credit"  # how much may be owed; to end it takes one
+    DISPUTE = "dispute"  # that an owner bears one that was lost
     UNPARK = "unpark"
     TAX_REMITTANCE = "tax_remittance"
     REMITTANCE_REVERSAL = "remittance_reversal"  # of a transfer that came back
@@ -226,6 +258,13 @@ class PurchaseKind(TextChoices):
 
     RESERVATION = "reservation"
     CHANGE = "change"
+
+
+class Decider(TextChoices):
+    """Who can let a higher limit happen."""
+
+    ORGANIZATION = "organization"  # another of its keys that writes bills
+    OPERATOR = "operator"  # it has no other such key
 
 
 class BudgetPeriod(TextChoices):

@@ -35,7 +35,6 @@ API_VERSION = "2026-10-28.endive"
 # A person waits at the other end of some calls; what takes longer is found again by recovery.
 CALL_LIMIT_SECONDS = 10
 LIST_PAGE = 100  # the provider's largest page
-LOOKUP_OBJECTS_MAX = 2_000  # so many of one customer's or owner's objects are looked through
 SIGNATURE_TOLERANCE_SECONDS = 300  # the library's own default
 
 
@@ -237,15 +236,22 @@ def read_dispute(*, dispute_id: str) -> ProviderDispute:
     return shapes.dispute_of(_made(lambda: _client().v1.disputes.retrieve(dispute_id)))
 
 
+def read_cash(*, customer_id: str) -> dict[str, int]:
+    """Return what a tenant sent by bank and no payment has taken, by currency, in minor units."""
+    balance = _made(lambda: _client().v1.customers.cash_balance.retrieve(customer_id))
+    return dict(balance.get("available") or {})
+
+
 def find_customer(*, intent_id: str, since: dt.datetime) -> ProviderCustomer | None:
-    rows = _listed(lambda p: _client().v1.customers.list(p), created=_since(since))
+    rows = _listed(lambda p: _client().v1.customers.list(p), created=_between(since))
     return next((c for c in map(shapes.customer_of, rows) if c.intent_id == intent_id), None)
 
 
-def find_payment(*, customer_id: str, intent_id: str) -> ProviderPayment | None:
+def find_payment(*, customer_id: str, intent_id: str, since: dt.datetime) -> ProviderPayment | None:
     rows = _listed(
         lambda p: _client().v1.payment_intents.list(p),
         customer=customer_id,
+        created=_between(since),
         expand=["data.latest_charge"],
     )
     return next((p for p in map(shapes.payment_of, rows) if p.intent_id == intent_id), None)
@@ -257,16 +263,19 @@ def find_refund(*, payment_id: str, intent_id: str) -> ProviderRefund | None:
 
 
 def find_account(*, intent_id: str) -> ProviderAccount | None:
-    params: Any = {"limit": LIST_PAGE}
-    rows = _call(lambda: _client().v2.core.accounts.list(params)).auto_paging_iter()
-    for _, row in zip(range(LOOKUP_OBJECTS_MAX), rows, strict=False):
-        if shapes.mark_of(row.to_dict()) == intent_id:
-            return read_account(account_id=row.id)
+    """Look through all accounts: their list can be narrowed by nothing that we know."""
+    for row in _listed(lambda p: _client().v2.core.accounts.list(p)):
+        if shapes.mark_of(row) == intent_id:
+            return read_account(account_id=row["id"])
     return None
 
 
-def find_transfer(*, account_id: str, intent_id: str) -> ProviderTransfer | None:
-    rows = _listed(lambda p: _client().v1.transfers.list(p), destination=account_id)
+def find_transfer(
+    *, account_id: str, intent_id: str, since: dt.datetime
+) -> ProviderTransfer | None:
+    rows = _listed(
+        lambda p: _client().v1.transfers.list(p), destination=account_id, created=_between(since)
+    )
     return next((t for t in map(shapes.transfer_of, rows) if t.intent_id == intent_id), None)
 
 
@@ -282,7 +291,7 @@ def payments_since(*, since: dt.datetime) -> Iterator[ProviderPayment]:
     """Yield the payments that were made since an instant, newest first."""
     rows = _listed(
         lambda p: _client().v1.payment_intents.list(p),
-        created=_since(since),
+        created=_between(since),
         expand=["data.latest_charge"],
     )
     return map(shapes.payment_of, rows)
@@ -290,25 +299,30 @@ def payments_since(*, since: dt.datetime) -> Iterator[ProviderPayment]:
 
 def refunds_since(*, since: dt.datetime) -> Iterator[ProviderRefund]:
     return map(
-        shapes.refund_of, _listed(lambda p: _client().v1.refunds.list(p), created=_since(since))
+        shapes.refund_of, _listed(lambda p: _client().v1.refunds.list(p), created=_between(since))
     )
 
 
 def transfers_since(*, since: dt.datetime) -> Iterator[ProviderTransfer]:
     return map(
-        shapes.transfer_of, _listed(lambda p: _client().v1.transfers.list(p), created=_since(since))
+        shapes.transfer_of,
+        _listed(lambda p: _client().v1.transfers.list(p), created=_between(since)),
     )
 
 
 def disputes_since(*, since: dt.datetime) -> Iterator[ProviderDispute]:
     return map(
-        shapes.dispute_of, _listed(lambda p: _client().v1.disputes.list(p), created=_since(since))
+        shapes.dispute_of, _listed(lambda p: _client().v1.disputes.list(p), created=_between(since))
     )
 
 
-def transactions_since(*, since: dt.datetime) -> Iterator[ProviderTransaction]:
-    """Yield what was booked on our balance since an instant, newest first."""
-    rows = _listed(lambda p: _client().v1.balance_transactions.list(p), created=_since(since))
+def transactions_between(
+    *, since: dt.datetime, until: dt.datetime
+) -> Iterator[ProviderTransaction]:
+    """Yield what was booked on our balance in `[since, until)`, newest first."""
+    rows = _listed(
+        lambda p: _client().v1.balance_transactions.list(p), created=_between(since, until)
+    )
     return map(shapes.transaction_of, rows)
 
 
@@ -322,9 +336,9 @@ def balances(*, currency: str) -> tuple[int, int]:
     return available, pending
 
 
-def events_since(*, since: dt.datetime) -> Iterator[ProviderEvent]:
-    """Yield the events since an instant, newest first; the provider keeps them for 30 days."""
-    rows = _listed(lambda p: _client().v1.events.list(p), created=_since(since))
+def events_between(*, since: dt.datetime, until: dt.datetime) -> Iterator[ProviderEvent]:
+    """Yield the events of `[since, until)`, newest first; the provider keeps them for 30 days."""
+    rows = _listed(lambda p: _client().v1.events.list(p), created=_between(since, until))
     return (shapes.event_of(row, payload=json.dumps(row)) for row in rows)
 
 
@@ -424,14 +438,13 @@ def _refusal(error: stripe.StripeError) -> Refusal:
 
 
 def _listed(page: Callable[[Any], Any], **params: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401
-    """Yield the rows of a list, page after page, up to the limit of what anybody looks through."""
-    rows = _call(lambda: page({"limit": LIST_PAGE, **params})).auto_paging_iter()
-    for _ in range(LOOKUP_OBJECTS_MAX):
-        row = _call(lambda: next(rows, None))
-        if row is None:
-            return
+    """Yield the rows of a list to its end, one page in memory at a time; whoever asks narrows it."""
+    rows = iter(_call(lambda: page({"limit": LIST_PAGE, **params})).auto_paging_iter())
+    while (row := _call(lambda: next(rows, None))) is not None:
         yield row.to_dict()
 
 
-def _since(instant: dt.datetime) -> dict[str, int]:
-    return {"gte": int(instant.timestamp())}
+def _between(since: dt.datetime, until: dt.datetime | None = None) -> dict[str, int]:
+    """Return the bounds of a list in whole seconds, `[since, until)`: the unit of the provider's clock."""
+    bounds = {"gte": int(since.timestamp())}
+    return bounds if until is None else bounds | {"lt": int(until.timestamp())}

@@ -6,10 +6,13 @@ from django.utils import timezone
 from billing import (
     books,
     budgets,
-    changes,
+    card_refunds,
+    clawbacks,
     corrections,
     dunning,
     earnings,
+    fee_shares,
+    idle_leases,
     inbox,
     invoices,
     payments,
@@ -20,13 +23,20 @@ from billing import (
     refunds,
     reservation_refunds,
     settlements,
+    spend_anomalies,
     transfers,
 )
+from billing.deposits import collecting
 
 
 @shared_task(name="billing.collect_debts")
 def collect_debts() -> None:
     dunning.advance_due(at=timezone.now())
+
+
+@shared_task(name="billing.collect_balances")
+def collect_balances() -> None:
+    collecting.advance_due(at=timezone.now())
 
 
 @shared_task(name="billing.settle_leases")
@@ -38,7 +48,7 @@ def settle_leases() -> None:
 def release_earnings() -> None:
     now = timezone.now()
     payouts.release_due(at=now)
-    changes.release_due(at=now)
+    fee_shares.release_due(at=now)
     payouts.release_due(at=timezone.now())
 
 
@@ -49,9 +59,12 @@ def drive_intents() -> None:
     payments.end_untaken(at=now)
     payments.give_up_due(at=now)
     payments.capture_due(at=now)
+    payments.pay_invoices_due(at=now)
+    card_refunds.send_due(at=now)
     if provider.is_connected():
         reservation_refunds.ask_due(at=now)
         transfers.send_due(at=now)
+        clawbacks.collect_due(at=now)
     provider.drive_due(at=now)
 
 
@@ -108,3 +121,13 @@ def reconcile_provider() -> None:
 @shared_task(name="billing.watch_budgets")
 def watch_budgets() -> None:
     budgets.watch_due(at=timezone.now())
+
+
+@shared_task(name="billing.watch_idle_leases")
+def watch_idle_leases() -> None:
+    idle_leases.watch(at=timezone.now())
+
+
+@shared_task(name="billing.watch_spend")
+def watch_spend() -> None:
+    spend_anomalies.watch(at=timezone.now())

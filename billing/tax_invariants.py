@@ -23,7 +23,7 @@ _KEPT = """
         (SELECT coalesce(sum(p.amount), 0)
             FROM billing_entry e
             JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
-            WHERE e.kind = 'purchase' AND e.subject_id = r.id AND a.kind = 'deferred')
+            WHERE e.kind IN ('purchase', 'balance') AND e.subject_id = r.id AND a.kind = 'deferred')
         + (SELECT coalesce(sum(c.charged_minor - c.refunded_minor), 0)
             FROM scheduler_change c WHERE c.reservation_id = r.id)
         - (SELECT coalesce(sum(s.refunded_minor), 0)

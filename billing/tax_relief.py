@@ -55,9 +55,8 @@ def of_write_off(*, owed: ledger.AccountRef, amount_minor: int) -> Relief:
         return NO_RELIEF
     line = asked.entry.tax_line
     sale = ReservationTax.objects.select_for_update(no_key=True).get(pk=line.reservation_id)
-    in_it = share_of(
-        total_minor=line.tax_charged_minor, part=min(amount_minor, asked.amount), whole=asked.amount
-    )
+    before = _written_off_before(owed)
+    in_it = _tax_in(asked, amount_minor=before + amount_minor) - _tax_in(asked, amount_minor=before)
     relief = min(in_it, _tax_kept(sale))
     if relief <= 0:
         return NO_RELIEF
@@ -123,6 +122,26 @@ def withdraw_excess(*, sale: ReservationTax, currency: str, cause: Entry, at: dt
         is_relief=True,
         at=at,
     )
+
+
+def _tax_in(asked: Posting, *, amount_minor: int) -> int:
+    """Return the tax in the first so many minor units of an invoice, and no more than it asked."""
+    return share_of(
+        total_minor=asked.entry.tax_line.tax_charged_minor,
+        part=min(amount_minor, asked.amount),
+        whole=asked.amount,
+    )
+
+
+def _written_off_before(owed: ledger.AccountRef) -> int:
+    """Return what was given up of an invoice already: its parts have the tax of the whole between them."""
+    given_up = Posting.objects.filter(
+        account__code=owed.code,
+        account__currency=owed.currency,
+        side=Side.CREDIT,
+        entry__kind=EntryKind.WRITE_OFF,
+    )
+    return int(given_up.aggregate(sum=Sum("amount"))["sum"] or 0)
 
 
 def _tax_kept(sale: ReservationTax) -> int:

@@ -3,11 +3,18 @@
 import datetime as dt
 
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, Sum
 
-from billing import intents, onboarding, parking, payouts
-from billing.models import Payout, PayoutAccount, ProviderTransition, Transfer
-from billing.provider_states import TRANSFER_ARROWS, IntentKind, Machine, TransferStatus
+from billing import intents, onboarding, parking, payouts, runs
+from billing.models import Payout, PayoutAccount, ProviderTransition, Reversal, Transfer
+from billing.provider_states import (
+    REVERSAL_ARROWS,
+    TRANSFER_ARROWS,
+    IntentKind,
+    Machine,
+    ReversalStatus,
+    TransferStatus,
+)
 from billing.provider_values import ProviderTransfer
 from billing.states import PayoutStatus
 from marketplace import events
@@ -35,11 +42,12 @@ def send_due(*, at: dt.datetime) -> int:
     recent = Transfer.objects.filter(created_at__gt=at - dt.timedelta(seconds=RETRY_SECONDS))
     ids = (
         due.filter(owner__in=able)
+        .exclude(owner__in=parking.parked())
         .exclude(pk__in=recent.values("payout"))
         .order_by("due_at", "pk")
         .values_list("pk", flat=True)[:PAYOUTS_PER_RUN_MAX]
     )
-    return sum(send(payout_id=payout_id, at=at) for payout_id in ids)
+    return runs.one_by_one(ids, lambda pk: send(payout_id=pk, at=at), name="send_payouts")
 
 
 @transaction.atomic
@@ -113,39 +121,59 @@ def refused(*, transfer_id: str, code: str, at: dt.datetime) -> None:
 
 
 @transaction.atomic
-def take_back(*, owner: Organization, amount_minor: int, at: dt.datetime) -> list[str]:
-    """Ask the provider to take back what an owner owes, from the newest transfers; return their ids.
+def take_back(
+    *, owner: Organization, currency: str, amount_minor: int, at: dt.datetime
+) -> list[Reversal]:
+    """Ask the provider to take back what an owner owes, from the newest transfers; each as often as it takes.
 
     What is no longer there is refused by the provider and stays owed: it is netted with what comes next.
+    While the owner's money is parked the provider is not asked.
     """
     asked = []
     paid = Transfer.objects.select_for_update(no_key=True, of=("self",)).filter(
-        owner=owner, status=TransferStatus.PAID, reversed_minor=0
+        owner=owner,
+        currency=currency,
+        status=TransferStatus.PAID,
+        reversed_minor__lt=F("amount_minor"),
     )
     for transfer in paid.order_by("-pk"):
-        if amount_minor <= 0:
-            break
-        part = min(amount_minor, transfer.amount_minor)
+        under_way = transfer.reversals.filter(status=ReversalStatus.ASKED)
+        promised = under_way.aggregate(sum=Sum("amount_minor"))["sum"] or 0
+        part = min(amount_minor, transfer.amount_minor - transfer.reversed_minor - promised)
+        if part <= 0:
+            continue
         amount_minor -= part
+        reversal = Reversal.objects.create(transfer=transfer, amount_minor=part, created_at=at)
+        _note_reversal(reversal, from_status="", reason="", at=at)
         intents.write(
             kind=IntentKind.REVERSAL,
-            subject_id=transfer.pk,
+            subject_id=reversal.pk,
             organization=owner,
             params={
                 "transfer_id": transfer.provider_id,
                 "amount_minor": part,
-                "metadata": {"owner": owner.pk, "transfer": transfer.pk},
+                "metadata": {
+                    "owner": owner.pk,
+                    "transfer": transfer.pk,
+                    "reversal": reversal.pk,
+                },
             },
             at=at,
         )
-        asked.append(transfer.pk)
+        asked.append(reversal)
+        if not amount_minor:
+            break
     return asked
 
 
 @transaction.atomic
-def taken_back(*, transfer_id: str, made: ProviderTransfer, at: dt.datetime) -> None:
+def taken_back(*, reversal_id: str, made: ProviderTransfer, at: dt.datetime) -> None:
     """Record what came back of a transfer: the owner owes that much less. Once per reversal."""
-    transfer = _locked(transfer_id)
+    reversal = _locked_reversal(reversal_id)
+    if reversal.status != ReversalStatus.ASKED:
+        return
+    transfer = _locked(reversal.transfer_id)
+    _close_reversal(reversal, to=ReversalStatus.DONE, reason="", at=at, provider_id=made.id)
     payouts.record_reversal(
         owner=transfer.owner,
         reversal_id=made.id,
@@ -153,12 +181,49 @@ def taken_back(*, transfer_id: str, made: ProviderTransfer, at: dt.datetime) -> 
         currency=made.currency,
         at=at,
     )
-    if not transfer.reversed_minor:
-        Transfer.objects.filter(pk=transfer.pk).update(
-            reversed_minor=F("reversed_minor") + made.amount_minor
+    transfer.reversed_minor += made.amount_minor
+    transfer.save(update_fields=["reversed_minor"])
+    if transfer.reversed_minor == transfer.amount_minor:
+        _move(transfer, to=TransferStatus.REVERSED, reason="", at=at)
+
+
+@transaction.atomic
+def not_taken_back(*, reversal_id: str, code: str, at: dt.datetime) -> None:
+    """Give up one reversal that the provider refused: what it was for stays owed."""
+    reversal = _locked_reversal(reversal_id)
+    if reversal.status == ReversalStatus.ASKED:
+        _close_reversal(
+            reversal, to=ReversalStatus.REFUSED, reason=code, at=at, failure_code=code[:100]
         )
-        if made.amount_minor == transfer.amount_minor:
-            _move(transfer, to=TransferStatus.REVERSED, reason="", at=at)
+
+
+def _locked_reversal(reversal_id: str) -> Reversal:
+    return Reversal.objects.select_for_update(no_key=True).get(pk=reversal_id)
+
+
+def _close_reversal(
+    reversal: Reversal, *, to: ReversalStatus, reason: str, at: dt.datetime, **changes: str
+) -> None:
+    """Compare and set; the row is locked by the caller."""
+    came_from = ReversalStatus(reversal.status)
+    changed = REVERSAL_ARROWS.allows(came_from, to) and Reversal.objects.filter(
+        pk=reversal.pk, status=came_from
+    ).update(status=to, closed_at=at, **changes)
+    if not changed:
+        raise StateConflict(f"{reversal.pk} is {came_from}; it cannot become {to}")
+    reversal.status = to
+    _note_reversal(reversal, from_status=came_from, reason=reason, at=at)
+
+
+def _note_reversal(reversal: Reversal, *, from_status: str, reason: str, at: dt.datetime) -> None:
+    ProviderTransition.objects.create(
+        machine=Machine.REVERSAL,
+        subject_id=reversal.pk,
+        from_status=from_status,
+        to_status=reversal.status,
+        reason=reason[:100],
+        at=at,
+    )
 
 
 def _locked(transfer_id: str) -> Transfer:

@@ -275,8 +275,13 @@ class WebhookEndpointAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold
     search_fields = ("url", "id", "organization__name")
     ordering = ("-id",)
     # Who has a secret can sign what we never sent.
-    exclude = ("sealed_secret", "sealed_secret_before")
+    exclude = ("sealed_secret", "sealed_secret_before", "kinds")
+    readonly_fields = ("wanted",)
     actions = ("disable",)
+
+    @admin.display(description="kinds of events")
+    def wanted(self, endpoint: WebhookEndpoint) -> str:
+        return ", ".join(endpoint.kinds) or "all"
 
     @admin.action(description="Call the selected endpoints no more", permissions=["stop"])
     def disable(self, request: HttpRequest, queryset: QuerySet[WebhookEndpoint]) -> None:
@@ -296,7 +301,8 @@ class WebhookEndpointAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold
 class WebhookCallInline(ReadOnly, TabularInline):  # type: ignore[misc] # unfold ships no types
     model = WebhookCall
     extra = 0
-    fields = ("at", "status", "error")
+    hide_title = True
+    fields = ("at", "response_status", "error")
 
 
 class DeliveryStateFilter(admin.SimpleListFilter):
@@ -328,13 +334,12 @@ class WebhookDeliveryAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold
         "attempts",
         "last_status",
         "due_at",
-        "delivered_at",
     )
     list_filter = (DeliveryStateFilter, "event__kind")
     list_select_related = ("event", "endpoint__organization")
     search_fields = ("event__id", "event__object_id", "endpoint__url", "endpoint__id")
     ordering = ("-id",)
-    readonly_fields = ("shown_state",)
+    readonly_fields = ("written_state",)
     inlines = (WebhookCallInline,)
     actions = ("resend",)
 
@@ -349,6 +354,10 @@ class WebhookDeliveryAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold
     @display(description="status", label=DELIVERY_LABELS)  # type: ignore[untyped-decorator] # unfold ships no types
     def shown_state(self, delivery: WebhookDelivery) -> tuple[str, str]:
         return delivery.state.value, str(delivery.state.label)
+
+    @admin.display(description="status")
+    def written_state(self, delivery: WebhookDelivery) -> str:
+        return str(delivery.state.label)
 
     @admin.action(description="Send the selected ones once more", permissions=["resend"])
     def resend(self, request: HttpRequest, queryset: QuerySet[WebhookDelivery]) -> None:

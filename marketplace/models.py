@@ -422,7 +422,9 @@ class WebhookCall(models.Model):
 
     delivery = models.ForeignKey(WebhookDelivery, on_delete=models.CASCADE, related_name="calls")
     at = models.DateTimeField(db_comment="the run that made it")
-    status = models.PositiveSmallIntegerField(null=True, db_comment="of HTTP; null: no answer")
+    response_status = models.PositiveSmallIntegerField(
+        null=True, db_comment="of HTTP; null: no answer"
+    )
     error = models.CharField(
         max_length=500, blank=True, db_comment="what went wrong, or how the refusal began"
     )
@@ -431,4 +433,4 @@ class WebhookCall(models.Model):
         ordering: ClassVar = ["-id"]
 
     def __str__(self) -> str:
-        return f"{self.delivery_id} at {self.at:%Y-%m-%dT%H:%M:%SZ}: {self.status or self.error}"
+        return f"{self.delivery_id} at {self.at:%Y-%m-%dT%H:%M:%SZ}: {self.response_status or self.error}"

@@ -102,6 +102,32 @@ RECLAIM_COMPENSATION_BASIS_POINTS = env.integer(
 REFUND_ALONE_MINOR_MAX = env.integer(
     "HEADROOM_REFUND_ALONE_MINOR_MAX", default=10_000, minimum=0, maximum=10_000_000
 )
+# A price may be paid in two parts, by card: a share at booking, and the rest on the saved card some time
+# before the start. In basis points (0: nobody may), from a price with tax, for starts that far ahead.
+DEPOSIT_BASIS_POINTS = env.integer(
+    "HEADROOM_DEPOSIT_BASIS_POINTS", default=2500, minimum=0, maximum=9000
+)
+DEPOSIT_PRICE_MINOR_MIN = env.integer(
+    "HEADROOM_DEPOSIT_PRICE_MINOR_MIN", default=100_000, minimum=1000, maximum=100_000_000
+)
+DEPOSIT_AHEAD_SECONDS = env.integer(
+    "HEADROOM_DEPOSIT_AHEAD_SECONDS", default=30 * 86_400, minimum=86_400, maximum=365 * 86_400
+)
+BALANCE_AHEAD_SECONDS = env.integer(
+    "HEADROOM_BALANCE_AHEAD_SECONDS", default=14 * 86_400, minimum=43_200, maximum=180 * 86_400
+)
+# Told this long before the balance is charged; who is asked to return to pay it has so much time for that.
+BALANCE_NOTICE_SECONDS = env.integer(
+    "HEADROOM_BALANCE_NOTICE_SECONDS", default=3 * 86_400, minimum=0, maximum=30 * 86_400
+)
+BALANCE_RETURN_SECONDS = env.integer(
+    "HEADROOM_BALANCE_RETURN_SECONDS", default=3 * 86_400, minimum=3600, maximum=30 * 86_400
+)
+if not BALANCE_RETURN_SECONDS + 3600 < BALANCE_AHEAD_SECONDS < DEPOSIT_AHEAD_SECONDS:
+    raise ImproperlyConfigured(
+        "HEADROOM_BALANCE_RETURN_SECONDS and an hour must be less than HEADROOM_BALANCE_AHEAD_SECONDS, "
+        "and that less than HEADROOM_DEPOSIT_AHEAD_SECONDS: a balance is paid, or given up, before the start"
+    )
 # From the due date of an invoice: it is asked for twice, and then what has not started is cancelled.
 DUNNING_REMINDER_SECONDS = env.integer(
     "HEADROOM_DUNNING_REMINDER_SECONDS", default=3 * 86_400, minimum=0, maximum=90 * 86_400

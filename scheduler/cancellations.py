@@ -6,6 +6,7 @@ nodes, and the GPUs are on sale again when they have come back clean.
 
 import datetime as dt
 from collections import defaultdict
+from dataclasses import replace
 
 from django.db import transaction
 from django.db.models import Sum
@@ -32,11 +33,18 @@ _FINAL_LEASES = [status for status in LeaseStatus if LEASE_ARROWS.is_final(statu
 
 
 @transaction.atomic
-def quote(*, organization: Organization, reservation_id: str, at: dt.datetime) -> ChangeQuote:
+def quote(
+    *,
+    organization: Organization,
+    reservation_id: str,
+    at: dt.datetime,
+    fee_basis_points: int | None = None,
+) -> ChangeQuote:
     """Say what a tenant gets back if it leaves now, and promise it for `CANCELLATION_QUOTE_SECONDS`.
 
     The terms are promised in any case. Before the start so are the amounts; after it they are those of
-    leaving at this second, and each second later there is less left to give back.
+    leaving at this second, and each second later there is less left to give back. A fee that
+    is named counts instead of the ladder's: for who leaves because a balance was not paid.
 
     :raises NotFound: when the tenant has no such reservation.
     :raises StateConflict: when it is over, or its time to pay is.
@@ -47,6 +55,8 @@ def quote(*, organization: Organization, reservation_id: str, at: dt.datetime) -
     terms = changes.terms_of(
         reservation=reservation, at=at, waived_because=_waived_because(reservation)
     )
+    if fee_basis_points is not None:
+        terms = replace(terms, fee_basis_points=fee_basis_points)
     has_begun = reservation.status == ReservationStatus.ACTIVE
     kept = _kept(reservation, at=at) if has_begun else None
     made = changes.new_quote(

@@ -78,12 +78,17 @@ def fee_basis_points(*, ladder: Ladder, notice_seconds: int) -> int:
     return next(fee for notice, fee in ladder if notice_seconds >= notice)
 
 
-def difference(*, before: int, after: int, fee_basis_points: int) -> Difference:
-    """Return what is charged, or goes back and is kept as the fee; the fee is rounded half to even."""
+def difference(*, before: int, after: int, fee_basis_points: int, unpaid: int = 0) -> Difference:
+    """Return what is charged, or goes back and is kept as the fee; the fee is rounded half to even.
+
+    `before` is what was paid. What is given back may have cost `unpaid` more: the fee is a share of all of
+    that, and never more than was paid.
+    """
     if after >= before:
         return Difference(charge=after - before, refund=0, fee=0)
     given_back = before - after
-    fee = share_of(total_minor=given_back, part=fee_basis_points, whole=BASIS_POINTS)
+    fee = share_of(total_minor=given_back + unpaid, part=fee_basis_points, whole=BASIS_POINTS)
+    fee = min(fee, given_back)
     return Difference(charge=0, refund=given_back - fee, fee=fee)
 
 

@@ -45,6 +45,13 @@ class PaymentHeld(DomainError):
     title = "The price is held and was not taken yet"
 
 
+class BalanceOpen(DomainError):
+    """What is bought changes only once all of it is paid; leaving is possible before."""
+
+    code = "balance_open"
+    title = "A part of the price is not paid yet"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
     """By which rule a change is made, with which notice, and what part of what goes back is kept."""
@@ -91,7 +98,10 @@ def new_quote(
         raise LimitExceeded(f"at most {OPEN_CHANGE_QUOTES_MAX} open quotes of changes")
     before = _paid_minor(reservation)
     moved = change_rules.difference(
-        before=before, after=total_minor, fee_basis_points=terms.fee_basis_points
+        before=before,
+        after=total_minor,
+        fee_basis_points=terms.fee_basis_points,
+        unpaid=reservation.unpaid_minor if reservation.is_paid else 0,
     )
     window = lots.window if lots else None
     return ChangeQuote(
@@ -139,6 +149,23 @@ def locked(*, organization: Organization, reservation_id: str) -> Reservation:
     if found is None:
         raise NotFound(f"no reservation {reservation_id}")
     return found
+
+
+def require_paid(reservation: Reservation) -> None:
+    """Refuse to add to a reservation, or to move it, while a part of its price is unpaid.
+
+    :raises BalanceOpen: then.
+    """
+    if reservation.unpaid_minor:
+        raise BalanceOpen(
+            f"{reservation.pk} can be changed when its balance is paid; it can be paid at any time",
+            extra={
+                "balance": {
+                    "amount_minor": reservation.unpaid_minor,
+                    "currency": reservation.currency,
+                }
+            },
+        )
 
 
 def use(
@@ -255,5 +282,5 @@ def given_back(*, reservation: Reservation, parts: Iterable[Window]) -> dict[str
 
 
 def _paid_minor(reservation: Reservation) -> int:
-    """Return the price of a reservation, 0 before anything was paid of it."""
-    return reservation.total_minor if reservation.is_paid else 0
+    """Return what was paid of the price of a reservation, 0 before anything was."""
+    return reservation.total_minor - reservation.unpaid_minor if reservation.is_paid else 0

@@ -4,7 +4,13 @@ import re
 from dataclasses import dataclass, field
 
 from marketplace.core.errors import InvalidValue
-from marketplace.core.limits import NAME_LENGTH_MAX, SSH_KEY_LENGTH_MAX, SSH_KEYS_MAX, TAGS_MAX
+from marketplace.core.limits import (
+    NAME_LENGTH_MAX,
+    SSH_KEY_LENGTH_MAX,
+    SSH_KEYS_MAX,
+    TAG_VALUE_LENGTH_MAX,
+    TAGS_MAX,
+)
 from marketplace.core.text import check_text
 
 IMAGE_LENGTH_MAX = 500  # the column's width; a reference with a digest takes about 150
@@ -63,7 +69,7 @@ def check_details(details: ReservationDetails) -> None:
         if not key:
             raise InvalidValue("a tag needs a name", pointer="/tags")
         check_text(key, length_max=TAG_LENGTH_MAX, pointer="/tags")
-        check_text(value, length_max=TAG_LENGTH_MAX, pointer="/tags")
+        check_text(value, length_max=TAG_VALUE_LENGTH_MAX, pointer="/tags")
     if len(details.ssh_public_keys) > SSH_KEYS_MAX:
         raise InvalidValue(f"at most {SSH_KEYS_MAX} keys", pointer="/ssh_public_keys")
     for place, text in enumerate(details.ssh_public_keys):

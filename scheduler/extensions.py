@@ -298,6 +298,7 @@ def _check_status(reservation: Reservation) -> None:
     if reservation.status not in (ReservationStatus.SCHEDULED, ReservationStatus.ACTIVE):
         raise StateConflict(f"{reservation.pk} is {reservation.status}")
     changes.require_taken(reservation)
+    changes.require_paid(reservation)
 
 
 def _check(reservation: Reservation, *, rule: ChangeRule, at: dt.datetime) -> None:

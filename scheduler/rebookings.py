@@ -320,6 +320,7 @@ def _check_status(reservation: Reservation, *, at: dt.datetime) -> None:
     if reservation.starts_at <= at:
         raise StateConflict(f"{reservation.pk} began at {format_instant(reservation.starts_at)}")
     changes.require_taken(reservation)
+    changes.require_paid(reservation)
 
 
 def _check_notice(reservation: Reservation, *, rule: ChangeRule, notice_seconds: int) -> None:

@@ -1,4 +1,4 @@
-"""What tenants let themselves spend, as operators see it; the approval limit may be set here as well."""
+"""What tenants let themselves spend, as operators see it."""
 
 from django import forms
 from django.contrib import admin
@@ -7,9 +7,10 @@ from django.http import HttpRequest
 from django.utils import timezone
 from unfold.admin import ModelAdmin
 
-from billing import budgets, purchase_requests
+from billing import budgets, tag_policy
 from billing.admin.shown import Shown
-from billing.models import ApprovalLimit, Budget, ProjectFreeze, PurchaseRequest
+from billing.models import Budget, ProjectFreeze, PurchaseRequest, TagRule
+from billing.tag_policy import TagWish
 
 
 @admin.register(Budget)
@@ -44,45 +45,57 @@ class ProjectFreezeAdmin(Shown):
     search_fields = ("id", "organization__id", "organization__name", "project")
 
 
-@admin.register(ApprovalLimit)
-class ApprovalLimitAdmin(ModelAdmin):  # type: ignore[misc] # unfold has no types
-    list_display = ("organization", "amount", "updated_by", "updated_at")
-    list_select_related = ("organization",)
-    search_fields = ("organization__id", "organization__name")
-    autocomplete_fields = ("organization",)
-    fields = ("organization", "amount_minor")
-
-    def save_model(
-        self,
-        request: HttpRequest,
-        obj: ApprovalLimit,
-        form: "forms.ModelForm[ApprovalLimit]",
-        change: bool,  # noqa: FBT001 - Django calls it so
-    ) -> None:
-        purchase_requests.set_limit(
-            organization=obj.organization,
-            amount_minor=obj.amount_minor,
-            at=timezone.now(),
-            actor=request.user.get_username(),
-        )
-        obj.pk = ApprovalLimit.objects.get(organization=obj.organization).pk
-
-    def delete_model(self, request: HttpRequest, obj: ApprovalLimit) -> None:
-        purchase_requests.set_limit(
-            organization=obj.organization,
-            amount_minor=None,
-            at=timezone.now(),
-            actor=request.user.get_username(),
-        )
-
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[ApprovalLimit]) -> None:
-        for limit in queryset:
-            self.delete_model(request, limit)
-
-
 @admin.register(PurchaseRequest)
 class PurchaseRequestAdmin(Shown):
     list_display = ("organization", "kind", "status", "amount_minor", "requested_by", "decided_by")
     list_filter = ("status", "kind")
     list_select_related = ("organization",)
     search_fields = ("id", "quote_id", "organization__id", "organization__name")
+
+
+@admin.register(TagRule)
+class TagRuleAdmin(ModelAdmin):  # type: ignore[misc] # unfold has no types
+    """The tags that tenants require of their own orders; every change is one of the tenant's whole policy."""
+
+    list_display = ("organization", "key", "allowed_values", "updated_by", "updated_at")
+    list_select_related = ("organization",)
+    search_fields = ("organization__id", "organization__name", "key")
+    autocomplete_fields = ("organization",)
+    fields = ("organization", "key", "allowed_values")
+
+    def get_readonly_fields(
+        self, request: HttpRequest, obj: TagRule | None = None
+    ) -> tuple[str, ...]:
+        return ("organization", "key") if obj else ()
+
+    def save_model(
+        self,
+        request: HttpRequest,
+        obj: TagRule,
+        form: "forms.ModelForm[TagRule]",
+        change: bool,  # noqa: FBT001 - Django calls it so
+    ) -> None:
+        wish = TagWish(key=obj.key, allowed_values=obj.allowed_values)
+        self._put(request, obj, wishes=[wish])
+        obj.pk = TagRule.objects.get(organization=obj.organization, key=obj.key).pk
+
+    def delete_model(self, request: HttpRequest, obj: TagRule) -> None:
+        self._put(request, obj, wishes=[])
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[TagRule]) -> None:
+        for rule in queryset:
+            self.delete_model(request, rule)
+
+    def _put(self, request: HttpRequest, obj: TagRule, *, wishes: list[TagWish]) -> None:
+        """Put wishes in the place of one rule, and leave the others of its organization."""
+        others = [
+            TagWish(key=rule.key, allowed_values=rule.allowed_values)
+            for rule in tag_policy.rules_of(organization=obj.organization)
+            if rule.key != obj.key
+        ]
+        tag_policy.put(
+            organization=obj.organization,
+            wishes=[*others, *wishes],
+            at=timezone.now(),
+            actor=request.user.get_username(),
+        )

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.urls import URLPattern, path
 from django.utils import timezone
 
 from billing import onboarding
+from billing.admin.owner_statements import statement_view
 from billing.admin.shown import Shown, amount_text, transitions_of
 from billing.models import Payout, PayoutAccount, PayoutTransition
 from marketplace.core.errors import DomainError
@@ -20,6 +22,10 @@ class PayoutAdmin(Shown):
     search_fields = ["id", "owner__name", "settlement__id", "settlement__lease__id"]
     list_select_related = ["owner"]
     inlines = [transitions_of(PayoutTransition)]
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view(statement_view)
+        return [path("statement/", view, name="billing_statement"), *super().get_urls()]
 
     @admin.display(description="amount", ordering="amount_minor")
     def amount_written(self, payout: Payout) -> str:

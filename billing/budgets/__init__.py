@@ -21,11 +21,13 @@ from billing.budgets.keeping import (
     unfreeze,
     version,
 )
-from billing.budgets.labels import change_details
+from billing.budgets.labels import NO_LABELS, Labels, change_details
+from billing.budgets.labels import before as labels_before
 from billing.budgets.telling import watch_due
 
 __all__ = [
     "BUDGETS_MAX",
+    "NO_LABELS",
     "THRESHOLDS_DEFAULT",
     "THRESHOLDS_MAX",
     "THRESHOLD_PERCENT_MAX",
@@ -33,9 +35,11 @@ __all__ = [
     "BudgetStanding",
     "BudgetWish",
     "BudgetsChanged",
+    "Labels",
     "ProjectFrozen",
     "change_details",
     "freeze",
+    "labels_before",
     "put",
     "require",
     "require_move",

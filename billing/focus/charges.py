@@ -27,7 +27,7 @@ def rows_of(fact: Fact, *, frames: Frames, documents: Documents = NO_DOCUMENTS) 
     match fact.kind:
         case EntryKind.EARNING:
             return usage.rows_of(fact, frames=frames, earned_minor=-fact.deferred_minor)
-        case EntryKind.PURCHASE:
+        case EntryKind.PURCHASE | EntryKind.BALANCE:
             rows = [shares.on_line(_purchase(fact, frames=frames), documents.charged)]
         case EntryKind.SETTLEMENT:
             rows = _settlement(fact, frames=frames, documents=documents)

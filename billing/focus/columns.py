@@ -127,6 +127,7 @@ _CONTRACT_COMMITMENT = (
     "ContractCommitmentOfferCategory",
     "ContractCommitmentPaymentInterval",
     "ContractCommitmentPaymentModel",
+    "ContractCommitmentPaymentUpfrontPercentage",
     "ContractCommitmentPeriodEnd",
     "ContractCommitmentPeriodStart",
     "ContractCommitmentQuantity",

@@ -9,7 +9,7 @@ from django.db.models import Exists, Max, OuterRef, Prefetch, Q
 from billing.focus import numbers
 from billing.focus.facts import Payer
 from billing.focus.frames import UNIT, Row, resource_name
-from billing.models import Entry
+from billing.models import Deposit, Entry
 from billing.states import EntryKind
 from marketplace.core.windows import Window
 from marketplace.models import Organization
@@ -47,6 +47,7 @@ def pages(*, organization: Organization, payer: Payer) -> Iterator[list[Row]]:
         page = list(
             Reservation.objects.visible_to(organization)
             .filter(touching | Exists(bought), pk__gt=last)
+            .select_related("deposit", "quote")
             .prefetch_related(Prefetch("changes", queryset=Change.objects.order_by("pk")))
             .order_by("pk")[:ROWS_PER_PAGE]
         )
@@ -63,6 +64,7 @@ def row_of(reservation: Reservation, *, moved_at: dt.datetime | None, payer: Pay
     window = reservation.window
     changed = [change.at for change in reservation.changes.all()]
     updated = max(filter(None, [reservation.created_at, moved_at, *changed]))
+    deposit: Deposit | None = getattr(reservation, "deposit", None)
     starts_at, ends_at = numbers.instant(window.starts_at), numbers.instant(window.ends_at)
     return {
         "BillingCurrency": reservation.currency.upper(),
@@ -83,8 +85,13 @@ def row_of(reservation: Reservation, *, moved_at: dt.datetime | None, payer: Pay
         "ContractCommitmentLifecycleStatus": _LIFECYCLE[ReservationStatus(reservation.status)],
         "ContractCommitmentModel": "Continuous",
         "ContractCommitmentOfferCategory": "Public",
-        "ContractCommitmentPaymentInterval": "One-Time",
-        "ContractCommitmentPaymentModel": "All Upfront",
+        "ContractCommitmentPaymentInterval": "Custom" if deposit else "One-Time",
+        "ContractCommitmentPaymentModel": "Partial Upfront" if deposit else "All Upfront",
+        "ContractCommitmentPaymentUpfrontPercentage": (
+            numbers.ratio(deposit.net_minor, whole=reservation.quote.total_minor)
+            if deposit
+            else "1.0"
+        ),
         "ContractCommitmentPeriodEnd": ends_at,
         "ContractCommitmentPeriodStart": starts_at,
         "ContractCommitmentQuantity": numbers.hours(reservation.gpus * window.seconds),

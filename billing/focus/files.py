@@ -2,7 +2,7 @@
 
 import csv
 import datetime as dt
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 
 from django.conf import settings
@@ -12,7 +12,10 @@ from billing.focus import charges, commitments, invoice_lines, periods, reading
 from billing.focus.columns import COLUMNS, SAME_AS, Dataset, Version
 from billing.focus.facts import NO_DOCUMENTS, Deal, Documents, Fact, Payer
 from billing.focus.frames import Frames, Row
+from marketplace.core.windows import Window
 from marketplace.models import Organization
+
+_EVER = Window(dt.datetime(2000, 1, 1, tzinfo=dt.UTC), dt.datetime(9000, 1, 1, tzinfo=dt.UTC))
 
 
 def lines(
@@ -30,13 +33,7 @@ def lines(
     """
     columns = COLUMNS[version, dataset]
     window = month_movements.month_window(month=month)
-    payer = Payer(
-        account_id=organization.pk,
-        account_name=organization.name,
-        issuer_name=settings.SELLER["name"],
-        starts_at=window.starts_at,
-        ends_at=window.ends_at,
-    )
+    payer = _payer(organization, starts_at=window.starts_at, ends_at=window.ends_at)
     pages: Iterator[Iterable[Row]]
     match dataset:
         case Dataset.COST_AND_USAGE:
@@ -66,8 +63,32 @@ def _lines(columns: tuple[str, ...], pages: Iterator[Iterable[Row]]) -> Generato
         yield "".join([str(writer.writerow(cells(row))) for row in page])
 
 
-def _charges(*, organization: Organization, payer: Payer) -> Iterator[Iterable[Row]]:
-    for page in reading.pages(organization=organization, payer=payer):
+def charges_of(*, organization: Organization, reservation_ids: Sequence[str]) -> Iterator[Row]:
+    """Yield the charges of some reservations over all their months: what is checked against the books."""
+    payer = _payer(organization, starts_at=_EVER.starts_at, ends_at=_EVER.ends_at)
+    for page in _charges(organization=organization, payer=payer, reservation_ids=reservation_ids):
+        yield from page
+
+
+def _payer(organization: Organization, *, starts_at: dt.datetime, ends_at: dt.datetime) -> Payer:
+    return Payer(
+        account_id=organization.pk,
+        account_name=organization.name,
+        issuer_name=settings.SELLER["name"],
+        starts_at=starts_at,
+        ends_at=ends_at,
+    )
+
+
+def _charges(
+    *,
+    organization: Organization,
+    payer: Payer,
+    reservation_ids: Sequence[str] | None = None,
+) -> Iterator[Iterable[Row]]:
+    for page in reading.pages(
+        organization=organization, payer=payer, reservation_ids=reservation_ids
+    ):
         deals = reading.deals(
             reservation_ids={fact.reservation_id for fact in page if fact.reservation_id}
         )

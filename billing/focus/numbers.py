@@ -6,7 +6,9 @@ A decimal always has a point: readers that guess a column's type from its text w
 import datetime as dt
 from functools import lru_cache
 
-from marketplace.core.money import SECONDS_PER_HOUR, currency_exponent
+from marketplace.core.money import SECONDS_PER_HOUR, currency_exponent, divide_half_even
+
+half_even = divide_half_even
 
 # A price of six places times hours of eight makes a cost of fourteen, exactly: common readers keep no more.
 PRICE_PLACES = 6
@@ -32,13 +34,6 @@ def decimal(number: int, places: int) -> str:
 def money(amount_minor: int, currency: str) -> str:
     """Return minor units in the currency's major unit."""
     return decimal(amount_minor, currency_exponent(currency))
-
-
-def half_even(numerator: int, denominator: int) -> int:
-    """Return a quotient rounded to an integer, ties to even; the denominator is positive."""
-    whole, rest = divmod(numerator, denominator)
-    doubled = 2 * rest
-    return whole + (doubled > denominator or (doubled == denominator and whole % 2 == 1))
 
 
 @lru_cache(maxsize=_TEXTS_KEPT)

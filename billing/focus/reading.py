@@ -9,7 +9,7 @@ whoever reads it is felt as memory here or as an open transaction.
 """
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from django.db import connection
 
@@ -32,7 +32,7 @@ _PURSES = (
     AccountKind.PSP_CLEARING,
     AccountKind.BANK,
 )
-_OF_RESERVATION = (EntryKind.PURCHASE, EntryKind.REFUND)
+_OF_RESERVATION = (EntryKind.PURCHASE, EntryKind.BALANCE, EntryKind.REFUND)
 _CREDITS = (
     EntryKind.CREDIT,
     EntryKind.COMPENSATION,
@@ -98,7 +98,7 @@ _FACTS = f"""
     FROM scheduler_reservation r JOIN scheduler_lease l ON l.reservation_id = r.id
     JOIN billing_earnedhour h ON h.lease_id = l.id
     WHERE r.organization_id = %(organization)s AND h.entry_id IS NOT NULL
-        AND l.starts_at < %(ends_at)s
+        AND (%(only)s::text[] IS NULL OR r.id = ANY(%(only)s)) AND l.starts_at < %(ends_at)s
         AND h.starts_at >= %(starts_at)s AND h.starts_at < %(ends_at)s
     UNION ALL
     SELECT f.reservation_id, f.lease_id, e.id, e.kind, legs.currency, e.effective_at,
@@ -145,13 +145,22 @@ _FACTS = f"""
                 THEN coalesce(sum(x.energy_millijoules), 0)::bigint END AS energy
         FROM billing_earnedhour x WHERE x.lease_id = s.lease_id
     ) hours ON s.id IS NOT NULL
-    WHERE e.effective_at >= %(starts_at)s AND legs.currency IS NOT NULL
+    WHERE (%(only)s::text[] IS NULL OR f.reservation_id = ANY(%(only)s))
+        AND e.effective_at >= %(starts_at)s AND legs.currency IS NOT NULL
         AND {MOMENT} >= %(starts_at)s AND {MOMENT} < %(ends_at)s
 """  # noqa: S608 - constants of this file and of the bill of a month
 
 
-def pages(*, organization: Organization, payer: Payer) -> Iterator[list[Fact]]:
-    """Yield the entries of a month in pages, those of one reservation and lease together, by time."""
+def pages(
+    *,
+    organization: Organization,
+    payer: Payer,
+    reservation_ids: Sequence[str] | None = None,
+) -> Iterator[list[Fact]]:
+    """Yield the entries of a month in pages, those of one reservation and lease together, by time.
+
+    With `reservation_ids` only those of these reservations.
+    """
     with connection.chunked_cursor() as cursor:
         cursor.execute(
             f"{_FACTS} ORDER BY 1 NULLS FIRST, 2 NULLS FIRST, 7 NULLS FIRST, 3",
@@ -159,6 +168,7 @@ def pages(*, organization: Organization, payer: Payer) -> Iterator[list[Fact]]:
                 "organization": organization.pk,
                 "starts_at": payer.starts_at,
                 "ends_at": payer.ends_at,
+                "only": None if reservation_ids is None else list(reservation_ids),
                 "seconds": GPU_SECONDS,
                 "purses": [kind.value for kind in _PURSES],
                 "of_reservation": [kind.value for kind in _OF_RESERVATION],

@@ -47,7 +47,10 @@ def _used(
         effective=effective,
         status="Used",
         consumed=numbers.hours(seconds),
-        attached=numbers.hours(min(seconds, fact.attached or 0)) if is_known else "",
+        # A kernel ran only where a process was.
+        attached=numbers.hours(min(seconds, max(fact.attached or 0, fact.busy)))
+        if is_known
+        else "",
         busy=numbers.hours(fact.busy) if fact.measured or fact.busy else "",
         energy=numbers.kilowatt_hours(fact.energy_millijoules),
         text="GPU time delivered",

@@ -11,13 +11,13 @@ TOLD_AFTER_SECONDS = (
 )
 
 # By entry: what it charged of a reservation's net price, and what it gave back.
-_PRICES = """
+PRICES = """
     SELECT e.id, e.idempotency_key AS key, e.effective_at, e.recorded_at, a.subject_id AS reservation_id,
-        CASE e.kind WHEN 'purchase' THEN p.amount ELSE 0 END AS charged,
-        CASE e.kind WHEN 'purchase' THEN 0 ELSE p.amount END AS refunded
+        CASE WHEN e.kind IN ('purchase', 'balance') THEN p.amount ELSE 0 END AS charged,
+        CASE WHEN e.kind IN ('purchase', 'balance') THEN 0 ELSE p.amount END AS refunded
     FROM billing_entry e
     JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
-    WHERE e.kind IN ('purchase', 'refund', 'invoice_void') AND a.kind = 'deferred'
+    WHERE e.kind IN ('purchase', 'balance', 'refund', 'invoice_void') AND a.kind = 'deferred'
     UNION ALL
     SELECT e.id, e.idempotency_key, e.effective_at, e.recorded_at, c.reservation_id,
         c.charged_minor, c.refunded_minor
@@ -36,7 +36,7 @@ _PRICES = """
 _MOVED = f"""
     SELECT m.*, coalesce(t.tax_charged_minor, 0) AS tax_charged,
         coalesce(t.tax_refunded_minor, 0) AS tax_refunded
-    FROM ({_PRICES}) m LEFT JOIN billing_taxline t ON t.entry_id = m.id
+    FROM ({PRICES}) m LEFT JOIN billing_taxline t ON t.entry_id = m.id
 """  # noqa: S608 - constants of this file
 _CREDITED = """
     SELECT c.corrects_line_id, sum(c.net_minor) AS net, sum(c.tax_minor) AS tax

@@ -22,6 +22,7 @@ from scheduler.states import ChangeKind
 
 KINDS = (
     EntryKind.PURCHASE,
+    EntryKind.BALANCE,
     EntryKind.CHANGE,
     EntryKind.SETTLEMENT,
     EntryKind.CORRECTION,
@@ -163,7 +164,7 @@ def _facts(rows: Iterable[_Row]) -> _Facts:
 def _net(row: _Row, facts: _Facts) -> tuple[int, int]:
     """Return what an entry charged and what it gave back of a price, before tax."""
     match row.kind:
-        case EntryKind.PURCHASE:
+        case EntryKind.PURCHASE | EntryKind.BALANCE:
             return int(row.deferred), 0
         case EntryKind.CHANGE:
             change = facts.changes[row.subject_id]
@@ -179,8 +180,15 @@ def _net(row: _Row, facts: _Facts) -> tuple[int, int]:
 
 def _movement(row: _Row, facts: _Facts, *, net: int, is_return: bool) -> Movement:
     reservation, window = facts.reservations[row.reservation_id], _window(row, facts)
-    say = return_of if is_return else charge_of
     change, taxed = facts.changes.get(row.subject_id), facts.taxes.get(row.entry_id)
+    kind = EntryKind(row.kind)
+    description = (
+        return_of(kind=kind, change=change, reservation=reservation, window=window)
+        if is_return
+        else charge_of(
+            kind=kind, change=change, reservation=reservation, window=window, net_minor=net
+        )
+    )
     moved = 0
     if taxed is not None:
         moved = taxed.tax_refunded_minor if is_return else taxed.tax_charged_minor
@@ -188,9 +196,7 @@ def _movement(row: _Row, facts: _Facts, *, net: int, is_return: bool) -> Movemen
         entry_key=row.key,
         reservation=reservation,
         window=window,
-        description=say(
-            kind=EntryKind(row.kind), change=change, reservation=reservation, window=window
-        ),
+        description=description,
         gpu_seconds=int(row.given_back if is_return else row.bought),
         net_minor=net,
         tax_minor=moved,
@@ -206,7 +212,7 @@ def _window(row: _Row, facts: _Facts) -> Window:
         return lease.window
     if change is not None:
         return window_of_change(change)
-    if row.kind == EntryKind.PURCHASE:
+    if row.kind in {EntryKind.PURCHASE, EntryKind.BALANCE}:
         return Window(reservation.quote.starts_at, reservation.quote.ends_at)
     return reservation.window
 

@@ -83,7 +83,9 @@ def _issue(
     line = LineDraft(
         entry_key=key,
         reservation=reservation,
-        description=charge_of(kind=kind, change=change, reservation=reservation, window=window),
+        description=charge_of(
+            kind=kind, change=change, reservation=reservation, window=window, net_minor=net_minor
+        ),
         window=window,
         gpu_seconds=gpu_seconds,
         net_minor=net_minor,

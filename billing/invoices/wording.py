@@ -16,16 +16,29 @@ _RETURNED = {
 
 
 def charge_of(
-    *, kind: EntryKind, change: Change | None, reservation: Reservation, window: Window
+    *,
+    kind: EntryKind,
+    change: Change | None,
+    reservation: Reservation,
+    window: Window,
+    net_minor: int,
 ) -> str:
-    """Describe what was bought: GPUs of a model, for a window, in a region."""
+    """Describe what was bought: GPUs of a model, for a window, in a region; or which part of its price."""
     bought = _bought(reservation, window)
     if change is not None:
         word = (
             "Extension" if change.kind == ChangeKind.EXTENSION else "Difference for another window"
         )
         return _cut(f"{word}: {bought}")
-    return _cut(f"Delivered after all: {bought}" if kind is EntryKind.CORRECTION else bought)
+    match kind:
+        case EntryKind.CORRECTION:
+            return _cut(f"Delivered after all: {bought}")
+        case EntryKind.BALANCE:
+            return _cut(f"Balance: {bought}")
+        case EntryKind.PURCHASE if net_minor < reservation.quote.total_minor:
+            return _cut(f"Deposit: {bought}")
+        case _:
+            return _cut(bought)
 
 
 def return_of(

@@ -12,7 +12,7 @@ WHERE payment.reservation_id = reservation.id AND payment.status = 'authorized'
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0022_remit_taxes"),
+        ("billing", "0024_approval_limit_takes_two"),
         ("scheduler", "0021_held_payments"),
     ]
 

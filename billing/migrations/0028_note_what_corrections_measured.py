@@ -6,7 +6,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0025_held_reservations"),
+        ("billing", "0026_hold_what_is_disputed"),
     ]
 
     operations = [

@@ -3,9 +3,10 @@
 Append-only, balance, sealing and guards are enforced by PostgreSQL (migration `0002_guard_the_books`).
 """
 
+from billing.models.approval_limits import ApprovalLimit, LimitRequest, LimitRequestTransition
 from billing.models.books import Account, Entry, Posting
 from billing.models.budgets import Budget, BudgetQuerySet, ProjectFreeze
-from billing.models.connect import PayoutAccount, Transfer
+from billing.models.connect import PayoutAccount, Reversal, Transfer
 from billing.models.controls import Approval, ApprovalTransition, BooksRun, Parking
 from billing.models.credit import (
     NET_DAYS,
@@ -14,9 +15,11 @@ from billing.models.credit import (
     DunningCase,
     DunningTransition,
 )
-from billing.models.disputes import Dispute, DisputeTransition
+from billing.models.deposits import Deposit
+from billing.models.disputes import Dispute, DisputeCharge, DisputeTransition
 from billing.models.earnings import EarnedHour
 from billing.models.fee_shares import FeeShare
+from billing.models.idle import IdleStretch
 from billing.models.invoices import (
     BillingProfile,
     Invoice,
@@ -35,13 +38,10 @@ from billing.models.provider import (
     ProviderTransition,
     Watermark,
 )
-from billing.models.purchase_requests import (
-    ApprovalLimit,
-    PurchaseRequest,
-    PurchaseRequestTransition,
-)
+from billing.models.purchase_requests import PurchaseRequest, PurchaseRequestTransition
 from billing.models.refunds import Refund, RefundQuerySet, RefundTransition
 from billing.models.settlements import Correction, Settlement, SettlementQuerySet
+from billing.models.tags import LabelChange, TagRule
 from billing.models.tax import ReservationTax, TaxLine, TaxRemittance, TaxRule, TaxStatus
 
 __all__ = [
@@ -59,20 +59,26 @@ __all__ = [
     "Correction",
     "CreditSale",
     "CreditTerms",
+    "Deposit",
     "Difference",
     "Dispute",
+    "DisputeCharge",
     "DisputeTransition",
     "DunningCase",
     "DunningTransition",
     "EarnedHour",
     "Entry",
     "FeeShare",
+    "IdleStretch",
     "InboxEvent",
     "Intent",
     "Invoice",
     "InvoiceLine",
     "InvoiceQuerySet",
     "InvoiceSeries",
+    "LabelChange",
+    "LimitRequest",
+    "LimitRequestTransition",
     "MonthClose",
     "Parking",
     "Payer",
@@ -92,8 +98,10 @@ __all__ = [
     "RefundTransition",
     "ReservationTax",
     "Reserve",
+    "Reversal",
     "Settlement",
     "SettlementQuerySet",
+    "TagRule",
     "TaxLine",
     "TaxRemittance",
     "TaxRule",

@@ -7,7 +7,7 @@ from django.db.models import F, Q
 
 from billing.models.payouts import Payout
 from billing.models.provider import PROVIDER_ID_LENGTH_MAX
-from billing.provider_states import TransferStatus
+from billing.provider_states import ReversalStatus, TransferStatus
 from marketplace.core import ids
 from marketplace.models import Organization
 
@@ -79,6 +79,30 @@ class Transfer(models.Model):
                 condition=Q(status__in=(TransferStatus.SENDING, TransferStatus.PAID)),
                 name="payout_is_sent_once",
             ),
+        ]
+
+    def __str__(self) -> str:
+        return self.id
+
+
+class Reversal(models.Model):
+    """One attempt to take a part of a transfer back."""
+
+    id = models.CharField(
+        primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_reversal_id
+    )
+    transfer = models.ForeignKey(Transfer, on_delete=models.PROTECT, related_name="reversals")
+    status = models.CharField(max_length=20, choices=ReversalStatus, default=ReversalStatus.ASKED)
+    amount_minor = models.BigIntegerField()
+    provider_id = models.CharField(max_length=PROVIDER_ID_LENGTH_MAX, blank=True, db_index=True)
+    failure_code = models.CharField(max_length=100, blank=True)
+    created_at = models.DateTimeField()
+    closed_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        constraints: ClassVar = [
+            models.CheckConstraint(condition=Q(amount_minor__gt=0), name="reversal_is_positive")
         ]
 
     def __str__(self) -> str:

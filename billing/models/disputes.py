@@ -3,20 +3,34 @@
 from typing import ClassVar
 
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
 
+from billing.models.controls import Approval
+from billing.models.payments import Payment
 from billing.states import DISPUTE_ARROWS, DisputeStatus
+from marketplace.models import Organization
 from scheduler.models import Reservation
 
 
 class Dispute(models.Model):
-    """A dispute at the payment provider. While it is open its owners' earnings are not released."""
+    """A dispute at the payment provider. While it is open nothing goes to owners, or back to the tenant."""
 
     id = models.CharField(primary_key=True, max_length=64, db_comment="the provider's")
     reservation = models.ForeignKey(Reservation, on_delete=models.PROTECT, related_name="disputes")
+    payment = models.ForeignKey(
+        Payment,
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="disputes",
+        db_comment="which the bank took back; null: of before that was written down",
+    )
     status = models.CharField(max_length=20, choices=DisputeStatus, default=DisputeStatus.OPEN)
     amount_minor = models.BigIntegerField()
     fee_minor = models.BigIntegerField()
+    set_off_minor = models.BigIntegerField(
+        default=0,
+        db_comment="of the amount: what the reservation owed the tenant, once it was lost",
+    )
     currency = models.CharField(max_length=3)
     opened_at = models.DateTimeField()
 
@@ -25,7 +39,12 @@ class Dispute(models.Model):
         constraints: ClassVar = [
             models.CheckConstraint(
                 condition=Q(amount_minor__gt=0, fee_minor__gte=0), name="dispute_is_positive"
-            )
+            ),
+            models.CheckConstraint(
+                condition=Q(set_off_minor__gte=0, set_off_minor__lte=F("amount_minor"))
+                & (Q(status=DisputeStatus.LOST) | Q(set_off_minor=0)),
+                name="dispute_sets_off_what_was_lost",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -51,3 +70,33 @@ class DisputeTransition(models.Model):
 
     def __str__(self) -> str:
         return f"{self.dispute_id}: {self.from_status or '∅'} → {self.to_status}"
+
+
+class DisputeCharge(models.Model):
+    """What an owner bears of a dispute that was lost, as two people decided. Nothing of it changes."""
+
+    dispute = models.ForeignKey(Dispute, on_delete=models.PROTECT, related_name="charges")
+    owner = models.ForeignKey(
+        Organization, on_delete=models.PROTECT, related_name="dispute_charges"
+    )
+    approval = models.OneToOneField(
+        Approval, on_delete=models.PROTECT, related_name="dispute_charge"
+    )
+    amount_minor = models.BigIntegerField()
+    drawn_minor = models.BigIntegerField(db_comment="of it, out of what was kept in reserve")
+    currency = models.CharField(max_length=3)
+    charged_at = models.DateTimeField()
+
+    class Meta:
+        ordering: ClassVar = ["-charged_at", "id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["dispute", "owner"], name="dispute_is_charged_once"),
+            models.CheckConstraint(
+                condition=Q(amount_minor__gt=0, drawn_minor__gte=0)
+                & Q(drawn_minor__lte=F("amount_minor")),
+                name="dispute_charge_makes_sense",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.dispute_id} to {self.owner_id}"

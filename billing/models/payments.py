@@ -27,6 +27,10 @@ class Payer(models.Model):
     )
     customer_id = models.CharField(max_length=PROVIDER_ID_LENGTH_MAX, unique=True)
     saved_card_id = models.CharField(max_length=PROVIDER_ID_LENGTH_MAX, blank=True)
+    cash_minor = models.BigIntegerField(
+        default=0, db_comment="on its cash balance there, when that was last read"
+    )
+    cash_read_at = models.DateTimeField(null=True)
     created_at = models.DateTimeField()
 
     def __str__(self) -> str:

@@ -3,7 +3,7 @@
 from typing import ClassVar, Self
 
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
 
 from billing.models.books import Entry
 from billing.models.fee_shares import FeeShare
@@ -25,17 +25,31 @@ def _exactly_one_of(*names: str) -> Q:
 
 
 class Reserve(models.Model):
-    """The part of a settlement's earnings that is kept back against disputes, until its day."""
+    """The part of an owner's earnings, or of its part of a fee, that is kept back against disputes."""
 
-    settlement = models.OneToOneField(Settlement, on_delete=models.PROTECT, related_name="reserve")
+    settlement = models.OneToOneField(
+        Settlement, null=True, on_delete=models.PROTECT, related_name="reserve"
+    )
+    fee_share = models.OneToOneField(
+        FeeShare, null=True, on_delete=models.PROTECT, related_name="reserve"
+    )
     amount_minor = models.BigIntegerField()
+    drawn_minor = models.BigIntegerField(default=0, db_comment="of it, for a dispute that was lost")
     currency = models.CharField(max_length=3)
     release_due_at = models.DateTimeField()
     released_at = models.DateTimeField(null=True)
 
     class Meta:
         constraints: ClassVar = [
-            models.CheckConstraint(condition=Q(amount_minor__gt=0), name="reserve_is_positive")
+            models.CheckConstraint(condition=Q(amount_minor__gt=0), name="reserve_is_positive"),
+            models.CheckConstraint(
+                condition=Q(drawn_minor__gte=0, drawn_minor__lte=F("amount_minor")),
+                name="reserve_is_drawn_once",
+            ),
+            models.CheckConstraint(
+                condition=_exactly_one_of("settlement", "fee_share"),
+                name="reserve_is_of_one_thing",
+            ),
         ]
         indexes: ClassVar = [
             models.Index(
@@ -46,7 +60,17 @@ class Reserve(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"reserve of {self.settlement_id}"
+        return f"reserve of {self.settlement_id or self.fee_share_id}"
+
+    @property
+    def owner(self) -> Organization:
+        source = self.settlement or self.fee_share
+        assert source is not None  # reserve_is_of_one_thing
+        return source.owner
+
+    @property
+    def left_minor(self) -> int:
+        return self.amount_minor - self.drawn_minor
 
 
 class PayoutQuerySet(models.QuerySet["Payout"]):

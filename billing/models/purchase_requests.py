@@ -1,4 +1,4 @@
-"""What takes a second person of the tenant: the limit above which it does, and what was asked for."""
+"""Orders that take a second person of the tenant, and what became of them."""
 
 from typing import ClassVar, Self
 
@@ -8,34 +8,7 @@ from django.db.models import F, Q
 from billing.states import APPROVAL_ARROWS, ApprovalStatus, PurchaseKind
 from marketplace.core import ids
 from marketplace.core.limits import NAME_LENGTH_MAX
-from marketplace.core.money import Money
 from marketplace.models import Organization
-
-
-class ApprovalLimit(models.Model):
-    """What one person alone may order; without a row that is anything."""
-
-    organization = models.OneToOneField(
-        Organization, on_delete=models.PROTECT, related_name="approval_limit"
-    )
-    amount_minor = models.BigIntegerField(db_comment="net of tax; an order above it takes two")
-    currency = models.CharField(max_length=3)
-    updated_by = models.CharField(max_length=100)
-    updated_at = models.DateTimeField()
-
-    class Meta:
-        constraints: ClassVar = [
-            models.CheckConstraint(
-                condition=Q(amount_minor__gte=0), name="approval_limit_is_not_negative"
-            )
-        ]
-
-    def __str__(self) -> str:
-        return f"{self.amount} of {self.organization_id}"
-
-    @property
-    def amount(self) -> Money:
-        return Money(self.amount_minor, self.currency)
 
 
 class PurchaseRequestQuerySet(models.QuerySet["PurchaseRequest"]):

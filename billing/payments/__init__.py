@@ -17,11 +17,12 @@ from billing.payments.asking import (
     get,
     give_up_due,
     open_for_added_hours,
+    open_for_balance,
     open_for_invoice,
     open_for_reservation,
     open_top_up,
 )
-from billing.payments.learning import apply, declined_at_once, refused
+from billing.payments.learning import apply, declined_at_once, pay_invoices_due, refused
 from billing.payments.moves import OPEN_STATUSES, clearing, page_url
 
 __all__ = [
@@ -39,9 +40,11 @@ __all__ = [
     "get",
     "give_up_due",
     "open_for_added_hours",
+    "open_for_balance",
     "open_for_invoice",
     "open_for_reservation",
     "open_top_up",
     "page_url",
+    "pay_invoices_due",
     "refused",
 ]

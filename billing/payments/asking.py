@@ -1,14 +1,14 @@
 """Ask tenants for money, take what they let us hold, and give up what nobody paid."""
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Q, QuerySet
 
-from billing import intents, purchases, tax
-from billing.models import Intent, Payer, Payment
+from billing import intents, parking, purchases, runs, tax
+from billing.models import Deposit, Intent, Payer, Payment
 from billing.payments import moves
 from billing.provider_states import (
     IntentKind,
@@ -66,6 +66,7 @@ def open_top_up(
 
     :raises InvalidValue: when the amount is not one that the provider takes, or of another currency.
     :raises NoSavedCard: when the payment is to be made with one and there is none.
+    :raises parking.MoneyParked: while the tenant's money is parked.
     """
     if not organization.is_tenant:
         raise InvalidValue("only an organization that buys has a wallet", pointer="/amount")
@@ -96,6 +97,7 @@ def open_for_invoice(
 
     :raises InvalidValue: when the amount is not one that the provider takes.
     :raises NoSavedCard: when the payment is to be made with one and there is none.
+    :raises parking.MoneyParked: while the tenant's money is parked.
     """
     return _open_for_wallet(
         organization=organization,
@@ -111,21 +113,47 @@ def open_for_invoice(
 def open_for_reservation(*, reservation: Reservation, wishes: Wishes, at: dt.datetime) -> Payment:
     """Ask a tenant to pay for a reservation that waits for it until `payment_due_at`.
 
+    Where a deposit is asked for, the card is saved: the balance is charged to it.
+
     :raises NoSavedCard: when the payment is to be made with one and there is none.
+    :raises parking.MoneyParked: while the tenant's money is parked.
     """
+    in_two_parts = reservation.unpaid_minor > 0
+    if in_two_parts:
+        wishes = replace(wishes, saves_card=True)
     starts_soon = reservation.starts_at - at <= dt.timedelta(seconds=HELD_START_WITHIN_SECONDS)
     has_time = reservation.starts_at - at > dt.timedelta(seconds=2 * CAPTURE_BEFORE_START_SECONDS)
     payment = Payment(
         organization=reservation.organization,
-        purpose=PaymentPurpose.RESERVATION,
+        purpose=PaymentPurpose.DEPOSIT if in_two_parts else PaymentPurpose.RESERVATION,
         reservation=reservation,
-        amount_minor=purchases.price_with_tax(reservation=reservation),
+        amount_minor=purchases.due_now_with_tax(reservation=reservation),
         currency=reservation.currency,
         is_held=wishes.means == PaymentMeans.CARD
         and reservation.tier in HELD_TIERS
         and starts_soon
         and has_time,
         due_at=reservation.payment_due_at,
+    )
+    return _open(payment, wishes=wishes, at=at)
+
+
+@transaction.atomic
+def open_for_balance(
+    *, plan: Deposit, wishes: Wishes, due_at: dt.datetime, at: dt.datetime
+) -> Payment:
+    """Ask a tenant for the rest of a price, by `due_at`; with the saved card, or on the page.
+
+    :raises NoSavedCard: when the payment is to be made with one and there is none.
+    """
+    reservation = plan.reservation
+    payment = Payment(
+        organization=reservation.organization,
+        purpose=PaymentPurpose.BALANCE,
+        reservation=reservation,
+        amount_minor=plan.balance_gross_minor,
+        currency=plan.currency,
+        due_at=due_at,
     )
     return _open(payment, wishes=wishes, at=at)
 
@@ -181,28 +209,22 @@ def give_up_due(*, at: dt.datetime) -> int:
         Q(due_at__lte=at, status__in=(PaymentStatus.CREATED, PaymentStatus.OPEN)) | unwanted,
         status__in=moves.OPEN_STATUSES,
     )
-    count = 0
-    for payment in due.select_related("organization", "reservation").order_by("due_at")[
-        : intents.INTENTS_PER_RUN_MAX
-    ]:
-        count += moves.give_up(payment, at=at)
-    return count
+    rows = due.select_related("organization", "reservation").order_by("due_at")
+    return runs.one_by_one(
+        rows[: intents.INTENTS_PER_RUN_MAX],
+        lambda payment: moves.give_up(payment, at=at),
+        name="give_up_payments",
+    )
 
 
 def capture_due(*, at: dt.datetime) -> int:
-    """Take what is held for reservations that begin soon; return how many captures are asked for."""
-    due = _held().filter(capture_due_at__lte=at)
-    count = 0
-    for payment in due.select_related("organization")[: intents.INTENTS_PER_RUN_MAX]:
-        intents.write(
-            kind=IntentKind.CAPTURE,
-            subject_id=payment.pk,
-            organization=payment.organization,
-            params={"payment_id": payment.provider_id, "amount_minor": payment.amount_minor},
-            at=at,
-        )
-        count += 1
-    return count
+    """Take what is held for reservations that begin soon; return how many captures are asked for.
+
+    Nothing is taken of a tenant whose money is parked.
+    """
+    due = _held().filter(capture_due_at__lte=at).exclude(organization__in=parking.parked())
+    rows = due.select_related("organization")[: intents.INTENTS_PER_RUN_MAX]
+    return runs.one_by_one(rows, lambda payment: _capture(payment, at=at), name="capture_payments")
 
 
 def end_untaken(*, at: dt.datetime) -> int:
@@ -213,21 +235,10 @@ def end_untaken(*, at: dt.datetime) -> int:
     """
     until = at + dt.timedelta(seconds=UNTAKEN_ENDS_BEFORE_START_SECONDS)
     late = _held().filter(reservation__starts_at__lte=until)
-    count = 0
-    for payment in late.select_related("organization", "reservation")[
-        : intents.INTENTS_PER_RUN_MAX
-    ]:
-        with transaction.atomic():
-            assert payment.reservation_id is not None, payment.pk
-            reservations.fail_payment(
-                reservation_id=payment.reservation_id,
-                at=at,
-                actor=moves.ACTOR,
-                reason=ReservationReason.PAYMENT_NOT_TAKEN,
-            )
-            moves.give_up(payment, at=at)
-        count += 1
-    return count
+    rows = late.select_related("organization", "reservation")[: intents.INTENTS_PER_RUN_MAX]
+    return runs.one_by_one(
+        rows, lambda payment: _end_untaken(payment, at=at), name="end_untaken_bookings"
+    )
 
 
 def get(*, organization: Organization, payment_id: str) -> Payment:
@@ -248,6 +259,28 @@ def _held() -> QuerySet[Payment]:
         reservation__status=ReservationStatus.SCHEDULED,
         reservation__is_payment_held=True,
     ).order_by("capture_due_at", "pk")
+
+
+def _capture(payment: Payment, *, at: dt.datetime) -> bool:
+    intents.write(
+        kind=IntentKind.CAPTURE,
+        subject_id=payment.pk,
+        organization=payment.organization,
+        params={"payment_id": payment.provider_id, "amount_minor": payment.amount_minor},
+        at=at,
+    )
+    return True
+
+
+def _end_untaken(payment: Payment, *, at: dt.datetime) -> bool:
+    assert payment.reservation_id is not None, payment.pk
+    reservations.fail_payment(
+        reservation_id=payment.reservation_id,
+        at=at,
+        actor=moves.ACTOR,
+        reason=ReservationReason.PAYMENT_NOT_TAKEN,
+    )
+    return moves.give_up(payment, at=at)
 
 
 def _open_for_wallet(
@@ -283,6 +316,7 @@ def _require_takeable(amount_minor: int, *, pointer: str) -> None:
 
 
 def _open(payment: Payment, *, wishes: Wishes, at: dt.datetime) -> Payment:
+    parking.require_moving(organizations=[payment.organization])
     payer = Payer.objects.filter(organization=payment.organization).first()
     if wishes.with_saved_card and (payer is None or not payer.saved_card_id):
         raise NoSavedCard("pay once with a card and save it", pointer="/use_saved_card")

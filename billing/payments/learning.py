@@ -3,14 +3,29 @@
 import datetime as dt
 
 from django.db import transaction
+from django.db.models import Exists, OuterRef, Value
+from django.db.models.functions import Concat
 
-from billing import budgets, card_refunds, changes, ledger, purchases, receivables, wallet
-from billing.models import Payer, Payment
+from billing import (
+    budgets,
+    card_refunds,
+    changes,
+    deposits,
+    intents,
+    ledger,
+    parking,
+    purchases,
+    receivables,
+    runs,
+    wallet,
+)
+from billing.models import Entry, Parking, Payer, Payment
 from billing.payments import moves
 from billing.payments.asking import CAPTURE_BEFORE_START_SECONDS, READ_AGAIN_SECONDS
 from billing.promised import Promise
 from billing.provider_states import (
     PAYMENT_ARROWS,
+    PaymentPurpose,
     PaymentStatus,
 )
 from billing.provider_values import ProviderPayment
@@ -23,6 +38,8 @@ from scheduler.models import Reservation
 from scheduler.states import ReservationReason, ReservationStatus
 
 CAPTURE_BEFORE_HOLD_ENDS_SECONDS = 6 * 3600
+# The tick comes every two seconds; a day covers a market that was down when the money was let go.
+PARKED_INVOICES_LOOKED_FOR_SECONDS = 86_400
 AUTHENTICATION_REQUIRED = "authentication_required"
 
 
@@ -111,8 +128,8 @@ def _wait(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> None:
     is_question = made.failure_code == AUTHENTICATION_REQUIRED
     kind = EventKind.PAYMENT_ACTION_REQUIRED if is_question else EventKind.PAYMENT_DECLINED
     moves.tell(payment, kind=kind, occasion=f"{kind}:{made.charge_id or made.failure_code}", at=at)
-    if payment.is_off_session and not is_question:
-        # Nobody is there who could take another card.
+    if payment.is_off_session and not is_question and payment.purpose != PaymentPurpose.BALANCE:
+        # Nobody is there who could take another card; for a balance there is time to be told and return.
         Payment.objects.filter(pk=payment.pk).update(due_at=at)
         payment.due_at = at
         moves.give_back(payment, at=at)
@@ -159,14 +176,37 @@ def _succeed(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> Non
     moves.tell(payment, kind=EventKind.PAYMENT_SUCCEEDED, occasion="succeeded", at=at)
     if payment.reservation is not None:
         _spend(payment, reservation=payment.reservation, refusal=refusal, at=at)
-    elif payment.invoice_id:
-        receivables.pay_from_wallet(
-            organization=payment.organization,
-            invoice_id=payment.invoice_id,
-            payment_id=payment.pk,
-            amount=Money(payment.received_minor, payment.currency),
-            at=at,
-        )
+    elif payment.invoice_id and not parking.is_parked(organizations=[payment.organization]):
+        _pay_invoice(payment, at=at)
+
+
+def pay_invoices_due(*, at: dt.datetime) -> int:
+    """Pay the invoices whose money came while it was parked, now that it moves again; return how many."""
+    paid = Entry.objects.filter(idempotency_key=Concat(Value("invpay:"), OuterRef("pk")))
+    was_parked = Parking.objects.filter(
+        organization=OuterRef("organization"),
+        parked_at__lte=OuterRef("closed_at"),
+        ended_at__gt=at - dt.timedelta(seconds=PARKED_INVOICES_LOOKED_FOR_SECONDS),
+    )
+    waiting = Payment.objects.filter(
+        Exists(was_parked),
+        ~Exists(paid),
+        purpose=PaymentPurpose.INVOICE,
+        status=PaymentStatus.SUCCEEDED,
+    ).exclude(organization__in=parking.parked())
+    rows = waiting.select_related("organization").order_by("pk")[: intents.INTENTS_PER_RUN_MAX]
+    return runs.one_by_one(rows, lambda row: _pay_invoice(row, at=at), name="pay_invoices")
+
+
+def _pay_invoice(payment: Payment, *, at: dt.datetime) -> bool:
+    receivables.pay_from_wallet(
+        organization=payment.organization,
+        invoice_id=payment.invoice_id,
+        payment_id=payment.pk,
+        amount=Money(payment.received_minor, payment.currency),
+        at=at,
+    )
+    return True
 
 
 def _refused_by_budget(payment: Payment, *, at: dt.datetime) -> DomainError | None:
@@ -208,7 +248,9 @@ def _spend(
         with transaction.atomic():
             if refusal is not None:
                 raise refusal
-            if payment.extension is not None:
+            if payment.purpose == PaymentPurpose.BALANCE:
+                deposits.settle(payment=payment, at=at)
+            elif payment.extension is not None:
                 changes.post(change=extensions.make_held(hold_id=payment.extension.pk, at=at))
             else:
                 _buy(reservation, at=at)
@@ -241,3 +283,4 @@ def _buy(reservation: Reservation, *, at: dt.datetime) -> None:
         reservations.take_held(reservation_id=reservation.pk)
     else:
         reservations.confirm_late(reservation_id=reservation.pk, at=at, actor=moves.ACTOR)
+    deposits.open_plan(reservation=reservation, at=at)

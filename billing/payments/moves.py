@@ -9,17 +9,19 @@ from django.db import transaction
 from billing import intents, ledger
 from billing.models import Intent, Payment, ProviderTransition
 from billing.provider_states import (
+    CONFIRMING_PURPOSES,
     PAYMENT_ARROWS,
     PAYMENT_OPEN_STATUSES,
-    PRICE_PURPOSES,
     IntentKind,
     Machine,
     PaymentMeans,
+    PaymentPurpose,
     PaymentStatus,
 )
 from billing.states import AccountKind
 from marketplace import events
 from marketplace.core.errors import StateConflict
+from marketplace.core.windows import format_instant
 from marketplace.states import EventKind
 from scheduler import extensions, reservations
 from scheduler.models import Reservation
@@ -96,7 +98,7 @@ def give_back(payment: Payment, *, at: dt.datetime) -> None:
 
 def reservation_waits(payment: Payment) -> bool:
     """Say whether a reservation still counts on this payment: pending, or held and not yet taken."""
-    if payment.purpose not in PRICE_PURPOSES:
+    if payment.purpose not in CONFIRMING_PURPOSES:
         return False
     reservation = Reservation.objects.get(pk=payment.reservation_id)
     if reservation.status == ReservationStatus.SCHEDULED:
@@ -120,10 +122,22 @@ def tell(
             "invoice_id": payment.invoice_id or None,
             "code": payment.failure_code or None,
             "detail": why or payment.failure_message or None,
+            **_how_to_pay(payment),
         },
         at=at,
         key=f"{payment.pk}:{occasion}",
     )
+
+
+def _how_to_pay(payment: Payment) -> dict[str, object]:
+    """Return where a tenant pays a balance that nobody asked it for in person, and until when."""
+    if payment.purpose != PaymentPurpose.BALANCE or payment.status not in OPEN_STATUSES:
+        return {}
+    return {
+        "client_secret": payment.client_secret or None,
+        "checkout_url": page_url(payment=payment),
+        "due_at": format_instant(payment.due_at),
+    }
 
 
 def move(payment: Payment, *, to: PaymentStatus, reason: str, at: dt.datetime) -> None:

@@ -1,7 +1,8 @@
 """What the bills of a month and of a reservation have in common on paper: bars, amounts and evidence."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import Decimal
+from fractions import Fraction
 
 from django.conf import settings
 from reportlab.graphics.shapes import Drawing, Rect, String
@@ -16,7 +17,7 @@ from billing.month_figures import Figures
 from billing.pdf.fonts import PLAIN
 from billing.pdf.layout import ACCENT, INK, LINE, QUIET, WIDTH, amount, heading, table, text
 from billing.states import BudgetPeriod
-from marketplace.core.money import SECONDS_PER_HOUR, Money
+from marketplace.core.money import SECONDS_PER_HOUR, Money, round_to
 
 NOT_MEASURED, UNMEASURED = "not measured", "—"
 GROUPS_MAX = 8  # of a kind, on the first page; the CSV and the JSON have them all
@@ -78,7 +79,7 @@ def funnel(figures: Figures, *, costs: Mapping[str, str | None], when: str = "")
     coverage = costs["meter_coverage"]
     energy = NOT_MEASURED
     if costs["energy_kwh"] is not None:
-        energy = f"{Decimal(costs['energy_kwh']).quantize(_CENT, rounding=ROUND_HALF_EVEN):,} kWh"
+        energy = f"{round_to(Fraction(costs['energy_kwh']), quantum=_CENT):,} kWh"
     measured = NOT_MEASURED if coverage is None else f"{in_percent(Decimal(coverage))} %"
     note = (
         f"Given back {hours(books.released)} · bought{when} {hours(books.bought)} · "
@@ -178,7 +179,7 @@ def hours(seconds: int | None) -> str:
     """Return GPU-seconds as GPU-hours."""
     if seconds is None:
         return UNMEASURED
-    return f"{(Decimal(seconds) / SECONDS_PER_HOUR).quantize(_CENT, rounding=ROUND_HALF_EVEN):,}"
+    return f"{round_to(Fraction(seconds, SECONDS_PER_HOUR), quantum=_CENT):,}"
 
 
 def share(part: int | None, whole: int) -> str:
@@ -188,7 +189,7 @@ def share(part: int | None, whole: int) -> str:
 
 def in_percent(part: Decimal) -> str:
     """Return a share in per cent, to one place."""
-    return f"{(part * 100).quantize(_PERCENT, rounding=ROUND_HALF_EVEN)}"
+    return f"{round_to(Fraction(part) * 100, quantum=_PERCENT)}"
 
 
 def signed(minor: int, currency: str) -> str:

@@ -3,6 +3,7 @@
 import datetime as dt
 from collections.abc import Mapping
 from decimal import Decimal
+from fractions import Fraction
 
 from reportlab.lib.units import mm
 from reportlab.platypus import Flowable, KeepTogether, Spacer
@@ -21,7 +22,7 @@ from billing.pdf.layout import (
 )
 from billing.states import InvoiceKind
 from billing.tax import percent
-from marketplace.core.money import SECONDS_PER_HOUR, Money
+from marketplace.core.money import SECONDS_PER_HOUR, Money, round_to
 
 _TITLES = {InvoiceKind.INVOICE: "Invoice", InvoiceKind.CREDIT_NOTE: "Credit note"}
 _CENT = Decimal("0.01")
@@ -152,4 +153,4 @@ def _day(instant: dt.datetime) -> str:
 
 
 def _hours(seconds: int) -> str:
-    return f"{(Decimal(seconds) / SECONDS_PER_HOUR).quantize(_CENT):,}"
+    return f"{round_to(Fraction(seconds, SECONDS_PER_HOUR), quantum=_CENT):,}"

@@ -179,7 +179,7 @@ def _reservation(row: Row, currency: str) -> list[str]:
     of, figures = row.reservation, row.figures
     name = "Without a reservation"
     if of is not None:
-        words: Iterable[str] = (word for word in (of.name, of.project) if word)
+        words: Iterable[str] = (word for word in (of.name, row.labels.project) if word)
         name = (
             f"{' · '.join(words) or of.pk}\n{of.gpus} × {of.gpu_model_id}, {of.region}\n"
             f"{of.starts_at:%m-%d %H:%M} to {of.ends_at:%m-%d %H:%M} · {of.status}{_more(row)}"

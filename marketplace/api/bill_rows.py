@@ -21,8 +21,8 @@ def identity(row: Row) -> dict[str, Any]:
     return {
         "reservation_id": reservation and reservation.pk,
         "name": reservation.name if reservation else "",
-        "project": reservation.project if reservation else "",
-        "tags": reservation.tags if reservation else {},
+        "project": row.labels.project,
+        "tags": dict(row.labels.tags),
         "status": reservation and reservation.status,
         "gpu_model": reservation and reservation.gpu_model_id,
         "region": reservation and reservation.region,

@@ -14,6 +14,9 @@ from agents import events, metering
 from agents.metering import UtilizationPoint
 from agents.models import Gpu
 from agents.protocol import Health
+from billing import evidence
+from billing.models import Settlement
+from marketplace.api.evidence import EvidenceSerializer
 from marketplace.api.fields import ChoiceField, InstantField, PageQuery, StrictSerializer, TextField
 from marketplace.api.pagination import page_of, page_serializer
 from marketplace.api.schema import operation
@@ -135,6 +138,17 @@ class LeaseSerializer(serializers.Serializer[Lease]):
         )
 
 
+class LeaseDetailSerializer(LeaseSerializer):
+    """A lease, and what its settlement rests on."""
+
+    settlement = serializers.SerializerMethodField(help_text="null before it is settled")
+
+    @extend_schema_field(EvidenceSerializer(allow_null=True))
+    def get_settlement(self, lease: Lease) -> object:
+        found = Settlement.objects.filter(lease=lease).prefetch_related("corrections").first()
+        return None if found is None else EvidenceSerializer(evidence.of_settlement(found)).data
+
+
 LeasePage = page_serializer(LeaseSerializer, name="LeasePage")
 
 
@@ -229,13 +243,13 @@ class LeaseView(ApiView):
 
     @operation(
         summary="One lease: where its GPUs are and how to reach them",
-        responses={200: LeaseSerializer},
+        responses={200: LeaseDetailSerializer},
         refusals=("not_found",),
         operation_id="get_lease",
     )
     def get(self, request: Request, lease_id: str) -> Response:
         lease = find(_shown(Lease.objects.visible_to(self.organization)), lease_id)
-        return Response(LeaseSerializer(lease, context=_context([lease], at=self.now)).data)
+        return Response(LeaseDetailSerializer(lease, context=_context([lease], at=self.now)).data)
 
 
 class UtilizationView(ApiView):

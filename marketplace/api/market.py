@@ -7,11 +7,25 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from billing import provider
 from marketplace.api import simulation
-from marketplace.api.fields import InstantField
+from marketplace.api.fields import InstantField, MoneySerializer, SecondsAsDurationField
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView
 from marketplace.core.limits import HORIZON_DAYS
+from marketplace.core.money import Money
+
+
+class DepositRulesSerializer(serializers.Serializer[Any]):
+    """For which prices a deposit is enough at booking, and when the balance is charged."""
+
+    share_basis_points = serializers.IntegerField(help_text="of the price, paid at booking")
+    price_min = MoneySerializer(help_text="with tax")
+    starts_after = SecondsAsDurationField(help_text="for a start more than this ahead")
+    balance_due_before_start = SecondsAsDurationField()
+    time_to_return = SecondsAsDurationField(
+        help_text="to pay a balance that could not be charged; then the deposit is kept"
+    )
 
 
 class MarketSerializer(serializers.Serializer[Any]):
@@ -22,6 +36,9 @@ class MarketSerializer(serializers.Serializer[Any]):
     currency = serializers.CharField(help_text="ISO 4217, lower case")
     simulated_hardware = serializers.BooleanField(help_text="GPUs that do not exist are sold here")
     simulated_payments = serializers.BooleanField(help_text="money here is play money")
+    deposits = DepositRulesSerializer(
+        allow_null=True, help_text="what is paid by card in two parts; null: nothing"
+    )
     now = InstantField(help_text="the market's clock")
 
 
@@ -41,6 +58,20 @@ class MarketView(ApiView):
             "currency": settings.CURRENCY,
             "simulated_hardware": simulation.simulated_hardware(),
             "simulated_payments": simulation.simulated_payments(),
+            "deposits": _deposit_rules(),
             "now": self.now,
         }
         return Response(MarketSerializer(rules).data)
+
+
+def _deposit_rules() -> dict[str, object] | None:
+    """Return the rules of prices in two parts; None where this market sells for none."""
+    if not settings.DEPOSIT_BASIS_POINTS or not provider.is_connected():
+        return None
+    return {
+        "share_basis_points": settings.DEPOSIT_BASIS_POINTS,
+        "price_min": Money(settings.DEPOSIT_PRICE_MINOR_MIN, settings.CURRENCY),
+        "starts_after": settings.DEPOSIT_AHEAD_SECONDS,
+        "balance_due_before_start": settings.BALANCE_AHEAD_SECONDS,
+        "time_to_return": settings.BALANCE_RETURN_SECONDS,
+    }

@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 from django.conf import settings
 from django.db.models import Count, DateField, F, Func, QuerySet, Sum, Value
 from django.db.models.functions import Coalesce
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing.models import Correction, Payout, Settlement
+from billing.models import Correction, FeeShare, Payout, Reserve, Settlement
 from billing.states import PayoutStatus
 from marketplace.api.fields import (
     ChoiceField,
@@ -41,8 +42,11 @@ _SUMS_OF_BOTH = {
 _SUMS = {
     "leases": Count("id"),
     "gpu_seconds_sold": Coalesce(Sum("gpu_seconds_bought"), 0),
+    "credit_of_owner_minor": Coalesce(Sum("credit_of_owner_minor"), 0),
     **_SUMS_OF_BOTH,
 }
+_SUMS_OF_SHARES = {"share_minor": Coalesce(Sum("amount_minor"), 0)}
+_NO_NODE = "none"  # a part of a fee is of time that no machine gave
 
 
 class EarningsQuery(StrictSerializer):
@@ -63,7 +67,8 @@ class EarningsRowSerializer(serializers.Serializer[Any]):
     """The sum of some settlements."""
 
     key = serializers.CharField(
-        help_text="a day (UTC), a GPU model, a region or a node's id; or `total`"
+        help_text="a day (UTC), a GPU model, a region or a node's id, `none` for what is of no node; or "
+        "`total`"
     )
     leases = serializers.IntegerField()
     gpu_seconds_sold = serializers.IntegerField()
@@ -71,11 +76,18 @@ class EarningsRowSerializer(serializers.Serializer[Any]):
     gpu_seconds_busy = serializers.IntegerField()
     earned = MoneySerializer(help_text="for what was delivered, the platform's fee included")
     fee = MoneySerializer()
-    net = MoneySerializer(help_text="the owner's part")
+    credits = MoneySerializer(
+        help_text="the owner's share of what tenants got beyond refunds, compensation for reclaims included"
+    )
+    fee_shares = MoneySerializer(help_text="of what tenants paid for giving time back")
+    net = MoneySerializer(help_text="the owner's part: `earned - fee - credits + fee_shares`")
 
 
 class EarningsSerializer(serializers.Serializer[Any]):
-    """Earnings of leases that were settled in a period, and of what late evidence corrected in it."""
+    """Earnings of leases that were settled in a period, of what was corrected in it, and shares of fees.
+
+    What was paid out, kept in reserve or set off, the statement of a month tells.
+    """
 
     vars()["from"] = InstantField()
     to = InstantField()
@@ -115,25 +127,46 @@ class EarningsView(ApiView):
             corrected_at__gte=starts_at,
             corrected_at__lt=ends_at,
         )
-        total = _added(settlements.aggregate(**_SUMS), corrections.aggregate(**_SUMS_OF_BOTH))
+        shares = FeeShare.objects.filter(
+            owner=self.organization,
+            currency=settings.CURRENCY,
+            created_at__gte=starts_at,
+            created_at__lt=ends_at,
+        )
+        total = _added(
+            settlements.aggregate(**_SUMS),
+            corrections.aggregate(**_SUMS_OF_BOTH),
+            shares.aggregate(**_SUMS_OF_SHARES),
+        )
         answer = {
             "from": starts_at,
             "to": ends_at,
             "group_by": self.query["group_by"],
             "total": _row(key="total", sums=total),
-            "groups": _rows(settlements, corrections, group_by=self.query["group_by"]),
+            "groups": _rows(settlements, corrections, shares, group_by=self.query["group_by"]),
         }
         return Response(EarningsSerializer(answer).data)
 
 
 def _rows(
-    settlements: QuerySet[Settlement], corrections: QuerySet[Correction], *, group_by: str
+    settlements: QuerySet[Settlement],
+    corrections: QuerySet[Correction],
+    shares: QuerySet[FeeShare],
+    *,
+    group_by: str,
 ) -> list[dict[str, Any]]:
     """Return a row per group. Groups are as many as days in the period, or the owner's machines."""
     groups: dict[str, dict[str, Any]] = {}
-    for rows, instant, to_lease, sums in (
-        (settlements, "settled_at", "lease", _SUMS),
-        (corrections, "corrected_at", "settlement__lease", _SUMS_OF_BOTH),
+    for rows, instant, of, node, sums in (
+        (settlements, "settled_at", "lease__reservation", F("lease__node_id"), _SUMS),
+        (
+            corrections,
+            "corrected_at",
+            "settlement__lease__reservation",
+            F("settlement__lease__node_id"),
+            _SUMS_OF_BOTH,
+        ),
+        (shares, "created_at", "change__reservation", Value(_NO_NODE), _SUMS_OF_SHARES),
     ):
         key = {
             "day": Func(
@@ -141,42 +174,66 @@ def _rows(
                 function="date",
                 output_field=DateField(),
             ),
-            "gpu_model": F(f"{to_lease}__reservation__gpu_model_id"),
-            "region": F(f"{to_lease}__node__region"),
-            "node": F(f"{to_lease}__node_id"),
+            "gpu_model": F(f"{of}__gpu_model_id"),
+            "region": F(f"{of}__region"),
+            "node": node,
         }[group_by]
         for found in rows.order_by().annotate(key=key).values("key").annotate(**sums):
             name = str(found.pop("key"))
+            if not any(found.values()):
+                continue  # no share at all: a constant makes one group of nothing
             groups[name] = _added(groups.get(name, {}), found)
-    return [_row(key=name, sums=_added(sums, {})) for name, sums in sorted(groups.items())]
+    return [_row(key=name, sums=_added(sums)) for name, sums in sorted(groups.items())]
 
 
-def _added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Return the sums of both; a correction is of no lease of its own."""
-    return {name: one.get(name, 0) + other.get(name, 0) for name in _SUMS}
+def _added(*parts: dict[str, Any]) -> dict[str, Any]:
+    """Return the sums of all; a correction and a share of a fee are of no lease of their own."""
+    names = (*_SUMS, *_SUMS_OF_SHARES)
+    return {name: sum(part.get(name, 0) for part in parts) for name in names}
 
 
 def _row(*, key: str, sums: dict[str, Any]) -> dict[str, Any]:
+    net = sums["owner_minor"] - sums["credit_of_owner_minor"] + sums["share_minor"]
     return {
         **sums,
         "key": key,
         "earned": Money(sums["earned_minor"], settings.CURRENCY),
         "fee": Money(sums["fee_minor"], settings.CURRENCY),
-        "net": Money(sums["owner_minor"], settings.CURRENCY),
+        "credits": Money(sums["credit_of_owner_minor"], settings.CURRENCY),
+        "fee_shares": Money(sums["share_minor"], settings.CURRENCY),
+        "net": Money(net, settings.CURRENCY),
     }
 
 
+_PAYOUT_REASONS = ("settlement", "reserve", "correction", "fee_share")
+
+
+def _settlement_of(payout: Payout) -> Settlement | None:
+    """Return the settlement that a payout is of, by way of its reserve or correction too."""
+    of = payout.settlement or payout.reserve or payout.correction
+    return of.settlement if isinstance(of, Reserve | Correction) else of
+
+
 class PayoutSerializer(serializers.Serializer[Any]):
-    """Money to the owner for one settled lease, or for its part of the fee of one change."""
+    """Money to the owner for one settled lease, what was kept back or corrected of it, or a part of a fee."""
 
     id = serializers.CharField()
-    lease_id = serializers.CharField(source="settlement.lease_id", allow_null=True, default=None)
+    lease_id = serializers.SerializerMethodField(help_text="null for a part of a fee")
+    reason = serializers.SerializerMethodField(help_text="what became payable")
     settlement_id = serializers.CharField(allow_null=True)
     fee_share_id = serializers.CharField(allow_null=True)
     status = ChoiceField(choices=PayoutStatus.choices)
     amount = serializers.SerializerMethodField()
     due_at = InstantField()
     created_at = InstantField()
+
+    def get_lease_id(self, payout: Payout) -> str | None:
+        settlement = _settlement_of(payout)
+        return settlement.lease_id if settlement else None
+
+    @extend_schema_field(ChoiceField(choices=[(word, word) for word in _PAYOUT_REASONS]))
+    def get_reason(self, payout: Payout) -> str:
+        return next(word for word in _PAYOUT_REASONS if getattr(payout, f"{word}_id") is not None)
 
     def get_amount(self, payout: Payout) -> MoneySerializer:
         return MoneySerializer(Money(payout.amount_minor, payout.currency)).data  # type: ignore[return-value] # the annotation is what the OpenAPI document shows
@@ -199,7 +256,9 @@ class PayoutsView(ApiView):
         operation_id="list_payouts",
     )
     def get(self, request: Request) -> Response:
-        rows = Payout.objects.visible_to(self.organization).select_related("settlement")
+        rows = Payout.objects.visible_to(self.organization).select_related(
+            "settlement", "reserve__settlement", "correction__settlement"
+        )
         if "status" in self.query:
             rows = rows.filter(status=self.query["status"])
         page = page_of(rows, query=self.query)

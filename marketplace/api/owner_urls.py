@@ -8,6 +8,7 @@ from marketplace.api import (
     owner_leases,
     owner_listings,
     owner_money,
+    owner_statements,
     owner_utilization,
     payout_account,
 )
@@ -26,6 +27,7 @@ urlpatterns = [
     path("listings/<str:listing_id>/pause", owner_listings.PauseView.as_view()),
     path("listings/<str:listing_id>/retire", owner_listings.RetireView.as_view()),
     path("owner/earnings", owner_money.EarningsView.as_view()),
+    path("owner/statements/<str:month>", owner_statements.StatementView.as_view()),
     path("owner/utilization", owner_utilization.UtilizationView.as_view()),
     path("owner/payout-account", payout_account.PayoutAccountView.as_view()),
     path("payouts", owner_money.PayoutsView.as_view()),

@@ -2,9 +2,13 @@
 
 from typing import Any
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from billing import payments
 from billing.models import Payment
+from billing.provider_states import PaymentStatus
+from marketplace.api.fields import ChoiceField, InstantField, MoneyField
 
 
 class FailureSerializer(serializers.Serializer[Any]):
@@ -41,3 +45,27 @@ def bank_transfer_of(payment: Payment) -> dict[str, object] | None:
         "reference": told.get("reference") or "",
         "accounts": told.get("financial_addresses") or [],
     }
+
+
+class CardPaymentSerializer(serializers.Serializer[Payment]):
+    """How far a payment by card has come, of added hours or of a balance."""
+
+    id = serializers.CharField()
+    amount = MoneyField(minor="amount_minor", help_text="with tax")
+    status = ChoiceField(choices=PaymentStatus.choices)
+    due_at = InstantField(help_text="given up then")
+    client_secret = serializers.SerializerMethodField()
+    checkout_url = serializers.SerializerMethodField(help_text="a page on which it can be paid")
+    failure = serializers.SerializerMethodField(help_text="why the last attempt did not work")
+
+    @extend_schema_field(serializers.CharField(allow_null=True))
+    def get_client_secret(self, payment: Payment) -> str | None:
+        return (payment.client_secret or None) if payment.status in payments.OPEN_STATUSES else None
+
+    @extend_schema_field(serializers.CharField(allow_null=True))
+    def get_checkout_url(self, payment: Payment) -> str | None:
+        return payments.page_url(payment=payment)
+
+    @extend_schema_field(FailureSerializer(allow_null=True))
+    def get_failure(self, payment: Payment) -> object:
+        return failure_of(payment)

@@ -1,10 +1,9 @@
-"""`/v1/approval-limit` and `/v1/purchase-requests`: orders that take a second person."""
+"""`/v1/purchase-requests`: orders that take a second person."""
 
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, ClassVar
 
-from django.conf import settings
 from django.http import HttpResponse
 from rest_framework import serializers
 from rest_framework.request import Request
@@ -13,33 +12,17 @@ from rest_framework.response import Response
 from billing import purchase_requests
 from billing.models import PurchaseRequest
 from billing.states import ApprovalStatus, PurchaseKind
-from marketplace.api.budgets import MoneyWishSerializer
 from marketplace.api.fields import (
     ChoiceField,
     InstantField,
     MoneyField,
-    MoneySerializer,
     PageQuery,
-    StrictSerializer,
 )
 from marketplace.api.owner_listings import NoFields
 from marketplace.api.pagination import page_of, page_serializer
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView, find
-from marketplace.core.errors import InvalidValue
 from marketplace.states import Scope
-
-
-class ApprovalLimitWishSerializer(StrictSerializer):
-    """What one person alone may order; null is anything."""
-
-    limit = MoneyWishSerializer(allow_null=True)
-
-
-class ApprovalLimitSerializer(serializers.Serializer[Any]):
-    """What one person alone may order, net of tax; null is anything."""
-
-    limit = MoneySerializer(allow_null=True)
 
 
 class PurchaseRequestsQuery(PageQuery):
@@ -72,45 +55,6 @@ class HeldOrderSerializer(serializers.Serializer[PurchaseRequest]):
 
 
 HeldOrderPage = page_serializer(HeldOrderSerializer, name="HeldOrderPage")
-
-
-class ApprovalLimitView(ApiView):
-    scopes: ClassVar = {"GET": Scope.BILLING_READ, "PUT": Scope.BILLING_WRITE}
-
-    @operation(
-        summary="What one person alone may order",
-        responses={200: ApprovalLimitSerializer},
-        operation_id="get_approval_limit",
-    )
-    def get(self, request: Request) -> Response:
-        return self._answer()
-
-    @operation(
-        summary="Set what one person alone may order",
-        description="An order above it, or a change after which a reservation costs more than it, is "
-        "answered with 403 `approval_required` until somebody else approves it. Null takes the limit away.",
-        request=ApprovalLimitWishSerializer,
-        responses={200: ApprovalLimitSerializer},
-        refusals=("invalid_value",),
-        operation_id="set_approval_limit",
-    )
-    def put(self, request: Request) -> Response:
-        wish = self.body(ApprovalLimitWishSerializer)["limit"]
-        if wish is not None and wish["currency"] != settings.CURRENCY:
-            raise InvalidValue(
-                f"this market keeps its books in {settings.CURRENCY}", pointer="/limit/currency"
-            )
-        purchase_requests.set_limit(
-            organization=self.organization,
-            amount_minor=wish["amount_minor"] if wish else None,
-            at=self.now,
-            actor=self.caller.actor,
-        )
-        return self._answer()
-
-    def _answer(self) -> Response:
-        limit = purchase_requests.limit_of(organization=self.organization)
-        return Response(ApprovalLimitSerializer({"limit": limit}).data)
 
 
 class PurchaseRequestsView(ApiView):

@@ -10,7 +10,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import tax
+from billing import deposits, tax
 from billing.tax import TaxTerms
 from marketplace.api.fields import (
     ChoiceField,
@@ -25,6 +25,7 @@ from marketplace.api.fields import (
     TextField,
     WholeNumberField,
 )
+from marketplace.api.payment_plans import PaymentPlanSerializer, plans_of
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView, find
 from marketplace.core.errors import DomainError
@@ -101,6 +102,9 @@ class QuoteSerializer(serializers.Serializer[Quote]):
     total = MoneyField(minor="total_minor", help_text="without tax")
     tax = serializers.SerializerMethodField(help_text="on the total, if it is bought now")
     total_with_tax = serializers.SerializerMethodField(help_text="what is charged")
+    payment_plans = serializers.SerializerMethodField(
+        help_text="how its price can be divided if it is bought by card now"
+    )
     price_breakdown = PriceBreakdownField()
     expires_at = InstantField()
     held = serializers.SerializerMethodField(help_text="the GPUs are kept until `expires_at`")
@@ -121,6 +125,14 @@ class QuoteSerializer(serializers.Serializer[Quote]):
     @extend_schema_field(MoneySerializer)
     def get_total_with_tax(self, quote: Quote) -> dict[str, object]:
         return _money(quote, tax.gross_minor(net_minor=quote.total_minor, terms=self._terms))
+
+    @extend_schema_field(PaymentPlanSerializer(many=True))
+    def get_payment_plans(self, quote: Quote) -> Any:  # noqa: ANN401 - plain values to render
+        price = Money(
+            tax.gross_minor(net_minor=quote.total_minor, terms=self._terms), quote.currency
+        )
+        parts = deposits.offered(quote=quote, terms=self._terms, at=self.context["now"])
+        return PaymentPlanSerializer(list(plans_of(price=price, parts=parts)), many=True).data
 
     def to_representation(self, instance: Quote) -> dict[str, Any]:
         """Add to the breakdown of a price what the tenant is taxed, where that is anything."""

@@ -119,7 +119,7 @@ class TopUpsView(ApiView):
         "and `client_secret`, or by bank transfer. The wallet is filled when the money is there.",
         request=TopUpRequestSerializer,
         responses={201: TopUpSerializer},
-        refusals=("payment_method_unavailable", "no_saved_card", "invalid_value"),
+        refusals=("payment_method_unavailable", "no_saved_card", "money_parked", "invalid_value"),
         idempotency_key="required",
         operation_id="create_top_up",
     )

@@ -3,6 +3,7 @@
 from django.urls import path
 
 from marketplace.api import (
+    approval_limits,
     billing_profile,
     bills,
     budgets,
@@ -22,6 +23,7 @@ from marketplace.api import (
     purchase_requests,
     quotes,
     reservations,
+    tag_policy,
     top_ups,
     wallet,
     webhook_deliveries,
@@ -40,6 +42,10 @@ urlpatterns = [
     path("quotes/<str:quote_id>", quotes.QuoteView.as_view()),
     path("reservations", reservations.ReservationsView.as_view()),
     path("reservations/<str:reservation_id>", reservations.ReservationView.as_view()),
+    path(
+        "reservations/<str:reservation_id>/balance-payments",
+        reservations.BalancePaymentsView.as_view(),
+    ),
     path("reservations/<str:reservation_id>/bill", bills.BillView.as_view()),
     path(
         "reservations/<str:reservation_id>/cancellation-quote",
@@ -86,7 +92,16 @@ urlpatterns = [
     path(
         "webhook-endpoints/<str:endpoint_id>/enable", webhook_endpoints.EnableEndpointView.as_view()
     ),
-    path("approval-limit", purchase_requests.ApprovalLimitView.as_view()),
+    path("approval-limit", approval_limits.ApprovalLimitView.as_view()),
+    path("approval-limit-requests", approval_limits.LimitRequestsView.as_view()),
+    path("approval-limit-requests/<str:request_id>", approval_limits.LimitRequestView.as_view()),
+    path(
+        "approval-limit-requests/<str:request_id>/approve",
+        approval_limits.ApproveLimitView.as_view(),
+    ),
+    path(
+        "approval-limit-requests/<str:request_id>/refuse", approval_limits.RefuseLimitView.as_view()
+    ),
     path("purchase-requests", purchase_requests.PurchaseRequestsView.as_view()),
     path("purchase-requests/<str:request_id>", purchase_requests.PurchaseRequestView.as_view()),
     path(
@@ -97,6 +112,7 @@ urlpatterns = [
         "purchase-requests/<str:request_id>/refuse", purchase_requests.RefusePurchaseView.as_view()
     ),
     path("budgets", budgets.BudgetsView.as_view()),
+    path("tag-policy", tag_policy.TagPolicyView.as_view()),
     path("project-freezes", budgets.FreezesView.as_view()),
     path("project-freezes/<str:freeze_id>", budgets.FreezeView.as_view()),
     path("exports/focus", exports.FocusExportView.as_view()),

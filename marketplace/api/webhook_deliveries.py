@@ -32,7 +32,7 @@ class WebhookCallSerializer(serializers.Serializer[WebhookCall]):
 
     at = InstantField()
     response_status = serializers.IntegerField(
-        source="status", allow_null=True, help_text="of HTTP; null: there was no answer"
+        allow_null=True, help_text="of HTTP; null: there was no answer"
     )
     error = serializers.SerializerMethodField(
         help_text="what went wrong, or how the refusal began; null: it was taken"

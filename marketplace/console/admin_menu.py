@@ -75,6 +75,7 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Collection", "billing.DunningCase", "notifications_active"),
             ("Approvals", "billing.Approval", "how_to_reg"),
             ("Approval limits", "billing.ApprovalLimit", "rule"),
+            ("Limit requests", "billing.LimitRequest", "rule_settings"),
             ("Purchase requests", "billing.PurchaseRequest", "how_to_vote"),
             ("Budgets", "billing.Budget", "data_usage"),
             ("Freezes", "billing.ProjectFreeze", "ac_unit"),

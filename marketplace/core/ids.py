@@ -37,11 +37,13 @@ PREFIXES = frozenset(
         "apr",
         "bdg",
         "frz",
+        "tgr",
         "rfd",
         "int",
         "pac",
         "ref",
         "trf",
+        "rev",
         "prc",
     }
 )
@@ -139,6 +141,10 @@ def new_budget_id() -> str:
     return new_id("bdg")
 
 
+def new_tag_rule_id() -> str:
+    return new_id("tgr")
+
+
 def new_freeze_id() -> str:
     return new_id("frz")
 
@@ -177,3 +183,7 @@ def new_credit_terms_id() -> str:
 
 def new_credit_sale_id() -> str:
     return new_id("crs")
+
+
+def new_reversal_id() -> str:
+    return new_id("rev")

@@ -10,4 +10,6 @@ REQUEST_BODY_BYTES_MAX = 64 * 1024
 SSH_KEYS_MAX = 20
 SSH_KEY_LENGTH_MAX = 16_384  # an RSA-16384 key takes about 2,800 characters; certificates take more
 TAGS_MAX = 50
+TAG_KEY_LENGTH_MAX = 128  # of a required one, as AWS and FOCUS readers have it; others may have 200
+TAG_VALUE_LENGTH_MAX = 256
 NAME_LENGTH_MAX = 200

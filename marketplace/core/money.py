@@ -67,9 +67,24 @@ class Money:
         )
 
 
+def divide_half_even(numerator: int, denominator: int) -> int:
+    """Round a quotient to the nearest integer, ties to even: the only rounding of money we do.
+
+    The denominator is positive. Of integers, because a month of FOCUS rounds millions of them.
+    """
+    whole, rest = divmod(numerator, denominator)
+    doubled = 2 * rest
+    return whole + (doubled > denominator or (doubled == denominator and whole % 2 == 1))
+
+
 def round_half_even(value: Fraction) -> int:
-    """Round an exact number to the nearest integer, ties to even: the only rounding of money we do."""
-    return round(value)
+    """Round an exact number to the nearest integer, ties to even."""
+    return divide_half_even(value.numerator, value.denominator)
+
+
+def round_to(value: Fraction, *, quantum: Decimal) -> Decimal:
+    """Round an exact number to a multiple of a quantum, ties to even; it has the quantum's places."""
+    return round_half_even(value / Fraction(quantum)) * quantum
 
 
 def amount_for(*, rate: Decimal, gpu_seconds: int, currency: str) -> Money:

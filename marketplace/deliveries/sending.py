@@ -137,7 +137,7 @@ def _record(delivery: WebhookDelivery, *, answer: Answer, at: dt.datetime) -> No
     if not WebhookDelivery.objects.select_for_update(no_key=True).filter(pk=delivery.pk).exists():
         return
     error = "" if answer.is_taken else answer.text
-    WebhookCall.objects.create(delivery=delivery, at=at, status=answer.status, error=error)
+    WebhookCall.objects.create(delivery=delivery, at=at, response_status=answer.status, error=error)
     retry = (
         RETRY_SECONDS[delivery.attempts - 1] if delivery.attempts <= len(RETRY_SECONDS) else None
     )

@@ -25,7 +25,7 @@ class Migration(migrations.Migration):
                 ),
                 ("at", models.DateTimeField(db_comment="the run that made it")),
                 (
-                    "status",
+                    "response_status",
                     models.PositiveSmallIntegerField(
                         db_comment="of HTTP; null: no answer", null=True
                     ),

@@ -2,7 +2,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("scheduler", "0020_extension_holds")]
+    dependencies = [("scheduler", "0020_paid_in_parts")]
 
     operations = [
         migrations.AddField(
@@ -20,7 +20,7 @@ class Migration(migrations.Migration):
                     ("status__in", ("scheduled", "payment_failed", "cancelled")),
                     _connector="OR",
                 ),
-                name="reservation_is_paid_before_it_begins",
+                name="reservation_is_taken_before_it_begins",
             ),
         ),
     ]

@@ -135,6 +135,12 @@ class ChangeQuote(models.Model):
         return self.id
 
     @property
+    def unpaid_minor(self) -> int:
+        """Return what of the price was never asked for or paid: a balance, of what it gives up."""
+        gives_up = self.kind == ChangeKind.CANCELLATION and self.from_total_minor > 0
+        return self.reservation.unpaid_minor if gives_up else 0
+
+    @property
     def window(self) -> Window | None:
         """Return the window after the change, None where nothing is left of it."""
         if self.starts_at is None or self.ends_at is None:

@@ -49,6 +49,11 @@ class Reservation(models.Model):
         max_digits=18, decimal_places=6, db_comment="per GPU-hour, mean of the lots rounded up"
     )
     total_minor = models.BigIntegerField(db_comment="minor units, the lots over the whole window")
+    unpaid_minor = models.BigIntegerField(
+        default=0,
+        db_default=0,
+        db_comment="of the total, what is paid after it was confirmed and before it begins, and was not yet",
+    )
     lots = models.JSONField(
         db_comment="what the GPUs cost and who may serve: of `scheduler.lots`, one object per lot"
     )
@@ -91,6 +96,18 @@ class Reservation(models.Model):
                         ReservationStatus.SCHEDULED,
                         ReservationStatus.PAYMENT_FAILED,
                         ReservationStatus.CANCELLED,
+                    )
+                ),
+                name="reservation_is_taken_before_it_begins",
+            ),
+            models.CheckConstraint(
+                condition=Q(unpaid_minor=0)
+                | Q(unpaid_minor__gt=0, unpaid_minor__lte=F("total_minor"))
+                & ~Q(
+                    status__in=(
+                        ReservationStatus.ACTIVE,
+                        ReservationStatus.COMPLETED,
+                        ReservationStatus.RECLAIMED,
                     )
                 ),
                 name="reservation_is_paid_before_it_begins",

@@ -13,6 +13,7 @@ from scheduler.reservations.moves import (
     confirm_in_hand,
     confirm_late,
     fail_payment,
+    pay_up,
     take_held,
 )
 from scheduler.reservations.records import change_details, get
@@ -30,6 +31,7 @@ __all__ = [
     "fail_payment",
     "finish_due",
     "get",
+    "pay_up",
     "reserve",
     "start_due",
     "take_held",

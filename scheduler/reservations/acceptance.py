@@ -58,8 +58,12 @@ def accept(
     details: ReservationDetails,
     at: dt.datetime,
     actor: str,
+    unpaid_minor: int = 0,
 ) -> Reservation:
     """Do what `reserve` does with a quote that `quotes.get_for_use` returned in this transaction.
+
+    `unpaid_minor` is what of the total is paid only after the reservation was confirmed; until that is paid
+    it does not begin.
 
     :raises InvalidValue: when the payment method or a detail makes no sense.
     :raises QuoteUsed: when a reservation was made of it already.
@@ -89,6 +93,7 @@ def accept(
         ends_at=quote.ends_at,
         rate=quote.rate,
         total_minor=quote.total_minor,
+        unpaid_minor=unpaid_minor,
         lots=quote.lots,
         currency=quote.currency,
         fee_basis_points=quote.fee_basis_points,

@@ -38,6 +38,7 @@ def start_due(*, at: dt.datetime) -> int:
 
     Ends run before starts, so that freed GPUs serve the next lease. One that nobody started before its
     window was over has failed, and so has one that cannot be started for as long as a handover may take.
+    One of which a part is unpaid does not start.
     One whose price is still only held has not been paid, and does not begin.
     """
     leases.end_due(at=at)
@@ -57,7 +58,7 @@ def start_due(*, at: dt.datetime) -> int:
         unpaid
         + missed
         + ticks.drain(
-            due=paid.filter(starts_at__lte=at, ends_at__gt=at)
+            due=paid.filter(starts_at__lte=at, ends_at__gt=at, unpaid_minor=0)
             .select_related("organization")
             .order_by("starts_at", "pk"),
             advance=lambda row: _start_or_fail(row, at=at),

@@ -162,6 +162,26 @@ def cancel(*, reservation: Reservation, at: dt.datetime, actor: str) -> None:
     calendar.free_reservation(reservation_id=reservation.pk)
 
 
+@transaction.atomic
+def pay_up(*, reservation_id: str, at: dt.datetime) -> Reservation:
+    """Note that the rest of a reservation's price is paid: now it may begin.
+
+    :raises NotFound: when there is no such reservation.
+    :raises StateConflict: when it is not scheduled any more, or nothing of it is unpaid.
+    """
+    reservation = find(reservation_id)
+    paid = Reservation.objects.filter(
+        pk=reservation.pk, status=ReservationStatus.SCHEDULED, unpaid_minor__gt=0
+    ).update(unpaid_minor=0)
+    if not paid:
+        raise StateConflict(
+            f"at {format_instant(at)} {reservation.pk} is {reservation.status}, "
+            f"{reservation.unpaid_minor} of it unpaid"
+        )
+    reservation.unpaid_minor = 0
+    return reservation
+
+
 def find(reservation_id: str) -> Reservation:
     """Return a reservation, whoever's it is.
 

@@ -119,6 +119,7 @@ class TestState:
             invoice_id=on_account.pk,
             amount_minor=471,
             currency="usd",
+            decision_id="apr_1",
             at=CLOSED_AT,
         )
         assert self.state(api, on_account) == ("written_off", 0)

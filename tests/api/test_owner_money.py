@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from agents.models import Node
-from billing import corrections, payouts, settlements
-from billing.models import Settlement
+from billing import changes, corrections, payouts, settlements
+from billing.models import FeeShare, Settlement
 from marketplace.models import Organization
 from marketplace.states import Scope
+from scheduler.states import ChangeKind, ReservationStatus
 from tests.billing import factories as books
 from tests.conftest import ApiClient
 from tests.factories import a_key, an_organization
@@ -44,6 +45,7 @@ class TestEarnings:
         for row in (answer.json["total"], *answer.json["groups"]):
             assert row["earned"]["amount_minor"] == settled.earned_minor > 0
             assert row["fee"]["amount_minor"] + row["net"]["amount_minor"] == settled.earned_minor
+            assert row["credits"]["amount_minor"] == row["fee_shares"]["amount_minor"] == 0
             assert row["gpu_seconds_sold"] == 7200
             assert row["gpu_seconds_delivered"] == 3600
 
@@ -65,6 +67,32 @@ class TestEarnings:
         assert [row["leases"] for row in answer["groups"]] == ([1, 0] if group_by == "day" else [1])
         earlier = api.get("/v1/owner/earnings", **period(to="2026-11-23T00:00:00Z")).json
         assert earlier["total"]["earned"]["amount_minor"] == settled.earned_minor
+
+    @pytest.mark.parametrize("group_by", ["day", "gpu_model", "region", "node"])
+    def test_leave_what_the_owner_bore_out_of_its_net_and_count_its_share_of_a_fee(
+        self, api: ApiClient, organization: Organization, group_by: str
+    ) -> None:
+        tenant = books.tenant(funds_minor=100_000)
+        lease = books.lease(of=books.reservation(buyer=tenant), on=books.node(of=organization))
+        books.outage(of=lease, seconds=1800)
+        settlements.settle_ended(at=LATER)
+        row = Settlement.objects.get(lease=lease)
+        assert row.credit_of_owner_minor > 0
+        left = books.reservation(buyer=tenant, status=ReservationStatus.CANCELLED)
+        change = books.change(
+            of=left, kind=ChangeKind.CANCELLATION, refunded=371, fee=100, released=7200
+        )
+        change.given_back_by_owner = {organization.pk: 471}
+        changes.post(change=change)
+        share = FeeShare.objects.get().amount_minor
+        answer = api.get("/v1/owner/earnings", **period(group_by=group_by)).json
+        net = row.owner_minor - row.credit_of_owner_minor + share
+        assert answer["total"]["net"]["amount_minor"] == net
+        assert answer["total"]["credits"]["amount_minor"] == row.credit_of_owner_minor
+        assert answer["total"]["fee_shares"]["amount_minor"] == share > 0
+        assert sum(each["net"]["amount_minor"] for each in answer["groups"]) == net
+        statement = api.get("/v1/owner/statements/2026-11").json
+        assert statement["closing"]["total"]["amount_minor"] == net
 
     def test_are_nothing_outside_of_the_period_or_for_a_stranger(
         self, api: ApiClient, settled: Settlement
@@ -107,6 +135,23 @@ class TestPayouts:
         assert payout["amount"] == {"amount_minor": settled.owner_minor, "currency": "usd"}
         assert settled.lease.reservation.organization.name not in answer.content.decode()
         assert api.get("/v1/payouts", status="paid").json["data"] == []
+
+    def test_name_the_lease_of_a_reserve_and_of_a_correction_too(
+        self, api: ApiClient, organization: Organization, settings
+    ) -> None:
+        settings.OWNER_RESERVE_BASIS_POINTS = 1000
+        tenant = books.tenant(funds_minor=100_000)
+        lease = books.lease(of=books.reservation(buyer=tenant), on=books.node(of=organization))
+        lost = books.outage(of=lease, seconds=1800)
+        settlements.settle_ended(at=LATER)
+        row = Settlement.objects.get()
+        payouts.release_due(at=LATER)
+        lost.delete()
+        assert corrections.review(settlement_id=row.pk, at=LATER + dt.timedelta(days=1))
+        payouts.release_due(at=LATER + dt.timedelta(days=100))
+        listed = api.get("/v1/payouts").json["data"]
+        assert {each["reason"] for each in listed} == {"settlement", "reserve", "correction"}
+        assert {each["lease_id"] for each in listed} == {lease.pk}
 
     def test_are_nobody_elses_business(self, settled: Settlement) -> None:
         payouts.release_due(at=settled.release_due_at)

@@ -6,9 +6,9 @@ import pytest
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from billing import checkout, purchase_requests
+from billing import checkout
 from billing.models import PurchaseRequest
-from billing.purchase_requests import ApprovalRequired
+from billing.purchase_requests import ApprovalRefused, ApprovalRequired
 from marketplace.models import Event, Organization
 from marketplace.states import Scope
 from scheduler.details import ReservationDetails
@@ -37,15 +37,22 @@ def quote(api: ApiClient, cfo: ApiClient, organization: Organization) -> dict[st
     return quote
 
 
-def set_limit(client: ApiClient, amount_minor: int | None) -> Answer:
-    limit = None if amount_minor is None else {"amount_minor": amount_minor, "currency": "usd"}
+def set_limit(client: ApiClient, amount_minor: int) -> Answer:
+    limit = {"amount_minor": amount_minor, "currency": "usd"}
     answer = client.call("PUT", "/v1/approval-limit", body={"limit": limit})
-    assert answer.json == {"limit": limit}
+    assert answer.json == {"limit": limit, "requested": None}
     return answer
 
 
-def order(api: ApiClient, quote: dict[str, Any], *, key: str) -> Answer:
-    body = {"quote_id": quote["id"], "payment_method": "wallet", "project": "llm-7"}
+def raise_limit(client: ApiClient, amount_minor: int | None, *, approved_by: ApiClient) -> None:
+    limit = None if amount_minor is None else {"amount_minor": amount_minor, "currency": "usd"}
+    asked = client.call("PUT", "/v1/approval-limit", body={"limit": limit}).json["requested"]["id"]
+    assert approved_by.post(f"/v1/approval-limit-requests/{asked}/approve", {}).status == 200
+    assert client.get("/v1/approval-limit").json == {"limit": limit, "requested": None}
+
+
+def order(api: ApiClient, quote: dict[str, Any], *, key: str, project: str = "llm-7") -> Answer:
+    body = {"quote_id": quote["id"], "payment_method": "wallet", "project": project}
     return api.post("/v1/reservations", body, key=key)
 
 
@@ -103,6 +110,24 @@ class TestAnOrderAboveTheLimit:
         answer = order(api, quote, key=a_new_key())
         assert (answer.status, answer.code) == (403, "approval_refused")
 
+    def test_approved_for_one_project_is_not_made_for_another(
+        self, api: ApiClient, cfo: ApiClient, organization: Organization, quote: dict[str, Any]
+    ) -> None:
+        decide(cfo, order(api, quote, key=a_new_key()).json["purchase_request_id"])
+        answer = order(api, quote, key=a_new_key(), project="llm-8")
+        assert (answer.status, answer.code) == (403, "approval_refused")
+        with pytest.raises(ApprovalRefused, match="llm-7"):
+            checkout.purchase(
+                organization=organization,
+                quote_id=quote["id"],
+                payment_method="wallet",
+                details=ReservationDetails(project="llm-8"),
+                at=timezone.now(),
+                actor="test",
+            )
+        assert not Reservation.objects.exists()
+        assert order(api, quote, key=a_new_key()).status == 201
+
     def test_is_not_approved_when_its_quote_has_expired(
         self, api: ApiClient, cfo: ApiClient, quote: dict[str, Any]
     ) -> None:
@@ -145,13 +170,13 @@ class TestAnOrderAboveTheLimit:
 
 class TestAnOrderWithinTheLimit:
     def test_takes_one_person(self, api: ApiClient, cfo: ApiClient, quote: dict[str, Any]) -> None:
-        set_limit(cfo, quote["total"]["amount_minor"])
+        raise_limit(cfo, quote["total"]["amount_minor"], approved_by=api)
         assert order(api, quote, key=a_new_key()).status == 201
 
     def test_is_any_order_without_one(
         self, api: ApiClient, cfo: ApiClient, quote: dict[str, Any]
     ) -> None:
-        set_limit(cfo, None)
+        raise_limit(cfo, None, approved_by=api)
         assert order(api, quote, key=a_new_key()).status == 201
         assert not PurchaseRequest.objects.exists()
 
@@ -172,10 +197,3 @@ class TestRequests:
         scopes = [Scope.BILLING_READ, Scope.RESERVATIONS_WRITE]
         other = ApiClient(secret=a_key(organization=organization, scopes=scopes)[1])
         assert decide(other, asked).code == "scope_missing"
-
-
-def test_a_limit_that_changes_is_told(organization: Organization) -> None:
-    now = timezone.now()
-    purchase_requests.set_limit(organization=organization, amount_minor=5, at=now, actor="key_1")
-    event = Event.objects.get(kind="approval_limit.changed")
-    assert event.data == {"amount_minor": 5, "currency": "usd", "actor": "key_1"}

@@ -5,9 +5,10 @@ import datetime as dt
 import pytest
 from django.utils import timezone
 
-from billing import inbox, onboarding, payments, provider
+from billing import inbox, onboarding, parking, payments, provider
 from billing.models import Payment
 from marketplace.core.windows import format_instant
+from marketplace.models import Organization
 from marketplace.states import Tier
 from scheduler.models import Reservation
 from tests.api.test_reservations import buy
@@ -57,6 +58,14 @@ class TestTopUps:
         assert second.headers["Idempotent-Replayed"] == "true"
         assert second.content == first.content
         assert len(stand_in.world.all("payment_intent")) == 1
+
+    def test_are_refused_while_the_money_is_parked(
+        self, api: ApiClient, organization: Organization, stand_in
+    ) -> None:
+        parking.park(breaches={organization.pk: "looked into"}, at=timezone.now())
+        answer = api.post("/v1/wallet/top-ups", BODY, key="k")
+        assert (answer.status, answer.code) == (423, "money_parked")
+        assert not Payment.objects.exists()
 
     def test_are_kept_when_the_provider_is_away(self, api: ApiClient, stand_in) -> None:
         stand_in.fail("timeout_before", "POST", times=9)

@@ -7,7 +7,7 @@ from decimal import ROUND_DOWN, Decimal
 
 from agents import protocol
 from agents.models import Gpu, MeterReading, Node, Outage, Receipt
-from billing import invoices, purchases, tax, tax_rules, wallet
+from billing import credit, invoices, purchases, tax, tax_rules, wallet
 from marketplace.core.money import Money, amount_for
 from marketplace.core.windows import Window
 from marketplace.models import GpuModel, Organization
@@ -169,6 +169,9 @@ def bought_on_account(row: Reservation) -> str:
     due_at = START + dt.timedelta(days=30)
     invoice = invoices.issue_for_purchase(reservation=row, due_at=due_at, at=START)
     purchases.capture_invoice(reservation=row, invoice_id=invoice.pk, at=START)
+    terms = credit.terms_in_force(organization=row.organization, currency=row.currency)
+    if terms is not None:
+        credit.note_sale(terms=terms, reservation=row, change=None, invoice=invoice, at=START)
     return invoice.pk
 
 

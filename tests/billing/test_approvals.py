@@ -6,13 +6,14 @@ import pytest
 from django.db import IntegrityError, transaction
 
 from billing import approvals, books, parking, receivables, wallet
-from billing.models import Approval, BooksRun, Parking
+from billing.models import Approval, BooksRun, CreditSale, Parking
 from billing.states import ApprovalKind, ApprovalStatus
 from marketplace.core.errors import InvalidValue, StateConflict
 from marketplace.core.money import Money
 from marketplace.models import AuditEvent, Event, Organization
 from scheduler.models import Quote
-from tests.billing import factories
+from tests.billing import debtors, factories
+from tests.scheduler import factories as scheduled
 
 pytestmark = pytest.mark.django_db
 
@@ -25,17 +26,26 @@ def ask(
     amount: int = 50_000,
     tenant: Organization | None = None,
     reason: str = "the cluster was slow",
+    subject_id: str = "",
+    at: dt.datetime = AT,
+    actor: str = "anna",
 ) -> Approval:
     organization = tenant or factories.tenant()
     return approvals.request(
         kind=kind,
         organization=organization,
-        subject_id=organization.id,
+        subject_id=subject_id or organization.id,
         amount=Money(amount, "usd"),
         reason=reason,
-        at=AT,
-        actor="anna",
+        at=at,
+        actor=actor,
     )
+
+
+def sold_on_account() -> CreditSale:
+    scheduled.make_pool()
+    quote = scheduled.make_quote(tenant=debtors.a_debtor(), window=scheduled.window_in(24))
+    return debtors.sale_of(debtors.buy(quote))
 
 
 def held() -> int:
@@ -99,12 +109,62 @@ class TestRefund:
         assert Approval.objects.get().status == ApprovalStatus.REQUESTED
 
 
+class TestSingleDecisions:
+    """A limit that each part passes alone is no limit."""
+
+    LIMIT = 10_000
+
+    @pytest.fixture(autouse=True)
+    def limit(self, settings):
+        settings.REFUND_ALONE_MINOR_MAX = self.LIMIT
+
+    def test_of_one_person_add_up_over_a_day_whatever_they_are_about(self):
+        assert ask(amount=6_000, subject_id="rsv_1").status == ApprovalStatus.APPROVED
+        assert ask(amount=4_000, subject_id="rsv_2").status == ApprovalStatus.APPROVED
+        assert ask(amount=1, subject_id="rsv_3").status == ApprovalStatus.REQUESTED
+        assert held() == self.LIMIT
+        tomorrow = AT + dt.timedelta(days=1)
+        assert ask(amount=1, subject_id="rsv_4", at=tomorrow).status == ApprovalStatus.APPROVED
+
+    def test_about_one_subject_add_up_whoever_decides_them(self):
+        assert ask(amount=6_000, subject_id="rsv_1").status == ApprovalStatus.APPROVED
+        waits = ask(amount=4_001, subject_id="rsv_1", actor="bert", at=AT + dt.timedelta(days=29))
+        assert waits.status == ApprovalStatus.REQUESTED
+        assert held() == 6_000
+
+    def test_about_one_subject_begin_anew_after_a_month(self):
+        ask(amount=self.LIMIT)
+        assert ask(amount=1, at=AT + dt.timedelta(days=30)).status == ApprovalStatus.APPROVED
+
+    def test_count_nothing_that_two_people_decided(self):
+        approvals.approve(approval_id=ask(amount=50_000).id, at=AT, actor="bert")
+        assert ask(amount=self.LIMIT).status == ApprovalStatus.APPROVED
+
+
 class TestWriteOff:
     def test_takes_two_whatever_the_amount(self):
         approval = ask(kind=ApprovalKind.WRITE_OFF, amount=1)
         assert approval.status == ApprovalStatus.REQUESTED
         with pytest.raises(receivables.NothingReceivable), transaction.atomic():
             approvals.approve(approval_id=approval.id, at=AT, actor="bert")
+
+    def test_in_parts_gives_up_each_part(self):
+        """The second approval of an invoice is a decision of its own, and not a repeat of the first."""
+        sale = sold_on_account()
+        half = sale.amount_minor // 2
+        for part, still_owed in ((half, sale.amount_minor - half), (sale.amount_minor - half, 0)):
+            approval = approvals.request(
+                kind=ApprovalKind.WRITE_OFF,
+                organization=sale.organization,
+                subject_id=sale.invoice_id,
+                amount=Money(part, "usd"),
+                reason="nobody pays",
+                at=AT,
+                actor="anna",
+            )
+            approvals.approve(approval_id=approval.id, at=AT, actor="bert")
+            assert debtors.owed(sale) == still_owed
+        assert books.check(at=AT).ok
 
 
 class TestParking:

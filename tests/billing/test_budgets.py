@@ -198,9 +198,11 @@ class TestAHardBudget:
         first = buy(buyer)
         with pytest.raises(BudgetExceeded):
             budgets.change_details(
-                reservation=first, changes=DetailChanges(project="llm-7"), at=NOW
+                reservation=first, changes=DetailChanges(project="llm-7"), at=NOW, actor="test"
             )
-        budgets.change_details(reservation=first, changes=DetailChanges(project="b"), at=NOW)
+        budgets.change_details(
+            reservation=first, changes=DetailChanges(project="b"), at=NOW, actor="test"
+        )
         assert committed(buyer, project="b") == price
 
     def test_counts_the_parts_of_a_window_in_the_months_where_they_lie(self, buyer):

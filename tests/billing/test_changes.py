@@ -1,15 +1,28 @@
 """What changes do to the books, with the real scheduler beneath: to the minor unit and the GPU-second."""
 
 import datetime as dt
+from typing import Any
 
 import pytest
 from django.db import transaction
 
 from agents.models import Node, Receipt
 from agents.protocol import ReceiptKind
-from billing import bills, books, changes, checkout, ledger, parking, payouts, settlements, wallet
+from billing import (
+    bills,
+    books,
+    changes,
+    checkout,
+    disputes,
+    fee_shares,
+    ledger,
+    parking,
+    payouts,
+    settlements,
+    wallet,
+)
 from billing.ledger import InsufficientFunds
-from billing.models import Entry, FeeShare, Payout
+from billing.models import Entry, FeeShare, Payout, Reserve
 from billing.payment_methods import PaymentMethodUnavailable
 from billing.states import GPU_SECONDS, AccountKind, EntryKind
 from marketplace.core.errors import InvalidValue
@@ -231,9 +244,9 @@ class TestRelease:
         owner = make_pool()
         leave(buy(gpus=2, window=window_in(3)))
         share = FeeShare.objects.get()
-        assert changes.release_due(at=share.release_due_at - seconds(1)) == 0
-        assert changes.release_due(at=share.release_due_at) == 1
-        assert changes.release_due(at=share.release_due_at) == 0
+        assert fee_shares.release_due(at=share.release_due_at - seconds(1)) == 0
+        assert fee_shares.release_due(at=share.release_due_at) == 1
+        assert fee_shares.release_due(at=share.release_due_at) == 0
         payout = Payout.objects.get()
         assert (payout.owner, payout.fee_share, payout.settlement) == (owner, share, None)
         assert payout.amount_minor == share.amount_minor
@@ -242,6 +255,33 @@ class TestRelease:
         accrued = ledger.AccountRef(AccountKind.OWNER_ACCRUED, "usd", share.pk)
         assert ledger.balance(account=accrued) == 0
         assert breaches(at=share.release_due_at) == []
+
+    def test_waits_while_a_payment_is_disputed_and_keeps_a_reserve(self, settings: Any) -> None:
+        settings.OWNER_RESERVE_BASIS_POINTS = 1000
+        owner = make_pool()
+        reservation = buy(gpus=2, window=window_in(3))
+        leave(reservation)
+        share = FeeShare.objects.get()
+        due_at = share.release_due_at
+        disputes.open_dispute(
+            dispute_id="dp_1",
+            reservation=reservation,
+            amount_minor=100,
+            fee_minor=15,
+            currency="usd",
+            at=NOW,
+            actor="test",
+        )
+        assert fee_shares.release_due(at=due_at) == 0
+        disputes.win(dispute_id="dp_1", at=due_at, actor="test")
+        assert fee_shares.release_due(at=due_at) == 1
+        reserve = Reserve.objects.get(fee_share=share)
+        assert reserve.amount_minor == share.amount_minor // 10
+        assert Payout.objects.get().amount_minor == share.amount_minor - reserve.amount_minor
+        assert breaches(at=due_at) == []
+        assert payouts.release_due(at=reserve.release_due_at) == 1
+        assert Payout.objects.get(reserve=reserve).owner == owner
+        assert breaches(at=reserve.release_due_at) == []
 
 
 class TestExtension:

@@ -16,6 +16,7 @@ from tests.fakes.stripe import StandIn
 
 KEY = os.environ.get("HEADROOM_STRIPE_TEST_KEY", "")
 SKIP = pytest.mark.skip(reason="HEADROOM_STRIPE_TEST_KEY is not set: no call leaves the machine")
+AN_HOUR_AGO = dt.datetime.now(tz=dt.UTC) - dt.timedelta(hours=1)
 PROVIDER_HOSTS = ["api.stripe.com", "127.0.0.1"]
 
 
@@ -82,7 +83,7 @@ def test_a_payment_is_made_confirmed_found_and_returned(client):
     paid = confirm(client, made.id)
     assert (paid.state, paid.received_minor) == ("succeeded", 5000)
     assert paid.charge_id.startswith(("ch_", "py_"))
-    found = gateway.find_payment(customer_id=customer.id, intent_id=key)
+    found = gateway.find_payment(customer_id=customer.id, intent_id=key, since=AN_HOUR_AGO)
     assert found is not None
     assert found.id == made.id
     refund_key = a_key()
@@ -157,7 +158,10 @@ def test_an_owner_is_made_a_receiver_and_sent_to_the_providers_form(client):
 def test_what_was_booked_and_told_can_be_listed(client):
     since = dt.datetime.now(tz=dt.UTC) - dt.timedelta(minutes=5)
     paid = confirm(client, a_payment(a_customer().id).id)
-    booked = {row.source_id: row for row in gateway.transactions_since(since=since)}
+    until = dt.datetime.now(tz=dt.UTC) + dt.timedelta(minutes=5)
+    booked = {row.source_id: row for row in gateway.transactions_between(since=since, until=until)}
     assert booked[paid.charge_id].category == "charge"
-    assert paid.id in {event.object_id for event in gateway.events_since(since=since)}
+    assert paid.id in {
+        event.object_id for event in gateway.events_between(since=since, until=until)
+    }
     assert paid.id in {row.id for row in gateway.payments_since(since=since)}

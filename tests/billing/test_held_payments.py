@@ -155,6 +155,29 @@ class TestCapture:
         assert (refund.status, refund.amount_minor) == ("succeeded", world.payment.amount_minor)
         assert world.start()[0] == "payment_failed"
 
+    def test_is_not_made_while_the_money_is_parked_and_the_booking_ends_unpaid(self, world):
+        world.park()
+        assert world.before_start(minutes=3) == ("scheduled", "authorized")
+        assert world.on_card() == ("requires_capture", 0)
+        assert world.before_start(minutes=2)[0] == "payment_failed"
+        world.turn(seconds=2)
+        assert world.on_card() == ("canceled", 0)
+
+    def test_that_was_made_when_the_money_was_parked_is_given_back_afterwards(self, world):
+        world.capture_unheard()
+        world.park()
+        world.turn(minutes=1)
+        assert world.read() == ("payment_failed", "succeeded")
+        # It came, so it is the tenant's; but nothing of the tenant moves.
+        taken = world.payment.received_minor
+        assert (world.balance(), world.deferred()) == (taken, 0)
+        assert world.on_card() == ("succeeded", taken)
+        world.sound()
+        world.unpark()
+        world.turn(seconds=2)
+        assert (world.balance(), world.on_card()) == (0, ("succeeded", 0))
+        world.sound()
+
 
 class TestCancellation:
     def quote(self, world):
@@ -181,6 +204,12 @@ class TestCancellation:
         assert world.on_card() == ("canceled", 0)
         assert not Allocation.objects.filter(live=True).exists()
         world.sound()
+
+    def test_is_possible_while_the_money_is_parked(self, world):
+        world.park()
+        self.cancel(world, self.quote(world))
+        world.turn(seconds=2)
+        assert world.on_card() == ("canceled", 0)
 
     def test_by_a_quote_from_before_the_capture_is_refused(self, world):
         world.before_start(minutes=15.2)

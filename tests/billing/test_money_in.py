@@ -168,6 +168,7 @@ class TestInvoice:
                 invoice_id=self.invoice_id,
                 amount_minor=amount,
                 currency="usd",
+                decision_id=f"apr_{amount}",
                 at=AT,
             )
 

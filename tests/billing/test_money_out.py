@@ -170,27 +170,6 @@ class TestPayout:
         assert balance(AccountKind.OWNER_RESERVE, row.owner_id) == 0
         assert books.check(at=reserve.release_due_at).ok
 
-    def test_is_less_by_what_came_back_of_an_earlier_one(self):
-        row = settled()
-        owner = row.owner
-        disputes.open_dispute(
-            dispute_id="dp_1",
-            reservation=settled().lease.reservation,
-            amount_minor=150,
-            fee_minor=15,
-            currency="usd",
-            at=AT,
-            actor="test",
-        )
-        disputes.lose(dispute_id="dp_1", at=AT, actor="test", borne_by=owner)
-        payouts.record_reversal(
-            owner=owner, reversal_id="trr_1", amount_minor=50, currency="usd", at=AT
-        )
-        assert payouts.release_due(at=MUCH_LATER) == 2
-        assert sum(Payout.objects.values_list("amount_minor", flat=True)) == 800 - 100
-        assert balance(AccountKind.OWNER_CLAWBACK, owner.id) == 0
-        assert books.check(at=MUCH_LATER).ok
-
 
 class TestDispute:
     def opened(self) -> Any:

@@ -1,18 +1,29 @@
 """A month's figures after what is rare: corrections, cancellations; they still make the wallet's balance."""
 
 import datetime as dt
+from typing import Any
 
 import pytest
 
 from agents.protocol import ReceiptKind
-from billing import changes, checkout, corrections, month_movements, settlements, wallet
-from billing.models import Correction, Settlement
+from billing import (
+    budgets,
+    changes,
+    checkout,
+    corrections,
+    month_bills,
+    month_movements,
+    settlements,
+    wallet,
+)
+from billing.models import Correction, LabelChange, Settlement
 from billing.month_movements import Movements
 from marketplace.core.money import Money
 from marketplace.core.windows import Window
 from marketplace.models import Organization
 from scheduler import cancellations
-from scheduler.details import ReservationDetails
+from scheduler.details import DetailChanges, ReservationDetails
+from scheduler.models import Reservation
 from tests.billing import factories
 from tests.scheduler import factories as market
 
@@ -99,3 +110,37 @@ def test_a_cancellation_is_in_the_figures_with_its_fee(*, is_taxed: bool) -> Non
     assert (row.refunded, row.fees) == (change.refunded_minor, change.fee_minor)
     assert (row.earned, row.closing, row.closing_seconds) == (0, 0, 0)
     assert row.released == row.bought == change.gpu_seconds_released
+
+
+class TestLabels:
+    """Project and tags hold from the purchase on, and a change of them from its own month on."""
+
+    def changed(self, row: Reservation, *, at: dt.datetime, **labels: Any) -> None:
+        budgets.change_details(
+            reservation=row, changes=DetailChanges(**labels), at=at, actor="test"
+        )
+
+    def labels_in(self, row: Reservation, month: str) -> tuple[str, dict[str, str]]:
+        window = month_movements.month_window(month=month)
+        rows = month_bills.rows_of(organization=row.organization, window=window)
+        (found,) = (each for each in rows if each.reservation == row)
+        return found.labels.project, dict(found.labels.tags)
+
+    def test_of_a_month_that_is_over_stay(self) -> None:
+        row = factories.reservation(buyer=factories.tenant(funds_minor=1_000_000), hours=900)
+        december = dt.datetime(2026, 12, 2, tzinfo=dt.UTC)
+        self.changed(row, at=factories.START, project="vision", tags={"team": "a"})
+        self.changed(row, at=december, tags={"team": "b"})
+        self.changed(row, at=december, project="speech")
+        assert self.labels_in(row, "2026-11") == ("vision", {"team": "a"})
+        assert self.labels_in(row, "2026-12") == ("speech", {"team": "b"})
+        groups = month_bills.month_bill(
+            organization=row.organization, month="2026-11", at=december
+        ).by_project
+        assert [group.value for group in groups] == ["vision"]
+
+    def test_that_are_told_again_leave_no_trace(self) -> None:
+        row = factories.reservation(buyer=factories.tenant(funds_minor=1_000))
+        self.changed(row, at=factories.START, project="", tags={})
+        self.changed(row, at=factories.START, name="other")
+        assert not LabelChange.objects.exists()

@@ -4,6 +4,7 @@ import pytest
 from django.db import IntegrityError, transaction
 
 from billing import (
+    card_refunds,
     ledger,
     payments,
     provider,
@@ -11,7 +12,7 @@ from billing import (
     reservation_refunds,
     settlements,
 )
-from billing.models import CardRefund, Intent, Payer, Payment, Refund
+from billing.models import CardRefund, Dispute, Intent, Payer, Payment, Refund
 from billing.payments import Wishes
 from billing.provider_states import IntentKind, PaymentMeans
 from billing.states import AccountKind
@@ -91,7 +92,8 @@ class TestTopUps:
             world.turn()
         payment.refresh_from_db()
         assert payment.status == "succeeded"
-        assert world.balance() == 10_000
+        assert world.balance() == 10_000 + 2_000  # too much was sent, and is the tenant's
+        world.sound()
 
     @pytest.mark.parametrize("amount", [0, -1, 49, 100_000_000])
     def test_are_of_an_amount_that_the_provider_takes(self, world, amount):
@@ -264,7 +266,6 @@ class TestRefunds:
         return payment
 
     def give_back(self, world, payment, amount):
-        from billing import card_refunds
 
         refund = card_refunds.write(
             payment=payment, amount_minor=amount, reason="asked", at=world.clock()
@@ -288,7 +289,6 @@ class TestRefunds:
         assert (refund.status, world.balance()) == ("succeeded", 8000)
         world.clock(days=3)
         made = provider.gateway.read_refund(refund_id=refund.provider_id)
-        from billing import card_refunds
 
         card_refunds.apply(refund_id=refund.pk, made=made, at=world.clock())
         payment.refresh_from_db()
@@ -297,7 +297,6 @@ class TestRefunds:
         world.sound()
 
     def test_never_return_more_than_came(self, world):
-        from billing import card_refunds
         from marketplace.core.errors import StateConflict
 
         payment = self.paid(world, "pm_card_bypassPending")
@@ -306,7 +305,6 @@ class TestRefunds:
             card_refunds.write(payment=payment, amount_minor=2001, reason="b", at=world.clock())
 
     def test_never_return_what_the_wallet_has_spent(self, world, unguarded):
-        from billing import card_refunds
 
         payment = self.paid(world, "pm_card_bypassPending")
         other = self.paid(world, "pm_card_bypassPending")
@@ -362,15 +360,87 @@ class TestRefundsOfReservations:
             self.sent(world)
         assert len(world.stand_in.world.all("refund")) == 1
 
-    def test_fill_the_wallet_when_the_provider_refuses(self, world):
-        reservation, payment = self.owing(world)
+    def dispute(self, world, payment):
+        """Let the card holder dispute the payment; return the provider's object, of which we know nothing."""
         payment.refresh_from_db()
-        world.stand_in.control("/_control/dispute", {"id": payment.charge_id})
+        return world.stand_in.control("/_control/dispute", {"id": payment.charge_id})
+
+    def learn(self, world, made, *, won=None):
+        if won is not None:
+            world.stand_in.control("/_control/close-dispute", {"id": made["id"], "won": won})
+        assert provider.READERS["dispute"](made["id"], world.clock())
+
+    def again(self, world):
+        refunds.open_due(at=world.clock())
+        reservation_refunds.ask_due(at=world.clock())
+        provider.drive_due(at=world.clock())
+
+    def statuses(self):
+        return list(Refund.objects.order_by("pk").values_list("status", flat=True))
+
+    def payable(self, reservation):
+        return ledger.balance(
+            account=ledger.AccountRef(AccountKind.REFUND_PAYABLE, "usd", reservation.pk)
+        )
+
+    def test_wait_while_the_payment_is_disputed(self, world):
+        reservation, payment = self.owing(world)
+        self.learn(world, self.dispute(world, payment))
+        for _ in range(2):
+            self.again(world)
+        assert (self.statuses(), self.back(world)) == (["due"], 0)
+        assert self.payable(reservation) == reservation.total_minor
+        world.sound()
+
+    def test_stay_owed_when_the_provider_refuses_what_a_bank_took_back(self, world):
+        reservation, payment = self.owing(world)
+        made = self.dispute(world, payment)
         assert self.sent(world).status == "failed"
-        assert self.back(world) == reservation.total_minor
+        for _ in range(2):
+            self.again(world)
+        assert (self.statuses(), self.back(world)) == (["failed"], 0)
+        assert self.payable(reservation) == reservation.total_minor
         payment.refresh_from_db()
         assert payment.refunded_minor == 0
-        assert world.told()[-1] == "refund.failed"
+        assert "refund.failed" not in world.told()
+        self.learn(world, made)
+        self.again(world)
+        assert self.statuses() == ["failed"]
+        world.sound()
+
+    def test_are_set_off_when_the_tenants_bank_keeps_the_money(self, world):
+        reservation, payment = self.owing(world)
+        made = self.dispute(world, payment)
+        self.learn(world, made)
+        self.learn(world, made, won=False)
+        for _ in range(2):
+            self.again(world)
+        assert (self.statuses(), self.back(world)) == (["set_off"], 0)
+        assert self.payable(reservation) == 0
+        assert Dispute.objects.get().set_off_minor == reservation.total_minor
+        assert ledger.balance(account=ledger.AccountRef(AccountKind.DISPUTE_LOSSES, "usd")) == 0
+        assert not world.stand_in.world.all("refund")
+        world.sound()
+
+    def test_go_back_when_the_dispute_is_won(self, world):
+        reservation, payment = self.owing(world)
+        made = self.dispute(world, payment)
+        assert self.sent(world).status == "failed"
+        self.learn(world, made)
+        self.learn(world, made, won=True)
+        self.again(world)
+        assert self.statuses() == ["failed", "settled"]
+        assert (self.payable(reservation), self.back(world)) == (0, 0)
+        world.sound()
+
+    def test_are_tried_again_when_no_dispute_is_heard_of(self, world):
+        _, payment = self.owing(world)
+        made = self.dispute(world, payment)
+        assert self.sent(world).status == "failed"
+        world.stand_in.control("/_control/close-dispute", {"id": made["id"], "won": True})
+        world.clock(days=1)
+        self.again(world)
+        assert self.statuses() == ["failed", "settled"]
 
     def test_fill_the_wallet_when_they_come_back_days_later(self, world):
         reservation, _ = self.owing(world)

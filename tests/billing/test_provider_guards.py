@@ -35,7 +35,7 @@ TABLES = {
     "payoutaccount": ("receives = true", "requested_by = 'somebody'"),
 }
 # What the verbs of other tests bring about; here their guards are known to be in place, as of all others.
-UNPLANTED = ("transfer", "feeshare")
+UNPLANTED = ("transfer", "feeshare", "reversal")
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import stripe
 
 from billing import ledger, onboarding, parking, payouts, transfers
 from billing import provider as doors
-from billing.models import Intent, Payout, PayoutAccount, Transfer
+from billing.models import Intent, Payout, PayoutAccount, Reversal, Transfer
 from billing.onboarding import NotAnotherPerson
 from billing.states import AccountKind, EntryKind
 from marketplace.core.errors import InvalidValue, StateConflict
@@ -241,23 +241,57 @@ class TestTakingBack:
     def owed(self, payout):
         return ledger.AccountRef(AccountKind.OWNER_CLAWBACK, "usd", payout.owner_id, payout.owner)
 
-    def test_reverses_a_transfer_in_part(self, world):
-        payout = self.owing(world, 150)
-        transfers.take_back(owner=payout.owner, amount_minor=150, at=world.clock())
+    def take_back(self, world, payout, amount):
+        asked = transfers.take_back(
+            owner=payout.owner, currency="usd", amount_minor=amount, at=world.clock()
+        )
         doors.drive_due(at=world.clock())
-        assert ledger.balance(account=self.owed(payout)) == 0
+        return asked
+
+    def test_reverses_a_transfer_in_part_and_then_more_of_it(self, world):
+        payout = self.owing(world, 390)
+        self.take_back(world, payout, 150)
+        assert ledger.balance(account=self.owed(payout)) == 240
         assert Transfer.objects.get().reversed_minor == 150
         assert payout.status == "paid"
+        self.take_back(world, payout, 240)
+        transfer = Transfer.objects.get()
+        assert (transfer.reversed_minor, transfer.status) == (390, "paid")
+        assert ledger.balance(account=self.owed(payout)) == 0
+        assert [r["amount"] for r in world.stand_in.world.all("transfer_reversal")] == [240, 150]
+
+    def test_asks_for_no_more_than_was_sent_while_a_part_is_under_way(self, world):
+        payout = self.owing(world, 900)
+        assert [r.amount_minor for r in self.ask(world, payout, 300)] == [300]
+        assert [r.amount_minor for r in self.ask(world, payout, 300)] == [100]
+        assert self.ask(world, payout, 300) == []
+        doors.drive_due(at=world.clock())
+        assert Transfer.objects.get().status == "reversed"
+        assert ledger.balance(account=self.owed(payout)) == 500
+
+    def ask(self, world, payout, amount):
+        return transfers.take_back(
+            owner=payout.owner, currency="usd", amount_minor=amount, at=world.clock()
+        )
+
+    def test_is_not_netted_as_well_while_it_is_under_way(self, world):
+        payout = self.owing(world, 150)
+        self.ask(world, payout, 150)
+        released_settlement()
+        assert Payout.objects.order_by("pk").last().amount_minor == 400
+        doors.drive_due(at=world.clock())
+        assert ledger.balance(account=self.owed(payout)) == 0
 
     def test_leaves_owed_what_is_no_longer_there(self, world):
         payout = self.owing(world, 150)
         client = stripe.StripeClient("sk_test_x", base_addresses={"api": world.stand_in.base_url})
         account = PayoutAccount.objects.get().provider_id
         client.v1.payouts.create({"amount": 400, "currency": "usd"}, {"stripe_account": account})
-        transfers.take_back(owner=payout.owner, amount_minor=150, at=world.clock())
-        doors.drive_due(at=world.clock())
+        self.take_back(world, payout, 150)
         assert ledger.balance(account=self.owed(payout)) == 150
         assert Intent.objects.get(kind="reversal").refusal_code == "balance_insufficient"
+        reversal = Reversal.objects.get()
+        assert (reversal.status, reversal.failure_code) == ("refused", "balance_insufficient")
 
     def test_is_netted_with_what_comes_next(self, world):
         payout = self.owing(world, 150)

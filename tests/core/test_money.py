@@ -1,5 +1,5 @@
 import re
-from decimal import Decimal
+from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
 
 import pytest
@@ -11,9 +11,11 @@ from marketplace.core.money import (
     Money,
     amount_for,
     currency_exponent,
+    divide_half_even,
     format_rate,
     quantize_rate,
     round_half_even,
+    round_to,
     share_of,
     split_by_weights,
 )
@@ -105,6 +107,17 @@ class TestRounding:
     )
     def test_goes_to_the_even_neighbour_from_halfway(self, value, rounded):
         assert round_half_even(Fraction(value)) == rounded
+
+    @given(st.integers(), st.integers(min_value=1, max_value=10**9))
+    def test_is_that_of_the_standard_library(self, numerator, denominator):
+        assert divide_half_even(numerator, denominator) == round(Fraction(numerator, denominator))
+
+    @given(st.decimals(min_value=-(10**6), max_value=10**6, places=6))
+    def test_to_a_quantum_is_that_of_decimals(self, value):
+        cent = Decimal("0.01")
+        rounded = round_to(Fraction(value), quantum=cent)
+        assert rounded == value.quantize(cent, rounding=ROUND_HALF_EVEN)
+        assert rounded.as_tuple().exponent == -2
 
     @given(rate=st.decimals("0.000001", "99999", places=6), seconds=st.integers(1, 10**12))
     def test_of_a_price_is_at_most_half_a_unit_off(self, rate, seconds):

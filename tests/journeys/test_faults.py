@@ -1,6 +1,6 @@
 """GPUs that fail over the wire: they leave the market at once, and who pays is who caused it.
 
-Four GPUs for two hours are 1882 cents (see `test_one_lease`), 28,800 GPU-seconds. Half an hour of one GPU is
+Four GPUs for two hours are 1882 cents (see `one_lease`), 28,800 GPU-seconds. Half an hour of one GPU is
 1,800 of them: 1882 × 27,000 / 28,800 = 1764 cents are earned, of which 15 % are 265.
 """
 
@@ -14,7 +14,7 @@ from agents import protocol
 from agents.protocol import Cause, Health
 from billing.models import Settlement
 from tests.agents import factories as make
-from tests.journeys.test_one_lease import assert_settled, give_back, hand_over, minutes, started
+from tests.journeys.one_lease.steps import assert_settled, give_back, hand_over, minutes, started
 from tests.journeys.wire import MORNING, NOON, Host, Market
 
 pytestmark = pytest.mark.django_db

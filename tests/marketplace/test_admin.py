@@ -105,7 +105,9 @@ class TestWebhookAdmin:
         )
         WebhookDelivery.objects.update(due_at=None, attempts=10, last_status=500)
         delivery = WebhookDelivery.objects.get()
-        WebhookCall.objects.create(delivery=delivery, at=NOON, status=500, error="out of order")
+        WebhookCall.objects.create(
+            delivery=delivery, at=NOON, response_status=500, error="out of order"
+        )
         return delivery
 
     def test_shows_deliveries_by_status_with_their_calls(
@@ -116,6 +118,8 @@ class TestWebhookAdmin:
         assert "money.parked" not in page_rows(admin_client.get(f"{page}?status=delivered"))
         shown = admin_client.get(f"{page}{delivery.pk}/change/").content.decode()
         assert "out of order" in shown
+        assert "Given Up" in shown
+        assert "&#x27;given_up" not in shown
 
     def test_sends_one_again(self, admin_client: Client, delivery: WebhookDelivery) -> None:
         action = {"action": "resend", "_selected_action": [delivery.pk]}

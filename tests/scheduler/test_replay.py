@@ -1,5 +1,6 @@
 """Replay: a quote's price comes out again from what is stored, and a changed figure is found."""
 
+from dataclasses import replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from fractions import Fraction
 
@@ -100,6 +101,38 @@ class TestReplay:
         (found,) = [c for c in replay.replay(quote=reread(quote)) if not c.agrees]
 
         assert found.name.startswith("table, 1 of 4344 hours")
+
+    def test_repeats_a_version_of_the_first_method_as_it_was_made(self) -> None:
+        make_pool()
+        refresh.refresh_due(at=NOW)
+        Listing.objects.update(floor_rate=Decimal(7))
+        Node.objects.update(last_report_at=NOW + hours(1))
+        refresh.refresh_due(at=NOW + hours(1))
+        made = PriceVersion.objects.order_by("number").last()
+        assert made is not None
+        was = replace(refresh.inputs_of(made), method_version=1)
+        rates = refresh.vectors_of(was).rates
+        # The base has risen: the first method lifted every hour to it at once, today's by one step.
+        assert (rates >= made.base_micros).all()
+        assert unpack(bytes(made.rates), hours=made.hours)[0, 0] == 2_470_589  # 2.352942 × 1.05
+        with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL session_replication_role = replica")  # past the trigger
+            as_it_was = unpack(bytes(made.rates), hours=made.hours)
+            as_it_was[0], as_it_was[1] = rates, refresh.vectors_of(was).targets
+            as_it_was[2] = refresh.vectors_of(was).other_tier
+            PriceVersion.objects.filter(pk=made.pk).update(
+                method_version=1, rates=pack(np.ascontiguousarray(as_it_was))
+            )
+            cursor.execute("SET LOCAL session_replication_role = origin")
+        quote = make_quote(at=NOW + hours(1))
+
+        assert quote.price_version_id == made.pk
+        assert all(c.agrees for c in replay.replay(quote=reread(quote)))
+        with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL session_replication_role = replica")
+            PriceVersion.objects.filter(pk=made.pk).update(method_version=2)
+            cursor.execute("SET LOCAL session_replication_role = origin")
+        assert not all(c.agrees for c in replay.replay(quote=reread(quote)))
 
     def test_refuses_a_formula_that_is_gone(self) -> None:
         make_pool()

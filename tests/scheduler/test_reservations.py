@@ -350,7 +350,7 @@ class TestPayment:
         reservation = reserve(make_quote())
         reservations.confirm_held(reservation_id=reservation.pk, at=NOW, actor="test")
 
-        with pytest.raises(IntegrityError, match="reservation_is_paid_before_it_begins"):
+        with pytest.raises(IntegrityError, match="reservation_is_taken_before_it_begins"):
             Reservation.objects.update(status=ReservationStatus.ACTIVE)
 
     def test_of_nothing_is_not_found(self) -> None:

@@ -8,9 +8,7 @@ from django.db.models import QuerySet
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from billing import payments, tax
-from billing.models import Payment
-from billing.provider_states import PaymentStatus
+from billing import tax
 from marketplace.api.fields import (
     ChoiceField,
     InstantField,
@@ -20,7 +18,7 @@ from marketplace.api.fields import (
     RateField,
     SecondsAsDurationField,
 )
-from marketplace.api.payments import FailureSerializer, failure_of
+from marketplace.api.payments import CardPaymentSerializer
 from marketplace.api.views import find
 from marketplace.core.money import Money
 from scheduler import cancellations
@@ -64,6 +62,11 @@ class ChangeQuoteSerializer(serializers.Serializer[ChangeQuote]):
     )
     total_before = MoneyField(minor="from_total_minor", help_text="zero before the payment")
     total_after = MoneyField(minor="total_minor")
+    unpaid = MoneyField(
+        minor="unpaid_minor",
+        help_text="of the price, a balance that is not paid: the fee is a share of it too, and takes no "
+        "more than was paid",
+    )
     charge = MoneyField(minor="charge_minor", help_text="to be paid for what is added")
     refund = MoneyField(
         minor="refund_minor", help_text="owed no more, or goes back to where it was paid from"
@@ -131,29 +134,6 @@ class PendingExtension:
         return self.hold.created_at
 
 
-class ChangePaymentSerializer(serializers.Serializer[Payment]):
-    """How far the payment of added hours has come."""
-
-    amount = MoneyField(minor="amount_minor", help_text="with tax")
-    status = ChoiceField(choices=PaymentStatus.choices)
-    due_at = InstantField(help_text="the hours are kept until then")
-    client_secret = serializers.SerializerMethodField()
-    checkout_url = serializers.SerializerMethodField(help_text="a page on which it can be paid")
-    failure = serializers.SerializerMethodField(help_text="why the last attempt did not work")
-
-    @extend_schema_field(serializers.CharField(allow_null=True))
-    def get_client_secret(self, payment: Payment) -> str | None:
-        return (payment.client_secret or None) if payment.status in payments.OPEN_STATUSES else None
-
-    @extend_schema_field(serializers.CharField(allow_null=True))
-    def get_checkout_url(self, payment: Payment) -> str | None:
-        return payments.page_url(payment=payment)
-
-    @extend_schema_field(FailureSerializer(allow_null=True))
-    def get_failure(self, payment: Payment) -> object:
-        return failure_of(payment)
-
-
 class ChangeSerializer(serializers.Serializer[Any]):
     """A change that was made, or an extension that waits for its payment by card."""
 
@@ -183,12 +163,12 @@ class ChangeSerializer(serializers.Serializer[Any]):
             return MADE
         return PENDING if change.hold.dropped_at is None else DROPPED
 
-    @extend_schema_field(ChangePaymentSerializer(allow_null=True))
+    @extend_schema_field(CardPaymentSerializer(allow_null=True))
     def get_payment(self, change: Change | PendingExtension) -> object:
         if isinstance(change, Change):
             return None
         asked = list(change.hold.payments.all())
-        return ChangePaymentSerializer(asked[0]).data if asked else None
+        return CardPaymentSerializer(asked[0]).data if asked else None
 
     @extend_schema_field(serializers.CharField(allow_null=True))
     def get_invoice_id(self, change: Change | PendingExtension) -> str | None:

@@ -47,6 +47,7 @@ class ExtensionQuoteView(ChangeFrame):
             "extension_refused",
             "payment_held",
             "price_above_max",
+            "balance_open",
         ),
         idempotency_key="optional",
         operation_id="create_extension_quote",

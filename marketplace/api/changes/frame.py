@@ -25,6 +25,7 @@ CHANGE_REFUSALS = (
     "money_parked",
 )
 ADDING_REFUSALS = (
+    "balance_open",
     "capacity_taken",
     "payment_held",
     "limit_exceeded",

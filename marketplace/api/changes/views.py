@@ -86,6 +86,7 @@ class ChangeQuoteView(ChangeFrame):
             "window_too_short",
             "not_enough_capacity",
             "price_above_max",
+            "balance_open",
         ),
         idempotency_key="optional",
         operation_id="create_change_quote",

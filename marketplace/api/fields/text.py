@@ -7,7 +7,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from marketplace.api.fields.strict import Strict
-from marketplace.core.limits import NAME_LENGTH_MAX
+from marketplace.core.limits import NAME_LENGTH_MAX, TAG_VALUE_LENGTH_MAX
 
 ID_FORM = re.compile(r"[a-z]{3}_[0-9a-z]{1,28}", flags=re.ASCII)
 TAG_LENGTH_MAX = 200
@@ -82,7 +82,7 @@ class TagsField(Strict, serializers.Field[dict[str, str], Any, dict[str, str], A
     default_error_messages = {
         "wrong_type": "must be an object of strings",
         "too_many": "must have at most {tags_max} entries",
-        "too_long": f"names and values must have at most {TAG_LENGTH_MAX} characters",
+        "too_long": f"names must have at most {TAG_LENGTH_MAX} characters, values {TAG_VALUE_LENGTH_MAX}",
         "blank": "names must not be empty",
         "unstorable": "must not hold NUL or half a surrogate pair",
     }
@@ -101,7 +101,7 @@ class TagsField(Strict, serializers.Field[dict[str, str], Any, dict[str, str], A
                 self.fail("wrong_type")
             if not name:
                 self.fail("blank")
-            if len(name) > TAG_LENGTH_MAX or len(value) > TAG_LENGTH_MAX:
+            if len(name) > TAG_LENGTH_MAX or len(value) > TAG_VALUE_LENGTH_MAX:
                 self.fail("too_long")
             if not is_storable(name) or not is_storable(value):
                 self.fail("unstorable")

@@ -268,7 +268,7 @@ def _prefetches() -> list["Prefetch[str]"]:
 
 def shown(queryset: QuerySet[Reservation]) -> QuerySet[Reservation]:
     """Fetch with each reservation what its answer shows."""
-    related = queryset.select_related("tax_terms")
+    related = queryset.select_related("tax_terms", "deposit")
     return related.prefetch_related(*_prefetches())
 
 
@@ -281,4 +281,5 @@ def just_bought(reservation: Reservation) -> Reservation:
     prefetches = {str(prefetch.to_attr): prefetch for prefetch in _prefetches()}
     prefetch_related_objects([reservation], *(prefetches.pop(name) for name in there))
     vars(reservation).update({name: [] for name in prefetches})
+    Reservation.deposit.related.set_cached_value(reservation, None)
     return reservation

@@ -6,6 +6,7 @@ from rest_framework import serializers
 from billing import payments
 from billing.models import CreditSale, Payment
 from marketplace.api.fields import ChoiceField, InstantField, MoneyField
+from marketplace.api.payment_plans import DepositSerializer
 from marketplace.api.payments import (
     BankTransferSerializer,
     FailureSerializer,
@@ -15,7 +16,7 @@ from marketplace.api.payments import (
 from scheduler.models import Reservation
 from scheduler.states import PaymentMethod, ReservationStatus
 
-_PAYMENT_STATUSES = ("pending", "held", "paid", "owed", "failed", "expired")
+_PAYMENT_STATUSES = ("pending", "held", "deposit_paid", "paid", "owed", "failed", "expired")
 _UNPAID = {
     ReservationStatus.PAYMENT_PENDING: "pending",
     ReservationStatus.PAYMENT_FAILED: "failed",
@@ -45,6 +46,7 @@ class PaymentSerializer(serializers.Serializer[Reservation]):
     bank_transfer = serializers.SerializerMethodField(help_text="where to send the money")
     failure = serializers.SerializerMethodField(help_text="why the last attempt did not work")
     invoice = serializers.SerializerMethodField(help_text="of what was bought on account")
+    plan = serializers.SerializerMethodField(help_text="of a price that is paid in two parts")
 
     @extend_schema_field(ChoiceField(choices=[(s, s) for s in _PAYMENT_STATUSES]))
     def get_status(self, reservation: Reservation) -> str:
@@ -52,6 +54,8 @@ class PaymentSerializer(serializers.Serializer[Reservation]):
         is_owed = sale is not None and vars(sale)["open_minor"] > 0
         if reservation.status == ReservationStatus.SCHEDULED and reservation.is_payment_held:
             return "held"
+        if reservation.unpaid_minor and reservation.status not in _UNPAID:
+            return "deposit_paid"
         return _UNPAID.get(ReservationStatus(reservation.status), "owed" if is_owed else "paid")
 
     def get_client_secret(self, reservation: Reservation) -> str | None:
@@ -71,6 +75,11 @@ class PaymentSerializer(serializers.Serializer[Reservation]):
     def get_failure(self, reservation: Reservation) -> object:
         shown = _shown_of(reservation)
         return failure_of(shown[0]) if shown else None
+
+    @extend_schema_field(DepositSerializer(allow_null=True))
+    def get_plan(self, reservation: Reservation) -> object:
+        plan = getattr(reservation, "deposit", None)
+        return DepositSerializer(plan).data if plan is not None else None
 
     @extend_schema_field(OwedInvoiceSerializer(allow_null=True))
     def get_invoice(self, reservation: Reservation) -> object:

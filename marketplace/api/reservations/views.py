@@ -9,8 +9,9 @@ from django.http import HttpResponse
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import budgets, checkout, provider, purchase_requests
+from billing import budgets, checkout, provider, purchase_requests, tag_policy
 from marketplace.api.pagination import page_of
+from marketplace.api.payment_plans import DEPOSIT
 from marketplace.api.reservations.answers import (
     ReservationPage,
     ReservationSerializer,
@@ -58,6 +59,8 @@ class ReservationsView(ApiView):
             "approval_refused",
             "budget_exceeded",
             "project_frozen",
+            "tag_required",
+            "tag_value_not_allowed",
             "payment_required",
             "payment_method_unavailable",
             "credit_not_granted",
@@ -65,6 +68,7 @@ class ReservationsView(ApiView):
             "invoice_overdue",
             "money_parked",
             "no_saved_card",
+            "payment_plan_unavailable",
             "limit_exceeded",
             "state_conflict",
             "invalid_value",
@@ -78,8 +82,11 @@ class ReservationsView(ApiView):
         cards = {
             "with_saved_card": body.pop("use_saved_card"),
             "saves_card": body.pop("save_card"),
+            "in_two_parts": body.pop("payment_plan") == DEPOSIT,
         }
         details = ReservationDetails(**body)
+        # Before anybody is asked to approve what would be refused anyway.
+        tag_policy.require(organization=self.organization, tags=details.tags)
         # Before the key is used: what another person has approved may be ordered again with the same one.
         purchase_requests.ask_for_quote(
             organization=self.organization,
@@ -142,13 +149,17 @@ class ReservationView(ApiView):
             "invalid_value",
             "budget_exceeded",
             "project_frozen",
+            "tag_required",
+            "tag_value_not_allowed",
         ),
         operation_id="update_reservation",
     )
     def patch(self, request: Request, reservation_id: str) -> Response:
         reservation = find(Reservation.objects.visible_to(self.organization), reservation_id)
         changes = DetailChanges(**self.body(ReservationChanges))
-        budgets.change_details(reservation=reservation, changes=changes, at=self.now)
+        budgets.change_details(
+            reservation=reservation, changes=changes, at=self.now, actor=self.caller.actor
+        )
         return self._answer(reservation_id)
 
     def _answer(self, reservation_id: str) -> Response:

@@ -13,6 +13,7 @@ from marketplace.api.fields import (
     TagsField,
     TextField,
 )
+from marketplace.api.payment_plans import FULL, PAYMENT_PLANS
 from marketplace.core.limits import NAME_LENGTH_MAX, SSH_KEY_LENGTH_MAX, SSH_KEYS_MAX, TAGS_MAX
 from scheduler.details import IMAGE_LENGTH_MAX, WARNING_SECONDS_DEFAULT, WARNINGS_MAX
 from scheduler.states import PaymentMethod, ReservationStatus
@@ -44,6 +45,13 @@ class PurchaseSerializer(StrictSerializer):
 
     quote_id = TextField(max_length=32)
     payment_method = ChoiceField(choices=PaymentMethod.choices)
+    payment_plan = ChoiceField(
+        choices=[(plan, plan) for plan in PAYMENT_PLANS],
+        required=False,
+        default=FULL,
+        help_text="`deposit`, by card: a part now, and the balance on the same card before the start; the "
+        "quote says whether that is possible, and the amounts",
+    )
     use_saved_card = SwitchField(
         required=False, default=False, help_text="charge the card that was saved, without asking"
     )

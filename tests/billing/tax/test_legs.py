@@ -329,6 +329,7 @@ class TestInvoice:
                 invoice_id=self.invoice_id,
                 amount_minor=given_up,
                 currency="usd",
+                decision_id="apr_1",
                 at=AT,
             )
         bad_debt = ledger.balance(account=ledger.AccountRef(AccountKind.BAD_DEBT, "usd"))
@@ -338,6 +339,21 @@ class TestInvoice:
         assert tax.net_kept(reservation=row) == 471
         (filed,) = tax_reports.month_report(month="2026-11", at=LATER)
         assert (filed.net, filed.tax, filed.relief, filed.due) == (471, 89, relief, 89 - relief)
+        assert_books_hold()
+
+    def test_that_is_written_off_in_parts_gives_the_relief_of_the_whole(self, settings):
+        settings.TAX_RELIEF_ON_BAD_DEBT = True
+        row = self.on_account()
+        for number in range(7):
+            receivables.write_off(
+                organization=row.organization,
+                invoice_id=self.invoice_id,
+                amount_minor=80,
+                currency="usd",
+                decision_id=f"apr_{number}",
+                at=AT,
+            )
+        assert (balance(AccountKind.RECEIVABLE, self.invoice_id), payable()) == (0, 0)
         assert_books_hold()
 
     def test_that_is_written_off_after_a_refund_gives_relief_for_what_is_still_taxed_alone(
@@ -353,6 +369,7 @@ class TestInvoice:
             invoice_id=self.invoice_id,
             amount_minor=560,
             currency="usd",
+            decision_id="apr_1",
             at=LATER,
         )
         assert payable() == 0

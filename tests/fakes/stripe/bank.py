@@ -50,20 +50,9 @@ def await_bank_transfer(world: World, intent: Object) -> Object:
 
 def fund_cash(world: World, request: Request, customer_id: str) -> Object:
     """Let money arrive by bank transfer; open payments take it, the oldest first."""
-    customer = world.get(customer_id, "customer")
     currency = required(request.params, "currency")
     amount = positive(request.params, "amount")
-    customer["_cash"][currency] = customer["_cash"].get(currency, 0) + amount
-    row = world.put(
-        "ccsbtxn",
-        "customer_cash_balance_transaction",
-        customer=customer_id,
-        currency=currency,
-        net_amount=amount,
-        ending_balance=customer["_cash"][currency],
-        type="funded",
-    )
-    world.emit("customer_cash_balance_transaction.created", row)
+    row = _move(world, customer_id, currency=currency, amount=amount, kind="funded")
     _apply_cash(world, customer_id)
     return row
 
@@ -73,9 +62,49 @@ def read_cash(world: World, _request: Request, customer_id: str) -> Object:
     return {
         "object": "cash_balance",
         "customer": customer_id,
-        "available": {c: a for c, a in customer["_cash"].items() if a},
+        "available": {c: a for c, a in customer["_cash"].items() if a} or None,
         "livemode": False,
+        "settings": {"reconciliation_mode": "automatic", "using_merchant_default": True},
     }
+
+
+def give_back_cash(world: World, intent: Object) -> None:
+    """Put what a payment had taken of a bank transfer back on the customer's cash balance."""
+    details = (intent["next_action"] or {}).get("display_bank_transfer_instructions")
+    if details is None or details["amount_remaining"] == intent["amount"]:
+        return
+    taken = intent["amount"] - details["amount_remaining"]
+    _move(
+        world,
+        intent["customer"],
+        currency=intent["currency"],
+        amount=taken,
+        kind="unapplied_from_payment",
+    )
+
+
+def tell_of_cash(world: World, customer_id: str) -> None:
+    """Say that money is left when every payment has taken its part."""
+    cash = read_cash(world, Request("GET", ""), customer_id)
+    if cash["available"]:
+        world.emit("cash_balance.funds_available", cash)
+
+
+def _move(world: World, customer_id: str, *, currency: str, amount: int, kind: str) -> Object:
+    """Write one movement of a cash balance; a negative amount leaves it."""
+    cash = world.get(customer_id, "customer")["_cash"]
+    cash[currency] = cash.get(currency, 0) + amount
+    row = world.put(
+        "ccsbtxn",
+        "customer_cash_balance_transaction",
+        customer=customer_id,
+        currency=currency,
+        net_amount=amount,
+        ending_balance=cash[currency],
+        type=kind,
+    )
+    world.emit("customer_cash_balance_transaction.created", row)
+    return row
 
 
 def _apply_cash(world: World, customer_id: str) -> None:
@@ -85,10 +114,11 @@ def _apply_cash(world: World, customer_id: str) -> None:
         if intent["customer"] != customer_id or not waits:
             continue
         details = intent["next_action"]["display_bank_transfer_instructions"]
-        paid = min(details["amount_remaining"], cash.get(intent["currency"], 0))
+        currency = intent["currency"]
+        paid = min(details["amount_remaining"], cash.get(currency, 0))
         if not paid:
             continue
-        cash[intent["currency"]] -= paid
+        _move(world, customer_id, currency=currency, amount=-paid, kind="applied_to_payment")
         details["amount_remaining"] -= paid
         if details["amount_remaining"]:
             world.emit("payment_intent.partially_funded", intent)
@@ -97,3 +127,4 @@ def _apply_cash(world: World, customer_id: str) -> None:
         method = world.get(intent["payment_method"], "payment_method")
         charge = payments.charge_of(world, intent, method)
         payments.settle_charge(world, intent, charge, amount=intent["amount"])
+    tell_of_cash(world, customer_id)

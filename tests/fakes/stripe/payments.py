@@ -180,6 +180,7 @@ def _cancel(world: World, intent: Object, *, reason: str | None) -> Object:
         charge = world.get(intent["latest_charge"], "charge")
         if charge["status"] == "succeeded" and not charge["captured"]:
             charge |= {"refunded": True, "amount_refunded": charge["amount"]}
+    bank.give_back_cash(world, intent)
     intent |= {
         "status": "canceled",
         "cancellation_reason": reason,
@@ -188,6 +189,8 @@ def _cancel(world: World, intent: Object, *, reason: str | None) -> Object:
         "next_action": None,
     }
     world.emit("payment_intent.canceled", intent)
+    if intent["customer"]:
+        bank.tell_of_cash(world, intent["customer"])
     return intent
 
 

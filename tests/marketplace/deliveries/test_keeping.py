@@ -22,7 +22,7 @@ class TestCalls:
         receiver.answers = [(503, {})]
         deliveries.deliver_due(at=NOW)
         deliveries.deliver_due(at=later(seconds=5))
-        kept = WebhookCall.objects.values_list("at", "status", "error")
+        kept = WebhookCall.objects.values_list("at", "response_status", "error")
         assert list(kept) == [
             (later(seconds=5), 200, ""),
             (NOW, 503, "x" * calling.PREFIX_LENGTH_MAX),
@@ -39,7 +39,7 @@ class TestCalls:
         delivery = WebhookDelivery.objects.get()
         assert (delivery.due_at, delivery.attempts) == (later(seconds=1), 0)
         assert delivery.last_status is None
-        assert delivery.calls.get().status == 500
+        assert delivery.calls.get().response_status == 500
 
     def test_leave_nothing_of_an_endpoint_that_was_taken_away_meanwhile(
         self, tenant: Organization, receiver: Receiver

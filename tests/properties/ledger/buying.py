@@ -7,13 +7,17 @@ from hypothesis.stateful import precondition, rule
 from billing import (
     approvals,
     changes,
+    deposits,
     promotions,
     provider_money,
     purchases,
     receivables,
+    tax,
     wallet,
 )
+from billing.models import Payment
 from billing.states import ApprovalKind
+from scheduler import change_rules
 from scheduler.models import Reservation
 from scheduler.states import ChangeKind, PaymentMethod, ReservationStatus
 from tests.billing import factories
@@ -99,7 +103,7 @@ class Buying(Model):
                 self.clearing[payment] = asked
             elif method == PaymentMethod.INVOICE:
                 invoice = factories.bought_on_account(row)
-                self.invoices[invoice] = (tenant, asked)
+                self.invoices[invoice] = tenant
                 self.on_account[row.pk] = invoice
             else:
                 of_tenant = [name for name, who in self.grants.items() if who == tenant]
@@ -142,6 +146,81 @@ class Buying(Model):
             purchases.void_hold(reservation=row, at=factories.START)
         self.set_status(row, ReservationStatus.ACTIVE if is_captured else ReservationStatus.EXPIRED)
 
+    @rule(
+        price=st.integers(2, 3000),
+        gpus=st.integers(1, 4),
+        share=st.integers(1, 9_999),
+        who=WHO,
+    )
+    def buy_in_two_parts(self, *, price: int, gpus: int, share: int, who: int) -> None:
+        """Pay a deposit by card; the balance stays open, and nothing begins before it is paid."""
+        row = factories.reservation(
+            buyer=self.tenants[who],
+            gpus=gpus,
+            hours=HOURS,
+            total_minor=price,
+            currency=settings.CURRENCY,
+            status=ReservationStatus.SCHEDULED,
+            paid=False,
+        )
+        net = max(1, price * share // 10_000)
+        row.payment_method, row.unpaid_minor = PaymentMethod.CARD, price - net
+        row.save(update_fields=["payment_method", "unpaid_minor"])
+        gross = purchases.due_now_with_tax(reservation=row)
+        parts = deposits.Parts(
+            net_minor=net,
+            gross_minor=gross,
+            balance_net_minor=price - net,
+            balance_gross_minor=purchases.price_with_tax(reservation=row) - gross,
+            balance_due_at=factories.START,
+        )
+        deposits.make(reservation=row, parts=parts, at=factories.START)
+        self.charge(row, amount=gross)
+        purchases.post(reservation=row, at=factories.START)
+        deposits.open_plan(reservation=row, at=factories.START)
+        self.in_parts.append(row)
+
+    @precondition(lambda self: self.in_parts)
+    @rule(data=st.data())
+    def pay_balance(self, data: st.DataObject) -> None:
+        row = self.in_parts.pop(data.draw(st.integers(0, len(self.in_parts) - 1)))
+        self.charge(row, amount=row.deposit.balance_gross_minor)
+        deposits.settle(payment=Payment(reservation=row), at=factories.START)
+        self.set_status(row, ReservationStatus.ACTIVE)
+        row.refresh_from_db()
+        self.bought.append(row)
+
+    @precondition(lambda self: self.in_parts)
+    @rule(data=st.data(), basis_points=st.integers(0, 10_000))
+    def leave_before_the_balance(self, data: st.DataObject, basis_points: int) -> None:
+        """Cancel what a deposit was paid for: the fee counts the whole price, and takes no more than that."""
+        row = self.in_parts.pop(data.draw(st.integers(0, len(self.in_parts) - 1)))
+        paid = row.total_minor - row.unpaid_minor
+        money = change_rules.difference(
+            before=paid, after=0, fee_basis_points=basis_points, unpaid=row.unpaid_minor
+        )
+        assert money.fee + money.refund == paid
+        made = factories.change(
+            of=row,
+            kind=ChangeKind.CANCELLATION,
+            refunded=money.refund,
+            fee=money.fee,
+            released=row.gpus * row.window.seconds,
+        )
+        changes.post(change=made)
+        self.set_status(row, ReservationStatus.CANCELLED)
+
+    def charge(self, row: Reservation, *, amount: int) -> None:
+        """Let the provider bring an amount that a reservation's tenant pays by card."""
+        payment = self.next_id("pi")
+        provider_money.top_up(
+            organization=row.organization,
+            object_id=payment,
+            amount=self.money(amount),
+            at=factories.START,
+        )
+        self.clearing[payment] = amount
+
     @precondition(lambda self: self.bought)
     @rule(data=st.data(), kept=st.integers(0, 3000))
     def leave(self, data: st.DataObject, kept: int) -> None:
@@ -159,10 +238,13 @@ class Buying(Model):
         self.set_status(row, ReservationStatus.CANCELLED)
 
     @precondition(lambda self: self.bought)
-    @rule(data=st.data(), price=st.integers(0, 2000))
-    def extend(self, data: st.DataObject, price: int) -> None:
-        """Add an hour to what has not begun, paid from the wallet whatever paid the rest."""
+    @rule(data=st.data(), price=st.integers(0, 2000), is_by_card=st.booleans())
+    def extend(self, data: st.DataObject, price: int, *, is_by_card: bool) -> None:
+        """Add an hour to what has not begun, from the wallet or by card, whatever paid the rest."""
         row = self.bought[data.draw(st.integers(0, len(self.bought) - 1))]
+        if is_by_card and price:
+            taxed = tax.preview(reservation=row, charged=price)
+            self.charge(row, amount=price + taxed.charged)
 
         def add() -> Reservation:
             changes.post(
@@ -191,7 +273,9 @@ class Buying(Model):
     @precondition(lambda self: self.invoices)
     @rule(data=st.data())
     def pay_invoice(self, data: st.DataObject) -> None:
-        invoice, (tenant, owed) = self.invoices.popitem()
+        invoice = next(reversed(self.invoices))
+        owed = self.owed(invoice)
+        tenant = self.invoices.pop(invoice)
         paid = data.draw(st.integers(0, owed + 50))
         if paid:
             receivables.pay(

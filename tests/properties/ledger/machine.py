@@ -10,10 +10,10 @@ from hypothesis.stateful import precondition, rule
 from agents.protocol import Cause
 from billing import (
     approvals,
-    changes,
     corrections,
     disputes,
     earnings,
+    fee_shares,
     invoices,
     ledger,
     payouts,
@@ -135,7 +135,7 @@ class Market(Buying):
     @rule()
     def release(self) -> None:
         payouts.release_due(at=FAR)
-        changes.release_due(at=FAR)
+        fee_shares.release_due(at=FAR)
 
     @rule(fails=st.booleans())
     def pay_out(self, *, fails: bool) -> None:
@@ -180,9 +180,19 @@ class Market(Buying):
             return
         if is_won:
             disputes.win(dispute_id=row.pk, at=FAR, actor="test")
-        else:
-            bearer = factories.owner() if of_owner else None
-            disputes.lose(dispute_id=row.pk, at=FAR, actor="test", borne_by=bearer)
+            return
+        disputes.lose(dispute_id=row.pk, at=FAR, actor="test")
+        if of_owner:
+            approval = approvals.request(
+                kind=ApprovalKind.DISPUTE,
+                organization=factories.owner(),
+                subject_id=row.pk,
+                amount=self.money(row.amount_minor),
+                reason="the node was another one",
+                at=FAR,
+                actor="anna",
+            )
+            approvals.approve(approval_id=approval.pk, at=FAR, actor="bert")
 
     @rule(amount=st.integers(1, 20_000), who=WHO)
     def be_kind(self, amount: int, who: int) -> None:
@@ -243,8 +253,10 @@ class Market(Buying):
         """After everything is over and everybody was paid, nothing is left open anywhere."""
         while self.held:
             self.resolve(is_captured=False)
-        while self.bought:
-            self.set_status(self.bought.pop(), ReservationStatus.FAILED)
+        for row in (*self.bought, *self.in_parts):
+            self.set_status(row, ReservationStatus.FAILED)
+        self.bought.clear()
+        self.in_parts.clear()
         while self.running:
             lease = self.running.pop()
             Lease.objects.filter(pk=lease.pk).update(
@@ -257,13 +269,14 @@ class Market(Buying):
             settlements.settle_ended(at=FAR)
         while Dispute.objects.filter(status=DisputeStatus.OPEN).exists():
             self.decide(is_won=True, of_owner=False)
-        for invoice, (tenant, owed) in self.invoices.items():
-            if owed:
+        for invoice, tenant in self.invoices.items():
+            if owed := self.owed(invoice):
                 receivables.write_off(
                     organization=tenant,
                     invoice_id=invoice,
                     amount_minor=owed,
                     currency=settings.CURRENCY,
+                    decision_id=self.next_id("apr"),
                     at=FAR,
                 )
         self.invoices.clear()

@@ -9,7 +9,7 @@ from django.db import connection, transaction
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 
 from agents.models import Outage
-from billing import books
+from billing import books, owner_movements, owner_statements, receivables
 from billing.ledger import InsufficientFunds
 from billing.models import Account, Posting
 from billing.states import AccountKind, TaxTreatment
@@ -18,12 +18,15 @@ from marketplace.models import Organization
 from scheduler.models import Lease, Reservation
 from scheduler.states import ReservationStatus
 from tests.billing import factories
+from tests.billing.debtors import grant
 
 HOURS = 3
 SECONDS = HOURS * 3600
 DURING = factories.START + dt.timedelta(hours=HOURS - 1) + dt.timedelta(hours=2)
 FAR = factories.START + dt.timedelta(days=365)
 FARTHER = FAR + dt.timedelta(days=100)
+CREDIT_LIMIT = 10**9  # more than any run buys: it is not limits that are tried here
+MONTHS_WITH_POSTINGS = ("2026-11", "2027-11", "2028-02")  # of START, FAR and FARTHER
 # What must hold nothing once everything that was bought is over and everybody has been paid.
 ENDS_AT_ZERO = (
     AccountKind.HOLD,
@@ -67,6 +70,7 @@ def tenants() -> list[Organization]:
         if terms is not None:
             place, basis_points, treatment = terms
             factories.taxed(buyer=row, basis_points=basis_points, treatment=treatment, place=place)
+        grant(row, limit=CREDIT_LIMIT, currency=settings.CURRENCY, at=factories.START)
         found.append(row)
     return found
 
@@ -83,8 +87,9 @@ class Model(RuleBasedStateMachine):
         self.running: list[Lease] = []
         self.bought: list[Reservation] = []
         self.held: list[Reservation] = []
-        # By invoice: whose it is, what is owed, and the reservation while it has not begun.
-        self.invoices: dict[str, tuple[Organization, int]] = {}
+        # By invoice: whose it is, and the reservation while it has not begun.
+        self.invoices: dict[str, Organization] = {}
+        self.in_parts: list[Reservation] = []  # whose balance is open
         self.on_account: dict[str, str] = {}
         self.clearing: dict[str, int] = {}
         self.months = 0  # how many have been closed, the first one that of START
@@ -102,6 +107,12 @@ class Model(RuleBasedStateMachine):
     def next_id(self, prefix: str) -> str:
         self.number += 1
         return f"{prefix}_{self.number}"
+
+    def owed(self, invoice: str) -> int:
+        """Return what is open of an invoice: what goes back, and credits, are set against it."""
+        return receivables.open_minor(
+            organization=self.invoices[invoice], invoice_id=invoice, currency=settings.CURRENCY
+        )
 
     def money(self, amount: int) -> Money:
         return Money(amount, settings.CURRENCY)
@@ -126,6 +137,22 @@ class Model(RuleBasedStateMachine):
             cursor.execute("SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED")
         report = books.check(at=FARTHER)
         assert report.ok, [check for check in report.checks if not check.ok]
+        self.check_statements()
+
+    def check_statements(self) -> None:
+        """Each month's statement leads from one balance of the owner to the next, and to the books."""
+        before = owner_movements.Balances()
+        for month in MONTHS_WITH_POSTINGS:
+            told = owner_statements.statement(owner=factories.owner(), month=month, at=FARTHER)
+            assert told.opening == before
+            changed = sum(told.totals.values())
+            assert changed == owner_statements.change_of(told)
+            assert told.opening.total + changed == told.closing.total
+            before = told.closing
+        assert before.total == sum(
+            amount if "clawback" not in place else -amount
+            for place, amount in balances(*owner_movements.OWNER_ACCOUNTS).items()
+        )
 
     @invariant()
     def nothing_is_made_or_lost(self) -> None:

@@ -7,19 +7,14 @@ restart and are drained as Hypothesis pleases.
 """
 
 import datetime as dt
-from dataclasses import dataclass
 
-import pytest
 from django.db import connection, transaction
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.extra.django import TestCase
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
     rule,
-    run_state_machine_as_test,
 )
 
 from agents import inventory, protocol
@@ -48,10 +43,17 @@ from scheduler.extensions import ExtensionTooLate
 from scheduler.models import Allocation, Lease, Reclaim, Reservation
 from scheduler.reclaims import NotReclaimable, ReclaimTooLate
 from scheduler.states import (
-    LEASE_ARROWS,
     RESERVATION_ARROWS,
     LeaseStatus,
     ReservationStatus,
+)
+from tests.properties.life.promise import (
+    GPUS_PER_NODE,
+    NODES,
+    NOTICE,
+    OPEN_LEASES,
+    RUNNING,
+    Promise,
 )
 from tests.scheduler.factories import (
     NOW,
@@ -66,45 +68,6 @@ from tests.scheduler.factories import (
     seconds,
 )
 from tests.scheduler.factories import window_in as window_at
-
-NODES, GPUS_PER_NODE = 3, 4
-NOTICE = hours(1)
-OPEN_LEASES = [status for status in LeaseStatus if not LEASE_ARROWS.is_final(status)]
-RUNNING = [LeaseStatus.ACTIVE, LeaseStatus.RECLAIMING]
-
-
-@dataclass
-class Promise:
-    """What the tenant knows of one reservation."""
-
-    window: Window
-    gpus: int
-    tier: Tier
-    pay_by: dt.datetime
-    is_paid: bool = False
-    was_usable: bool = False
-    owner_took_it: bool = False
-    was_cancelled: bool = False
-    tenant_left: bool = False
-
-    def may_be(self, *, now: dt.datetime) -> set[ReservationStatus]:
-        """Return what the reservation may be once the market has done all that is due."""
-        if self.was_cancelled:
-            return {ReservationStatus.CANCELLED}
-        if not self.is_paid:
-            return {
-                ReservationStatus.PAYMENT_PENDING
-                if now < self.pay_by
-                else ReservationStatus.EXPIRED
-            }
-        if now < self.window.starts_at:
-            return {ReservationStatus.SCHEDULED}
-        found = {ReservationStatus.ACTIVE, ReservationStatus.FAILED}
-        if self.was_usable and (self.tenant_left or now >= self.window.ends_at):
-            found.add(ReservationStatus.COMPLETED)
-        if self.owner_took_it:
-            found.add(ReservationStatus.RECLAIMED)
-        return found
 
 
 class Life(RuleBasedStateMachine):
@@ -459,18 +422,3 @@ class Life(RuleBasedStateMachine):
         for row in Reclaim.objects.filter(lease__returned_at__isnull=False).select_related("lease"):
             assert row.lease.returned_at is not None
             assert row.lease.returned_at <= row.due_at
-
-
-@pytest.mark.timeout(600)  # a machine that does other things takes minutes
-class TestLife(TestCase):
-    def test_keeps_every_promise_or_releases_the_tenant(self) -> None:
-        run_state_machine_as_test(
-            Life,
-            settings=settings(
-                max_examples=5,
-                stateful_step_count=20,
-                phases=[Phase.explicit, Phase.generate],  # shrinking would outlast the limit
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )

@@ -1,0 +1,125 @@
+"""Disputes that owners answer for: charged by two people, and collected out of what we owe them first.
+
+Their reserve is drawn on at once. What it does not cover is netted with what they earn next; what is still
+owed when that had its time is taken back out of what they were sent.
+"""
+
+import datetime as dt
+
+import structlog
+from django.db import transaction
+
+from billing import accounts, ledger, reserves, transfers
+from billing.models import Approval, Dispute, DisputeCharge, Reversal
+from billing.states import AccountKind, DisputeStatus, EntryKind
+from marketplace.core.errors import InvalidValue
+from marketplace.models import Organization
+from scheduler.models import Lease
+
+log = structlog.get_logger(__name__)
+
+# An owner that sells earns within a fortnight what most disputes are about; a reversal may leave its own
+# account at the provider below zero.
+PATIENCE_SECONDS = 14 * 86_400
+ASK_AGAIN_SECONDS = (
+    7 * 86_400
+)  # what was refused for lack of money is not there an hour later either
+OWNERS_PER_RUN_MAX = 50
+
+
+@transaction.atomic
+def charge(*, approval: Approval, at: dt.datetime) -> DisputeCharge:
+    """Let an owner bear what two people decided of a dispute that was lost, and draw on its reserve.
+
+    :raises InvalidValue: when there is no such dispute, it is not lost, the owner had no part in it, or the
+        amount exceeds what is not borne yet.
+    """
+    dispute = (
+        Dispute.objects.select_for_update(no_key=True, of=("self",))
+        .filter(pk=approval.subject_id, status=DisputeStatus.LOST, currency=approval.currency)
+        .first()
+    )
+    if dispute is None:
+        raise InvalidValue("There is no dispute of this id that was lost.", pointer="/subject_id")
+    # No release may net what this owner owes meanwhile.
+    owner = Organization.objects.select_for_update(no_key=True).get(pk=approval.organization_id)
+    leases = Lease.objects.filter(reservation=dispute.reservation_id, node__organization=owner)
+    if not leases.exists():
+        raise InvalidValue(
+            "Nothing of this owner was leased for what is disputed.", pointer="/organization"
+        )
+    charged = sum(row.amount_minor for row in dispute.charges.all())
+    rest = dispute.amount_minor - dispute.set_off_minor - charged
+    if not 0 < approval.amount_minor <= rest:
+        raise InvalidValue(
+            f"From 1 to {rest} minor units of it are not borne yet.", pointer="/amount_minor"
+        )
+    if dispute.charges.filter(owner=owner).exists():
+        raise InvalidValue("This owner bears its part already.", pointer="/organization")
+    ledger.post(
+        idempotency_key=f"dispute_charged:{dispute.pk}:{owner.pk}",
+        kind=EntryKind.DISPUTE_CHARGED,
+        subject_id=dispute.pk,
+        effective_at=at,
+        legs=ledger.transfer(
+            debited=accounts.of_owner(
+                kind=AccountKind.OWNER_CLAWBACK, owner=owner, currency=dispute.currency
+            ),
+            credited=accounts.shared(kind=AccountKind.DISPUTE_LOSSES, currency=dispute.currency),
+            amount=approval.amount_minor,
+        ),
+    )
+    drawn = reserves.draw(
+        owner=owner,
+        currency=dispute.currency,
+        amount_minor=approval.amount_minor,
+        dispute_id=dispute.pk,
+        at=at,
+    )
+    return DisputeCharge.objects.create(
+        dispute=dispute,
+        owner=owner,
+        approval=approval,
+        amount_minor=approval.amount_minor,
+        drawn_minor=drawn,
+        currency=dispute.currency,
+        charged_at=at,
+    )
+
+
+def collect_due(*, at: dt.datetime) -> int:
+    """Ask the provider for what owners still owe when netting had its time; return of how many owners.
+
+    Safe to run twice or side by side.
+    """
+    charged = DisputeCharge.objects.filter(
+        charged_at__lte=at - dt.timedelta(seconds=PATIENCE_SECONDS)
+    )
+    recent = Reversal.objects.filter(created_at__gt=at - dt.timedelta(seconds=ASK_AGAIN_SECONDS))
+    due = (
+        charged.exclude(owner__in=recent.values("transfer__owner"))
+        .order_by()
+        .values_list("owner", "currency")
+        .distinct()
+    )
+    count = 0
+    for owner_id, currency in due:
+        if count >= OWNERS_PER_RUN_MAX:
+            break
+        count += _collect(owner_id=owner_id, currency=currency, at=at)
+    return count
+
+
+@transaction.atomic
+def _collect(*, owner_id: str, currency: str, at: dt.datetime) -> bool:
+    owner = (
+        Organization.objects.select_for_update(skip_locked=True, no_key=True)
+        .filter(pk=owner_id)
+        .first()
+    )
+    if owner is None:
+        return False
+    owing = reserves.owed(owner=owner, currency=currency)
+    return bool(
+        owing and transfers.take_back(owner=owner, currency=currency, amount_minor=owing, at=at)
+    )
