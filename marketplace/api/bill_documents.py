@@ -10,6 +10,7 @@ from billing.models import Invoice
 from billing.states import InvoiceKind, InvoiceState, UndeliveredReason
 from marketplace.api.fields import ChoiceField, InstantField, MoneyField
 
+BILL_FORMS = ("json", "csv", "html", "pdf")
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 

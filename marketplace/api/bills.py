@@ -14,6 +14,7 @@ from billing import bills, month_bills, pdf, reservation_bills
 from billing.reservation_bills import ReservationBill
 from marketplace.api import bill_rows, reservation_page
 from marketplace.api.bill_documents import (
+    BILL_FORMS,
     BillDocumentSerializer,
     UndeliveredSerializer,
     by_reason,
@@ -131,7 +132,7 @@ class BillQuery(StrictSerializer):
     """The form of the answer."""
 
     vars()["format"] = ChoiceField(
-        choices=[(form, form) for form in ("json", "csv", "html", "pdf")],
+        choices=[(form, form) for form in BILL_FORMS],
         required=False,
         default="json",
     )

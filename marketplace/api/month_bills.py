@@ -16,7 +16,7 @@ from billing.invoices import reading
 from billing.month_bills import Month, MonthBill
 from billing.month_figures import Figures, Row, ratios, total_of
 from marketplace.api import bill_rows, month_page
-from marketplace.api.bill_documents import by_reason, page_response
+from marketplace.api.bill_documents import BILL_FORMS, by_reason, page_response
 from marketplace.api.fields import ChoiceField, StrictSerializer, TextField
 from marketplace.api.invoices import pdf_response
 from marketplace.api.month_shapes import MonthBillSerializer
@@ -33,7 +33,7 @@ class MonthBillQuery(StrictSerializer):
     """The form of the answer, and how it is divided."""
 
     vars()["format"] = ChoiceField(
-        choices=[(form, form) for form in ("json", "csv", "html", "pdf")],
+        choices=[(form, form) for form in BILL_FORMS],
         required=False,
         default="json",
     )

@@ -193,7 +193,8 @@ class TestRefusal:
             ({"tags": {"": "x"}}, "/tags", "blank"),
             ({"tags": {"a\x00": "x"}}, "/tags", "unstorable"),
             ({"tags": {str(n): "" for n in range(51)}}, "/tags", "too_many"),
-            ({"tags": {"a": "x" * 201}}, "/tags", "too_long"),
+            ({"tags": {"a": "x" * 257}}, "/tags", "too_long"),
+            ({"tags": {"a" * 201: "x"}}, "/tags", "too_long"),
             ({"ssh_public_keys": SSH_KEY}, "/ssh_public_keys", "wrong_type"),
             ({"ssh_public_keys": [7]}, "/ssh_public_keys/0", "wrong_type"),
             ({"ssh_public_keys": [SSH_KEY, "x"]}, "/ssh_public_keys/1", "wrong_form"),
@@ -340,6 +341,8 @@ class TestBill:
             "undelivered": 0,
             "released": 0,
             "open": 7200,
+            "attached": None,
+            "undelivered_by_reason": [],
         }
 
 
