@@ -1,4 +1,4 @@
-"""What takes two people: large refunds, write-offs, credit, remitted tax, and unparking money.
+"""What takes two people: large refunds, write-offs, credit, remitted tax, silent leases, unparking money.
 
 One person asks, another one decides; PostgreSQL refuses one who does both. What was asked for happens in the
 transaction of the decision, or the decision does not stand.
@@ -15,11 +15,12 @@ from billing import (
     parking,
     receivables,
     refunds,
+    silences,
     single_decisions,
     tax_remittances,
 )
 from billing.models import NET_DAYS, Approval, ApprovalTransition
-from billing.states import APPROVAL_ARROWS, MARKETS_OWN, ApprovalKind, ApprovalStatus
+from billing.states import APPROVAL_ARROWS, MARKETS_OWN, RULINGS, ApprovalKind, ApprovalStatus
 from marketplace import audit
 from marketplace.core.errors import DomainError, InvalidValue, StateConflict
 from marketplace.core.money import Money
@@ -61,6 +62,8 @@ def request(
             "Say whose it is; the market's own is nobody's.", pointer="/organization"
         )
     _check_remittance(kind=kind, subject_id=subject_id, amount=amount, at=at)
+    if kind in RULINGS:
+        silences.require_open(lease_id=subject_id, organization=organization)
     _check_credit(kind=kind, organization=organization, amount=amount, net_days=net_days)
     waiting = Approval.objects.filter(
         kind=kind, subject_id=subject_id, status=ApprovalStatus.REQUESTED
@@ -149,6 +152,11 @@ def _carry_out(approval: Approval, *, at: dt.datetime) -> None:
             clawbacks.charge(approval=approval, at=at)
         case ApprovalKind.UNPARK:
             parking.end(organization=organization, at=at, actor=approval.decided_by)
+        case ApprovalKind.SILENCE_DELIVERED | ApprovalKind.SILENCE_REFUNDED:
+            # The ruling is the approval itself; the next run settles by it.
+            silences.require_open(
+                lease_id=approval.subject_id, organization=organization, but=approval
+            )
         case ApprovalKind.TAX_REMITTANCE | ApprovalKind.REMITTANCE_REVERSAL:
             raise AssertionError(f"{approval.pk} is the market's own")
 

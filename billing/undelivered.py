@@ -17,7 +17,7 @@ from django.db.models import Q, Sum
 
 from agents.models import NodeTransition
 from agents.states import NodeStatus
-from billing.deliveries import Delivery, is_refunded
+from billing.deliveries import Delivery, is_refunded, returned_at_of
 from billing.models import Posting, Settlement
 from billing.states import AccountKind, EntryKind, Side, UndeliveredReason
 from marketplace.core.windows import Window
@@ -42,7 +42,7 @@ def of_lease(*, lease: Lease, delivery: Delivery) -> Reasons:
     """Return the GPU-seconds of a finished lease that were not delivered, by reason; none is zero."""
     ending = _ending_of(lease)
     gpus = len(lease.gpu_uuids)
-    until = lease.returned_at or lease.ends_at
+    until = returned_at_of(lease=lease) or lease.ends_at
     if lease.handed_over_at is None:
         parts = [(_reason_of_failure(ending), gpus * lease.window.seconds)]
     else:

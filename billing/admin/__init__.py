@@ -16,6 +16,7 @@ from billing.admin import (
     refunds,
     remittances,
     settlements,
+    silences,
     taxes,
 )
 
@@ -32,5 +33,6 @@ __all__ = [
     "refunds",
     "remittances",
     "settlements",
+    "silences",
     "taxes",
 ]

@@ -1,4 +1,4 @@
-"""Let a correction say what the meters cover, and note that alone without an entry."""
+"""Let a correction say what the meters cover, alone without an entry, and two people rule on silence."""
 
 import django.db.models.deletion
 from django.db import migrations, models
@@ -7,6 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
     dependencies = [
         ("billing", "0026_hold_what_is_disputed"),
+        ("scheduler", "0021_held_payments"),
     ]
 
     operations = [
@@ -44,6 +45,35 @@ class Migration(migrations.Migration):
                     _connector="OR",
                 ),
                 name="correction_without_entry_moves_nothing",
+            ),
+        ),
+        migrations.CreateModel(
+            name="SilentLease",
+            fields=[],
+            options={
+                "ordering": ["closed_at"],
+                "proxy": True,
+                "indexes": [],
+                "constraints": [],
+            },
+            bases=("scheduler.lease",),
+        ),
+        migrations.AlterField(
+            model_name="approval",
+            name="kind",
+            field=models.CharField(
+                choices=[
+                    ("refund", "Refund"),
+                    ("write_off", "Write Off"),
+                    ("credit", "Credit"),
+                    ("dispute", "Dispute"),
+                    ("unpark", "Unpark"),
+                    ("tax_remittance", "Tax Remittance"),
+                    ("remittance_reversal", "Remittance Reversal"),
+                    ("silence_delivered", "Silence Delivered"),
+                    ("silence_refunded", "Silence Refunded"),
+                ],
+                max_length=20,
             ),
         ),
     ]

@@ -41,6 +41,7 @@ from billing.models.provider import (
 from billing.models.purchase_requests import PurchaseRequest, PurchaseRequestTransition
 from billing.models.refunds import Refund, RefundQuerySet, RefundTransition
 from billing.models.settlements import Correction, Settlement, SettlementQuerySet
+from billing.models.silences import SilentLease
 from billing.models.tags import LabelChange, TagRule
 from billing.models.tax import ReservationTax, TaxLine, TaxRemittance, TaxRule, TaxStatus
 
@@ -101,6 +102,7 @@ __all__ = [
     "Reversal",
     "Settlement",
     "SettlementQuerySet",
+    "SilentLease",
     "TagRule",
     "TaxLine",
     "TaxRemittance",

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from agents import alarms
 from agents.models import Gpu, Node
+from billing import silences
 from billing.models import Settlement
 from scheduler.models import Lease, Reservation
 from scheduler.states import LEASE_ARROWS, LeaseStatus, ReservationStatus
@@ -98,10 +99,12 @@ class MarketCollector(Collector):
             ("end", Lease.objects.filter(status=LeaseStatus.ACTIVE).aggregate(at=Min("ends_at"))),
             (
                 "settle",
-                Lease.objects.filter(status__in=final, settlement=None).aggregate(
-                    at=Min("closed_at")
-                ),
+                Lease.objects.filter(status__in=final, settlement=None)
+                .exclude(pk__in=silences.candidates().values("pk"))
+                .aggregate(at=Min("closed_at")),
             ),
+            # Given up without a word of the node: late readings, an outage or two people tell.
+            ("tell", silences.candidates().order_by().aggregate(at=Min("closed_at"))),
             (
                 "release",
                 Settlement.objects.filter(released_at=None).aggregate(at=Min("release_due_at")),
