@@ -13,7 +13,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q
 
-from billing import payments
+from billing import chargeable, payments
 from billing import stripe_gateway as gateway
 from billing.models import Payer, Payment
 from billing.payments import Wishes
@@ -85,7 +85,9 @@ def take(*, customer_id: str, available: Mapping[str, int], at: dt.datetime) -> 
         .select_related("organization")
         .get(customer_id=customer_id)
     )
-    left = available.get(settings.CURRENCY, 0)
+    left = chargeable.rounded_down(
+        amount_minor=available.get(settings.CURRENCY, 0), currency=settings.CURRENCY
+    )
     payer.cash_minor, payer.cash_read_at = left, at
     payer.save(update_fields=["cash_minor", "cash_read_at"])
     waits = Payment.objects.filter(
@@ -93,14 +95,14 @@ def take(*, customer_id: str, available: Mapping[str, int], at: dt.datetime) -> 
         means=PaymentMeans.BANK_TRANSFER,
         status__in=payments.OPEN_STATUSES,
     )
-    if left < payments.AMOUNT_MINOR_MIN or waits.exists():
+    if left < chargeable.least(settings.CURRENCY) or waits.exists():
         return None
     late = _late_for(payer, left_minor=left, at=at)
     if late is not None:
         return payments.open_for_reservation(reservation=late, wishes=WISHES, at=at)
     return payments.open_top_up(
         organization=payer.organization,
-        amount=Money(min(left, payments.AMOUNT_MINOR_MAX), settings.CURRENCY),
+        amount=Money(min(left, chargeable.MOST_MINOR), settings.CURRENCY),
         wishes=WISHES,
         at=at,
     )

@@ -141,6 +141,18 @@ def adopt(*, intent: Intent, made: Made, handlers: Handlers, at: dt.datetime) ->
     _record_done(current, made, handler=handlers[IntentKind(current.kind)], at=at)
 
 
+@transaction.atomic
+def give_up(*, intent: Intent, refusal: Refusal, handlers: Handlers, at: dt.datetime) -> None:
+    """Record that a call of unknown outcome did not happen, as somebody found out.
+
+    :raises StateConflict: when its outcome is known.
+    """
+    current = Intent.objects.select_for_update(no_key=True).get(pk=intent.pk)
+    if current.status != IntentStatus.UNKNOWN:
+        raise StateConflict(f"{current.pk} is {current.status}: its outcome is not unknown")
+    _record_refused(current, refusal, handler=handlers[IntentKind(current.kind)], at=at)
+
+
 def _waiting(*, at: dt.datetime) -> QuerySet[Intent]:
     """Return what may be called or looked up at `at`."""
     return Intent.objects.filter(
@@ -189,16 +201,20 @@ def _close_refused(intent: Intent, refusal: Refusal, *, handler: Handler, at: dt
         current = Intent.objects.select_for_update(no_key=True).get(pk=intent.pk)
         if current.closed_at is not None:
             return
-        _move(
-            current,
-            to=IntentStatus.REFUSED,
-            reason=refusal.code,
-            at=at,
-            object_id=refusal.object_id,
-            refusal_code=refusal.code[:100],
-            refusal_message=refusal.message[:MESSAGE_LENGTH_MAX],
-        )
-        handler.refused(current, refusal, at)
+        _record_refused(current, refusal, handler=handler, at=at)
+
+
+def _record_refused(intent: Intent, refusal: Refusal, *, handler: Handler, at: dt.datetime) -> None:
+    _move(
+        intent,
+        to=IntentStatus.REFUSED,
+        reason=refusal.code,
+        at=at,
+        object_id=refusal.object_id,
+        refusal_code=refusal.code[:100],
+        refusal_message=refusal.message[:MESSAGE_LENGTH_MAX],
+    )
+    handler.refused(intent, refusal, at)
 
 
 def _put_off(intent: Intent, error: GatewayError, *, at: dt.datetime) -> None:

@@ -2,17 +2,20 @@
 
 When something happened is decided in one place, `MOMENT`: an hour of a lease belongs to the month in which
 the hour begins, and what a settlement adds to its hours (refund and credit too) to the month in which the
-lease's time ended. Everything else, late corrections too, belongs to the instant of its entry. So every
-posting is in exactly one month, and months add up to the books.
+lease's time ended. Everything else, late corrections too, belongs to the instant of its entry. What is posted
+after a tenant's month was closed belongs to the first one that is open: a closed one never changes. So every
+posting is in exactly one month, and months add up to the books. Documents, exports, the bill and the tax that
+is filed follow this one rule.
 """
 
 import datetime as dt
 from dataclasses import dataclass
 
+from django.conf import settings
 from django.db import connection
-from django.db.models import Sum
+from django.db.models import Q, Sum
 
-from billing.models import Correction
+from billing.models import Correction, MonthClose
 from billing.states import GPU_SECONDS, AccountKind, EntryKind
 from marketplace.core.windows import Window
 from marketplace.models import Organization
@@ -49,16 +52,24 @@ MOMENT = """
         ELSE e.effective_at
     END
 """
+# Of an entry e, or the hour h that is told by it: recorded after the month before was closed, and before the
+# month itself was. Hours know their clock, entries that of the database. See `cutoffs`.
+ENTRY_IS_LATE = "coalesce(e.recorded_at >= %(opened_at)s::timestamptz, false)"
+ENTRY_IS_IN_TIME = "coalesce(e.recorded_at < %(closed_at)s::timestamptz, true)"
+HOUR_IS_LATE = "coalesce(h.closed_at >= %(opened_by)s::timestamptz, false)"
+HOUR_IS_IN_TIME = "coalesce(h.closed_at < %(closed_by)s::timestamptz, true)"
 _MOVEMENTS = f"""
     SELECT CASE WHEN m.account_kind IN ('wallet', 'receivable')
             THEN coalesce(m.lease_of, m.change_of, m.subject_id) ELSE m.account_of END AS reservation_id,
-        m.entry_kind, m.account_kind, m.moment < %(starts_at)s AS is_before,
+        m.entry_kind, m.account_kind, m.moment < %(starts_at)s AND NOT m.is_late AS is_before,
         coalesce(sum(m.amount) FILTER (WHERE m.side = 'debit'), 0) AS debits,
         coalesce(sum(m.amount) FILTER (WHERE m.side = 'credit'), 0) AS credits
     FROM (
         SELECT a.subject_id AS account_of, a.kind AS account_kind, e.kind AS entry_kind, e.subject_id,
             l.reservation_id AS lease_of, c.reservation_id AS change_of, p.side, p.amount,
-            coalesce(h.starts_at, {MOMENT}) AS moment
+            coalesce(h.starts_at, {MOMENT}) AS moment,
+            CASE WHEN h.id IS NULL THEN {ENTRY_IS_LATE} ELSE {HOUR_IS_LATE} END AS is_late,
+            CASE WHEN h.id IS NULL THEN {ENTRY_IS_IN_TIME} ELSE {HOUR_IS_IN_TIME} END AS is_in_time
         FROM billing_account a
         JOIN billing_posting p ON p.account_id = a.id JOIN billing_entry e ON e.id = p.entry_id
         LEFT JOIN billing_earnedhour h ON h.entry_id = e.id
@@ -68,7 +79,8 @@ _MOVEMENTS = f"""
             AND a.currency = ANY(%(currencies)s)
             AND (a.kind NOT IN ('wallet', 'refund_payable', 'receivable') OR e.kind = ANY(%(entries)s))
         UNION ALL
-        SELECT r.id, 'tax_payable', e.kind, e.subject_id, NULL, NULL, tax.side, tax.amount, {MOMENT}
+        SELECT r.id, 'tax_payable', e.kind, e.subject_id, NULL, NULL, tax.side, tax.amount, {MOMENT},
+            {ENTRY_IS_LATE}, {ENTRY_IS_IN_TIME}
         FROM scheduler_reservation r
         JOIN billing_taxline n ON n.reservation_id = r.id AND NOT n.is_relief
         JOIN billing_entry e ON e.id = n.entry_id
@@ -78,8 +90,8 @@ _MOVEMENTS = f"""
         ) tax (side, amount)
         WHERE r.organization_id = %(organization)s AND n.currency = ANY(%(currencies)s)
     ) m
-    WHERE m.moment < %(ends_at)s
-        AND (m.moment >= %(starts_at)s OR m.account_kind IN ('deferred', 'u_open'))
+    WHERE m.moment < %(ends_at)s AND m.is_in_time
+        AND (m.moment >= %(starts_at)s OR m.is_late OR m.account_kind IN ('deferred', 'u_open'))
     GROUP BY 1, 2, 3, 4
 """  # noqa: S608 - constants of this file
 
@@ -123,6 +135,7 @@ def in_month(*, organization: Organization, window: Window, currency: str) -> di
                 "currencies": [currency, GPU_SECONDS],
                 "starts_at": window.starts_at,
                 "ends_at": window.ends_at,
+                **cutoffs(organization=organization, window=window),
             },
         )
         for reservation_id, entry, account, is_before, debited, credited in cursor.fetchall():
@@ -226,16 +239,82 @@ def _give_back(row: Movements, *, entry: str, debited: int, credited: int) -> No
 
 
 def _corrected(*, organization: Organization, window: Window) -> list[tuple[str, int]]:
+    cut = cutoffs(organization=organization, window=window)
+    belongs = Q(entry__effective_at__gte=window.starts_at)
+    if cut["opened_at"] is not None:
+        belongs |= Q(entry__recorded_at__gte=cut["opened_at"])
+    if cut["closed_at"] is not None:
+        belongs &= Q(entry__recorded_at__lt=cut["closed_at"])
     return list(
         Correction.objects.filter(
+            belongs,
             settlement__lease__reservation__organization=organization,
-            entry__effective_at__gte=window.starts_at,
             entry__effective_at__lt=window.ends_at,
         )
         .values_list("settlement__lease__reservation")
         .annotate(refunded=Sum("refunded_minor"))
         .order_by()
     )
+
+
+def cutoffs(*, organization: Organization, window: Window) -> dict[str, dt.datetime | None]:
+    """Return between which instants something was recorded to belong to whole months of UTC; one query.
+
+    `opened_at` is when the month before the window was closed, `closed_at` when its last one was, by the
+    clock of the database; `opened_by` and `closed_by` by the closing's own. None: it has not been closed, or
+    the window does not begin or end with a month.
+    """
+    before, last = (
+        f"{at.astimezone(dt.UTC) - dt.timedelta(microseconds=1):%Y-%m}" if _is_first(at) else ""
+        for at in (window.starts_at, window.ends_at)
+    )
+    closed = {
+        month: (recorded_at, closed_at)
+        for month, recorded_at, closed_at in MonthClose.objects.filter(
+            organization=organization, month__in=[before, last]
+        ).values_list("month", "recorded_at", "closed_at")
+    }
+    opened_at, opened_by = closed.get(before, (None, None))
+    closed_at, closed_by = closed.get(last, (None, None))
+    return {
+        "opened_at": opened_at,
+        "opened_by": opened_by,
+        "closed_at": closed_at,
+        "closed_by": closed_by,
+    }
+
+
+def _is_first(at: dt.datetime) -> bool:
+    """Say whether a month of UTC begins at an instant."""
+    return at.astimezone(dt.UTC) == at.astimezone(dt.UTC).replace(
+        day=1, hour=0, minute=0, second=0, microsecond=0
+    )
+
+
+def moment_of_lease(*, ends_at: dt.datetime, closed_at: dt.datetime) -> dt.datetime:
+    """Return to which instant the settlement of a lease belongs, as `MOMENT` has it."""
+    return min(ends_at, closed_at) - dt.timedelta(microseconds=1)
+
+
+def closes_at(*, ends_at: dt.datetime) -> dt.datetime:
+    """Return when the documents of a month that ends at an instant are issued."""
+    return ends_at + dt.timedelta(seconds=settings.MONTH_CLOSE_DELAY_SECONDS)
+
+
+def filed_at(*, moment: dt.datetime, at: dt.datetime) -> dt.datetime:
+    """Return in which month something is filed that is posted at an instant, for a moment before it.
+
+    Its own month while that is open, else the first one that is. Offices are told by this alone: whoever's
+    month is closed late does not change what was filed.
+    """
+    filed = moment
+    while at >= closes_at(ends_at=(end := _month_of(filed).ends_at)):
+        filed = end
+    return filed
+
+
+def _month_of(at: dt.datetime) -> Window:
+    return month_window(month=f"{at.astimezone(dt.UTC):%Y-%m}")
 
 
 def month_window(*, month: str) -> Window:

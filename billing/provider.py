@@ -193,9 +193,17 @@ def _apply_dispute(
 
 
 def _refresh_transfer(object_id: str, at: dt.datetime) -> bool:
-    if Transfer.objects.filter(provider_id=object_id).exists():
-        return True  # its own call has told all that there is
-    return _adopt(gateway.read_transfer(transfer_id=object_id), at=at)
+    made = gateway.read_transfer(transfer_id=object_id)
+    transfer = Transfer.objects.filter(provider_id=object_id).first()
+    if transfer is None:
+        return _adopt(made, at=at)
+    if made.reversed_minor == transfer.reversed_minor:
+        return True
+    for back in gateway.reversals_of(transfer_id=object_id):
+        # One that we did not ask for stays a difference: it is for a person to say what the owner is owed.
+        _adopt(back, at=at)
+    transfer.refresh_from_db()
+    return made.reversed_minor == transfer.reversed_minor
 
 
 def _refresh_account(object_id: str, at: dt.datetime) -> bool:
@@ -215,6 +223,18 @@ def _adopt(made: Made, *, at: dt.datetime) -> bool:
     """Find the intent that made an object whose answer was lost, and give it its outcome."""
     intent = Intent.objects.filter(pk=made.intent_id).first() if made.intent_id else None
     if intent is None:
+        return False
+    intents.adopt(intent=intent, made=made, handlers=HANDLERS, at=at)
+    return True
+
+
+def look_up(*, intent: Intent, at: dt.datetime) -> bool:
+    """Look for what a call made, by our mark on it, and give the call its outcome; say whether it was there.
+
+    :raises GatewayError: when the provider fails.
+    """
+    made = intents.LOOKUPS[IntentKind(intent.kind)](intent)
+    if made is None:
         return False
     intents.adopt(intent=intent, made=made, handlers=HANDLERS, at=at)
     return True

@@ -60,17 +60,24 @@ def make_available(*, transaction_id: str, amount: Money, at: dt.datetime) -> En
     )
 
 
-def put_aside(*, object_id: str, amount: Money, at: dt.datetime) -> Entry:
-    """Record money at the provider of which nobody knows yet whose it is."""
+def put_aside(*, account: ledger.AccountRef, at: dt.datetime) -> Entry | None:
+    """Empty a clearing account that nothing will clear any more into suspense; None where it is empty."""
+    left = ledger.balance(account=account)
+    if not left:
+        return None
     return ledger.post(
-        idempotency_key=f"suspense:{object_id}",
+        idempotency_key=f"suspense:{account.subject_id}",
         kind=EntryKind.SUSPENSE,
-        subject_id=object_id,
+        subject_id=account.subject_id,
         effective_at=at,
-        legs=ledger.transfer(
-            debited=_clearing(object_id, amount.currency),
-            credited=accounts.shared(kind=AccountKind.SUSPENSE, currency=amount.currency),
-            amount=amount.amount_minor,
+        legs=ledger.differences(
+            [
+                (
+                    accounts.shared(kind=AccountKind.SUSPENSE, currency=account.currency),
+                    account,
+                    left,
+                )
+            ]
         ),
     )
 

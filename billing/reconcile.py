@@ -5,26 +5,15 @@ called depends on what it is. What can be taken over can be adopted; nothing is 
 """
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
 import structlog
-from django.conf import settings
 from django.db import transaction
-from django.db.models import Case, F, Max, Q, Sum, When
 
-from billing import accounts, ledger, provider, provider_books
-from billing import stripe_gateway as gateway
-from billing.models import (
-    Account,
-    BalanceTransaction,
-    CardRefund,
-    Difference,
-    Intent,
-    Payment,
-    Transfer,
-)
-from billing.provider_states import IntentKind, IntentStatus, PaymentStatus
+from billing import cash, findings, ledger, provider, provider_books, provider_money
+from billing.findings import Finding
+from billing.models import Account, CardRefund, Difference, Intent, Payment, Transfer
+from billing.provider_states import IntentKind
 from billing.provider_values import GatewayError
 from billing.states import AccountKind
 from marketplace import audit
@@ -32,11 +21,6 @@ from marketplace.core.errors import DomainError, StateConflict
 
 log = structlog.get_logger(__name__)
 
-# How far back objects are compared: longer than a person is away over a weekend.
-WINDOW_SECONDS = 4 * 86_400
-# What is younger may be on its way between the two.
-IN_FLIGHT_SECONDS = 900
-CLEARING_OPEN_SECONDS = 3600  # a booking follows its object within minutes
 DETAIL_LENGTH_MAX = 500
 # How long each kind of difference may be open before somebody is called; zero: at once.
 ALERT_AFTER_SECONDS = {
@@ -44,12 +28,19 @@ ALERT_AFTER_SECONDS = {
     "payment_without_object": 0,
     "payment_differs": 900,
     "refund_without_row": 0,
+    "refund_without_object": 0,
+    "refund_differs": 900,
     "transfer_without_row": 0,
     "transfer_without_object": 0,
+    "transfer_differs": 900,
+    "dispute_without_row": 900,
+    "dispute_without_object": 0,
+    "dispute_differs": 900,
     "booking_unmatched": 3600,
     "clearing_open": 3600,
     "balance_differs": 3600,
     "intent_unknown": 0,
+    "cash_left": 86_400,  # a payment takes it within minutes
 }
 
 
@@ -58,15 +49,6 @@ class ProviderAway(DomainError):
 
     code = "provider_away"
     title = "The payment provider does not answer"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing on which the two sides disagree now."""
-
-    kind: str
-    object_id: str
-    detail: str
 
 
 def run(*, at: dt.datetime) -> list[Difference]:
@@ -79,11 +61,12 @@ def run(*, at: dt.datetime) -> list[Difference]:
     if not provider.is_connected():
         raise ProviderAway("no payment provider is connected here")
     provider_books.fetch(at=at)
+    cash.read_due(at=at)
     try:
-        findings = list(_findings(at=at))
+        found = list(findings.find(at=at))
     except GatewayError as error:
         raise ProviderAway(str(error)) from error
-    _record(findings, at=at)
+    _record(found, at=at)
     opened = Difference.objects.filter(resolved_at__isnull=True)
     for difference in opened:
         if is_overdue(difference=difference, at=at):
@@ -110,7 +93,11 @@ def adopt(*, difference: Difference, at: dt.datetime, actor: str) -> str:
     if difference.resolved_at is not None:
         raise StateConflict(f"difference {difference.pk} is resolved")
     adopter = _ADOPTERS.get(difference.kind)
-    if adopter is None or not adopter(difference.object_id, at):
+    try:
+        is_adopted = adopter is not None and adopter(difference.object_id, at)
+    except GatewayError as error:
+        raise StateConflict(f"the provider says: {error}") from error
+    if not is_adopted:
         raise StateConflict(f"{difference.kind} {difference.object_id} cannot be adopted")
     with transaction.atomic():
         Difference.objects.filter(pk=difference.pk).update(
@@ -127,123 +114,10 @@ def adopt(*, difference: Difference, at: dt.datetime, actor: str) -> str:
     return f"adopted by {actor}"
 
 
-def _findings(*, at: dt.datetime) -> Iterator[Finding]:
-    since = at - dt.timedelta(seconds=WINDOW_SECONDS)
-    settled = at - dt.timedelta(seconds=IN_FLIGHT_SECONDS)
-    yield from _payments(since=since, settled=settled)
-    yield from _refunds(since=since, settled=settled)
-    yield from _transfers(since=since, settled=settled)
-    yield from _bookings(settled=settled)
-    yield from _clearings(at=at)
-    yield from _balances()
-    for intent in Intent.objects.filter(status=IntentStatus.UNKNOWN):
-        yield Finding("intent_unknown", intent.pk, f"{intent.kind} for {intent.subject_id}")
-
-
-def _payments(*, since: dt.datetime, settled: dt.datetime) -> Iterator[Finding]:
-    rows = {
-        row.provider_id: row
-        for row in Payment.objects.filter(created_at__gte=since).exclude(provider_id="")
-    }
-    theirs = {made.id: made for made in gateway.payments_since(since=since)}
-    known = set(
-        Payment.objects.filter(provider_id__in=theirs).values_list("provider_id", flat=True)
-    )
-    for made in theirs.values():
-        if made.id not in known and made.created_at < settled:
-            yield Finding(
-                "payment_without_row",
-                made.id,
-                f"{made.state}, {made.received_minor} of {made.amount_minor} {made.currency}",
-            )
-    for object_id, row in rows.items():
-        if row.created_at >= settled:
-            continue
-        if object_id not in theirs:
-            # The list is by the provider's clock, and the row by ours: nearly the same.
-            if row.created_at > since + dt.timedelta(seconds=IN_FLIGHT_SECONDS):
-                yield Finding("payment_without_object", row.pk, f"{object_id} is not listed")
-            continue
-        made = theirs[object_id]
-        is_paid = row.status == PaymentStatus.SUCCEEDED
-        if (made.state == "succeeded") != is_paid or made.received_minor != row.received_minor:
-            yield Finding(
-                "payment_differs",
-                object_id,
-                f"{row.pk} is {row.status} with {row.received_minor}; "
-                f"there it is {made.state} with {made.received_minor}",
-            )
-
-
-def _refunds(*, since: dt.datetime, settled: dt.datetime) -> Iterator[Finding]:
-    for made in gateway.refunds_since(since=since):
-        is_known = (
-            CardRefund.objects.filter(provider_id=made.id).exists()
-            or Intent.objects.filter(kind=IntentKind.REFUND, object_id=made.id).exists()
-        )
-        if not is_known and made.created_at < settled:
-            yield Finding("refund_without_row", made.id, f"{made.amount_minor} {made.currency}")
-
-
-def _transfers(*, since: dt.datetime, settled: dt.datetime) -> Iterator[Finding]:
-    theirs = {made.id: made for made in gateway.transfers_since(since=since)}
-    ours = Transfer.objects.exclude(provider_id="")
-    known = set(ours.filter(provider_id__in=theirs).values_list("provider_id", flat=True))
-    for made in theirs.values():
-        if made.id not in known and made.created_at < settled:
-            yield Finding("transfer_without_row", made.id, f"{made.amount_minor} {made.currency}")
-    recent = ours.filter(
-        created_at__gt=since + dt.timedelta(seconds=IN_FLIGHT_SECONDS), created_at__lt=settled
-    )
-    for row in recent:
-        if row.provider_id not in theirs:
-            yield Finding("transfer_without_object", row.pk, f"{row.provider_id} is not listed")
-
-
-def _bookings(*, settled: dt.datetime) -> Iterator[Finding]:
-    for row in BalanceTransaction.objects.filter(matched_at__isnull=True, created_at__lt=settled):
-        yield Finding(
-            "booking_unmatched",
-            row.pk,
-            f"{row.category} of {row.source_id or 'nothing'}: {row.amount_minor} {row.currency}",
-        )
-
-
-def _clearings(*, at: dt.datetime) -> Iterator[Finding]:
-    """Yield the clearing accounts that nothing has moved for a while and that are not at zero."""
-    signed = Case(
-        When(postings__side=F("normal_side"), then=F("postings__amount")),
-        default=-F("postings__amount"),
-    )
-    opened = (
-        Account.objects.filter(kind=AccountKind.PSP_CLEARING)
-        .annotate(sum=Sum(signed), moved_at=Max("postings__entry__recorded_at"))
-        .filter(~Q(sum=0), moved_at__lte=at - dt.timedelta(seconds=CLEARING_OPEN_SECONDS))
-    )
-    for account in opened.order_by("pk"):
-        yield Finding(
-            "clearing_open", account.subject_id, f"{account.sum} {account.currency} are not matched"
-        )
-
-
-def _balances() -> Iterator[Finding]:
-    """Compare what lies at the provider with what our books say; only when all bookings are matched."""
-    if BalanceTransaction.objects.filter(matched_at__isnull=True).exists():
-        return
-    currency = settings.CURRENCY
-    theirs = sum(gateway.balances(currency=currency))
-    ours = sum(
-        ledger.balance(account=accounts.shared(kind=kind, currency=currency))
-        for kind in (AccountKind.STRIPE_PENDING, AccountKind.STRIPE_AVAILABLE)
-    )
-    if theirs != ours:
-        yield Finding("balance_differs", currency, f"there {theirs}, in our books {ours}")
-
-
 @transaction.atomic
-def _record(findings: Iterable[Finding], *, at: dt.datetime) -> None:
+def _record(found: Iterable[Finding], *, at: dt.datetime) -> None:
     seen = set()
-    for finding in findings:
+    for finding in found:
         seen.add((finding.kind, finding.object_id))
         Difference.objects.update_or_create(
             kind=finding.kind,
@@ -271,10 +145,53 @@ def _aside(object_id: str, at: dt.datetime) -> bool:
     return True
 
 
+def _cleared(object_id: str, at: dt.datetime) -> bool:
+    """Match what can be matched by now, and put what is left of a clearing account aside: nobody's yet."""
+    provider_books.fetch(at=at)
+    for account in Account.objects.filter(kind=AccountKind.PSP_CLEARING, subject_id=object_id):
+        ref = ledger.AccountRef(
+            AccountKind.PSP_CLEARING, account.currency, object_id, account.organization
+        )
+        provider_money.put_aside(account=ref, at=at)
+    return True
+
+
+def _looked_up(intent_id: str, at: dt.datetime) -> bool:
+    """Adopt what a call made after all; whether it made nothing is for a person to say."""
+    return provider.look_up(intent=Intent.objects.get(pk=intent_id), at=at)
+
+
+def _payment(payment_id: str, at: dt.datetime) -> bool:
+    return _reader("payment_intent")(Payment.objects.get(pk=payment_id).provider_id, at)
+
+
+def _transfer(transfer_id: str, at: dt.datetime) -> bool:
+    return _reader("transfer")(Transfer.objects.get(pk=transfer_id).provider_id, at)
+
+
+def _refund(refund_id: str, at: dt.datetime) -> bool:
+    row = CardRefund.objects.filter(pk=refund_id).first()
+    intent = Intent.objects.filter(kind=IntentKind.REFUND, subject_id=refund_id).first()
+    object_id = row.provider_id if row else intent.object_id if intent else ""
+    return bool(object_id) and _reader("refund")(object_id, at)
+
+
+# What is not in a list may be there all the same: then reading it is all that there is to do.
 _ADOPTERS: dict[str, Callable[[str, dt.datetime], bool]] = {
     "payment_without_row": _reader("payment_intent"),
+    "payment_without_object": _payment,
     "payment_differs": _reader("payment_intent"),
     "refund_without_row": _reader("refund"),
+    "refund_without_object": _refund,
+    "refund_differs": _reader("refund"),
     "transfer_without_row": _reader("transfer"),
+    "transfer_without_object": _transfer,
+    "transfer_differs": _reader("transfer"),
+    "dispute_without_row": _reader("dispute"),
+    "dispute_without_object": _reader("dispute"),
+    "dispute_differs": _reader("dispute"),
     "booking_unmatched": _aside,
+    "clearing_open": _cleared,
+    "intent_unknown": _looked_up,
+    "cash_left": _reader("cash_balance"),
 }

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from django.db import transaction
 
-from billing import accounts, disputes, ledger, parking, receivables, runs, steps
+from billing import accounts, chargeable, disputes, ledger, parking, receivables, runs, steps
 from billing.models import Account, Entry, Payment, Refund, RefundTransition
 from billing.provider_states import PaymentStatus
 from billing.states import REFUND_ARROWS, AccountKind, EntryKind, RefundStatus
@@ -180,7 +180,10 @@ def _ways_back(
     taken = reservation.provider_payments.filter(status=PaymentStatus.SUCCEEDED)
     left = owed_minor
     for payment in taken.order_by("-id") if left else ():
-        part = min(left, payment.received_minor - payment.refunded_minor)
+        part = chargeable.rounded_down(
+            amount_minor=min(left, payment.received_minor - payment.refunded_minor),
+            currency=payment.currency,
+        )
         if part:
             yield payment, part
         left -= part

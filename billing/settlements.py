@@ -35,6 +35,7 @@ from billing.amounts import (
 from billing.deliveries import Delivery, delivery_of, is_refunded
 from billing.earnings import Posted, money_rows, posted_so_far, seconds_rows
 from billing.models import Account, Settlement
+from billing.month_movements import filed_at, moment_of_lease
 from billing.states import AccountKind, EntryKind
 from scheduler.models import Lease, Reservation
 from scheduler.states import LEASE_ARROWS, RESERVATION_ARROWS, LeaseStatus, ReservationStatus
@@ -137,7 +138,8 @@ def settle(*, lease_id: str, at: dt.datetime) -> Settlement | None:
         effective_at=lease.closed_at,
         legs=_legs(lease=lease, delivery=delivery, amounts=amounts, before=before, part=part),
     )
-    tax.note(part, reservation=reservation, entry=entry, at=at)
+    moment = moment_of_lease(ends_at=lease.ends_at, closed_at=lease.closed_at)
+    tax.note(part, reservation=reservation, entry=entry, at=filed_at(moment=moment, at=at))
     steps.reached("settlement.posted")
     credit, credit_of_owner = service_credits.post_for_lease(
         lease=lease, delivery=delivery, amounts=amounts, at=lease.closed_at

@@ -227,6 +227,16 @@ def read_transfer(*, transfer_id: str) -> ProviderTransfer:
     return shapes.transfer_of(_made(lambda: _client().v1.transfers.retrieve(transfer_id)))
 
 
+def read_customer(*, customer_id: str) -> ProviderCustomer:
+    return shapes.customer_of(_made(lambda: _client().v1.customers.retrieve(customer_id)))
+
+
+def read_reversal(*, transfer_id: str, reversal_id: str) -> ProviderTransfer:
+    return shapes.transfer_of(
+        _made(lambda: _client().v1.transfers.reversals.retrieve(transfer_id, reversal_id))
+    )
+
+
 def read_account(*, account_id: str) -> ProviderAccount:
     params: Any = {"include": ["configuration.recipient", "requirements"]}
     return shapes.account_of(_made(lambda: _client().v2.core.accounts.retrieve(account_id, params)))
@@ -280,8 +290,14 @@ def find_transfer(
 
 
 def find_reversal(*, transfer_id: str, intent_id: str) -> ProviderTransfer | None:
+    rows = reversals_of(transfer_id=transfer_id)
+    return next((row for row in rows if row.intent_id == intent_id), None)
+
+
+def reversals_of(*, transfer_id: str) -> Iterator[ProviderTransfer]:
+    """Yield what was taken back of a transfer, newest first."""
     rows = _listed(lambda p: _client().v1.transfers.reversals.list(transfer_id, p))
-    return next((r for r in map(shapes.transfer_of, rows) if r.intent_id == intent_id), None)
+    return map(shapes.transfer_of, rows)
 
 
 # --- what the provider tells ----------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Paying collected tax to the tax office: per place and month, at most what is owed, decided by two people.
 
-A month is filed once it is closed for everybody, so that it stays as it was filed. What is owed of it is the
+A month is filed once it is closed, so that it stays as it was filed. What is owed of it is the
 tax of its lines less relief, less what was remitted before and did not come back. A transfer that the bank
 returns is taken back by a reversal, and the month is owed again.
 """
@@ -12,9 +12,9 @@ from django.db import transaction
 from django.db.models import F, QuerySet, Sum
 
 from billing import accounts, ledger
-from billing.invoices import MonthNotOver, month_close
+from billing.invoices import MonthNotOver
 from billing.models import Account, Approval, TaxLine, TaxRemittance
-from billing.month_movements import month_window
+from billing.month_movements import closes_at, month_window
 from billing.states import AccountKind, EntryKind
 from marketplace.core.errors import InvalidValue, NotFound, StateConflict
 from marketplace.core.money import Money
@@ -126,9 +126,9 @@ def require_open(*, subject_id: str, amount: Money, at: dt.datetime) -> Period:
         raise InvalidValue(
             "a place and a month, such as DE:2026-11", pointer="/subject_id"
         ) from None
-    closes_at = month_close.closes_at(ends_at=window.ends_at)
-    if at < closes_at:
-        raise MonthNotOver(f"{month} is filed after {closes_at:%Y-%m-%d %H:%M} UTC.")
+    filed_after = closes_at(ends_at=window.ends_at)
+    if at < filed_after:
+        raise MonthNotOver(f"{month} is filed after {filed_after:%Y-%m-%d %H:%M} UTC.")
     found = period(jurisdiction=jurisdiction, month=month, currency=amount.currency)
     open_minor = max(min(found.open, _open_through(found, ends_at=window.ends_at)), 0)
     if not 0 < amount.amount_minor <= open_minor:

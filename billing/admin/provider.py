@@ -1,9 +1,27 @@
 """Payments, the calls that were made to Stripe, what it told, and where it and the ledger differ."""
 
-from django.contrib import admin
+from collections.abc import Callable
+from typing import Any
 
+from django import forms
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils import timezone
+from unfold.forms import ActionForm
+from unfold.widgets import UnfoldAdminTextInputWidget
+
+from billing import reconcile, unknown_intents
 from billing.admin.shown import Shown, amount_text
-from billing.models import Difference, InboxEvent, Intent, Payment
+from billing.models import (
+    Difference,
+    DisputeCharge,
+    InboxEvent,
+    Intent,
+    Payment,
+    Reversal,
+)
+from marketplace.core.errors import DomainError
 
 
 @admin.register(Payment)
@@ -20,11 +38,70 @@ class PaymentAdmin(Shown):
         return amount_text(minor=payment.amount_minor, currency=payment.currency)
 
 
+def _each(
+    room: Shown, request: HttpRequest, chosen: QuerySet[Any], verb: Callable[[Any], object]
+) -> None:
+    """Run a verb for each chosen row, and say what came of it."""
+    for row in chosen:
+        try:
+            verb(row)
+        except DomainError as refusal:
+            room.message_user(request, f"{row.pk}: {refusal.detail}", messages.ERROR)
+        else:
+            room.message_user(request, f"{row.pk} is done.")
+
+
+class OutcomeForm(ActionForm):  # type: ignore[misc] # unfold has no types
+    """What a person found out about a call: the object that it made, or how it is known that it made none."""
+
+    found = forms.CharField(
+        required=False,
+        max_length=500,
+        label="",
+        widget=UnfoldAdminTextInputWidget(
+            attrs={"placeholder": "The object, or how you know that there is none"}
+        ),
+    )
+
+
 @admin.register(Intent)
 class IntentAdmin(Shown):
     list_display = ["id", "kind", "subject_id", "status", "attempts", "refusal_code", "due_at"]
     list_filter = ["status", "kind", "created_at"]
     search_fields = ["id", "subject_id", "object_id"]
+    action_form = OutcomeForm
+    actions = ["did_not_happen", "is_object"]
+
+    @admin.action(description="Unknown: it did not happen", permissions=["decide"])
+    def did_not_happen(self, request: HttpRequest, chosen: QuerySet[Intent]) -> None:
+        _each(
+            self,
+            request,
+            chosen,
+            lambda row: unknown_intents.did_not_happen(
+                intent_id=row.pk,
+                reason=request.POST.get("found", ""),
+                at=timezone.now(),
+                actor=request.user.get_username(),
+            ),
+        )
+
+    @admin.action(description="Unknown: this object is it", permissions=["decide"])
+    def is_object(self, request: HttpRequest, chosen: QuerySet[Intent]) -> None:
+        _each(
+            self,
+            request,
+            chosen,
+            lambda row: unknown_intents.is_object(
+                intent_id=row.pk,
+                object_id=request.POST.get("found", "").strip(),
+                at=timezone.now(),
+                actor=request.user.get_username(),
+            ),
+        )
+
+    def has_decide_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("billing.change_intent")
 
 
 @admin.register(Difference)
@@ -32,6 +109,21 @@ class DifferenceAdmin(Shown):
     list_display = ["id", "kind", "object_id", "detail", "first_seen_at", "resolved_at"]
     list_filter = ["kind", ("resolved_at", admin.EmptyFieldListFilter)]
     search_fields = ["object_id"]
+    actions = ["adopt"]
+
+    @admin.action(description="Adopt: take over what Stripe says", permissions=["decide"])
+    def adopt(self, request: HttpRequest, chosen: QuerySet[Difference]) -> None:
+        _each(
+            self,
+            request,
+            chosen,
+            lambda row: reconcile.adopt(
+                difference=row, at=timezone.now(), actor=request.user.get_username()
+            ),
+        )
+
+    def has_decide_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("billing.change_difference")
 
 
 @admin.register(InboxEvent)
@@ -39,3 +131,19 @@ class InboxEventAdmin(Shown):
     list_display = ["id", "type", "object_id", "source", "received_at", "outcome", "attempts"]
     list_filter = ["outcome", "source", "type"]
     search_fields = ["id", "object_id"]
+
+
+@admin.register(DisputeCharge)
+class DisputeChargeAdmin(Shown):
+    list_display = ["dispute", "owner", "amount_minor", "drawn_minor", "currency", "charged_at"]
+    list_filter = ["charged_at"]
+    search_fields = ["dispute__id", "owner__name", "approval__id"]
+    list_select_related = ["dispute", "owner"]
+
+
+@admin.register(Reversal)
+class ReversalAdmin(Shown):
+    list_display = ["id", "transfer", "status", "amount_minor", "failure_code", "created_at"]
+    list_filter = ["status", "created_at"]
+    search_fields = ["id", "transfer__id", "transfer__owner__name", "provider_id"]
+    list_select_related = ["transfer"]

@@ -35,5 +35,16 @@ The readings behind a row of a lease are at `/v1/leases/{x_LeaseId}/utilization`
 
 from billing.focus.columns import COLUMNS, Dataset, Version, file_name
 from billing.focus.files import lines
+from billing.focus.manifests import Manifest
+from billing.focus.slots import InSlot, TooManyExports
 
-__all__ = ["COLUMNS", "Dataset", "Version", "file_name", "lines"]
+__all__ = [
+    "COLUMNS",
+    "Dataset",
+    "InSlot",
+    "Manifest",
+    "TooManyExports",
+    "Version",
+    "file_name",
+    "lines",
+]

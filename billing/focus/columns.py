@@ -196,3 +196,23 @@ EVERY_CHARGE_COLUMN = (
 def file_name(*, version: Version, dataset: Dataset, month: str) -> str:
     """Return under which name a file is handed out: it tells what is in it."""
     return f"focus-{version.value}-{dataset.value}-{month}.csv"
+
+
+# By how their names end: the types that FOCUS gives its columns, and ours likewise.
+_TYPES_BY_ENDING = {
+    "decimal": (
+        *("Cost", "UnitPrice", "Quantity", "Percentage", "GpuHours", "KilowattHours"),
+        *("Ratio", "SurgeMultiplier"),
+    ),
+    "datetime": ("PeriodStart", "PeriodEnd", "Created", "LastUpdated", "IssueDate", "DueDate"),
+    "json": ("Tags", "SkuPriceDetails", "ContractApplied", "Applicability", "DetailGrain"),
+    "integer": ("PriceMinor",),
+}
+
+
+def data_type(column: str) -> str:
+    """Return what the cells of a column are: `string`, `decimal`, `integer`, `datetime` or `json`."""
+    for name, endings in _TYPES_BY_ENDING.items():
+        if column.endswith(endings):
+            return name
+    return "string"

@@ -3,7 +3,10 @@
 import csv
 import datetime as dt
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from operator import itemgetter
+from types import MappingProxyType
+from typing import Any
 
 from django.conf import settings
 
@@ -12,6 +15,7 @@ from billing.focus import charges, commitments, invoice_lines, periods, reading
 from billing.focus.columns import COLUMNS, SAME_AS, Dataset, Version
 from billing.focus.facts import NO_DOCUMENTS, Deal, Documents, Fact, Payer
 from billing.focus.frames import Frames, Row
+from billing.models import MonthClose
 from marketplace.core.windows import Window
 from marketplace.models import Organization
 
@@ -33,15 +37,22 @@ def lines(
     """
     columns = COLUMNS[version, dataset]
     window = month_movements.month_window(month=month)
-    payer = _payer(organization, starts_at=window.starts_at, ends_at=window.ends_at)
+    close = MonthClose.objects.filter(organization=organization, month=month).first()
+    names = close.names if close is not None else {}
+    payer = _payer(organization, starts_at=window.starts_at, ends_at=window.ends_at, names=names)
     pages: Iterator[Iterable[Row]]
     match dataset:
         case Dataset.COST_AND_USAGE:
-            pages = _charges(organization=organization, payer=payer)
+            pages = _charges(organization=organization, payer=payer, names=names)
         case Dataset.CONTRACT_COMMITMENT:
             pages = commitments.pages(organization=organization, payer=payer)
         case Dataset.INVOICE_DETAIL:
-            pages = invoice_lines.pages(organization=organization, month=month, payer=payer)
+            pages = invoice_lines.pages(
+                organization=organization,
+                month=month,
+                payer=payer,
+                called=names.get("reservations", {}),
+            )
         case Dataset.BILLING_PERIOD:
             row = periods.row_of(organization=organization, month=month, payer=payer, at=at)
             pages = iter([[row]])
@@ -70,11 +81,18 @@ def charges_of(*, organization: Organization, reservation_ids: Sequence[str]) ->
         yield from page
 
 
-def _payer(organization: Organization, *, starts_at: dt.datetime, ends_at: dt.datetime) -> Payer:
+def _payer(
+    organization: Organization,
+    *,
+    starts_at: dt.datetime,
+    ends_at: dt.datetime,
+    names: Mapping[str, Any] = MappingProxyType({}),
+) -> Payer:
+    """Return whose file it is; of a closed month by the names that were known when it was closed."""
     return Payer(
         account_id=organization.pk,
-        account_name=organization.name,
-        issuer_name=settings.SELLER["name"],
+        account_name=names.get("account", organization.name),
+        issuer_name=names.get("issuer", settings.SELLER["name"]),
         starts_at=starts_at,
         ends_at=ends_at,
     )
@@ -85,13 +103,16 @@ def _charges(
     organization: Organization,
     payer: Payer,
     reservation_ids: Sequence[str] | None = None,
+    names: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[Iterable[Row]]:
+    called = names.get("reservations", {})
     for page in reading.pages(
         organization=organization, payer=payer, reservation_ids=reservation_ids
     ):
         deals = reading.deals(
             reservation_ids={fact.reservation_id for fact in page if fact.reservation_id}
         )
+        deals = {key: replace(deal, **called.get(key, {})) for key, deal in deals.items()}
         documents = reading.documents(
             entry_keys={fact.entry_key for fact in page if fact.entry_key}
         )

@@ -2,7 +2,8 @@
 
 import datetime as dt
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from django.db.models import Q
 
@@ -18,8 +19,13 @@ ROWS_PER_PAGE = 1_000  # lines; each is a row or two
 _DAY = dt.timedelta(days=1)
 
 
-def pages(*, organization: Organization, month: str, payer: Payer) -> Iterator[list[Row]]:
-    """Yield the lines of the documents of a month: of those that close it, and of others issued in it."""
+def pages(
+    *, organization: Organization, month: str, payer: Payer, called: Mapping[str, Mapping[str, Any]]
+) -> Iterator[list[Row]]:
+    """Yield the lines of the documents of a month: of those that close it, and of others issued in it.
+
+    `called` has what reservations were called when the month was closed.
+    """
     issued = Q(
         invoice__period="",
         invoice__issued_at__gte=payer.starts_at,
@@ -34,11 +40,13 @@ def pages(*, organization: Organization, month: str, payer: Payer) -> Iterator[l
     )
     last = ""
     while page := list(lines.filter(pk__gt=last)[:ROWS_PER_PAGE]):
-        yield [row for line in page for row in rows_of(line, payer=payer)]
+        yield [row for line in page for row in rows_of(line, payer=payer, called=called)]
         last = page[-1].pk
 
 
-def rows_of(line: InvoiceLine, *, payer: Payer) -> list[Row]:
+def rows_of(
+    line: InvoiceLine, *, payer: Payer, called: Mapping[str, Mapping[str, Any]]
+) -> list[Row]:
     """Return a line without its tax, then its tax where there is any; a credit note's are negative."""
     invoice = line.invoice
     sign = -1 if invoice.kind == InvoiceKind.CREDIT_NOTE else 1
@@ -52,7 +60,7 @@ def rows_of(line: InvoiceLine, *, payer: Payer) -> list[Row]:
         "ChargeCategory": "Purchase",
         "InvoiceDetailCreated": issued_at,
         "InvoiceDetailDescription": as_text(line.description),
-        "InvoiceDetailGrain": _grain(line),
+        "InvoiceDetailGrain": _grain(line, called=called),
         "InvoiceDetailId": line.pk,
         "InvoiceDetailLastUpdated": issued_at,
         "InvoiceId": invoice.number,
@@ -79,14 +87,15 @@ def rows_of(line: InvoiceLine, *, payer: Payer) -> list[Row]:
     return [row, tax]
 
 
-def _grain(line: InvoiceLine) -> str:
+def _grain(line: InvoiceLine, *, called: Mapping[str, Mapping[str, Any]]) -> str:
     """Return by what the charges of a line can be found in Cost and Usage."""
     reservation = line.reservation
     if reservation is None:
         return ""
     grain = {"RegionId": reservation.region, "x_ReservationId": reservation.pk}
-    if reservation.project:
-        grain["SubAccountId"] = as_text(reservation.project)
+    project = called.get(reservation.pk, {}).get("project", reservation.project)
+    if project:
+        grain["SubAccountId"] = as_text(project)
     return json.dumps(grain, sort_keys=True, ensure_ascii=False)
 
 

@@ -16,8 +16,16 @@ from django.db import connection
 from billing import list_prices
 from billing.focus.facts import Deal, Documents, Fact, Payer, Place
 from billing.models import Entry, InvoiceLine
-from billing.month_movements import MOMENT
+from billing.month_movements import (
+    ENTRY_IS_IN_TIME,
+    ENTRY_IS_LATE,
+    HOUR_IS_IN_TIME,
+    HOUR_IS_LATE,
+    MOMENT,
+    cutoffs,
+)
 from billing.states import GPU_SECONDS, AccountKind, EntryKind
+from marketplace.core.windows import Window
 from marketplace.models import Organization
 from scheduler.models import Reservation
 
@@ -81,6 +89,30 @@ def _gained(condition: str) -> str:
     return f"coalesce(sum({_SIGNED}) FILTER (WHERE {condition}), 0)::bigint"
 
 
+# An hour is closed before its lease is settled: others cannot be late.
+_NOT_SETTLED_THEN = """
+    LEFT JOIN billing_settlement s ON s.lease_id = l.id AND s.settled_at < %(opened_by)s::timestamptz
+"""
+
+
+def _hours(join: str, condition: str) -> str:
+    """Return the query for the hours of a month, or for what came too late for the one before."""
+    only_unsettled = "AND s.id IS NULL" if join else ""
+    return f"""
+    SELECT r.id AS reservation_id, l.id AS lease_id, h.entry_id, 'earning' AS kind, r.currency,
+        h.ends_at AS effective_at, h.starts_at, h.ends_at,
+        0::bigint, -h.earned_minor, 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint,
+        h.gpu_seconds_delivered, h.gpu_seconds_busy, h.gpu_seconds_metered, h.gpu_seconds_measured,
+        h.gpu_seconds_attached, h.energy_millijoules, h.worth_micros::bigint,
+        0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint, ''
+    FROM scheduler_reservation r JOIN scheduler_lease l ON l.reservation_id = r.id {join}
+    JOIN billing_earnedhour h ON h.lease_id = l.id
+    WHERE r.organization_id = %(organization)s AND h.entry_id IS NOT NULL {only_unsettled}
+        AND (%(only)s::text[] IS NULL OR r.id = ANY(%(only)s)) AND l.starts_at < %(ends_at)s
+        AND h.starts_at < %(ends_at)s AND {condition} AND {HOUR_IS_IN_TIME}
+    """  # noqa: S608 - constants of this file
+
+
 _FACTS = f"""
     WITH found AS ({_ENTRIES}),
     entries AS (
@@ -89,17 +121,9 @@ _FACTS = f"""
         SELECT v.id, f.reservation_id, f.lease_id
         FROM found f JOIN billing_entry v ON v.reverses_id = f.entry_id
     )
-    SELECT r.id AS reservation_id, l.id AS lease_id, h.entry_id, 'earning' AS kind, r.currency,
-        h.ends_at AS effective_at, h.starts_at, h.ends_at,
-        0::bigint, -h.earned_minor, 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint,
-        h.gpu_seconds_delivered, h.gpu_seconds_busy, h.gpu_seconds_metered, h.gpu_seconds_measured,
-        h.gpu_seconds_attached, h.energy_millijoules, h.worth_micros::bigint,
-        0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint, ''
-    FROM scheduler_reservation r JOIN scheduler_lease l ON l.reservation_id = r.id
-    JOIN billing_earnedhour h ON h.lease_id = l.id
-    WHERE r.organization_id = %(organization)s AND h.entry_id IS NOT NULL
-        AND (%(only)s::text[] IS NULL OR r.id = ANY(%(only)s)) AND l.starts_at < %(ends_at)s
-        AND h.starts_at >= %(starts_at)s AND h.starts_at < %(ends_at)s
+    {_hours("", "h.starts_at >= %(starts_at)s")}
+    UNION ALL
+    {_hours(_NOT_SETTLED_THEN, f"h.starts_at < %(starts_at)s AND {HOUR_IS_LATE}")}
     UNION ALL
     SELECT f.reservation_id, f.lease_id, e.id, e.kind, legs.currency, e.effective_at,
         CASE
@@ -146,8 +170,8 @@ _FACTS = f"""
         FROM billing_earnedhour x WHERE x.lease_id = s.lease_id
     ) hours ON s.id IS NOT NULL
     WHERE (%(only)s::text[] IS NULL OR f.reservation_id = ANY(%(only)s))
-        AND e.effective_at >= %(starts_at)s AND legs.currency IS NOT NULL
-        AND {MOMENT} >= %(starts_at)s AND {MOMENT} < %(ends_at)s
+        AND (e.effective_at >= %(starts_at)s OR {ENTRY_IS_LATE}) AND legs.currency IS NOT NULL
+        AND {MOMENT} < %(ends_at)s AND ({MOMENT} >= %(starts_at)s OR {ENTRY_IS_LATE}) AND {ENTRY_IS_IN_TIME}
 """  # noqa: S608 - constants of this file and of the bill of a month
 
 
@@ -168,6 +192,7 @@ def pages(
                 "organization": organization.pk,
                 "starts_at": payer.starts_at,
                 "ends_at": payer.ends_at,
+                **cutoffs(organization=organization, window=Window(payer.starts_at, payer.ends_at)),
                 "only": None if reservation_ids is None else list(reservation_ids),
                 "seconds": GPU_SECONDS,
                 "purses": [kind.value for kind in _PURSES],

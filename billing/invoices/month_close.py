@@ -19,10 +19,12 @@ from billing.invoices.credit_notes import credit, credit_on_account
 from billing.invoices.issuing import LINES_MAX, LineDraft, issue
 from billing.invoices.movements import Movement
 from billing.models import Account, Entry, Invoice, MonthClose
-from billing.month_movements import month_window
+from billing.month_movements import closes_at, in_month, month_window
 from billing.states import AccountKind
 from marketplace.core.errors import StateConflict
+from marketplace.core.windows import Window
 from marketplace.models import Organization
+from scheduler.models import Reservation
 
 logger = logging.getLogger(__name__)
 
@@ -88,14 +90,29 @@ def issue_month(*, organization: Organization, month: str, at: dt.datetime) -> l
     steps.reached("month.invoiced")
     notes = credit(organization=tenant, returns=found.returns, at=at, period=month)
     steps.reached("month.credited")
-    MonthClose.objects.create(organization=tenant, month=month, closed_at=at)
+    names = _names(tenant, window=window)
+    MonthClose.objects.create(organization=tenant, month=month, closed_at=at, names=names)
     steps.reached("month.closed")
     return [*invoices, *notes]
 
 
-def closes_at(*, ends_at: dt.datetime) -> dt.datetime:
-    """Return when the documents of a month that ends at an instant are issued."""
-    return ends_at + dt.timedelta(seconds=settings.MONTH_CLOSE_DELAY_SECONDS)
+def _names(organization: Organization, *, window: Window) -> dict[str, object]:
+    """Return what the account and each reservation of a month are called as it is closed."""
+    moved = in_month(organization=organization, window=window, currency=settings.CURRENCY)
+    rows = Reservation.objects.filter(pk__in=moved).select_related("gpu_model")
+    return {
+        "account": organization.name,
+        "issuer": settings.SELLER["name"],
+        "reservations": {
+            row.pk: {
+                "name": row.name,
+                "project": row.project,
+                "tags": row.tags,
+                "gpu_model_name": row.gpu_model.name,
+            }
+            for row in rows
+        },
+    }
 
 
 def _documents(charges: list[Movement]) -> Iterator[tuple[str, list[LineDraft]]]:

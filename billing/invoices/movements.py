@@ -14,6 +14,7 @@ from django.db import connection
 from billing import tax
 from billing.invoices.wording import charge_of, return_of
 from billing.models import Correction, Settlement, TaxLine
+from billing.month_movements import MOMENT
 from billing.states import EntryKind
 from marketplace.core.windows import Window
 from marketplace.models import Organization
@@ -29,38 +30,39 @@ KINDS = (
     EntryKind.REFUND,
     EntryKind.INVOICE_VOID,
 )
-_UNTOLD = """
+_UNTOLD = f"""
     WITH subjects AS (
-        SELECT r.id AS subject_id, r.id AS reservation_id FROM scheduler_reservation r
+        SELECT r.id, r.id AS reservation_id, NULL::timestamptz AS ends_at
+        FROM scheduler_reservation r
         WHERE r.organization_id = %(organization)s
         UNION ALL
-        SELECT l.id, l.reservation_id FROM scheduler_lease l
+        SELECT l.id, l.reservation_id, l.ends_at FROM scheduler_lease l
         JOIN scheduler_reservation r ON r.id = l.reservation_id
         WHERE r.organization_id = %(organization)s
         UNION ALL
-        SELECT c.id, c.reservation_id FROM scheduler_change c
+        SELECT c.id, c.reservation_id, NULL FROM scheduler_change c
         JOIN scheduler_reservation r ON r.id = c.reservation_id
         WHERE r.organization_id = %(organization)s
         UNION ALL
-        SELECT i.id, l.reservation_id FROM billing_invoice i
+        SELECT i.id, l.reservation_id, NULL FROM billing_invoice i
         JOIN billing_invoiceline l ON l.invoice_id = i.id
         WHERE i.organization_id = %(organization)s AND i.due_at IS NOT NULL
     )
-    SELECT e.id, e.kind, e.idempotency_key, e.subject_id, s.reservation_id, e.effective_at,
+    SELECT e.id, e.kind, e.idempotency_key, e.subject_id, l.reservation_id, e.effective_at,
         coalesce(sum(CASE p.side WHEN 'credit' THEN p.amount ELSE -p.amount END)
             FILTER (WHERE a.kind = 'deferred'), 0) AS deferred,
         coalesce(sum(p.amount) FILTER (WHERE a.kind = 'u_bought' AND p.side = 'credit'), 0) AS bought,
         coalesce(sum(p.amount) FILTER (
             WHERE a.kind IN ('u_undelivered', 'u_released') AND p.side = 'debit'), 0) AS given_back,
         coalesce(bool_or(a.kind = 'receivable' AND p.side = 'debit'), false) AS is_on_account
-    FROM subjects s
-    JOIN billing_entry e ON e.subject_id = s.subject_id AND e.kind = ANY(%(kinds)s)
+    FROM subjects l
+    JOIN billing_entry e ON e.subject_id = l.id AND e.kind = ANY(%(kinds)s)
     JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
-    WHERE e.effective_at < %(before)s
+    WHERE {MOMENT} < %(before)s
         AND NOT EXISTS (SELECT FROM billing_invoiceline l WHERE l.entry_key = e.idempotency_key)
-    GROUP BY e.id, s.reservation_id
+    GROUP BY e.id, l.reservation_id
     ORDER BY e.effective_at, e.id
-"""
+"""  # noqa: S608 - constants of this file and of the bill of a month
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0022_remit_taxes"),
+        ("billing", "0022_remit_taxes_and_keep_names"),
         ("marketplace", "0006_webhooks"),
         ("scheduler", "0021_held_payments"),
     ]

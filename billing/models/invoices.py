@@ -210,6 +210,10 @@ class MonthClose(models.Model):
     recorded_at = models.DateTimeField(
         db_default=models.functions.Now(), db_comment="database clock"
     )
+    names = models.JSONField(
+        default=dict,
+        db_comment="what the month's exports call things: later names are of later months",
+    )
 
     class Meta:
         constraints: ClassVar = [

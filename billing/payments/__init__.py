@@ -7,8 +7,6 @@ bought from there in the same transaction; so what can no longer be bought is th
 """
 
 from billing.payments.asking import (
-    AMOUNT_MINOR_MAX,
-    AMOUNT_MINOR_MIN,
     NoSavedCard,
     Wishes,
     capture_due,
@@ -26,8 +24,6 @@ from billing.payments.learning import apply, declined_at_once, pay_invoices_due,
 from billing.payments.moves import OPEN_STATUSES, clearing, page_url
 
 __all__ = [
-    "AMOUNT_MINOR_MAX",
-    "AMOUNT_MINOR_MIN",
     "OPEN_STATUSES",
     "NoSavedCard",
     "Wishes",

@@ -7,7 +7,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Q, QuerySet
 
-from billing import intents, parking, purchases, runs, tax
+from billing import chargeable, intents, parking, purchases, runs, tax
 from billing.models import Deposit, Intent, Payer, Payment
 from billing.payments import moves
 from billing.provider_states import (
@@ -24,9 +24,6 @@ from scheduler import reservations
 from scheduler.models import ExtensionHold, Reservation
 from scheduler.states import ReservationReason, ReservationStatus
 
-# The provider takes no less than about half a dollar or euro, and no more than this at once.
-AMOUNT_MINOR_MIN = 50
-AMOUNT_MINOR_MAX = 99_999_999
 # How long a top-up waits for its tenant: somebody who left a page open over night may still pay.
 TOP_UP_WINDOW_SECONDS = {
     PaymentMeans.CARD: 24 * 3600,
@@ -127,7 +124,10 @@ def open_for_reservation(*, reservation: Reservation, wishes: Wishes, at: dt.dat
         organization=reservation.organization,
         purpose=PaymentPurpose.DEPOSIT if in_two_parts else PaymentPurpose.RESERVATION,
         reservation=reservation,
-        amount_minor=purchases.due_now_with_tax(reservation=reservation),
+        amount_minor=chargeable.rounded_up(
+            amount_minor=purchases.due_now_with_tax(reservation=reservation),
+            currency=reservation.currency,
+        ),
         currency=reservation.currency,
         is_held=wishes.means == PaymentMeans.CARD
         and reservation.tier in HELD_TIERS
@@ -167,8 +167,10 @@ def open_for_added_hours(*, held: ExtensionHold, wishes: Wishes, at: dt.datetime
     """
     reservation, net_minor = held.reservation, held.quote.charge_minor
     taxed = tax.preview(reservation=reservation, charged=net_minor)
-    amount_minor = net_minor + taxed.charged
-    _require_takeable(amount_minor, pointer="/quote_id")
+    amount_minor = chargeable.rounded_up(
+        amount_minor=net_minor + taxed.charged, currency=reservation.currency
+    )
+    _require_takeable(Money(amount_minor, reservation.currency), pointer="/quote_id")
     payment = Payment(
         organization=reservation.organization,
         purpose=PaymentPurpose.ADDED_HOURS,
@@ -292,7 +294,7 @@ def _open_for_wallet(
     wishes: Wishes,
     at: dt.datetime,
 ) -> Payment:
-    _require_takeable(amount.amount_minor, pointer="/amount/amount_minor")
+    _require_takeable(amount, pointer="/amount/amount_minor")
     payment = Payment(
         organization=organization,
         purpose=purpose,
@@ -304,14 +306,18 @@ def _open_for_wallet(
     return _open(payment, wishes=wishes, at=at)
 
 
-def _require_takeable(amount_minor: int, *, pointer: str) -> None:
+def _require_takeable(amount: Money, *, pointer: str) -> None:
     """Refuse an amount that the provider does not take.
 
     :raises InvalidValue: then.
     """
-    if not AMOUNT_MINOR_MIN <= amount_minor <= AMOUNT_MINOR_MAX:
+    currency = amount.currency
+    if not chargeable.is_taken(amount_minor=amount.amount_minor, currency=currency):
+        step = chargeable.step(currency)
         raise InvalidValue(
-            f"from {AMOUNT_MINOR_MIN} to {AMOUNT_MINOR_MAX} minor units", pointer=pointer
+            f"from {chargeable.least(currency)} to {chargeable.MOST_MINOR} minor units"
+            + (f", in steps of {step}" if step > 1 else ""),
+            pointer=pointer,
         )
 
 

@@ -127,6 +127,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "idempotency_key_reused": 422,
     "idempotency_in_flight": 409,
     "rate_limited": 429,
+    "too_many_exports": 429,
     "internal_error": 500,
     "service_unavailable": 503,
     # who may

@@ -1,18 +1,22 @@
-"""`GET /v1/exports/focus`: a month as FinOps tools read it, as rows of CSV."""
+"""`GET /v1/exports/focus`: a month as FinOps tools read it, as rows of CSV, and what each file is."""
 
 import datetime as dt
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from django.http import HttpResponseBase, StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
+from rest_framework import serializers
 from rest_framework.request import Request
+from rest_framework.response import Response
 
 from billing import focus, month_movements
-from billing.focus import Dataset, Version
-from marketplace.api.fields import ChoiceField, StrictSerializer, TextField
+from billing.focus import Dataset, Version, manifests
+from marketplace.api.fields import ChoiceField, InstantField, StrictSerializer, TextField
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView
 from marketplace.core.errors import InvalidValue
+from marketplace.models import Organization
 from marketplace.states import Scope
 
 _MONTH_LENGTH = 7  # YYYY-MM
@@ -46,30 +50,102 @@ class FocusExportView(ApiView):
         responses={},
         files={(200, "text/csv"): OpenApiTypes.STR},
         query=FocusQuery,
-        refusals=("invalid_value",),
+        refusals=("invalid_value", "too_many_exports"),
         operation_id="export_focus",
     )
     def get(self, request: Request) -> HttpResponseBase:
-        month, version = self.query["month"], Version(self.query["version"])
-        dataset = Dataset(self.query["dataset"])
-        _require_begun(month, at=self.now)
-        if (version, dataset) not in focus.COLUMNS:
-            raise InvalidValue(
-                f"FOCUS {version.value} has no {dataset.value}: ask for version 1.4",
-                pointer="/dataset",
-            )
+        month, version, dataset = _file_of(self.query, at=self.now)
         name = focus.file_name(version=version, dataset=dataset, month=month)
         return StreamingHttpResponse(
-            focus.lines(
-                organization=self.organization,
-                month=month,
-                version=version,
-                dataset=dataset,
-                at=self.now,
-            ),
+            _lines(self.organization, month, version, dataset, at=self.now),
             content_type="text/csv; charset=utf-8",
             headers={"Content-Disposition": f'attachment; filename="{name}"'},
         )
+
+
+class ColumnSerializer(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    data_type = serializers.CharField(
+        help_text="`string`, `decimal`, `integer`, `datetime` or `json`"
+    )
+
+
+class ManifestSerializer(serializers.Serializer[Any]):
+    """One file without its rows: fetch the export of the same month, version and dataset to get them."""
+
+    month = serializers.CharField()
+    version = serializers.CharField()
+    dataset = serializers.CharField()
+    file_name = serializers.CharField()
+    rows = serializers.IntegerField(help_text="without the header")
+    size_bytes = serializers.IntegerField()
+    sha256 = serializers.CharField(help_text="of the bytes of the file, in lower-case hexadecimal")
+    delivery = serializers.CharField(
+        help_text="`overwrite`: a later file takes this one's place. `append`: this one stays, and what is "
+        "found later is in the files of later months"
+    )
+    closed_at = InstantField(
+        allow_null=True, help_text="when the month was closed; null while it is open"
+    )
+    is_final = serializers.BooleanField(help_text="neither the rows nor the digest change any more")
+    columns = ColumnSerializer(many=True)
+
+
+class FocusManifestView(ApiView):
+    scopes: ClassVar = {"GET": Scope.BILLING_READ}
+    queries: ClassVar = {"GET": FocusQuery}
+
+    @operation(
+        summary="What a FOCUS file of a month is: rows, digest, columns",
+        description="Says of a file of `GET /v1/exports/focus` how many rows it has, its SHA-256 and size, "
+        "the type of each column, and how to take it in. It reads the whole file, and counts as an export "
+        "while it does. Contract commitments are told as they stand, and always overwritten.",
+        responses={200: ManifestSerializer},
+        query=FocusQuery,
+        refusals=("invalid_value", "too_many_exports"),
+        operation_id="get_focus_manifest",
+    )
+    def get(self, request: Request) -> Response:
+        month, version, dataset = _file_of(self.query, at=self.now)
+        found = manifests.of(
+            organization=self.organization,
+            month=month,
+            version=version,
+            dataset=dataset,
+            lines=_lines(self.organization, month, version, dataset, at=self.now),
+            at=self.now,
+        )
+        return Response(ManifestSerializer(found).data)
+
+
+def _lines(
+    organization: Organization, month: str, version: Version, dataset: Dataset, *, at: dt.datetime
+) -> focus.InSlot:
+    """Return the lines of a file, which hold one of the organization's slots.
+
+    :raises TooManyExports: where no slot is free.
+    """
+    return focus.InSlot(
+        focus.lines(
+            organization=organization, month=month, version=version, dataset=dataset, at=at
+        ),
+        organization=organization,
+    )
+
+
+def _file_of(query: Mapping[str, Any], *, at: dt.datetime) -> tuple[str, Version, Dataset]:
+    """Return which file of which month is asked for.
+
+    :raises InvalidValue: when there is no such file.
+    """
+    month, version, dataset = query["month"], Version(query["version"]), Dataset(query["dataset"])
+    _require_begun(month, at=at)
+    if (version, dataset) not in focus.COLUMNS:
+        raise InvalidValue(
+            f"FOCUS {version.value} has no {dataset.value}: ask for version 1.4",
+            pointer="/dataset",
+        )
+    return month, version, dataset
 
 
 def _require_begun(month: str, *, at: dt.datetime) -> None:

@@ -9,9 +9,9 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import credit, invoice_payments, payment_methods, payments, provider
+from billing import chargeable, credit, invoice_payments, payment_methods, payments, provider
 from billing.models import CreditSale, Payment
-from billing.payments import AMOUNT_MINOR_MAX, Wishes
+from billing.payments import Wishes
 from billing.provider_states import PaymentMeans, PaymentPurpose, PaymentStatus
 from marketplace.api.fields import (
     ChoiceField,
@@ -41,7 +41,7 @@ _MEANS = (PaymentMethod.WALLET, PaymentMethod.CARD, PaymentMethod.BANK_TRANSFER)
 class PartSerializer(StrictSerializer):
     """A part of an invoice, in integer minor units."""
 
-    amount_minor = WholeNumberField(min_value=1, max_value=AMOUNT_MINOR_MAX)
+    amount_minor = WholeNumberField(min_value=1, max_value=chargeable.MOST_MINOR)
     currency = TextField(max_length=3, form=r"[a-z]{3}")
 
 

@@ -3,6 +3,7 @@
 Counts alone: no organization, no name, no price. The counters of requests live in one web process.
 """
 
+import datetime as dt
 from collections.abc import Iterator
 
 from django.db import DatabaseError
@@ -14,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from agents import alarms
 from agents.models import Gpu, Node
-from billing import silences
+from billing import silences, watch
 from billing.models import Settlement
 from scheduler.models import Lease, Reservation
 from scheduler.states import LEASE_ARROWS, LeaseStatus, ReservationStatus
@@ -113,6 +114,29 @@ class MarketCollector(Collector):
             waited = (now - due["at"]).total_seconds() if due["at"] else 0.0
             late.add_metric([what], max(waited, 0.0))
         yield late
+        yield from _books(at=now)
+
+
+def _books(*, at: dt.datetime) -> Iterator[Metric]:
+    """Yield what waits for a person in the books, by kind: how many, for how long, and how long it may."""
+    for name, what, rows in (
+        ("differences", "Open differences between the provider and the ledger", watch.differences),
+        ("waiting", "What only a person can end: parked, unknown or not cleared", watch.people),
+    ):
+        families = [
+            GaugeMetricFamily(f"headroom_books_{name}{suffix}", f"{what}: {told}", labels=["kind"])
+            for suffix, told in (
+                ("", "how many"),
+                ("_oldest_seconds", "how long the oldest has waited"),
+                ("_limit_seconds", "after how long somebody is to be called"),
+            )
+        ]
+        for row in rows(at=at):
+            for family, value in zip(
+                families, (row.count, row.oldest_seconds, row.limit_seconds), strict=True
+            ):
+                family.add_metric([row.kind], value)
+        yield from families
 
 
 REGISTRY.register(MarketCollector())

@@ -3,15 +3,16 @@
 from http import HTTPStatus
 from typing import Any, ClassVar
 
+from django.conf import settings
 from django.http import HttpResponse
 from drf_spectacular.utils import OpenApiExample, extend_schema_field, extend_schema_serializer
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import payment_methods, payments, provider
+from billing import chargeable, payment_methods, payments, provider
 from billing.models import Payment
-from billing.payments import AMOUNT_MINOR_MAX, AMOUNT_MINOR_MIN, Wishes
+from billing.payments import Wishes
 from billing.provider_states import PaymentMeans, PaymentPurpose, PaymentStatus
 from marketplace.api.fields import (
     ChoiceField,
@@ -39,7 +40,9 @@ from marketplace.states import Scope
 class AmountSerializer(StrictSerializer):
     """How much, in integer minor units."""
 
-    amount_minor = WholeNumberField(min_value=AMOUNT_MINOR_MIN, max_value=AMOUNT_MINOR_MAX)
+    amount_minor = WholeNumberField(
+        min_value=chargeable.least(settings.CURRENCY), max_value=chargeable.MOST_MINOR
+    )
     currency = TextField(max_length=3, form=r"[a-z]{3}")
 
 

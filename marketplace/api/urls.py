@@ -116,6 +116,7 @@ urlpatterns = [
     path("project-freezes", budgets.FreezesView.as_view()),
     path("project-freezes/<str:freeze_id>", budgets.FreezeView.as_view()),
     path("exports/focus", exports.FocusExportView.as_view()),
+    path("exports/focus/manifest", exports.FocusManifestView.as_view()),
     path("limits", limits.LimitsView.as_view()),
     path("credit", invoice_payments.CreditView.as_view()),
     path("invoices/<str:invoice_id>/payments", invoice_payments.InvoicePaymentsView.as_view()),

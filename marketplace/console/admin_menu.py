@@ -96,6 +96,8 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Calls", "billing.Intent", "outbox"),
             ("Inbox", "billing.InboxEvent", "inbox"),
             ("Differences", "billing.Difference", "difference"),
+            ("Reversals", "billing.Reversal", "undo"),
+            ("Disputes that owners bear", "billing.DisputeCharge", "gavel"),
         ),
     ),
     (

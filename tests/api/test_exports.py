@@ -1,19 +1,26 @@
 """The FOCUS files over HTTP: whose, of which month, in which form."""
 
 import csv
+import datetime as dt
+import hashlib
 import io
+from collections.abc import Iterator
 from decimal import Decimal
+from typing import Any
 
+import psycopg
 import pytest
+import time_machine
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from billing import focus, wallet
-from billing.focus import Dataset, Version, reading
+from billing import focus, invoices, settlements, wallet
+from billing.focus import Dataset, Version, reading, slots
 from marketplace.core.money import Money
 from marketplace.models import Organization
 from marketplace.states import Scope
+from scheduler.states import ReservationStatus
 from tests.billing import factories as books
 from tests.billing.focus import world
 from tests.conftest import ApiClient
@@ -22,6 +29,7 @@ from tests.factories import a_key, an_organization
 pytestmark = pytest.mark.django_db
 
 PATH = "/v1/exports/focus"
+MANIFEST = f"{PATH}/manifest"
 FILES = sorted((version.value, dataset.value) for version, dataset in focus.COLUMNS)
 
 
@@ -144,6 +152,123 @@ class TestRefusals:
 
     def test_meet_a_caller_without_a_key(self, anybody: ApiClient) -> None:
         assert anybody.get(PATH, month="2026-11").code == "api_key_required"
+
+
+class TestManifest:
+    def test_says_what_the_file_is(self, organization: Organization, api: ApiClient) -> None:
+        books.reservation(buyer=books_of(organization))
+        for version, dataset in FILES:
+            if dataset == Dataset.BILLING_PERIOD:
+                continue  # of an open month it says when it was read
+            query = {"month": "2026-11", "version": version, "dataset": dataset}
+            content = download(organization, **query).getvalue()
+            found = api.get(MANIFEST, **query).json
+            assert found["sha256"] == hashlib.sha256(content).hexdigest()
+            assert found["size_bytes"] == len(content)
+            assert found["rows"] == len(content.splitlines()) - 1
+            assert found["file_name"] == f"focus-{version}-{dataset}-2026-11.csv"
+            assert (found["delivery"], found["closed_at"], found["is_final"]) == (
+                "overwrite",
+                None,
+                False,
+            )
+            names = [column["name"] for column in found["columns"]]
+            assert names == list(focus.COLUMNS[Version(version), Dataset(dataset)])
+
+    def test_of_a_closed_month_stays_whatever_happens_later(
+        self, organization: Organization, api: ApiClient
+    ) -> None:
+        reservation = books.reservation(
+            buyer=books_of(organization), status=ReservationStatus.COMPLETED
+        )
+        closed_at = dt.datetime(2026, 12, 2, tzinfo=dt.UTC)
+        invoices.issue_month(organization=organization, month="2026-11", at=closed_at)
+        kept = [each for each in FILES if each[1] != Dataset.CONTRACT_COMMITMENT]
+
+        def manifests() -> list[Any]:
+            return [
+                api.get(MANIFEST, month="2026-11", version=version, dataset=dataset).json
+                for version, dataset in kept
+            ]
+
+        before = manifests()
+        assert {each["delivery"] for each in before} == {"append"}
+        assert {each["closed_at"] for each in before} == {"2026-12-02T00:00:00Z"}
+        lease = books.lease(of=reservation, returned_after_seconds=1800)
+        settlements.settle(lease_id=lease.pk, at=closed_at + dt.timedelta(hours=1))
+        type(reservation).objects.update(name="renamed", project="moved", tags={"a": "b"})
+        Organization.objects.filter(pk=organization.pk).update(name="Adaline GmbH")
+        assert [each["sha256"] for each in manifests()] == [each["sha256"] for each in before]
+        commitments = api.get(MANIFEST, month="2026-11", dataset="contract_commitment").json
+        assert (commitments["delivery"], commitments["is_final"]) == ("overwrite", False)
+
+    def test_is_final_an_hour_after_the_close(
+        self, organization: Organization, api: ApiClient
+    ) -> None:
+        books.reservation(buyer=books_of(organization))
+        closed_at = dt.datetime(2026, 12, 2, tzinfo=dt.UTC)
+        invoices.issue_month(organization=organization, month="2026-11", at=closed_at)
+        for minutes, is_final in ((59, False), (60, True)):
+            with time_machine.travel(closed_at + dt.timedelta(minutes=minutes), tick=False):
+                assert api.get(MANIFEST, month="2026-11").json["is_final"] is is_final
+
+    def test_names_the_type_of_each_column(self, api: ApiClient) -> None:
+        found = api.get(MANIFEST, month="2026-11").json["columns"]
+        types = {column["name"]: column["data_type"] for column in found}
+        assert types["BilledCost"] == types["x_BusyGpuHours"] == "decimal"
+        assert types["ChargePeriodStart"] == types["BillingPeriodEnd"] == "datetime"
+        assert types["Tags"] == types["ContractApplied"] == "json"
+        assert types["InvoiceId"] == types["x_LeaseId"] == "string"
+
+    def test_refuses_what_the_export_refuses(self, api: ApiClient) -> None:
+        answer = api.get(MANIFEST, month="2026-11", version="1.2", dataset="invoice_detail")
+        assert (answer.status, answer.json["errors"][0]["pointer"]) == (422, "/dataset")
+
+
+class TestSlots:
+    @pytest.fixture
+    def others(self) -> Iterator[psycopg.Connection[Any]]:
+        """Return a session of the database that reads exports beside the one of the test."""
+        with psycopg.connect(**connection.get_connection_params(), autocommit=True) as session:
+            yield session
+
+    def take(
+        self, session: psycopg.Connection[Any], organization: Organization, *, slots: int
+    ) -> None:
+        for number in range(slots):
+            session.execute(
+                "SELECT pg_advisory_lock(hashtextextended(%s, 0))",
+                [f"export:{organization.pk}:{number}"],
+            )
+
+    def test_are_so_many_and_no_more(
+        self, organization: Organization, api: ApiClient, others: psycopg.Connection[Any]
+    ) -> None:
+        self.take(others, organization, slots=slots.EXPORTS_AT_ONCE_MAX - 1)
+        assert download(organization).getvalue()
+        self.take(others, organization, slots=slots.EXPORTS_AT_ONCE_MAX)
+        for path in (PATH, MANIFEST):
+            answer = api.get(path, month="2026-11")
+            assert (answer.status, answer.code) == (429, "too_many_exports")
+            assert answer.headers["Retry-After"] == str(slots.RETRY_AFTER_SECONDS)
+        assert download(an_organization()).getvalue()
+
+    @pytest.mark.parametrize("read", ["to its end", "not at all", "in part"])
+    def test_are_given_back_when_a_file_is_read_or_its_reader_goes(
+        self, organization: Organization, others: psycopg.Connection[Any], read: str
+    ) -> None:
+        answer = download(organization)
+        if read == "to its end":
+            assert answer.getvalue()
+        elif read == "in part":
+            next(iter(answer.streaming_content))
+        answer.close()
+        for number in range(slots.EXPORTS_AT_ONCE_MAX):
+            name = f"export:{organization.pk}:{number}"
+            row = others.execute(
+                "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [name]
+            ).fetchone()
+            assert row == (True,)
 
 
 def test_a_stranger_sees_the_same_as_somebody_without_business() -> None:

@@ -64,6 +64,9 @@ class TestMetrics:
         assert 'route="unmatched",status="404"' in text
         assert 'headroom_gpus{state="healthy"} 3.0' in text
         assert "headroom_database_up 1.0" in text
+        assert 'headroom_books_differences{kind="intent_unknown"} 0.0' in text
+        assert 'headroom_books_differences_limit_seconds{kind="clearing_open"} 3600.0' in text
+        assert 'headroom_books_waiting_oldest_seconds{kind="parked_organization"} 0.0' in text
 
     def test_are_served_without_the_database(
         self, anybody: ApiClient, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ from tests.fakes.stripe import bank
 from tests.fakes.stripe.world import Request
 from tests.scheduler import factories
 
+BANK = Wishes(means=PaymentMeans.BANK_TRANSFER)
 CARD = Wishes(means=PaymentMeans.CARD)
 SAVING = Wishes(means=PaymentMeans.CARD, saves_card=True)
 SAVED = Wishes(means=PaymentMeans.CARD, with_saved_card=True)

@@ -36,6 +36,7 @@ class TestLists:
             *("creditterms", "creditsale", "dunningcase"),
             *("invoice", "billingprofile"),
             *("payment", "payoutaccount", "intent", "inboxevent", "difference"),
+            *("disputecharge", "reversal"),
         ],
     )
     def test_show_search_and_refuse_to_add(self, admin_client, model):

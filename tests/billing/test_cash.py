@@ -2,15 +2,12 @@
 
 import pytest
 
-from billing import inbox, payments, provider
+from billing import chargeable, inbox, provider
 from billing.models import CardRefund, Payer, Payment
-from billing.payments import Wishes
-from billing.provider_states import PaymentMeans
 from scheduler import reservations
-from tests.billing.card_market import World, fund_cash
+from tests.billing.card_market import BANK, World, fund_cash
 
 pytestmark = pytest.mark.django_db
-BANK = Wishes(means=PaymentMeans.BANK_TRANSFER)
 
 
 @pytest.fixture
@@ -104,12 +101,12 @@ def test_what_comes_after_the_start_fills_the_wallet(world):
 
 def test_less_than_the_provider_takes_stays_until_more_comes(world):
     world.top_up(amount=10_000, wishes=BANK)
-    world.send(10_000 + payments.AMOUNT_MINOR_MIN - 1)
+    world.send(10_000 + chargeable.least("usd") - 1)
     world.turns()
-    assert (world.balance(), world.left()) == (10_000, payments.AMOUNT_MINOR_MIN - 1)
+    assert (world.balance(), world.left()) == (10_000, chargeable.least("usd") - 1)
     world.send(1)
     world.turns()
-    assert (world.balance(), world.left()) == (10_000 + payments.AMOUNT_MINOR_MIN, 0)
+    assert (world.balance(), world.left()) == (10_000 + chargeable.least("usd"), 0)
 
 
 def test_an_event_is_reason_enough_to_look(world):

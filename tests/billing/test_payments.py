@@ -20,12 +20,10 @@ from marketplace.core.errors import InvalidValue
 from marketplace.states import Tier
 from scheduler import reservations
 from scheduler.models import Allocation
-from tests.billing.card_market import CARD, World, fund_cash
+from tests.billing.card_market import BANK, CARD, World, fund_cash
 from tests.scheduler import factories
 
 pytestmark = pytest.mark.django_db
-
-BANK = Wishes(means=PaymentMeans.BANK_TRANSFER)
 
 
 @pytest.fixture

@@ -6,13 +6,33 @@ import pytest
 import stripe
 import time_machine
 from django.core.management import CommandError, call_command
+from django.utils import timezone
 
-from billing import books, card_refunds, ledger, payments, provider_books, reconcile
+from billing import (
+    books,
+    card_refunds,
+    findings,
+    ledger,
+    payments,
+    provider_books,
+    reconcile,
+    transfers,
+    unknown_intents,
+)
 from billing import provider as doors
-from billing.models import BalanceTransaction, Difference, Intent, Payment
+from billing.models import (
+    BalanceTransaction,
+    Difference,
+    Intent,
+    Payment,
+    TopUpDispute,
+    Transfer,
+)
 from billing.states import AccountKind
-from marketplace.core.errors import StateConflict
+from marketplace.core.errors import InvalidValue, StateConflict
+from marketplace.models import AuditEvent
 from tests.billing.card_market import World
+from tests.billing.test_transfers import World as Payouts
 from tests.fakes.stripe import balance as standin_balance
 
 pytestmark = pytest.mark.django_db
@@ -245,4 +265,273 @@ class TestCommand:
 
 
 def test_the_window_covers_a_weekend():
-    assert dt.timedelta(seconds=reconcile.WINDOW_SECONDS) > dt.timedelta(days=3)
+    assert dt.timedelta(seconds=findings.WINDOW_SECONDS) > dt.timedelta(days=3)
+
+
+class Owners(Payouts):
+    """An owner with a payout, of whose transfer the two sides tell."""
+
+    def __init__(self, stand_in, clock):
+        clock(days=60)
+        super().__init__(stand_in, clock)
+        self.onboard()
+        self.earn()
+        self.turn()
+        self.transfer = Transfer.objects.get()
+        self.object = stand_in.world.get(self.transfer.provider_id, "transfer")
+
+    def kinds(self, **passed):
+        return {d.kind: d.object_id for d in reconcile.run(at=self.clock(**passed))}
+
+
+def adopt(kind, at):
+    return reconcile.adopt(difference=Difference.objects.get(kind=kind), at=at, actor="cfo")
+
+
+class TestRefunds:
+    def given_back(self, world):
+        payment = world.paid()
+        refund = card_refunds.write(
+            payment=payment, amount_minor=2000, reason="asked", at=world.clock()
+        )
+        world.turn()
+        refund.refresh_from_db()
+        return refund
+
+    def test_of_which_the_answer_was_lost_are_shown_and_adopted(self, world):
+        payment = world.paid()
+        world.stand_in.fail("timeout_after", "POST /v1/refunds")
+        refund = card_refunds.write(
+            payment=payment, amount_minor=2000, reason="asked", at=world.clock()
+        )
+        doors.drive_due(at=world.clock())
+        (made,) = world.stand_in.world.all("refund")
+        assert ("refund_without_row", made["id"]) in world.differences(hours=1)
+        adopt("refund_without_row", world.clock())
+        refund.refresh_from_db()
+        assert (refund.status, refund.provider_id) == ("succeeded", made["id"])
+        assert world.differences() == []
+
+    def test_that_are_not_there_are_shown(self, world):
+        refund = self.given_back(world)
+        del world.stand_in.world.objects[refund.provider_id]
+        assert ("refund_without_object", refund.pk) in world.differences(minutes=30)
+        with pytest.raises(StateConflict):
+            adopt("refund_without_object", world.clock())
+
+    def test_of_another_state_are_shown_and_adopted(self, world):
+        refund = self.given_back(world)
+        world.stand_in.control("/_control/fail-refund", {"id": refund.provider_id})
+        assert ("refund_differs", refund.provider_id) in world.differences(hours=1)
+        adopt("refund_differs", world.clock())
+        refund.refresh_from_db()
+        assert refund.status == "failed"
+        assert world.differences() == []
+
+    def test_of_another_amount_are_shown(self, world):
+        refund = self.given_back(world)
+        world.stand_in.world.get(refund.provider_id, "refund")["amount"] = 1999
+        assert ("refund_differs", refund.provider_id) in world.differences(hours=1)
+
+
+class TestTransfers:
+    @pytest.fixture
+    def owners(self, provider, clock):
+        return Owners(provider, clock)
+
+    def test_of_which_the_answer_was_lost_are_shown_and_adopted(self, provider, clock):
+        clock(days=60)
+        owners = Payouts(provider, clock)
+        owners.onboard()
+        owners.earn()
+        provider.fail("timeout_after", "POST /v1/transfers")
+        owners.turn()
+        (made,) = provider.world.all("transfer")
+        kinds = {d.kind: d.object_id for d in reconcile.run(at=clock(hours=1))}
+        assert kinds["transfer_without_row"] == made["id"]
+        adopt("transfer_without_row", clock())
+        assert Transfer.objects.get().status == "paid"
+
+    def test_that_are_not_there_are_shown(self, owners):
+        del owners.stand_in.world.objects[owners.transfer.provider_id]
+        assert owners.kinds(minutes=30)["transfer_without_object"] == owners.transfer.pk
+        with pytest.raises(StateConflict):
+            adopt("transfer_without_object", owners.clock())
+
+    def test_of_another_amount_are_shown(self, owners):
+        owners.object["amount"] += 1
+        assert owners.kinds(minutes=30)["transfer_differs"] == owners.object["id"]
+
+    def test_whose_reversal_lost_its_answer_are_shown_and_adopted(self, owners):
+        owner = owners.transfer.owner
+        owners.stand_in.fail("timeout_after", "POST /v1/transfers/")
+        transfers.take_back(owner=owner, currency="usd", amount_minor=100, at=owners.clock())
+        doors.drive_due(at=owners.clock())
+        assert owners.kinds(minutes=30)["transfer_differs"] == owners.object["id"]
+        adopt("transfer_differs", owners.clock())
+        owners.transfer.refresh_from_db()
+        assert owners.transfer.reversed_minor == 100
+        assert "transfer_differs" not in owners.kinds()
+
+    def test_that_somebody_else_reversed_are_for_a_person(self, owners):
+        client = stripe.StripeClient("sk_test_x", base_addresses={"api": owners.stand_in.base_url})
+        client.v1.transfers.reversals.create(owners.object["id"], {"amount": 100})
+        assert owners.kinds(minutes=30)["transfer_differs"] == owners.object["id"]
+        with pytest.raises(StateConflict):
+            adopt("transfer_differs", owners.clock())
+
+
+class TestDisputes:
+    def disputed(self, world):
+        payment = world.paid()
+        return world.stand_in.control("/_control/dispute", {"id": payment.charge_id})
+
+    def test_that_no_event_told_of_are_shown_and_adopted(self, world):
+        made = self.disputed(world)
+        assert ("dispute_without_row", made["id"]) in world.differences(hours=1)
+        adopt("dispute_without_row", world.clock())
+        assert TopUpDispute.objects.get().status == "open"
+        assert world.differences() == []
+
+    def test_that_were_decided_meanwhile_are_shown_and_adopted(self, world):
+        made = self.disputed(world)
+        doors.READERS["dispute"](made["id"], world.clock())
+        world.stand_in.control("/_control/close-dispute", {"id": made["id"], "won": True})
+        assert ("dispute_differs", made["id"]) in world.differences(hours=1)
+        adopt("dispute_differs", world.clock())
+        assert TopUpDispute.objects.get().status == "won"
+        assert world.differences() == []
+
+    def test_that_are_not_there_are_shown(self, world):
+        made = self.disputed(world)
+        doors.READERS["dispute"](made["id"], world.clock())
+        del world.stand_in.world.objects[made["id"]]
+        assert ("dispute_without_object", made["id"]) in world.differences(hours=1)
+        with pytest.raises(StateConflict):
+            adopt("dispute_without_object", world.clock())
+
+
+class TestClearings:
+    def test_that_stay_open_are_shown_and_put_aside(self, world):
+        payment = world.paid()
+        for row in world.stand_in.world.all("balance_transaction"):
+            del world.stand_in.world.objects[row["id"]]  # the provider never booked it
+        world.clock(hours=2)
+        at = timezone.now() + dt.timedelta(hours=2)  # a clearing is as old as its last posting
+        found = [(row.kind, row.object_id) for row in findings.clearings(at=at)]
+        assert ("clearing_open", payment.pk) in found
+        opened = Difference.objects.create(
+            kind="clearing_open",
+            object_id=payment.pk,
+            detail="",
+            first_seen_at=world.clock(),
+            last_seen_at=world.clock(),
+        )
+        reconcile.adopt(difference=opened, at=world.clock(), actor="cfo")
+        assert ledger.balance(account=payments.clearing(payment=payment)) == 0
+        assert world.shared(AccountKind.SUSPENSE) == -5000
+        assert not list(findings.clearings(at=at))
+
+
+class TestUnknownCalls:
+    def unknown(self, world, *, happened):
+        """Return a refund of which the call's outcome was never known: the provider's own fault is stored."""
+        self.payment = world.paid()
+        fault = "timeout_after" if happened else "server_error_stored"
+        refund = card_refunds.write(
+            payment=self.payment, amount_minor=2000, reason="asked", at=world.clock()
+        )
+        world.stand_in.fail(fault, "POST /v1/refunds")
+        doors.drive_due(at=world.clock())
+        intent = Intent.objects.get(subject_id=refund.pk)
+        Intent.objects.filter(pk=intent.pk).update(status="unknown")
+        return refund, intent
+
+    def test_that_did_not_happen_have_the_consequences_of_a_refusal(self, world):
+        refund, intent = self.unknown(world, happened=False)
+        assert ("intent_unknown", intent.pk) in world.differences()
+        with pytest.raises(StateConflict):
+            adopt("intent_unknown", world.clock())
+        unknown_intents.did_not_happen(
+            intent_id=intent.pk, reason="Stripe's support says so", at=world.clock(), actor="cfo"
+        )
+        refund.refresh_from_db()
+        assert (refund.status, world.balance()) == ("failed", 5000)
+        assert world.differences() == []
+        trail = AuditEvent.objects.get(action="intent.did_not_happen")
+        assert (trail.actor, trail.detail["reason"]) == ("cfo", "Stripe's support says so")
+        world.sound()
+
+    def test_that_did_happen_cannot_be_said_not_to_have(self, world):
+        refund, intent = self.unknown(world, happened=True)
+        with pytest.raises(StateConflict, match="did happen"):
+            unknown_intents.did_not_happen(
+                intent_id=intent.pk, reason="I think so", at=world.clock(), actor="cfo"
+            )
+        refund.refresh_from_db()
+        assert (refund.status, world.balance()) == ("succeeded", 3000)
+
+    def test_are_adopted_when_their_object_bears_our_mark(self, world):
+        refund, intent = self.unknown(world, happened=True)
+        assert ("intent_unknown", intent.pk) in world.differences()
+        adopt("intent_unknown", world.clock())
+        refund.refresh_from_db()
+        assert refund.status == "succeeded"
+
+    def test_are_given_an_object_that_a_person_names(self, world):
+        refund, intent = self.unknown(world, happened=False)
+        client = world.client()
+        made = client.v1.refunds.create(
+            {"payment_intent": self.payment.provider_id, "amount": 2000}
+        )
+        unknown_intents.is_object(
+            intent_id=intent.pk, object_id=made.id, at=world.clock(), actor="cfo"
+        )
+        refund.refresh_from_db()
+        assert (refund.status, refund.provider_id) == ("succeeded", made.id)
+        assert AuditEvent.objects.filter(action="intent.is_object", actor="cfo").exists()
+
+    def test_are_given_no_object_of_another_call_or_amount(self, world):
+        _, intent = self.unknown(world, happened=False)
+        other = world.client().v1.refunds.create(
+            {"payment_intent": self.payment.provider_id, "amount": 1}
+        )
+        for object_id, refusal in (
+            (other.id, unknown_intents.NotThisObject),
+            ("re_nobody", StateConflict),
+        ):
+            with pytest.raises(refusal):
+                unknown_intents.is_object(
+                    intent_id=intent.pk, object_id=object_id, at=world.clock(), actor="cfo"
+                )
+
+    def test_that_are_known_are_left_alone(self, world):
+        _, intent = self.unknown(world, happened=False)
+        Intent.objects.filter(pk=intent.pk).update(status="sent")
+        with pytest.raises(StateConflict):
+            unknown_intents.did_not_happen(
+                intent_id=intent.pk, reason="I think so", at=world.clock(), actor="cfo"
+            )
+        with pytest.raises(InvalidValue):
+            unknown_intents.did_not_happen(
+                intent_id=intent.pk, reason=" ", at=world.clock(), actor="cfo"
+            )
+
+    def test_are_settled_by_the_command(self, world, capsys):
+        refund, intent = self.unknown(world, happened=False)
+        with time_machine.travel(world.clock(), tick=False):
+            with pytest.raises(CommandError, match="one of"):
+                call_command("reconcile", "--call", intent.pk, "--as", "cfo")
+            with pytest.raises(CommandError, match="who"):
+                call_command("reconcile", "--call", intent.pk, "--object", "re_1")
+            call_command(
+                "reconcile", "--call", intent.pk, "--did-not-happen", "asked them", "--as", "cfo"
+            )
+        assert "refused" in capsys.readouterr().out
+        refund.refresh_from_db()
+        assert refund.status == "failed"
+
+
+def test_every_kind_of_difference_has_a_limit_and_a_way_out():
+    without = {"balance_differs"}  # the sum of what the others tell
+    assert set(reconcile.ALERT_AFTER_SECONDS) - set(reconcile._ADOPTERS) == without

@@ -287,3 +287,22 @@ def test_a_journal_brings_the_same_world_back(tmp_path):
     with StandIn(clock=CLOCK, journal=journal) as second:
         assert json.dumps(second.world.objects) == json.dumps(first.world.objects)
         assert second.world.events == first.world.events
+
+
+def test_a_delayed_event_arrives_behind_those_that_were_sent_after_it():
+    with StandIn() as stand_in:
+        for number in range(5):
+            stand_in.world.emit("charge.updated", {"id": f"ch_{number}", "object": "charge"})
+        sent = [event["id"] for event in stand_in.world.events]
+        late = [delivery.event_id for delivery in stand_in.deliveries(delay=2)]
+    assert sorted(late) == sorted(sent)
+    assert [sent.index(event) for event in late] == [1, 3, 0, 2, 4]
+
+
+def test_the_list_of_accounts_has_pages():
+    with StandIn() as stand_in:
+        client = stripe.StripeClient("sk_test_x", base_addresses={"api": stand_in.base_url})
+        made = [client.v2.core.accounts.create({"display_name": f"{n}"}).id for n in range(5)]
+        first = client.v2.core.accounts.list({"limit": 2})
+        assert [row.id for row in first.data] == made[:-3:-1]
+        assert [row.id for row in first.auto_paging_iter()] == made[::-1]

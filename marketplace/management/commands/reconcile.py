@@ -6,7 +6,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
-from billing import reconcile
+from billing import reconcile, unknown_intents
 from billing.models import Difference
 from marketplace.core.errors import DomainError
 
@@ -18,6 +18,15 @@ class Command(BaseCommand):
         parser.add_argument(
             "--adopt", type=int, metavar="NUMBER", help="take over what the provider says of one"
         )
+        parser.add_argument(
+            "--call",
+            metavar="ID",
+            help="a call of unknown outcome, with --object or --did-not-happen",
+        )
+        parser.add_argument("--object", default="", help="the provider's object that the call made")
+        parser.add_argument(
+            "--did-not-happen", metavar="REASON", default="", help="it made none; how you know"
+        )
         parser.add_argument("--as", dest="actor", default="", help="who adopts; for the trail")
 
     def handle(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - Django's signature
@@ -25,6 +34,8 @@ class Command(BaseCommand):
         try:
             if options["adopt"] is not None:
                 self._adopt(number=options["adopt"], actor=options["actor"])
+            if options["call"] is not None:
+                self._settle(options)
             opened = reconcile.run(at=at)
         except DomainError as refusal:
             raise CommandError(refusal.detail) from refusal
@@ -41,6 +52,20 @@ class Command(BaseCommand):
             self.stdout.write("the provider and the ledger agree")
         if overdue:
             raise SystemExit(1)
+
+    def _settle(self, options: dict[str, Any]) -> None:
+        call, made, reason = options["call"], options["object"], options["did_not_happen"]
+        if not options["actor"]:
+            raise CommandError("say who found out: --as NAME")
+        if bool(made) == bool(reason):
+            raise CommandError("say one of --object and --did-not-happen")
+        told = {"intent_id": call, "at": timezone.now(), "actor": options["actor"]}
+        intent = (
+            unknown_intents.is_object(object_id=made, **told)
+            if made
+            else unknown_intents.did_not_happen(reason=reason, **told)
+        )
+        self.stdout.write(f"{call}: {intent.status}")
 
     def _adopt(self, *, number: int, actor: str) -> None:
         if not actor:

@@ -7,6 +7,8 @@ from typing import Any
 
 from tests.fakes.stripe import balance
 from tests.fakes.stripe.world import (
+    PAGE_DEFAULT,
+    PAGE_MAX,
     ApiError,
     Object,
     Request,
@@ -58,9 +60,17 @@ def create_account(world: World, request: Request) -> Object:
 
 
 def list_accounts(world: World, request: Request) -> Object:
-    """Return all accounts, newest first, as lists of the second generation look."""
-    rows = [world.shown(row) for row in world.all("v2.core.account")]
-    return {"data": rows[: int(request.params.get("limit", 100))], "next_page_url": None}
+    """Return one page of the accounts, newest first, as lists of the second generation look."""
+    limit = int(request.params.get("limit", PAGE_DEFAULT))
+    if not 1 <= limit <= PAGE_MAX:
+        raise ApiError(400, f"limit must be from 1 to {PAGE_MAX}", param="limit")
+    rows = world.all("v2.core.account")
+    token = request.params.get("page")
+    start = 0 if token is None else [row["id"] for row in rows].index(token) + 1
+    picked = rows[start : start + limit]
+    has_more = len(rows) > start + limit
+    following = f"/v2/core/accounts?limit={limit}&page={picked[-1]['id']}" if has_more else None
+    return {"data": [world.shown(row) for row in picked], "next_page_url": following}
 
 
 def read_account(world: World, _request: Request, account_id: str) -> Object:
@@ -222,6 +232,13 @@ def create_reversal(world: World, request: Request, transfer_id: str) -> Object:
 def list_reversals(world: World, request: Request, transfer_id: str) -> Object:
     rows = [row for row in world.all("transfer_reversal") if row["transfer"] == transfer_id]
     return world.page(rows, request.params, url=f"/v1/transfers/{transfer_id}/reversals")
+
+
+def read_reversal(world: World, _request: Request, transfer_id: str, object_id: str) -> Object:
+    reversal = world.get(object_id, "transfer_reversal")
+    if reversal["transfer"] != transfer_id:
+        raise ApiError(404, f"No such transfer reversal: '{object_id}'", code="resource_missing")
+    return reversal
 
 
 def _instant(world: World) -> str:

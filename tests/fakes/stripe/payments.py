@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.fakes.stripe import balance, bank
+from tests.fakes.stripe import balance, bank, currencies
 from tests.fakes.stripe.methods import AUTHENTICATE, card_error, finish_setup, method_named
 from tests.fakes.stripe.world import (
     DAY_SECONDS,
@@ -25,6 +25,7 @@ OPEN = ("requires_payment_method", "requires_confirmation", "requires_action", "
 def create_intent(world: World, request: Request) -> Object:
     params = request.params
     amount, currency = positive(params, "amount"), str(required(params, "currency"))
+    currencies.require_charge(amount, currency)
     if params.get("customer"):
         world.get(params["customer"], "customer")
     types = params.get("payment_method_types")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fakes.stripe import balance
+from tests.fakes.stripe import balance, currencies
 from tests.fakes.stripe.world import (
     DAY_SECONDS,
     ApiError,
@@ -32,6 +32,7 @@ def create_refund(world: World, request: Request) -> Object:
             400, "This charge has already been refunded.", code="charge_already_refunded"
         )
     amount = positive(params, "amount", default=rest)
+    currencies.require_step(amount, charge["currency"])
     if amount > rest:
         raise ApiError(
             400,

@@ -118,6 +118,7 @@ ROUTES: list[tuple[str, str, Callable[..., Object]]] = [
     ("GET", f"/v1/transfers/{ID}", _reads("transfer")),
     ("POST", f"/v1/transfers/{ID}/reversals", connect.create_reversal),
     ("GET", f"/v1/transfers/{ID}/reversals", connect.list_reversals),
+    ("GET", f"/v1/transfers/{ID}/reversals/{ID}", connect.read_reversal),
     ("POST", "/v1/invoices", invoices.create_invoice),
     ("GET", "/v1/invoices", _lists("invoice", "/v1/invoices")),
     ("GET", f"/v1/invoices/{ID}", _reads("invoice")),

@@ -29,8 +29,11 @@ class Delivery:
 
 @dataclass
 class Knobs:
-    """What goes wrong on the way. `delay` is a number of later deliveries, not of seconds."""
+    """What goes wrong on the way. `delay` is a number of later deliveries, not of seconds: every second one
+    arrives behind so many that were sent after it.
+    """
 
+    delay: int = 0
     duplicate: int = 1
     shuffle_seed: int | None = None
     drop: float = 0.0
@@ -63,6 +66,10 @@ def deliveries(
     if knobs.shuffle_seed is not None:
         chance.shuffle(rows)
     kept = [row for row in rows if chance.random() >= knobs.drop]
+    if knobs.delay:
+        # Half a place more, so that it comes behind the delivery that took its place.
+        places = [place if place % 2 else place + knobs.delay + 0.5 for place in range(len(kept))]
+        kept = [row for _, row in sorted(zip(places, kept, strict=True), key=lambda pair: pair[0])]
     return [
         delivery_of(row, secrets=secrets, at=world.now(), forged=knobs.wrong_signature)
         for row in kept

@@ -1,4 +1,4 @@
-"""Let the market remit tax by two people, and keep what was remitted."""
+"""Let the market remit tax by two people; keep what was remitted, and what a closed month called things."""
 
 import django.db.models.deletion
 from django.db import migrations, models
@@ -56,6 +56,14 @@ class Migration(migrations.Migration):
             options={
                 "ordering": ["-at", "-pk"],
             },
+        ),
+        migrations.AddField(
+            model_name="monthclose",
+            name="names",
+            field=models.JSONField(
+                db_comment="what the month's exports call things: later names are of later months",
+                default=dict,
+            ),
         ),
         migrations.AlterField(
             model_name="approval",
