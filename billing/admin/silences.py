@@ -21,7 +21,8 @@ class SilentLeaseAdmin(Shown):
     list_select_related = ["reservation", "node"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[SilentLease]:
-        return SilentLease.objects.filter(pk__in=silences.candidates().values("pk"))
+        shown: QuerySet[SilentLease] = super().get_queryset(request)
+        return shown.filter(pk__in=silences.candidates().values("pk"))
 
     @admin.display(description="why it waits")
     def why(self, lease: SilentLease) -> str:

@@ -104,8 +104,6 @@ class MarketCollector(Collector):
                 .exclude(pk__in=silences.candidates().values("pk"))
                 .aggregate(at=Min("closed_at")),
             ),
-            # Given up without a word of the node: late readings, an outage or two people tell.
-            ("tell", silences.candidates().order_by().aggregate(at=Min("closed_at"))),
             (
                 "release",
                 Settlement.objects.filter(released_at=None).aggregate(at=Min("release_due_at")),

@@ -8,7 +8,7 @@ from django.test import Client
 from django.urls import reverse
 
 from agents.protocol import ReceiptKind
-from billing import approvals, bills, books, corrections, settlements, silences, wallet
+from billing import approvals, bills, books, corrections, settlements, silences, wallet, watch
 from billing.models import Approval, Entry, Settlement
 from billing.states import ApprovalKind, ApprovalStatus, EntryKind, UndeliveredReason
 from marketplace.core.errors import StateConflict
@@ -89,6 +89,7 @@ class TestSilenceAlone:
     def test_is_no_breach_until_nothing_can_come_any_more(self, lease: Lease) -> None:
         settlements.settle_ended(at=LATER)
         assert books.check(at=LATER).ok
+        assert lease.closed_at is not None
         limit = lease.closed_at + dt.timedelta(seconds=silences.SILENT_SECONDS_MAX)
         assert books.check(at=limit - dt.timedelta(seconds=1)).ok
         breaches = {each.name: each for each in books.check(at=limit).checks if not each.ok}
@@ -107,6 +108,10 @@ class TestSilenceAlone:
         assert lease.pk in page
         assert "no return, no reading since 2026-11-02 08:30" in page
         assert "3,600" in page
+
+    def test_calls_an_operator(self, lease: Lease) -> None:
+        (waiting,) = (each for each in watch.people(at=LATER) if each.kind == "silent_lease")
+        assert (waiting.count, waiting.oldest_seconds) == (1, 23 * 3600)
 
 
 class TestWhatTells:
