@@ -4,7 +4,8 @@ An account comes into being with its first posting; a name costs nothing.
 """
 
 from billing.ledger import AccountRef
-from billing.states import GPU_SECONDS, AccountKind
+from billing.models import Entry
+from billing.states import GPU_SECONDS, AccountKind, EntryKind
 from marketplace.models import Organization
 from scheduler.models import Reservation
 from scheduler.states import PaymentMethod
@@ -47,14 +48,20 @@ def refunds_of(*, reservation: Reservation) -> AccountRef:
     """Return where money of a reservation goes back to: the wallet it came from, or what is to be refunded.
 
     What was paid by card waits in `refund_payable` until it is sent the way it came. What was bought on
-    account, a later extension too, waits there until it is set off against what is owed for it.
+    account, a later extension too, waits there until it is set off against what is owed for it; and what a
+    promotion paid for, until it is known which part of it is the promotion's.
     """
     is_prepaid = reservation.payment_method == PaymentMethod.WALLET
-    if is_prepaid and not reservation.credit_sales.exists():
+    if is_prepaid and not reservation.credit_sales.exists() and not _is_promoted(reservation):
         return wallet(organization=reservation.organization, currency=reservation.currency)
     return of_reservation(
         kind=AccountKind.REFUND_PAYABLE, reservation=reservation, currency=reservation.currency
     )
+
+
+def _is_promoted(reservation: Reservation) -> bool:
+    spent = Entry.objects.filter(kind=EntryKind.PROMOTION_SPENT, subject_id=reservation.id)
+    return spent.exists()
 
 
 def owner_accrued(*, lease_id: str, owner: Organization, currency: str) -> AccountRef:

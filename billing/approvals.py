@@ -13,11 +13,13 @@ from billing import (
     clawbacks,
     credit,
     parking,
+    promotions,
     receivables,
     refunds,
     silences,
     single_decisions,
     tax_remittances,
+    withdrawals,
 )
 from billing.models import NET_DAYS, Approval, ApprovalTransition
 from billing.states import APPROVAL_ARROWS, MARKETS_OWN, RULINGS, ApprovalKind, ApprovalStatus
@@ -25,6 +27,8 @@ from marketplace import audit
 from marketplace.core.errors import DomainError, InvalidValue, StateConflict
 from marketplace.core.money import Money
 from marketplace.models import Organization
+
+PROMOTION_LIFE_MAX = dt.timedelta(days=730)  # a gift that never ends is a debt for ever
 
 
 class FourEyesNeeded(DomainError):
@@ -45,11 +49,13 @@ def request(
     at: dt.datetime,
     actor: str,
     net_days: int | None = None,
+    expires_at: dt.datetime | None = None,
 ) -> Approval:
-    """Ask for a movement of money; a small refund happens at once, everything else waits for a second person.
+    """Ask for a movement of money; small refunds and promotions happen at once, all else takes two people.
 
-    For credit the amount is the limit, and `net_days` the time to pay an invoice; a limit of 0 ends it. What
-    concerns the market alone has no organization, such as tax that goes to a tax office.
+    For credit the amount is the limit, and `net_days` the time to pay an invoice; a limit of 0 ends it. A
+    promotion can be spent until `expires_at`.
+    What concerns the market alone has no organization, such as tax that goes to a tax office.
 
     :raises InvalidValue: without a reason or whose it is, when the same is being asked for already, or with
         terms of credit that nobody gives.
@@ -65,6 +71,9 @@ def request(
     if kind in RULINGS:
         silences.require_open(lease_id=subject_id, organization=organization)
     _check_credit(kind=kind, organization=organization, amount=amount, net_days=net_days)
+    _check_promotion(
+        kind=kind, organization=organization, amount=amount, expires_at=expires_at, at=at
+    )
     waiting = Approval.objects.filter(
         kind=kind, subject_id=subject_id, status=ApprovalStatus.REQUESTED
     )
@@ -77,6 +86,7 @@ def request(
         amount_minor=amount.amount_minor,
         currency=amount.currency,
         net_days=net_days,
+        expires_at=expires_at,
         reason=reason.strip(),
         requested_by=actor,
         requested_at=at,
@@ -150,6 +160,10 @@ def _carry_out(approval: Approval, *, at: dt.datetime) -> None:
             credit.grant(approval=approval, at=at)
         case ApprovalKind.DISPUTE:
             clawbacks.charge(approval=approval, at=at)
+        case ApprovalKind.PROMOTION:
+            promotions.grant(approval=approval, at=at)
+        case ApprovalKind.WITHDRAWAL:
+            withdrawals.carry_out(approval=approval, at=at)
         case ApprovalKind.UNPARK:
             parking.end(organization=organization, at=at, actor=approval.decided_by)
         case ApprovalKind.SILENCE_DELIVERED | ApprovalKind.SILENCE_REFUNDED:
@@ -201,6 +215,34 @@ def _check_credit(
     if amount.amount_minor < 0 or amount.currency != settings.CURRENCY:
         raise InvalidValue(
             f"A limit is 0 or more, in {settings.CURRENCY.upper()}.", pointer="/amount_minor"
+        )
+
+
+def _check_promotion(
+    *,
+    kind: ApprovalKind,
+    organization: Organization | None,
+    amount: Money,
+    expires_at: dt.datetime | None,
+    at: dt.datetime,
+) -> None:
+    """Refuse a promotion that cannot be spent, and a day of expiry where there is none.
+
+    :raises InvalidValue: then.
+    """
+    if kind != ApprovalKind.PROMOTION:
+        if expires_at is not None:
+            raise InvalidValue("Only a promotion expires.", pointer="/expires_at")
+        return
+    if expires_at is None or not at < expires_at <= at + PROMOTION_LIFE_MAX:
+        raise InvalidValue(
+            f"A promotion expires within {PROMOTION_LIFE_MAX.days} days.", pointer="/expires_at"
+        )
+    if organization is None or not organization.is_tenant:
+        raise InvalidValue("Only who buys can spend a promotion.", pointer="/organization")
+    if amount.amount_minor <= 0 or amount.currency != settings.CURRENCY:
+        raise InvalidValue(
+            f"A promotion is 1 or more, in {settings.CURRENCY.upper()}.", pointer="/amount_minor"
         )
 
 

@@ -18,6 +18,7 @@ from billing import (
     invoices,
     ledger,
     payment_methods,
+    promotions,
     purchase_requests,
     receivables,
     tax,
@@ -163,6 +164,9 @@ def post(*, change: Change, payer: ledger.AccountRef | None = None) -> None:
         charged=change.charged_minor,
         refunded=change.refunded_minor,
     )
+    if payer is None and change.charged_minor and reservation.payment_method in _AT_ONCE:
+        charged = change.charged_minor + part.charged
+        promotions.spend(reservation=reservation, amount_minor=charged, key=change.id, at=change.at)
     payer = payer or accounts.wallet(
         organization=reservation.organization, currency=change.currency
     )
@@ -260,7 +264,9 @@ def _post_paid(change: Change, *, terms: CreditTerms | None) -> None:
 
 def _set_off(change: Change) -> None:
     """Let what a change gives back be owed no more, in the same transaction."""
-    if change.refunded_minor and change.reservation.credit_sales.exists():
+    reservation = change.reservation
+    waits = accounts.refunds_of(reservation=reservation).kind == AccountKind.REFUND_PAYABLE
+    if change.refunded_minor and waits and reservation.payment_method in _AT_ONCE:
         receivables.offset(reservation=change.reservation, at=change.at)
 
 

@@ -12,6 +12,7 @@ from billing import (
     ledger,
     payment_methods,
     payments,
+    promotions,
     provider,
     purchase_requests,
     purchases,
@@ -50,6 +51,8 @@ def purchase(
 ) -> Reservation:
     """Reserve the quoted capacity; from the wallet or on account it is bought and confirmed at once.
 
+    From the wallet, promotions are spent before the tenant's own money: see `billing.promotions`.
+
     A refusal of any step leaves no trace of the others: no reservation, no GPU taken, the quote still open.
     By card and bank transfer the reservation waits for its payment, which `provider.drive_payment` asks
     for when this transaction is over.
@@ -87,6 +90,8 @@ def purchase(
     )
     tax.freeze(reservation=reservation, at=at)
     if method == PaymentMethod.WALLET:
+        price = purchases.price_with_tax(reservation=reservation)
+        promotions.spend(reservation=reservation, amount_minor=price, key=reservation.id, at=at)
         purchases.post(reservation=reservation, at=at)
         reservations.confirm_in_hand(reservation=reservation, at=at, actor=actor)
         return reservation
@@ -153,8 +158,11 @@ def _require_means(*, quote: Quote, method: PaymentMethod, at: dt.datetime) -> C
     if method == PaymentMethod.INVOICE:
         return credit.require(organization=quote.organization, amount=price, at=at)
     if method == PaymentMethod.WALLET:
+        given = promotions.lock_minor(
+            organization=quote.organization, currency=quote.currency, at=at
+        )
         ledger.require_funds(
             account=accounts.wallet(organization=quote.organization, currency=quote.currency),
-            amount=price.amount_minor,
+            amount=max(price.amount_minor - given, 0),
         )
     return None

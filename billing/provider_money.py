@@ -82,20 +82,5 @@ def put_aside(*, account: ledger.AccountRef, at: dt.datetime) -> Entry | None:
     )
 
 
-def bring_home(*, payout_id: str, amount: Money, at: dt.datetime) -> Entry:
-    """Record what the provider has sent to our own bank account."""
-    return ledger.post(
-        idempotency_key=f"home:{payout_id}",
-        kind=EntryKind.BALANCE_TRANSACTION,
-        subject_id=payout_id,
-        effective_at=at,
-        legs=ledger.transfer(
-            debited=accounts.shared(kind=AccountKind.BANK, currency=amount.currency),
-            credited=accounts.shared(kind=AccountKind.STRIPE_AVAILABLE, currency=amount.currency),
-            amount=amount.amount_minor,
-        ),
-    )
-
-
 def _clearing(object_id: str, currency: str) -> ledger.AccountRef:
     return accounts.of_object(kind=AccountKind.PSP_CLEARING, object_id=object_id, currency=currency)

@@ -4,7 +4,7 @@ import datetime as dt
 
 from django.db import transaction
 
-from billing import accounts, ledger, parking, tax, tax_relief
+from billing import accounts, ledger, parking, promotions, tax, tax_relief
 from billing.models import Account, Entry
 from billing.states import AccountKind, EntryKind
 from marketplace import events
@@ -121,7 +121,8 @@ def offset(*, reservation: Reservation, at: dt.datetime) -> int:
     """Set what a reservation gives back against what is owed for it; return what was set off or paid out.
 
     Whoever owes gets no money before it has paid: the invoices come first, the oldest of them first, and
-    only what was paid goes to the wallet. What the provider once took stays to be refunded the way it came.
+    only what was paid goes to the wallet, less what a promotion had paid. What the provider once took stays
+    to be refunded the way it came.
     The caller has locked the reservation.
     """
     organization, currency = lock(reservation.organization), reservation.currency
@@ -137,6 +138,7 @@ def offset(*, reservation: Reservation, at: dt.datetime) -> int:
     if reservation.payment_method not in _SENT_BACK:
         purse = accounts.wallet(organization=organization, currency=currency)
         _set_off(payable, purse, amount=left, subject_id=reservation.id, at=at)
+        promotions.take_back(reservation=reservation, refunded_minor=left, at=at)
         left = 0
     return waiting - left
 

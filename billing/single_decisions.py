@@ -23,7 +23,13 @@ _ONE_AT_A_TIME = 0x616C6F6E  # advisory: two decisions at once would not see eac
 
 def limit_minor(*, kind: ApprovalKind) -> int | None:
     """Return what one person may let happen of a kind, in minor units; None where it always takes two."""
-    return settings.REFUND_ALONE_MINOR_MAX if kind == ApprovalKind.REFUND else None
+    match kind:
+        case ApprovalKind.REFUND:
+            return settings.REFUND_ALONE_MINOR_MAX
+        case ApprovalKind.PROMOTION:
+            return settings.PROMOTION_ALONE_MINOR_MAX
+        case _:
+            return None
 
 
 def decider(*, actor: str) -> str:

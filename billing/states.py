@@ -71,6 +71,7 @@ class EntryKind(TextChoices):
     PROMOTION = "promotion"
     PROMOTION_SPENT = "promotion_spent"
     PROMOTION_EXPIRY = "promotion_expiry"
+    PROMOTION_RETURNED = "promotion_returned"  # of what a reservation gave back
     BALANCE_TRANSACTION = "balance_transaction"  # what the provider booked for an object of ours
     SUSPENSE = "suspense"  # money of which nobody knows yet whose it is
     HOLD = "hold"
@@ -208,6 +209,8 @@ class ApprovalKind(TextChoices):
     CREDIT = "credit"  # how much may be owed; to end it takes one
     DISPUTE = "dispute"  # that an owner bears one that was lost
     UNPARK = "unpark"
+    PROMOTION = "promotion"
+    WITHDRAWAL = "withdrawal"  # of a tenant's, that one person may not let go
     TAX_REMITTANCE = "tax_remittance"
     REMITTANCE_REVERSAL = "remittance_reversal"  # of a transfer that came back
     SILENCE_DELIVERED = "silence_delivered"  # that what nobody tells of a lease was delivered

@@ -17,6 +17,7 @@ from billing import (
     invoices,
     payments,
     payouts,
+    promotions,
     provider,
     provider_books,
     reconcile,
@@ -99,6 +100,11 @@ def review_settlements() -> None:
 @shared_task(name="billing.open_refunds")
 def open_refunds() -> None:
     refunds.open_due(at=timezone.now())
+
+
+@shared_task(name="billing.expire_promotions")
+def expire_promotions() -> None:
+    promotions.expire_due(at=timezone.now())
 
 
 @shared_task(name="billing.check_books")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from django.core.exceptions import ImproperlyConfigured
 
+from marketplace.core import limits
 from marketplace.env import env
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -102,6 +103,20 @@ RECLAIM_COMPENSATION_BASIS_POINTS = env.integer(
 REFUND_ALONE_MINOR_MAX = env.integer(
     "HEADROOM_REFUND_ALONE_MINOR_MAX", default=10_000, minimum=0, maximum=10_000_000
 )
+# Likewise a promotion; both limits count what single persons let happen lately.
+PROMOTION_ALONE_MINOR_MAX = env.integer(
+    "HEADROOM_PROMOTION_ALONE_MINOR_MAX", default=10_000, minimum=0, maximum=10_000_000
+)
+# What a tenant withdraws from its wallet in a day without anybody of the market's looking at it.
+WITHDRAWAL_ALONE_MINOR_MAX = env.integer(
+    "HEADROOM_WITHDRAWAL_ALONE_MINOR_MAX", default=100_000, minimum=0, maximum=1_000_000_000
+)
+# How far ahead capacity is sold: less where a payment provider does not like to wait for the delivery.
+HORIZON_DAYS = env.integer(
+    "HEADROOM_HORIZON_DAYS", default=limits.HORIZON_DAYS, minimum=1, maximum=limits.HORIZON_DAYS
+)
+# Who is named as the host of the GPUs in FOCUS files; empty: whoever issues the invoices.
+HOST_PROVIDER_NAME = env.text("HEADROOM_HOST_PROVIDER_NAME", default="")
 # A price may be paid in two parts, by card: a share at booking, and the rest on the saved card some time
 # before the start. In basis points (0: nobody may), from a price with tax, for starts that far ahead.
 DEPOSIT_BASIS_POINTS = env.integer(

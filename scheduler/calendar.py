@@ -16,7 +16,6 @@ from psycopg.types.range import Int4Range, TimestamptzRange
 
 from agents.models import SLOTS_PER_NODE
 from marketplace.core.errors import DomainError
-from marketplace.core.limits import HORIZON_DAYS
 from marketplace.core.windows import Window, format_instant, is_on_grid
 from scheduler.models import Allocation
 
@@ -90,7 +89,7 @@ class Move:
 
 def horizon_at(*, at: dt.datetime) -> dt.datetime:
     """Return the instant by which every window must have ended."""
-    return at + dt.timedelta(days=HORIZON_DAYS)
+    return at + dt.timedelta(days=settings.HORIZON_DAYS)
 
 
 def check_window(*, starts_at: dt.datetime | None, ends_at: dt.datetime, at: dt.datetime) -> Window:
@@ -99,7 +98,7 @@ def check_window(*, starts_at: dt.datetime | None, ends_at: dt.datetime, at: dt.
     :raises WindowOffGrid: when an end is not on the grid of `settings.GRID_SECONDS`.
     :raises WindowUpsideDown: when it does not end after it starts.
     :raises WindowInPast: when it starts before `at`.
-    :raises BeyondHorizon: when it ends later than `HORIZON_DAYS` from `at`.
+    :raises BeyondHorizon: when it ends later than `settings.HORIZON_DAYS` from `at`.
     """
     grid = settings.GRID_SECONDS
     for name, instant in (("starts_at", starts_at), ("ends_at", ends_at)):
@@ -111,7 +110,7 @@ def check_window(*, starts_at: dt.datetime | None, ends_at: dt.datetime, at: dt.
     if begin < at:
         raise WindowInPast(f"it is {format_instant(at)} already", pointer="/starts_at")
     if ends_at > horizon_at(at=at):
-        raise BeyondHorizon(f"must end within {HORIZON_DAYS} days", pointer="/ends_at")
+        raise BeyondHorizon(f"must end within {settings.HORIZON_DAYS} days", pointer="/ends_at")
     return Window(begin, ends_at)
 
 

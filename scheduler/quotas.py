@@ -7,11 +7,11 @@ The quota looks forward: what counts is what is booked and not yet over, so that
 import datetime as dt
 from dataclasses import dataclass
 
+from django.conf import settings
 from django.db import connection, transaction
 
 from marketplace import audit
 from marketplace.core.errors import DomainError
-from marketplace.core.limits import HORIZON_DAYS
 from marketplace.core.money import SECONDS_PER_HOUR
 from marketplace.core.windows import Window, format_instant
 from marketplace.models import Organization
@@ -75,7 +75,7 @@ def limits_of(*, organization: Organization) -> Limits:
     return Limits(
         gpu_seconds=None if hours is None else hours * SECONDS_PER_HOUR,
         duration_seconds=None if is_exempt else longest,
-        horizon_days=HORIZON_DAYS if days is None else days,
+        horizon_days=min(settings.HORIZON_DAYS, days or settings.HORIZON_DAYS),
     )
 
 

@@ -12,12 +12,14 @@ from billing.admin import (
     ledger,
     limits,
     payouts,
+    promotions,
     provider,
     refunds,
     remittances,
     settlements,
     silences,
     taxes,
+    withdrawals,
 )
 
 __all__ = [
@@ -29,10 +31,12 @@ __all__ = [
     "ledger",
     "limits",
     "payouts",
+    "promotions",
     "provider",
     "refunds",
     "remittances",
     "settlements",
     "silences",
     "taxes",
+    "withdrawals",
 ]

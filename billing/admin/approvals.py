@@ -59,6 +59,12 @@ class RequestForm(forms.Form):
         help_text="of a credit alone",
         widget=UnfoldAdminSelectWidget,
     )
+    expires_at = forms.DateTimeField(
+        required=False,
+        label="Can be spent until",
+        help_text="of a promotion alone, in UTC",
+        widget=UnfoldAdminTextInputWidget,
+    )
     reason = forms.CharField(max_length=2000, widget=UnfoldAdminTextareaWidget)
 
 
@@ -102,6 +108,7 @@ def request_view(request: HttpRequest) -> HttpResponse:
                 amount=Money(wish["amount_minor"], settings.CURRENCY),
                 reason=wish["reason"],
                 net_days=wish["net_days"],
+                expires_at=wish["expires_at"],
                 at=timezone.now(),
                 actor=request.user.get_username(),
             )
@@ -117,7 +124,7 @@ def request_view(request: HttpRequest) -> HttpResponse:
         "admin/billing/form.html",
         title="Ask for a movement of money",
         form=form,
-        intro="A refund up to the market's limit happens at once; everything else waits for somebody else.",
+        intro="Refunds and promotions up to a limit happen at once; everything else waits for somebody else.",
         buttons=[("ask", "Ask")],
     )
 

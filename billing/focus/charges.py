@@ -16,6 +16,7 @@ _CREDITS = {
     EntryKind.COMPENSATION: "Compensation for GPUs that their owner took back",
     EntryKind.GOODWILL: "Credit out of goodwill",
     EntryKind.PROMOTION_SPENT: "Promotional credit spent",
+    EntryKind.PROMOTION_RETURNED: "Promotional credit taken back with a refund",
 }
 
 

@@ -4,6 +4,8 @@ import datetime as dt
 import json
 from decimal import Decimal
 
+from django.conf import settings
+
 from billing.focus import numbers
 from billing.focus.columns import EVERY_CHARGE_COLUMN
 from billing.focus.facts import Deal, Fact, Payer
@@ -91,7 +93,7 @@ def _of_account(*, payer: Payer, currency: str) -> Row:
         "BillingPeriodEnd": numbers.instant(payer.ends_at),
         "ChargeFrequency": "One-Time",
         # One name: where the issuer is another than the provider, a reader expects nothing to be billed.
-        "HostProviderName": payer.issuer_name,
+        "HostProviderName": settings.HOST_PROVIDER_NAME or payer.issuer_name,
         "InvoiceIssuerName": payer.issuer_name,
         "ProviderName": payer.issuer_name,
         "PublisherName": payer.issuer_name,

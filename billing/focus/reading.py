@@ -46,6 +46,7 @@ _CREDITS = (
     EntryKind.COMPENSATION,
     EntryKind.GOODWILL,
     EntryKind.PROMOTION_SPENT,
+    EntryKind.PROMOTION_RETURNED,
 )
 _ENTRIES = """
     SELECT e.id AS entry_id, r.id AS reservation_id, NULL AS lease_id

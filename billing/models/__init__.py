@@ -30,6 +30,7 @@ from billing.models.invoices import (
 )
 from billing.models.payments import CardRefund, Payer, Payment, PaymentQuerySet, TopUpDispute
 from billing.models.payouts import Payout, PayoutQuerySet, PayoutTransition, Reserve
+from billing.models.promotions import Promotion, PromotionQuerySet
 from billing.models.provider import (
     BalanceTransaction,
     Difference,
@@ -44,6 +45,7 @@ from billing.models.settlements import Correction, Settlement, SettlementQuerySe
 from billing.models.silences import SilentLease
 from billing.models.tags import LabelChange, TagRule
 from billing.models.tax import ReservationTax, TaxLine, TaxRemittance, TaxRule, TaxStatus
+from billing.models.withdrawals import Withdrawal, WithdrawalPart, WithdrawalQuerySet
 
 __all__ = [
     "NET_DAYS",
@@ -91,6 +93,8 @@ __all__ = [
     "PayoutTransition",
     "Posting",
     "ProjectFreeze",
+    "Promotion",
+    "PromotionQuerySet",
     "ProviderTransition",
     "PurchaseRequest",
     "PurchaseRequestTransition",
@@ -111,4 +115,7 @@ __all__ = [
     "TopUpDispute",
     "Transfer",
     "Watermark",
+    "Withdrawal",
+    "WithdrawalPart",
+    "WithdrawalQuerySet",
 ]

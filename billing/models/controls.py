@@ -75,6 +75,9 @@ class Approval(models.Model):
     net_days = models.PositiveSmallIntegerField(
         null=True, db_comment="of credit: from the invoice to the day on which it is due"
     )
+    expires_at = models.DateTimeField(
+        null=True, db_comment="of a promotion: it can be spent until then"
+    )
     reason = models.TextField()
     requested_by = models.CharField(max_length=100)
     requested_at = models.DateTimeField()
@@ -108,6 +111,11 @@ class Approval(models.Model):
                 condition=Q(kind__in=MARKETS_OWN, organization__isnull=True)
                 | (~Q(kind__in=MARKETS_OWN) & Q(organization__isnull=False)),
                 name="approval_is_of_somebody_or_the_market",
+            ),
+            models.CheckConstraint(
+                condition=Q(kind=ApprovalKind.PROMOTION, expires_at__isnull=False)
+                | (~Q(kind=ApprovalKind.PROMOTION) & Q(expires_at__isnull=True)),
+                name="approval_of_promotion_expires",
             ),
             models.UniqueConstraint(
                 fields=["kind", "subject_id"],

@@ -210,7 +210,7 @@ def _moves(found: Statement) -> list[Flowable]:
     return [
         *heading("Between your accounts"),
         text("These change no balance: what a lease earned becomes payable.", size=7, color=QUIET),
-        table(rows, widths=[5, 6, 10, 4, 4, 4, 4], texts=3),
+        table(rows, widths=[6, 6, 9, 4, 4, 4, 4], texts=3),
     ]
 
 

@@ -212,6 +212,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "money_parked": 423,
     "nothing_receivable": 422,
     "refund_refused": 422,
+    "withdrawal_refused": 422,
     "invoice_refused": 422,
     "credit_exceeds_invoice": 409,
     "month_not_over": 409,

@@ -12,7 +12,6 @@ from marketplace.api import simulation
 from marketplace.api.fields import InstantField, MoneySerializer, SecondsAsDurationField
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView
-from marketplace.core.limits import HORIZON_DAYS
 from marketplace.core.money import Money
 
 
@@ -54,7 +53,7 @@ class MarketView(ApiView):
     def get(self, request: Request) -> Response:
         rules = {
             "grid_seconds": settings.GRID_SECONDS,
-            "horizon_days": HORIZON_DAYS,
+            "horizon_days": settings.HORIZON_DAYS,
             "currency": settings.CURRENCY,
             "simulated_hardware": simulation.simulated_hardware(),
             "simulated_payments": simulation.simulated_payments(),

@@ -26,7 +26,7 @@ from marketplace.api.fields import (
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView
 from marketplace.catalog import NoSuchModel
-from marketplace.core.limits import GPUS_PER_REQUEST_MAX, HORIZON_DAYS, LIST_LIMIT_MAX
+from marketplace.core.limits import GPUS_PER_REQUEST_MAX, LIST_LIMIT_MAX
 from marketplace.core.windows import Window, grid_floor
 from marketplace.states import Tier
 from scheduler import availability, demand
@@ -191,7 +191,8 @@ class OfferingsView(ApiView):
         wish = dict(self.query)
         wish["earliest_start"] = wish["earliest_start"] or self.now
         wish["latest_end"] = wish["latest_end"] or max(
-            self.now + dt.timedelta(days=HORIZON_DAYS), wish["earliest_start"] + wish["duration"]
+            self.now + dt.timedelta(days=settings.HORIZON_DAYS),
+            wish["earliest_start"] + wish["duration"],
         )
         wish["limit"] = min(wish["limit"], availability.OFFERS_MAX)
         query = OfferingQuery(**wish)

@@ -28,6 +28,7 @@ from marketplace.api import (
     wallet,
     webhook_deliveries,
     webhook_endpoints,
+    withdrawals,
 )
 
 urlpatterns = [
@@ -127,6 +128,8 @@ urlpatterns = [
     path("wallet", wallet.WalletView.as_view()),
     path("wallet/top-ups", top_ups.TopUpsView.as_view()),
     path("wallet/top-ups/<str:payment_id>", top_ups.TopUpView.as_view()),
+    path("wallet/withdrawals", withdrawals.WithdrawalsView.as_view()),
+    path("wallet/withdrawals/<str:withdrawal_id>", withdrawals.WithdrawalView.as_view()),
     path("wallet/entries", wallet.WalletEntriesView.as_view()),
     *owner_urls.urlpatterns,
 ]

@@ -2,12 +2,13 @@
 
 from typing import Any, ClassVar
 
+from django.conf import settings
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import wallet
+from billing import promotions, wallet
 from billing.models import Posting
 from billing.states import EntryKind, Side
 from marketplace.api import simulation
@@ -15,13 +16,26 @@ from marketplace.api.fields import ChoiceField, InstantField, MoneyField, MoneyS
 from marketplace.api.pagination import page_of, page_serializer
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView
+from marketplace.core.money import Money
 from marketplace.states import Scope
 
 
+class WalletPromotionSerializer(serializers.Serializer[Any]):
+    """A gift that a purchase from the wallet spends before the wallet's own money."""
+
+    id = serializers.CharField()
+    left = MoneySerializer()
+    expires_at = InstantField()
+
+
 class WalletSerializer(serializers.Serializer[Any]):
-    """What the wallet holds."""
+    """What the wallet holds, and the gifts that are spent before it and never paid out."""
 
     balance = MoneyField()
+    promotion_balance = MoneySerializer(help_text="what the promotions have left, together")
+    promotions = WalletPromotionSerializer(
+        many=True, help_text="what expires first, and is spent first"
+    )
     simulated = serializers.BooleanField(help_text="it is play money")
 
 
@@ -55,8 +69,17 @@ class WalletView(ApiView):
         summary="The wallet's balance", responses={200: WalletSerializer}, operation_id="get_wallet"
     )
     def get(self, request: Request) -> Response:
+        given = promotions.standing(
+            organization=self.organization, currency=settings.CURRENCY, at=self.now
+        )
         held = {
             "balance": wallet.balance(organization=self.organization),
+            "promotion_balance": Money(
+                sum(left.amount_minor for _, left in given), settings.CURRENCY
+            ),
+            "promotions": [
+                {"id": each.pk, "left": left, "expires_at": each.expires_at} for each, left in given
+            ],
             "simulated": simulation.simulated_payments(),
         }
         return Response(WalletSerializer(held).data)

@@ -45,6 +45,8 @@ PREFIXES = frozenset(
         "trf",
         "rev",
         "prc",
+        "prm",
+        "wdr",
     }
 )
 
@@ -63,6 +65,14 @@ def new_organization_id() -> str:
 
 def new_api_key_id() -> str:
     return new_id("key")
+
+
+def new_promotion_id() -> str:
+    return new_id("prm")
+
+
+def new_withdrawal_id() -> str:
+    return new_id("wdr")
 
 
 def new_listing_id() -> str:

@@ -1,6 +1,7 @@
 """Limits that more than one room keeps to, each with its reason."""
 
-HORIZON_DAYS = 180  # capacity is sold at most this far ahead: six months, as the nearest peers do
+# Capacity is sold at most this far ahead: six months, as the nearest peers do; `settings` may say less.
+HORIZON_DAYS = 180
 GPUS_PER_REQUEST_MAX = 100_000  # the largest fleet the calendar was measured with
 TURN_ROUND_SECONDS_MAX = 86_400  # a machine that needs more than a day for itself is not on offer
 LIST_LIMIT_DEFAULT = 50

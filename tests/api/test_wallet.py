@@ -1,9 +1,13 @@
 """`GET /v1/wallet` and `GET /v1/wallet/entries`."""
 
+import datetime as dt
+
 import pytest
+from django.utils import timezone
 
 from marketplace.models import Organization
 from tests.api.world import a_fleet, a_reservation, fund
+from tests.billing.factories import promotion
 from tests.conftest import ApiClient
 from tests.factories import a_key, an_organization
 
@@ -14,6 +18,8 @@ class TestWallet:
     def test_is_empty_before_any_deposit(self, api: ApiClient) -> None:
         assert api.get("/v1/wallet").json == {
             "balance": {"amount_minor": 0, "currency": "usd"},
+            "promotion_balance": {"amount_minor": 0, "currency": "usd"},
+            "promotions": [],
             "simulated": True,
         }
 
@@ -46,3 +52,17 @@ class TestEntries:
         fund(organization)
         _, secret = a_key(organization=an_organization())
         assert api.signed_in(secret=secret).get("/v1/wallet/entries").json["data"] == []
+
+
+def test_the_wallet_shows_the_promotions_that_are_spent_before_it(
+    api: ApiClient, organization: Organization
+) -> None:
+    at = timezone.now()
+    late = promotion(buyer=organization, minor=500, days=60, at=at)
+    soon = promotion(buyer=organization, minor=100, days=30, at=at)
+    promotion(buyer=organization, minor=900, days=1, at=at - dt.timedelta(days=2))
+    shown = api.get("/v1/wallet").json
+    assert shown["balance"]["amount_minor"] == 0
+    assert shown["promotion_balance"] == {"amount_minor": 600, "currency": "usd"}
+    assert [each["id"] for each in shown["promotions"]] == [soon.pk, late.pk]
+    assert shown["promotions"][0]["left"]["amount_minor"] == 100

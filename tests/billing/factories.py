@@ -5,9 +5,13 @@ import itertools
 import uuid
 from decimal import ROUND_DOWN, Decimal
 
+from django.conf import settings
+
 from agents import protocol
 from agents.models import Gpu, MeterReading, Node, Outage, Receipt
-from billing import credit, invoices, purchases, tax, tax_rules, wallet
+from billing import approvals, credit, invoices, purchases, tax, tax_rules, wallet
+from billing.models import Promotion
+from billing.states import ApprovalKind
 from marketplace.core.money import Money, amount_for
 from marketplace.core.windows import Window
 from marketplace.models import GpuModel, Organization
@@ -60,6 +64,26 @@ def fund(organization: Organization, *, minor: int, currency: str = "usd") -> No
         at=START,
         actor="test",
     )
+
+
+def promotion(
+    *, buyer: Organization, minor: int, days: int = 400, at: dt.datetime | None = None
+) -> Promotion:
+    """Return a grant that can be spent for some days; two people decided it."""
+    at = at or START - dt.timedelta(days=1)
+    asked = approvals.request(
+        kind=ApprovalKind.PROMOTION,
+        organization=buyer,
+        subject_id=f"campaign_{next(_numbers)}",
+        amount=Money(minor, settings.CURRENCY),
+        reason="welcome",
+        at=at,
+        actor="anna",
+        expires_at=at + dt.timedelta(days=days),
+    )
+    if asked.decided_at is None:
+        approvals.approve(approval_id=asked.pk, at=at, actor="bert")
+    return Promotion.objects.get(approval=asked)
 
 
 def taxed(

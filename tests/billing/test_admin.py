@@ -35,6 +35,7 @@ class TestLists:
             *("reserve", "refund", "dispute", "booksrun", "parking", "approval"),
             *("creditterms", "creditsale", "dunningcase"),
             *("invoice", "billingprofile"),
+            *("promotion", "withdrawal"),
             *("payment", "payoutaccount", "intent", "inboxevent", "difference"),
             *("disputecharge", "reversal"),
         ],

@@ -19,7 +19,7 @@ from billing import (
     wallet,
 )
 from billing.models import Entry
-from billing.states import GPU_SECONDS, AccountKind
+from billing.states import GPU_SECONDS, AccountKind, EntryKind
 from marketplace.core.money import Money
 from scheduler.models import Reservation
 from scheduler.states import PaymentMethod, ReservationStatus
@@ -103,8 +103,7 @@ class TestCard:
         provider_money.make_available(transaction_id="txn_1", amount=Money(427, "usd"), at=LATER)
         assert balance(AccountKind.PSP_CLEARING, "pi_1") == 0
         assert (balance(AccountKind.PSP_FEES), balance(AccountKind.STRIPE_PENDING)) == (44, 0)
-        provider_money.bring_home(payout_id="po_1", amount=Money(427, "usd"), at=LATER)
-        assert (balance(AccountKind.BANK), balance(AccountKind.STRIPE_AVAILABLE)) == (427, 0)
+        assert balance(AccountKind.STRIPE_AVAILABLE) == 427
         assert books.check(at=LATER).ok
 
     def test_tops_a_wallet_up_once_for_each_payment(self):
@@ -116,7 +115,17 @@ class TestCard:
         assert wallet.balance(organization=buyer) == Money(900, "usd")
 
     def test_money_of_nobody_is_put_aside_and_found_after_a_day(self):
-        provider_money.put_aside(object_id="pi_3", amount=Money(5, "usd"), at=AT)
+        ledger.post(
+            idempotency_key="bt:txn_3",
+            kind=EntryKind.SUSPENSE,
+            subject_id="txn_3",
+            effective_at=AT,
+            legs=ledger.transfer(
+                debited=ledger.AccountRef(AccountKind.STRIPE_AVAILABLE, "usd"),
+                credited=ledger.AccountRef(AccountKind.SUSPENSE, "usd"),
+                amount=5,
+            ),
+        )
         recorded_at = Entry.objects.get().recorded_at
         assert books.check(at=recorded_at + dt.timedelta(hours=23)).ok
         report = books.check(at=recorded_at + dt.timedelta(hours=25))
@@ -184,19 +193,15 @@ class TestPromotion:
     def test_is_spent_before_the_wallet_and_expires_with_what_is_left(self):
         row = unpaid(funds_minor=100, status=ReservationStatus.SCHEDULED, total_minor=471)
         buyer = row.organization
-        promotions.grant(organization=buyer, grant_id="welcome", amount=Money(500, "usd"), at=AT)
-        assert promotions.spend(reservation=row, grant_id="welcome", at=AT) == 471
+        made = factories.promotion(buyer=buyer, minor=500, days=2)
+        spent = promotions.spend(reservation=row, amount_minor=471, key=row.pk, at=AT)
+        assert spent == 471
         purchases.post(reservation=row, at=AT)
         assert wallet.balance(organization=buyer) == Money(100, "usd")
-        left = promotions.expire(organization=buyer, grant_id="welcome", currency="usd", at=LATER)
-        assert (left, balance(AccountKind.BREAKAGE), balance(AccountKind.PROMO_COST)) == (
-            29,
-            29,
-            500,
-        )
-        assert (
-            promotions.expire(organization=buyer, grant_id="welcome", currency="usd", at=LATER) == 0
-        )
+        assert not promotions.expire(promotion_id=made.pk, at=AT)
+        assert promotions.expire_due(at=LATER) == 1
+        assert (balance(AccountKind.BREAKAGE), balance(AccountKind.PROMO_COST)) == (29, 500)
+        assert promotions.expire_due(at=LATER) == 0
         assert books.check(at=LATER).ok
 
 

@@ -32,6 +32,7 @@ from billing.models import (
     Intent,
     Payment,
     Payout,
+    Promotion,
     Refund,
     Transfer,
 )
@@ -118,8 +119,7 @@ def running() -> Lease:
 
 def granted() -> Reservation:
     row = unpaid()
-    gift = Money(300, "usd")
-    promotions.grant(organization=row.organization, grant_id="gift", amount=gift, at=AT)
+    factories.promotion(buyer=row.organization, minor=300, days=2, at=AT - dt.timedelta(days=1))
     return row
 
 
@@ -195,19 +195,18 @@ def of_tenant(name: str) -> tuple[Organization, Verb]:
                 at=AT,
             )
         case "grant a promotion":
-            tenant, gift = buyer(), Money(5, "usd")
-            return tenant, lambda: promotions.grant(
-                organization=tenant, grant_id="gift", amount=gift, at=AT
-            )
+            tenant = buyer()
+            return tenant, lambda: factories.promotion(buyer=tenant, minor=5, at=AT)
         case "spend a promotion":
             row = granted()
             return row.organization, lambda: promotions.spend(
-                reservation=row, grant_id="gift", at=AT
+                reservation=row, amount_minor=300, key=row.pk, at=AT
             )
         case "expire a promotion":
             row = granted()
+            given = Promotion.objects.get(organization=row.organization)
             return row.organization, lambda: promotions.expire(
-                organization=row.organization, grant_id="gift", currency="usd", at=AT
+                promotion_id=given.pk, at=given.expires_at
             )
         case "refund what is left":
             row = booked(status=ReservationStatus.FAILED)

@@ -7,7 +7,7 @@ from django.db import IntegrityError, transaction
 
 from agents.models import Node
 from marketplace.models import Organization
-from scheduler import cancellations, extensions, leases, quotas, reservations
+from scheduler import calendar, cancellations, extensions, leases, quotas, reservations
 from scheduler.extension_reach import ExtensionRefused
 from scheduler.models import Lease, Quote, Reservation, TenantLimit
 from scheduler.quotas import LimitExceeded
@@ -148,6 +148,14 @@ class TestHorizon:
         with pytest.raises(LimitExceeded) as refusal:
             book(tenant, window=window_in(24 * 7 - 1))
         assert refusal.value.extra["limit"] == "horizon"
+
+    def test_is_what_the_operator_sets(self, tenant: Organization, settings) -> None:
+        settings.HORIZON_DAYS = 7
+        limit(tenant, horizon_days_max=30)
+        assert book(tenant, window=window_in(24 * 7 - 2))
+        with pytest.raises(calendar.BeyondHorizon):
+            book(tenant, window=window_in(24 * 7))
+        assert quotas.standing_of(organization=tenant, at=NOW).limits.horizon_days == 7
 
     @pytest.mark.parametrize("days", [0, 181])
     def test_is_never_further_than_anything_is_sold(self, tenant: Organization, days: int) -> None:

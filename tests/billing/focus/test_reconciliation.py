@@ -15,6 +15,7 @@ from billing import (
     month_movements,
     promotions,
     purchases,
+    refunds,
     settlements,
     wallet,
 )
@@ -143,13 +144,28 @@ def test_what_a_late_receipt_charges_again_is_what_the_wallet_could_pay(deposite
 def test_a_promotion_lowers_what_is_billed_and_not_the_price() -> None:
     tenant = books.tenant(funds_minor=1000)
     reservation = books.reservation(buyer=tenant, paid=False)
-    promotions.grant(organization=tenant, grant_id="gift", amount=Money(100, "usd"), at=books.START)
-    promotions.spend(reservation=reservation, grant_id="gift", at=books.START)
+    books.promotion(buyer=tenant, minor=100)
+    promotions.spend(reservation=reservation, amount_minor=471, key=reservation.pk, at=books.START)
     purchases.post(reservation=reservation, at=books.START)
     rows = world.rows(tenant)
     by_category = {row["ChargeCategory"]: Decimal(row["BilledCost"]) for row in rows}
     assert by_category == {"Purchase": Decimal("4.71"), "Credit": Decimal("-1.00")}
     assert wallet.balance(organization=tenant) == Money(1000 - 371, "usd")
+
+
+def test_a_promotion_that_comes_back_is_billed_no_longer_as_a_credit() -> None:
+    tenant = books.tenant(funds_minor=371)
+    row = books.reservation(buyer=tenant, paid=False, status=ReservationStatus.FAILED)
+    books.promotion(buyer=tenant, minor=100)
+    promotions.spend(reservation=row, amount_minor=471, key=row.pk, at=books.START)
+    purchases.post(reservation=row, at=books.START)
+    settlements.refund_rest(reservation_id=row.pk, at=books.START + dt.timedelta(days=1))
+    refunds.open_due(at=books.START + dt.timedelta(days=1))
+    rows = [each for each in world.rows(tenant) if each["ChargeCategory"] == "Credit"]
+    # The two of the promotion cancel out; the market's own credit for what was not delivered stays.
+    texts = [each for each in rows if each["ChargeDescription"].startswith("Promotional")]
+    assert sum(Decimal(each["BilledCost"]) for each in texts) == 0
+    assert len(texts) == 2
 
 
 def test_the_hours_of_a_lease_are_its_earned_postings() -> None:

@@ -170,10 +170,10 @@ class TestPurchase:
 
     def test_spends_a_promotion_on_the_tax_as_well(self):
         row = factories.reservation(buyer=buyer(funds=0), paid=False)
-        promotions.grant(
-            organization=row.organization, grant_id="gift", amount=Money(600, "usd"), at=AT
-        )
-        assert promotions.spend(reservation=row, grant_id="gift", at=AT) == 560
+        factories.promotion(buyer=row.organization, minor=600)
+        price = purchases.price_with_tax(reservation=row)
+        spent = promotions.spend(reservation=row, amount_minor=price, key=row.pk, at=AT)
+        assert spent == price == 560
         purchases.post(reservation=row, at=AT)
         assert (held(row), payable()) == (0, 89)
 

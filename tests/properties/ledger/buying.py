@@ -55,14 +55,7 @@ class Buying(Model):
 
     @rule(amount=st.integers(1, 5_000), who=WHO)
     def grant(self, amount: int, who: int) -> None:
-        grant_id = self.next_id("promo")
-        promotions.grant(
-            organization=self.tenants[who],
-            grant_id=grant_id,
-            amount=self.money(amount),
-            at=factories.START,
-        )
-        self.grants[grant_id] = self.tenants[who]
+        factories.promotion(buyer=self.tenants[who], minor=amount)
 
     @rule(
         price=st.integers(0, 3000),
@@ -106,9 +99,10 @@ class Buying(Model):
                 self.invoices[invoice] = tenant
                 self.on_account[row.pk] = invoice
             else:
-                of_tenant = [name for name, who in self.grants.items() if who == tenant]
-                if is_promoted and of_tenant:
-                    promotions.spend(reservation=row, grant_id=of_tenant[-1], at=factories.START)
+                if is_promoted:
+                    promotions.spend(
+                        reservation=row, amount_minor=asked, key=row.pk, at=factories.START
+                    )
                 purchases.post(reservation=row, at=factories.START)
             return row
 

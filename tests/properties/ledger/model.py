@@ -83,7 +83,6 @@ class Model(RuleBasedStateMachine):
         self.savepoint = transaction.savepoint()
         self.tenants = tenants()
         self.number = 0
-        self.grants: dict[str, Organization] = {}
         self.running: list[Lease] = []
         self.bought: list[Reservation] = []
         self.held: list[Reservation] = []
