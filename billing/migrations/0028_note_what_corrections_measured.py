@@ -6,7 +6,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0026_hold_what_is_disputed"),
+        ("billing", "0027_promotions_and_withdrawals"),
         ("scheduler", "0021_held_payments"),
     ]
 
