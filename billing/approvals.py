@@ -1,4 +1,4 @@
-"""What takes two people: large refunds, write-offs, credit, remitted tax, and unparking money.
+"""What takes two people: large refunds, write-offs, credit, remitted tax, silent leases, unparking money.
 
 One person asks, another one decides; PostgreSQL refuses one who does both. What was asked for happens in the
 transaction of the decision, or the decision does not stand.
@@ -16,12 +16,13 @@ from billing import (
     promotions,
     receivables,
     refunds,
+    silences,
     single_decisions,
     tax_remittances,
     withdrawals,
 )
 from billing.models import NET_DAYS, Approval, ApprovalTransition
-from billing.states import APPROVAL_ARROWS, MARKETS_OWN, ApprovalKind, ApprovalStatus
+from billing.states import APPROVAL_ARROWS, MARKETS_OWN, RULINGS, ApprovalKind, ApprovalStatus
 from marketplace import audit
 from marketplace.core.errors import DomainError, InvalidValue, StateConflict
 from marketplace.core.money import Money
@@ -67,6 +68,8 @@ def request(
             "Say whose it is; the market's own is nobody's.", pointer="/organization"
         )
     _check_remittance(kind=kind, subject_id=subject_id, amount=amount, at=at)
+    if kind in RULINGS:
+        silences.require_open(lease_id=subject_id, organization=organization)
     _check_credit(kind=kind, organization=organization, amount=amount, net_days=net_days)
     _check_promotion(
         kind=kind, organization=organization, amount=amount, expires_at=expires_at, at=at
@@ -163,6 +166,11 @@ def _carry_out(approval: Approval, *, at: dt.datetime) -> None:
             withdrawals.carry_out(approval=approval, at=at)
         case ApprovalKind.UNPARK:
             parking.end(organization=organization, at=at, actor=approval.decided_by)
+        case ApprovalKind.SILENCE_DELIVERED | ApprovalKind.SILENCE_REFUNDED:
+            # The ruling is the approval itself; the next run settles by it.
+            silences.require_open(
+                lease_id=approval.subject_id, organization=organization, but=approval
+            )
         case ApprovalKind.TAX_REMITTANCE | ApprovalKind.REMITTANCE_REVERSAL:
             raise AssertionError(f"{approval.pk} is the market's own")
 

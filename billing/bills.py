@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
 from fractions import Fraction
@@ -10,8 +10,9 @@ from fractions import Fraction
 from django.db.models import F, Sum
 from django.db.models.functions import Coalesce
 
-from billing import ledger, undelivered
+from billing import ledger, list_prices, undelivered
 from billing.amounts import part_of_price
+from billing.corrections import latest_evidence
 from billing.deliveries import delivery_so_far
 from billing.earnings import posted_so_far
 from billing.models import Correction, Posting, Settlement, TaxLine
@@ -43,6 +44,7 @@ class GpuSeconds:
     add up to `undelivered`; what has none in the evidence is among them as unknown.
 
     Before a lease is settled its `delivered` is what the evidence shows so far, and the rest is `open`.
+    `attached` are the delivered ones in which a process held the GPU's memory, None where nothing tells.
     """
 
     bought: int
@@ -52,6 +54,7 @@ class GpuSeconds:
     undelivered: int
     open: int
     released: int = 0
+    attached: int | None = None
     undelivered_by_reason: Mapping[UndeliveredReason, int] = field(default_factory=dict)
 
 
@@ -77,9 +80,11 @@ class Bill:
 
     Bought is all that ever was, extensions too; `fees` were kept of what was given back.
     The money is the tenant's view, fee included, and without tax but for `tax` and `net_with_tax`. `credits`
-    went to the wallet beyond the refund, and are no part of the price. Ratios are decimal strings, None where
-    nothing was measured or the bill is not final. `meter_coverage` is the share of delivered GPU-seconds with
-    readings. `final`: the reservation is over, and every GPU-second and minor unit has found its place.
+    went to the wallet beyond the refund, and are no part of the price. `net` is what the reservation was
+    billed, `list_cost` what that would have been at list price, `effective` what was used of it. Ratios are
+    decimal strings, None where nothing was measured or the bill is not final. `meter_coverage` is the share
+    of delivered GPU-seconds with readings. `final`: the reservation is over, and every GPU-second and minor
+    unit has found its place.
     """
 
     reservation_id: str
@@ -96,10 +101,16 @@ class Bill:
     tax: Money
     net_with_tax: Money
     credits: Money
+    list_cost: Money
+    effective: Money
     cost_per_delivered_gpu_hour: str | None
+    cost_per_attached_gpu_hour: str | None
     cost_per_busy_gpu_hour: str | None
     meter_coverage: str | None
     energy_kwh: str | None
+    gpu_seconds_metered: int
+    gpu_seconds_measured: int
+    energy_millijoules: int | None
     lines: list[BillLine]
 
 
@@ -109,6 +120,7 @@ class _Measured:
 
     line: BillLine
     gpu_seconds_metered: int
+    gpu_seconds_measured: int
     energy_millijoules: int | None
 
 
@@ -123,7 +135,7 @@ def reservation_bill(*, reservation: Reservation, at: dt.datetime) -> Bill:
         reservation.leases.select_related(
             "settlement__lease", "settlement__entry", "reservation", "reclaim"
         )
-        .prefetch_related("transitions", "node__transitions", "settlement__corrections__entry")
+        .prefetch_related("transitions", "node__transitions", "settlement__corrections")
         .order_by("pk")
     )
     measured = [_measured(lease=lease, at=at) for lease in leases]
@@ -163,6 +175,7 @@ def reservation_bill(*, reservation: Reservation, at: dt.datetime) -> Bill:
         undelivered=not_delivered,
         open=bought - delivered - not_delivered - released,
         released=released,
+        attached=_sum_known(line.gpu_seconds.attached for line in lines),
         undelivered_by_reason=_reasons(
             reservation=reservation, leases=leases, lines=lines, not_delivered=not_delivered
         ),
@@ -176,7 +189,9 @@ def reservation_bill(*, reservation: Reservation, at: dt.datetime) -> Bill:
     net = total - refunded
     taxed = Money(_tax(reservation), currency)
     metered = sum(each.gpu_seconds_metered for each in measured)
-    energies = [each.energy_millijoules for each in measured if each.energy_millijoules is not None]
+    energy = _sum_known(each.energy_millijoules for each in measured)
+    billed_seconds = bought - not_delivered - released
+    list_cost = list_prices.cost_minor(quote=reservation.quote, gpu_seconds=billed_seconds)
     return Bill(
         reservation_id=reservation.id,
         final=final,
@@ -192,10 +207,16 @@ def reservation_bill(*, reservation: Reservation, at: dt.datetime) -> Bill:
         tax=taxed,
         net_with_tax=net + taxed,
         credits=Money(_credits(reservation), currency),
+        list_cost=Money(list_cost, currency),
+        effective=earned + fees,
         cost_per_delivered_gpu_hour=cost_per_hour(net, delivered) if final else None,
+        cost_per_attached_gpu_hour=cost_per_hour(net, seconds.attached or 0) if final else None,
         cost_per_busy_gpu_hour=cost_per_hour(net, busy) if final else None,
         meter_coverage=ratio(metered, delivered, COVERAGE_QUANTUM) if delivered else None,
-        energy_kwh=ratio(sum(energies), MILLIJOULES_PER_KWH, KWH_QUANTUM) if energies else None,
+        energy_kwh=None if energy is None else ratio(energy, MILLIJOULES_PER_KWH, KWH_QUANTUM),
+        gpu_seconds_metered=metered,
+        gpu_seconds_measured=sum(each.gpu_seconds_measured for each in measured),
+        energy_millijoules=energy,
         lines=lines,
     )
 
@@ -221,9 +242,9 @@ def _measured(*, lease: Lease, at: dt.datetime) -> _Measured:
     settlement: Settlement | None = getattr(lease, "settlement", None)
     if settlement is None:
         return _so_far(lease=lease, at=at)
-    energy = settlement.evidence.get("energy_millijoules")
-    assert energy is None or isinstance(energy, int)
     corrections = list(settlement.corrections.all())
+    metered = settlement.gpu_seconds_metered + sum(c.gpu_seconds_metered or 0 for c in corrections)
+    evidence = latest_evidence(settlement)
     delivered = settlement.gpu_seconds_delivered + sum(c.gpu_seconds_delivered for c in corrections)
     busy = settlement.gpu_seconds_busy + sum(c.gpu_seconds_busy for c in corrections)
     earned = settlement.earned_minor + sum(c.earned_minor for c in corrections)
@@ -244,6 +265,7 @@ def _measured(*, lease: Lease, at: dt.datetime) -> _Measured:
                 idle=delivered - busy,
                 undelivered=settlement.gpu_seconds_bought - delivered,
                 open=0,
+                attached=evidence.get("gpu_seconds_attached"),
                 undelivered_by_reason=undelivered.complete(
                     reasons, undelivered=settlement.gpu_seconds_bought - delivered
                 ),
@@ -254,8 +276,9 @@ def _measured(*, lease: Lease, at: dt.datetime) -> _Measured:
             open=Money(0, currency),
             settled=True,
         ),
-        gpu_seconds_metered=settlement.gpu_seconds_metered,
-        energy_millijoules=energy,
+        gpu_seconds_metered=metered,
+        gpu_seconds_measured=evidence.get("gpu_seconds_measured") or 0,
+        energy_millijoules=evidence.get("energy_millijoules"),
     )
 
 
@@ -279,6 +302,7 @@ def _so_far(*, lease: Lease, at: dt.datetime) -> _Measured:
                 idle=delivered - busy,
                 undelivered=0,
                 open=bought - delivered,
+                attached=delivery.attached,
             ),
             bought=part,
             earned=earned,
@@ -287,8 +311,15 @@ def _so_far(*, lease: Lease, at: dt.datetime) -> _Measured:
             settled=False,
         ),
         gpu_seconds_metered=delivery.metered,
+        gpu_seconds_measured=delivery.measured,
         energy_millijoules=delivery.energy_millijoules,
     )
+
+
+def _sum_known(parts: Iterable[int | None]) -> int | None:
+    """Return the sum of the parts that are known; None where none is."""
+    known = [part for part in parts if part is not None]
+    return sum(known) if known else None
 
 
 def _tax(reservation: Reservation) -> int:

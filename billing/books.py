@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from django.db import connection, transaction
 
-from billing import parking, settlements
+from billing import parking, settlements, silences
 from billing.deposits.invariants import DEPOSIT_INVARIANTS
 from billing.focus import invariants as export_invariants
 from billing.guards import GUARDS
@@ -79,9 +79,28 @@ _OF_SUBJECT = """
     UNION SELECT r.organization_id FROM billing_refund f
         JOIN scheduler_reservation r ON r.id = f.reservation_id WHERE f.id = e.subject_id
 """
+# A lease of which nobody tells may wait until nothing can come any more, and then for two people: see
+# `billing.silences`. `l` is the lease.
+_SILENT = """
+    coalesce(l.closed_at, l.ends_at) > %(silent_since)s
+    AND NOT EXISTS (SELECT FROM billing_settlement s WHERE s.lease_id = l.id)
+    AND EXISTS (
+        SELECT FROM scheduler_leasetransition t
+        WHERE t.lease_id = l.id AND t.reason = 'return_unconfirmed'
+    )
+    AND NOT EXISTS (
+        SELECT FROM agents_receipt c
+        WHERE c.lease_id = l.id AND c.lease_epoch = l.epoch AND c.kind = 'return'
+    )
+    AND NOT EXISTS (
+        SELECT FROM billing_approval v
+        WHERE v.subject_id = l.id AND v.kind IN ('silence_delivered', 'silence_refunded')
+            AND v.status = 'approved' AND v.decided_at < %(overdue_before)s
+    )
+"""
 # Paid reservations that ended long enough ago for all their leases to be settled. One that waits for a lease
 # is late, and lateness parks nobody.
-_CLOSED = """
+_CLOSED = f"""
     SELECT r.id, CASE WHEN NOT EXISTS (
             SELECT FROM scheduler_lease l WHERE l.reservation_id = r.id AND NOT EXISTS (
                 SELECT FROM billing_settlement s WHERE s.lease_id = l.id)
@@ -99,7 +118,8 @@ _CLOSED = """
             SELECT FROM billing_parking k
             WHERE k.organization_id = r.organization_id AND k.ended_at IS NULL
         )
-"""
+        AND NOT EXISTS (SELECT FROM scheduler_lease l WHERE l.reservation_id = r.id AND {_SILENT})
+"""  # noqa: S608 - constants of this file
 _SETTLED_AMOUNTS = f"""
     SELECT s.id, s.owner_id, s.bought_minor, s.owner_minor, s.fee_minor, s.refunded_minor,
         s.gpu_seconds_bought, s.gpu_seconds_delivered, s.gpu_seconds_busy,
@@ -317,8 +337,8 @@ INVARIANTS = (
     ),
     Invariant(
         "finished_leases_are_settled",
-        "Each lease that ended a while ago has one settlement; no other lease has any.",
-        """
+        "Each lease that ended a while ago and is not silent has one settlement; no other lease has any.",
+        f"""
         SELECT l.id || ' closed at ' || coalesce(l.closed_at::text, 'no instant') || ' and has '
             || count(s.id) || ' settlements',
             CASE WHEN count(s.id) > 0 THEN n.organization_id END
@@ -329,12 +349,13 @@ INVARIANTS = (
             SELECT FROM billing_parking k
             WHERE k.organization_id IN (r.organization_id, n.organization_id) AND k.ended_at IS NULL
         )
+        AND NOT ({_SILENT})
         GROUP BY l.id, n.organization_id
         HAVING count(s.id) > 1
             OR (l.status IN ('ended', 'interrupted', 'failed') AND count(s.id) = 0
                 AND coalesce(l.closed_at, l.ends_at) < %(overdue_before)s)
             OR (l.status NOT IN ('ended', 'interrupted', 'failed') AND count(s.id) > 0)
-        """,
+        """,  # noqa: S608 - constants of this file
     ),
     Invariant(
         "payouts_equal_releases",
@@ -388,6 +409,7 @@ def check(*, at: dt.datetime) -> BooksReport:
     parameters: dict[str, dt.datetime | list[str]] = {
         "at": at,
         "overdue_before": overdue_before,
+        "silent_since": at - dt.timedelta(seconds=silences.SILENT_SECONDS_MAX),
         "guards": list(GUARDS),
     }
     with transaction.atomic(), connection.cursor() as cursor:

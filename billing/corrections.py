@@ -6,12 +6,14 @@ falls into the period that is open then and changes no bill that is closed.
 
 In the tenant's favour it is refunded like the settlement's, with its credit. Against the tenant it is taken
 from the wallet with its tax as far as that covers it, and the market bears the rest, untaxed because nobody
-paid it: nobody is billed twice for one hour.
+paid it: nobody is billed twice for one hour. Readings that change neither money nor what was busy, as those
+of an idle hour that a node had kept back, are noted without an entry, so that a bill says what was measured.
 """
 
 import datetime as dt
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 from django.db import transaction
 from django.db.models import Sum
@@ -27,19 +29,27 @@ from scheduler.models import Lease
 logger = logging.getLogger(__name__)
 
 REVIEWS_PER_RUN_MAX = 500  # about ten seconds of work; the next tick takes the rest
+_LOOKED_AT = ("delivered", "busy", "metered", "energy_millijoules", "measured", "attached")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Standing:
-    """What a settlement and its corrections have posted together."""
+    """What a settlement and its corrections have posted together, and what the last of them knew.
+
+    `energy_millijoules`, `measured` and `attached` are sums and no differences, None where nothing told.
+    """
 
     number: int
     delivered: int
     busy: int
+    metered: int
     earned: int
     fee: int
     owner: int
     refunded: int
+    energy_millijoules: int | None
+    measured: int | None
+    attached: int | None
 
 
 def review_due(*, at: dt.datetime) -> int:
@@ -88,11 +98,18 @@ def review(*, settlement_id: str, at: dt.datetime) -> Correction | None:
         fee_basis_points=lease.reservation.fee_basis_points,
         floor=floor_minor(reservation=lease.reservation, owed=delivery.floor),
     )
-    if (delivery.delivered, delivery.busy) == (standing.delivered, standing.busy):
+    if all(getattr(delivery, name) == getattr(standing, name) for name in _LOOKED_AT):
         return None
     return _correct(
         settlement=settlement, delivery=delivery, amounts=amounts, standing=standing, at=at
     )
+
+
+def latest_evidence(settlement: Settlement) -> dict[str, Any]:
+    """Return what a lease rests on as it was last looked at: the newest correction's, or the settlement's."""
+    corrections = sorted(settlement.corrections.all(), key=lambda each: each.number)
+    evidence: dict[str, Any] = (corrections[-1] if corrections else settlement).evidence
+    return evidence
 
 
 def _correct(
@@ -130,23 +147,26 @@ def _correct(
     share = _owners_account(settlement, difference=amounts.owner - standing.owner)
     # The clearing account of the entry is the tenant's: what owner and fee gain or lose passes through it.
     tenant = back if refunded > 0 else purse
-    entry = ledger.post(
-        idempotency_key=key,
-        kind=EntryKind.CORRECTION,
-        subject_id=lease.id,
-        effective_at=at,
-        legs=ledger.differences(
-            [
-                (tenant, share, amounts.owner - standing.owner),
-                (tenant, fee, amounts.fee - standing.fee),
-                (cost, tenant, borne),
-                (cost, purse, credit),
-                *tax.rows(part, reservation=reservation, payer=purse, payee=back),
-                *_seconds(lease=lease, delivery=delivery, standing=standing),
-            ]
-        ),
+    legs = ledger.differences(
+        [
+            (tenant, share, amounts.owner - standing.owner),
+            (tenant, fee, amounts.fee - standing.fee),
+            (cost, tenant, borne),
+            (cost, purse, credit),
+            *tax.rows(part, reservation=reservation, payer=purse, payee=back),
+            *_seconds(lease=lease, delivery=delivery, standing=standing),
+        ]
     )
-    tax.note(part, reservation=reservation, entry=entry, at=at)
+    entry = None
+    if legs:
+        entry = ledger.post(
+            idempotency_key=key,
+            kind=EntryKind.CORRECTION,
+            subject_id=lease.id,
+            effective_at=at,
+            legs=legs,
+        )
+        tax.note(part, reservation=reservation, entry=entry, at=at)
     if is_owed:
         receivables.set_credit_off(reservation=reservation, amount_minor=credit, at=at)
     steps.reached("correction.posted")
@@ -156,6 +176,7 @@ def _correct(
         number=standing.number + 1,
         gpu_seconds_delivered=delivery.delivered - standing.delivered,
         gpu_seconds_busy=delivery.busy - standing.busy,
+        gpu_seconds_metered=delivery.metered - standing.metered,
         earned_minor=amounts.earned - standing.earned,
         fee_minor=amounts.fee - standing.fee,
         owner_minor=amounts.owner - standing.owner,
@@ -199,11 +220,10 @@ def _seconds(
 
 
 def _standing(settlement: Settlement) -> _Standing:
-    names = ("delivered", "busy", "earned", "fee", "owner", "refunded")
+    names = ("delivered", "busy", "metered", "earned", "fee", "owner", "refunded")
     columns = (
-        "gpu_seconds_delivered",
-        "gpu_seconds_busy",
-        *(f"{name}_minor" for name in names[2:]),
+        *(f"gpu_seconds_{name}" for name in names[:3]),
+        *(f"{name}_minor" for name in names[3:]),
     )
     corrections = settlement.corrections.all()
     sums = corrections.aggregate(**{name: Sum(name) for name in columns})
@@ -211,7 +231,14 @@ def _standing(settlement: Settlement) -> _Standing:
         name: getattr(settlement, column) + (sums[column] or 0)
         for name, column in zip(names, columns, strict=True)
     }
-    return _Standing(number=corrections.count(), **totals)
+    known = latest_evidence(settlement)
+    return _Standing(
+        number=corrections.count(),
+        **totals,
+        energy_millijoules=known.get("energy_millijoules"),
+        measured=known.get("gpu_seconds_measured"),
+        attached=known.get("gpu_seconds_attached"),
+    )
 
 
 def _next_review(settlement: Settlement, *, at: dt.datetime) -> dt.datetime | None:

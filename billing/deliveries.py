@@ -19,6 +19,7 @@ from fractions import Fraction
 from agents import grants, metering, outages
 from agents.outages import OutageWindow
 from agents.protocol import Cause, ReceiptKind
+from billing import silences
 from marketplace.core.money import SECONDS_PER_HOUR
 from marketplace.core.windows import Window, to_instant
 from scheduler.lots import Lots
@@ -65,10 +66,10 @@ def delivery_of(*, lease: Lease) -> Delivery:
     Delivered is the time between the two receipts, which the lease carries clipped to its promise, less
     what the node itself says that a GPU was lost, and less the outages that its tenant did not cause. A
     lease that was handed over and has no instant of return delivered what its meters cover: that much is
-    known, and no more. A return receipt that came after the lease was given up counts all the same. Busy is
-    what the meters saw.
+    known, and no more. A return receipt that came after the lease was given up counts all the same, and what
+    becomes of one without any is told in `billing.silences`. Busy is what the meters saw.
     """
-    returned_at = _returned_at(lease)
+    returned_at = returned_at_of(lease=lease)
     return _between(
         lease=lease,
         until=returned_at or lease.ends_at,
@@ -167,13 +168,13 @@ def _between(
     )
 
 
-def _returned_at(lease: Lease) -> dt.datetime | None:
+def returned_at_of(*, lease: Lease) -> dt.datetime | None:
     """Return when the tenant had the GPUs no more, by the node's receipt before all else."""
     if lease.handed_over_at is None:
         return lease.returned_at
     receipt = grants.receipt(lease_id=lease.pk, lease_epoch=lease.epoch, kind=ReceiptKind.RETURN)
     if receipt is None:
-        return lease.returned_at
+        return silences.counts_until(lease=lease)
     return min(max(receipt.at, lease.handed_over_at), lease.ends_at)
 
 

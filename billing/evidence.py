@@ -64,8 +64,8 @@ def of_settlement(settlement: Settlement) -> Evidence:
     delivered = settlement.gpu_seconds_delivered + sum(
         each.gpu_seconds_delivered for each in corrections
     )
-    # Readings were counted when the lease was settled; a correction notes none.
-    metered = min(settlement.gpu_seconds_metered, delivered)
+    noted_later = sum(each.gpu_seconds_metered or 0 for each in corrections)
+    metered = min(settlement.gpu_seconds_metered + noted_later, delivered)
     return Evidence(
         settlement_id=settlement.pk,
         settled_at=settlement.settled_at,

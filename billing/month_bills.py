@@ -2,12 +2,13 @@
 
 Money and GPU-seconds come from the books, so months add up to them to the minor unit; when something belongs
 to which month is told in `billing.month_movements`. The contracted price is the lots' of the part of the
-window that lies in the month. What no meter measured is None.
+window that lies in the month; the list cost is that of what was billed, as FOCUS has it of its purchases.
+What no meter measured is None.
 """
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from django.conf import settings
@@ -15,27 +16,19 @@ from django.db.models import DateTimeField, F, Max, Q
 from django.db.models.functions import Coalesce, Least
 
 from agents import meter_sums
-from billing import allocation, budgets, focus, month_movements, undelivered
+from billing import allocation, budgets, focus, list_prices, month_movements, undelivered
 from billing.allocation import Group
 from billing.budgets import BudgetStanding
 from billing.month_figures import Buyer, Figures, Row, total_of
 from billing.month_movements import Movements
-from billing.promised import Promise
+from billing.promised import PROMISED, contracted
 from marketplace.core.money import Money
 from marketplace.core.windows import Window
 from marketplace.models import ApiKey, Organization
 from scheduler.models import Lease, Reservation, ReservationTransition
 from scheduler.states import ReservationStatus
 
-# What was promised and stays so; a cancelled reservation keeps a window and promises nothing in it.
-_PROMISED = (
-    ReservationStatus.SCHEDULED,
-    ReservationStatus.ACTIVE,
-    ReservationStatus.COMPLETED,
-    ReservationStatus.RECLAIMED,
-    ReservationStatus.FAILED,
-)
-_AHEAD = (ReservationStatus.SCHEDULED, ReservationStatus.ACTIVE)
+AHEAD = (ReservationStatus.SCHEDULED, ReservationStatus.ACTIVE)
 MINUTES_PATH = "/v1/leases/{lease_id}/utilization?resolution=minute"  # the evidence of an hour
 TREND_MONTHS = 3  # a quarter: what a GPU-hour costs moves with the season, not with a week
 
@@ -114,28 +107,33 @@ def rows_of(*, organization: Organization, window: Window) -> list[Row]:
         organization=organization, window=window, currency=settings.CURRENCY
     )
     moved = {key: books for key, books in moved.items() if books != Movements()}
-    promised = Q(status__in=_PROMISED, starts_at__lt=window.ends_at, ends_at__gt=window.starts_at)
+    promised = Q(status__in=PROMISED, starts_at__lt=window.ends_at, ends_at__gt=window.starts_at)
     reservations = (
         Reservation.objects.visible_to(organization)
         .filter(promised | Q(pk__in=list(moved)))
+        .select_related("quote")
         .order_by("pk")
     )
     reasons = undelivered.in_month(organization=organization, window=window)
     figures: dict[str, Figures] = {}
     found = list(reservations)
     for reservation in found:
-        seconds, contracted = _contracted(reservation, window=window)
+        seconds, price = contracted(reservation, window=window)
         books = moved.pop(reservation.pk, Movements())
         figures[reservation.pk] = Figures(
             promised_seconds=seconds,
-            contracted=contracted,
+            contracted=price,
+            list_cost=list_prices.cost_minor(
+                quote=reservation.quote,
+                gpu_seconds=books.bought - books.undelivered - books.released,
+            ),
             books=books,
             undelivered_by_reason=undelivered.complete(
                 reasons.get(reservation.pk, {}), undelivered=books.undelivered
             ),
         )
     leases = _meter(figures, window=window)
-    buyers = _buyers(reservation_ids=figures)
+    buyers = buyers_of(reservation_ids=figures)
     labels = budgets.labels_before(reservations=found, at=window.ends_at)
     rows = [
         Row(
@@ -164,7 +162,7 @@ def _months_before(*, organization: Organization, window: Window) -> list[Month]
     return found
 
 
-def _buyers(*, reservation_ids: Collection[str]) -> dict[str, Buyer]:
+def buyers_of(*, reservation_ids: Collection[str]) -> dict[str, Buyer]:
     """Return who made each reservation, a key by its name; two queries."""
     actors = dict(
         ReservationTransition.objects.filter(
@@ -173,18 +171,6 @@ def _buyers(*, reservation_ids: Collection[str]) -> dict[str, Buyer]:
     )
     names = dict(ApiKey.objects.filter(pk__in=set(actors.values())).values_list("pk", "name"))
     return {key: Buyer(actor=actor, name=names.get(actor, actor)) for key, actor in actors.items()}
-
-
-def _contracted(reservation: Reservation, *, window: Window) -> tuple[int, int]:
-    """Return the GPU-seconds that are promised in a window and their price.
-
-    The prices of the months of a reservation make its total.
-    """
-    part = reservation.window.intersection(window)
-    if part is None or reservation.status not in _PROMISED:
-        return 0, 0
-    price = Promise.of(reservation).part_minor(within=window)
-    return reservation.gpus * part.seconds, price
 
 
 def _meter(figures: dict[str, Figures], *, window: Window) -> dict[str, list[str]]:
@@ -214,10 +200,10 @@ def _meter(figures: dict[str, Figures], *, window: Window) -> dict[str, list[str
 
 def _ahead(*, organization: Organization, since: dt.datetime) -> Ahead:
     promised = Reservation.objects.visible_to(organization).filter(
-        status__in=_AHEAD, ends_at__gt=since
+        status__in=AHEAD, ends_at__gt=since
     )
     parts = [
-        _contracted(each, window=Window(since, each.ends_at)) for each in promised.order_by("pk")
+        contracted(each, window=Window(since, each.ends_at)) for each in promised.order_by("pk")
     ]
     return Ahead(
         since=since,
@@ -237,17 +223,21 @@ def focus_paths(*, month: str) -> list[str]:
 
 def ahead_by_month(*, organization: Organization, since: dt.datetime) -> list[tuple[str, Ahead]]:
     """Return what is promised from an instant on, by month of UTC; months without anything are left out."""
-    promised = list(
-        Reservation.objects.visible_to(organization)
-        .filter(status__in=_AHEAD, ends_at__gt=since)
-        .order_by("pk")
+    promised = Reservation.objects.visible_to(organization).filter(
+        status__in=AHEAD, ends_at__gt=since
     )
+    return ahead_of(promised.order_by("pk"), since=since)
+
+
+def ahead_of(reservations: Iterable[Reservation], *, since: dt.datetime) -> list[tuple[str, Ahead]]:
+    """Return what some reservations, which are scheduled or run, promise from an instant on, by month."""
+    promised = list(reservations)
     last = max((each.ends_at for each in promised), default=since)
     found: list[tuple[str, Ahead]] = []
     while since < last:
         month = month_movements.month_window(month=f"{since.astimezone(dt.UTC):%Y-%m}")
         window = Window(since, month.ends_at)
-        parts = [_contracted(each, window=window) for each in promised]
+        parts = [contracted(each, window=window) for each in promised]
         parts = [(seconds, price) for seconds, price in parts if seconds]
         if parts:
             ahead = Ahead(

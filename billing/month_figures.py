@@ -25,12 +25,14 @@ class Figures:
     """What a month came to, of one reservation or of many, in minor units and GPU-seconds.
 
     `opening + charged = earned + refunded + fees + closing`. `billed` is what the month took from the tenant
-    for its reservations, `effective` what it used of that. Credits are beyond the price and in neither, and
+    for its reservations, `list_cost` what that would have been at list price, `effective` what the month used
+    of what was billed then or before. Credits are beyond the price and in neither, and
     no amount but `tax` and `billed_with_tax` has tax in it. The reasons add up to what was not delivered.
     """
 
     promised_seconds: int = 0
     contracted: int = 0
+    list_cost: int = 0
     books: Movements = field(default_factory=Movements)
     metered_seconds: int = 0
     busy_measured_seconds: int | None = None
@@ -66,7 +68,7 @@ class Figures:
 
     def add(self, other: "Figures") -> None:
         """Add another's figures; a part that is not known leaves the sum at what is."""
-        for name in ("promised_seconds", "contracted", "metered_seconds"):
+        for name in ("promised_seconds", "contracted", "list_cost", "metered_seconds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("busy_measured_seconds", "attached_seconds", "energy_millijoules"):
             setattr(self, name, _sum_known(getattr(self, name), getattr(other, name)))

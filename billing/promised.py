@@ -1,4 +1,4 @@
-"""What a part of a window costs of the whole price: exact, and parts add up to it."""
+"""What is promised, and what a part of a window costs of the whole price: exact, and parts add up to it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,16 @@ from marketplace.core.money import round_half_even
 from marketplace.core.windows import Window
 from scheduler.lots import Lots
 from scheduler.models import ChangeQuote, Quote, Reservation
+from scheduler.states import ReservationStatus
+
+# What was promised and stays so; a cancelled reservation keeps a window and promises nothing in it.
+PROMISED = (
+    ReservationStatus.SCHEDULED,
+    ReservationStatus.ACTIVE,
+    ReservationStatus.COMPLETED,
+    ReservationStatus.RECLAIMED,
+    ReservationStatus.FAILED,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,3 +62,15 @@ class Promise:
         return round_half_even(self.total_minor * until / whole) - round_half_even(
             self.total_minor * before / whole
         )
+
+
+def contracted(reservation: Reservation, *, window: Window) -> tuple[int, int]:
+    """Return the GPU-seconds that are promised in a window and their locked price, in minor units.
+
+    The prices of the months of a reservation make its total.
+    """
+    part = reservation.window.intersection(window)
+    if part is None or reservation.status not in PROMISED:
+        return 0, 0
+    price = Promise.of(reservation).part_minor(within=window)
+    return reservation.gpus * part.seconds, price

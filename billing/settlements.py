@@ -20,6 +20,7 @@ from billing import (
     parking,
     receivables,
     service_credits,
+    silences,
     steps,
     tax,
     undelivered,
@@ -93,7 +94,7 @@ def settle_ended(*, at: dt.datetime) -> int:
 def settle(*, lease_id: str, at: dt.datetime) -> Settlement | None:
     """Settle one finished lease; None when somebody else does, did, or readings are still on the way.
 
-    None too while the money of its tenant or owner is parked.
+    None too while the money of its tenant or owner is parked, or nobody tells what became of its GPUs.
 
     :raises LeasesExceedReservation: when the leases promise more than the reservation bought.
     """
@@ -117,6 +118,8 @@ def settle(*, lease_id: str, at: dt.datetime) -> Settlement | None:
     delivery = delivery_of(lease=lease)
     is_patient = at < lease.closed_at + dt.timedelta(seconds=grace_seconds(at=at))
     if is_patient and not delivery.is_fully_metered:
+        return None
+    if silences.is_waiting(lease=lease):
         return None
     is_owed = receivables.lock_if_owed(reservation=reservation)
     before = posted_so_far(lease=lease)

@@ -213,10 +213,14 @@ class ApprovalKind(TextChoices):
     WITHDRAWAL = "withdrawal"  # of a tenant's, that one person may not let go
     TAX_REMITTANCE = "tax_remittance"
     REMITTANCE_REVERSAL = "remittance_reversal"  # of a transfer that came back
+    SILENCE_DELIVERED = "silence_delivered"  # that what nobody tells of a lease was delivered
+    SILENCE_REFUNDED = "silence_refunded"  # that it was not
 
 
 # What concerns the market alone, and no organization.
 MARKETS_OWN = (ApprovalKind.TAX_REMITTANCE, ApprovalKind.REMITTANCE_REVERSAL)
+# What is decided of a lease of whose time nobody tells.
+RULINGS = (ApprovalKind.SILENCE_DELIVERED, ApprovalKind.SILENCE_REFUNDED)
 
 
 class ApprovalStatus(TextChoices):

@@ -17,7 +17,7 @@ from django.db.models import Q, Sum
 
 from agents.models import NodeTransition
 from agents.states import NodeStatus
-from billing.deliveries import Delivery, is_refunded
+from billing.deliveries import Delivery, is_refunded, returned_at_of
 from billing.models import Posting, Settlement
 from billing.states import AccountKind, EntryKind, Side, UndeliveredReason
 from marketplace.core.windows import Window
@@ -42,7 +42,7 @@ def of_lease(*, lease: Lease, delivery: Delivery) -> Reasons:
     """Return the GPU-seconds of a finished lease that were not delivered, by reason; none is zero."""
     ending = _ending_of(lease)
     gpus = len(lease.gpu_uuids)
-    until = lease.returned_at or lease.ends_at
+    until = returned_at_of(lease=lease) or lease.ends_at
     if lease.handed_over_at is None:
         parts = [(_reason_of_failure(ending), gpus * lease.window.seconds)]
     else:
@@ -70,7 +70,7 @@ def of_evidence(*, evidence: Mapping[str, object], undelivered: int) -> Reasons:
 def of_settlement(settlement: Settlement) -> list[tuple[dt.datetime, Reasons]]:
     """Return what a settlement and each of its corrections say, as differences, each with its instant.
 
-    `lease`, the entries and the corrections are loaded by whoever has many of them.
+    `lease`, the entry and the corrections are loaded by whoever has many of them.
     """
     undelivered = settlement.gpu_seconds_bought - settlement.gpu_seconds_delivered
     said = of_evidence(evidence=settlement.evidence, undelivered=undelivered)
@@ -80,7 +80,7 @@ def of_settlement(settlement: Settlement) -> list[tuple[dt.datetime, Reasons]]:
         undelivered -= correction.gpu_seconds_delivered
         now = of_evidence(evidence=correction.evidence, undelivered=undelivered)
         changed = {reason: now[reason] - said[reason] for reason in UndeliveredReason}
-        found.append((correction.entry.effective_at, _without_zeros(changed)))
+        found.append((correction.corrected_at, _without_zeros(changed)))
         said = now
     return found
 
@@ -105,15 +105,15 @@ def in_month(*, organization: Organization, window: Window) -> dict[str, Reasons
     """Return what was not delivered of each reservation in a month, by reason, as its bill counts it."""
     found: dict[str, Reasons] = {}
     during = {"starts_at__lt": window.ends_at, "ends_at__gte": window.starts_at}
-    corrected = {"effective_at__gte": window.starts_at, "effective_at__lt": window.ends_at}
+    corrected = {"at__gte": window.starts_at, "at__lt": window.ends_at}
     settlements = (
         Settlement.objects.visible_to(organization)
         .filter(
             Q(**{f"lease__{name}": value for name, value in during.items()})
-            | Q(**{f"corrections__entry__{name}": value for name, value in corrected.items()})
+            | Q(**{f"corrections__corrected_{name}": value for name, value in corrected.items()})
         )
         .select_related("lease", "entry")
-        .prefetch_related("corrections__entry")
+        .prefetch_related("corrections")
         .distinct()
     )
     for settlement in settlements:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from django.db.models import Count, Min, QuerySet
 
-from billing import findings, reconcile
+from billing import findings, reconcile, silences
 from billing.models import Difference, Intent, Parking
 from billing.provider_states import IntentStatus
+from scheduler.models import Lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +39,12 @@ def differences(*, at: dt.datetime) -> Iterator[Waiting]:
 
 
 def people(*, at: dt.datetime) -> Iterator[Waiting]:
-    """Yield what only a person can end: parked money, calls of unknown outcome, clearings that stay open."""
+    """Yield what only a person can end: parked money, silent leases, unknown calls, open clearings."""
     yield _of(
         Parking.objects.filter(ended_at__isnull=True), "parked_organization", "parked_at", at=at
     )
+    # Given up without a word of their node: readings, outages or two people tell what became of them.
+    yield _of(silences.candidates(), "silent_lease", "closed_at", at=at)
     unknown = Intent.objects.filter(status=IntentStatus.UNKNOWN)
     yield _of(unknown, "unknown_call", "sent_at", at=at)
     # Where nothing has moved for that long, the first is as old as its last posting.
@@ -55,7 +58,11 @@ def people(*, at: dt.datetime) -> Iterator[Waiting]:
 
 
 def _of(
-    rows: QuerySet[Parking] | QuerySet[Intent], kind: str, column: str, *, at: dt.datetime
+    rows: QuerySet[Parking] | QuerySet[Intent] | QuerySet[Lease],
+    kind: str,
+    column: str,
+    *,
+    at: dt.datetime,
 ) -> Waiting:
     counted = rows.order_by().aggregate(count=Count("pk"), first=Min(column))
     return Waiting(

@@ -1,7 +1,7 @@
 """Leases: the fact, from the grant to the node until its GPUs are back.
 
 The node's signed receipts decide when a lease began and ended, clipped to what was promised. Silence ends
-no lease: only the end of the window does, and what cannot be proved then is not charged.
+no lease: only the end of the window does, and it proves nothing of the time before.
 """
 
 import datetime as dt
@@ -274,7 +274,7 @@ def give_up(*, lease: Lease, at: dt.datetime) -> None:
     """Take the arrow returning or reclaiming → ended without a receipt, and withdraw the GPUs from sale.
 
     The tenant had them for certain as far as the last meter reading goes, at most to the end of the
-    window; nothing beyond that is charged.
+    window; what lies beyond is neither charged nor refunded until something tells.
 
     :raises StateConflict: when the lease moved on.
     """

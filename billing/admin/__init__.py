@@ -17,6 +17,7 @@ from billing.admin import (
     refunds,
     remittances,
     settlements,
+    silences,
     taxes,
     withdrawals,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "refunds",
     "remittances",
     "settlements",
+    "silences",
     "taxes",
     "withdrawals",
 ]

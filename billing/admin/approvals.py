@@ -40,7 +40,7 @@ class RequestForm(forms.Form):
     subject_id = forms.CharField(
         max_length=32,
         label="About",
-        help_text="the reservation, the invoice, or the organization itself",
+        help_text="the reservation, the lease, the invoice, or the organization itself",
         widget=UnfoldAdminTextInputWidget,
     )
     amount_minor = forms.IntegerField(

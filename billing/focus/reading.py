@@ -10,10 +10,10 @@ whoever reads it is felt as memory here or as an open transaction.
 
 import datetime as dt
 from collections.abc import Iterator, Sequence
-from decimal import Decimal, InvalidOperation
 
 from django.db import connection
 
+from billing import list_prices
 from billing.focus.facts import Deal, Documents, Fact, Payer, Place
 from billing.models import Entry, InvoiceLine
 from billing.month_movements import (
@@ -258,7 +258,7 @@ def _deal(reservation: Reservation, *, purchased_at: dt.datetime | None) -> Deal
         starts_at=quote.starts_at,
         ends_at=quote.ends_at,
         rate=quote.rate,
-        base_rate=_rate(breakdown.get("base_rate")),
+        base_rate=list_prices.base_rate(quote),
         multiplier=breakdown.get("multiplier") or "",
         is_dynamic=quote.price_version_id is not None,
         name=reservation.name,
@@ -267,11 +267,3 @@ def _deal(reservation: Reservation, *, purchased_at: dt.datetime | None) -> Deal
         simulated=reservation.simulated,
         purchased_at=purchased_at,
     )
-
-
-def _rate(text: object) -> Decimal | None:
-    """Return the rate that a breakdown names; None in one of a time when it named none."""
-    try:
-        return Decimal(str(text)) if text is not None else None
-    except InvalidOperation:
-        return None

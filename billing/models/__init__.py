@@ -42,6 +42,7 @@ from billing.models.provider import (
 from billing.models.purchase_requests import PurchaseRequest, PurchaseRequestTransition
 from billing.models.refunds import Refund, RefundQuerySet, RefundTransition
 from billing.models.settlements import Correction, Settlement, SettlementQuerySet
+from billing.models.silences import SilentLease
 from billing.models.tags import LabelChange, TagRule
 from billing.models.tax import ReservationTax, TaxLine, TaxRemittance, TaxRule, TaxStatus
 from billing.models.withdrawals import Withdrawal, WithdrawalPart, WithdrawalQuerySet
@@ -105,6 +106,7 @@ __all__ = [
     "Reversal",
     "Settlement",
     "SettlementQuerySet",
+    "SilentLease",
     "TagRule",
     "TaxLine",
     "TaxRemittance",

@@ -95,14 +95,24 @@ class Settlement(models.Model):
 class Correction(models.Model):
     """What evidence that came after a settlement changed of it: differences, posted when they were found.
 
-    A settlement and its corrections together are what the lease came to.
+    A settlement and its corrections together are what the lease came to. One without an entry moved nothing
+    in the books: it notes what more the meters cover, or what energy they counted.
     """
 
     settlement = models.ForeignKey(Settlement, on_delete=models.PROTECT, related_name="corrections")
-    entry = models.OneToOneField(Entry, on_delete=models.PROTECT, related_name="correction")
+    entry = models.OneToOneField(
+        Entry,
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="correction",
+        db_comment="null: nothing moved, only more was measured",
+    )
     number = models.PositiveIntegerField(db_comment="from 1 for each settlement")
     gpu_seconds_delivered = models.BigIntegerField(db_comment="difference")
     gpu_seconds_busy = models.BigIntegerField(db_comment="difference")
+    gpu_seconds_metered = models.BigIntegerField(
+        null=True, db_comment="difference; null: made before it was noted"
+    )
     earned_minor = models.BigIntegerField(db_comment="difference")
     fee_minor = models.BigIntegerField(db_comment="difference")
     owner_minor = models.BigIntegerField(db_comment="difference")
@@ -130,6 +140,18 @@ class Correction(models.Model):
                 condition=Q(earned_minor=F("owner_minor") + F("fee_minor"))
                 & Q(refunded_minor=-F("earned_minor")),
                 name="correction_money_adds_up",
+            ),
+            models.CheckConstraint(
+                condition=Q(entry__isnull=False)
+                | Q(
+                    gpu_seconds_delivered=0,
+                    gpu_seconds_busy=0,
+                    earned_minor=0,
+                    fee_minor=0,
+                    borne_minor=0,
+                    credit_minor=0,
+                ),
+                name="correction_without_entry_moves_nothing",
             ),
         ]
         indexes: ClassVar = [

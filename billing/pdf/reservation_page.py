@@ -1,64 +1,128 @@
-"""The bill of one reservation as a page to file."""
+"""The bill of a reservation as one page: what was bought, what became of it, what it cost, lease by lease."""
 
 import datetime as dt
-from collections.abc import Sequence
 
-from django.conf import settings
 from reportlab.lib.units import mm
 from reportlab.platypus import Flowable, Spacer
 
-from billing import bill_words, month_bills
-from billing.bills import Bill
-from billing.models import Invoice
+from billing.bills import BillLine
+from billing.invoices import parties
+from billing.pdf import bill_parts
 from billing.pdf.layout import QUIET, WARNING, beside, build, heading, table, text
+from billing.reservation_bills import ReservationBill
 from scheduler.models import Reservation
+from scheduler.states import LeaseStatus
 
-INDENT = "– "  # before what is a part of the line above
 
-
-def reservation_bill(
-    *, bill: Bill, reservation: Reservation, documents: Sequence[Invoice], at: dt.datetime
-) -> bytes:
-    """Return the bill of a reservation as PDF: that of a final one stays the same bytes until corrected."""
-    words = bill_words.words_of(bill=bill, reservation=reservation, documents=documents)
-    state = "Final." if bill.final else f"As it stands at {at:%Y-%m-%d %H:%M} UTC; not final."
-    story: list[Flowable] = [
-        text(f"Bill of {words.name}", size=16, bold=True),
-        Spacer(0, 1 * mm),
-        text(state, color=QUIET),
-    ]
-    if bill.simulated:
-        story.append(text("Simulated: these GPUs do not exist.", bold=True, color=WARNING))
-    hours = [[f"{INDENT if part else ''}{word}", value] for word, value, part in words.hours]
-    story += [
-        *heading("What was bought"),
-        table([list(row) for row in words.about], widths=[2, 6], head=False, texts=2),
+def reservation_bill(*, whole: ReservationBill, at: dt.datetime) -> bytes:
+    """Return a reservation's bill as PDF; a final one is the same bytes as long as nothing new is known."""
+    bill, row = whole.bill, whole.row
+    assert row.reservation is not None, "a bill is of a reservation"
+    reservation = row.reservation
+    buyer = parties.buyer_of(organization=reservation.organization)["name"]
+    title = f"Bill of {reservation.name or reservation.pk}"
+    story = [
+        *_head(whole, reservation=reservation, title=title, buyer=buyer, at=at),
+        *bill_parts.documents(whole.documents),
+        *heading("Bought, delivered, used"),
+        bill_parts.funnel(row.figures, costs=whole.costs),
+        *bill_parts.undelivered(row.figures),
         beside(
-            [*heading("GPU-hours"), table(hours, widths=[5, 3], head=False, columns=2)],
+            [*heading("Money"), _money(whole)],
             [
-                *heading("Money"),
-                table([list(row) for row in words.money], widths=[4, 3], head=False, columns=2),
+                *heading("What a GPU-hour cost"),
+                bill_parts.costs_of([("all of it", whole.costs)]),
+                *heading("Promised, not yet delivered"),
+                bill_parts.promised(whole.ahead_by_month, none="Nothing is ahead of it."),
+                *bill_parts.budgets(whole.budgets),
             ],
         ),
-        *_leases(words),
+        *_leases(bill.lines),
+        *bill_parts.annex("Its charges", paths=whole.focus_paths),
     ]
     return build(
         story,
-        title=f"Bill of {words.name}",
-        subject=bill.reservation_id,
-        footer=f"{bill.reservation_id} · amounts without tax where nothing else is said",
+        title=f"{title}, {buyer}",
+        subject=f"{reservation.starts_at:%Y-%m-%d %H:%M} to {reservation.ends_at:%Y-%m-%d %H:%M}",
+        footer=f"{title} · amounts in {bill.net.currency.upper()}, without tax where nothing else is said · "
+        "hours are GPU-hours",
     )
 
 
-def _leases(words: bill_words.Words) -> list[Flowable]:
-    if not words.lines:
+def _head(
+    whole: ReservationBill, *, reservation: Reservation, title: str, buyer: str, at: dt.datetime
+) -> list[Flowable]:
+    """Say what was bought, by whom, to whom its cost belongs, and whether the bill is final."""
+    bill, row = whole.bill, whole.row
+    standing = "Final." if bill.final else f"As it stands at {at:%Y-%m-%d %H:%M} UTC; not final."
+    tags = ", ".join(f"{key}: {value}" for key, value in sorted(reservation.tags.items()))
+    rate = f"{bill.rate} {bill.net.currency.upper()} per GPU-hour, locked"
+    about = [
+        f"{reservation.gpus} × {reservation.gpu_model_id}, {reservation.region}, at {rate}",
+        f"project {reservation.project or 'none'} · tags {tags or 'none'}",
+        *([f"bought by {row.buyer.name}"] if row.buyer else []),
+    ]
+    found: list[Flowable] = [
+        beside(
+            [text(title, size=16, bold=True)],
+            [text(buyer, size=10, bold=True, right=True)],
+        ),
+        Spacer(0, 1 * mm),
+        text(
+            f"{reservation.pk} · {reservation.starts_at:%Y-%m-%d %H:%M} to "
+            f"{reservation.ends_at:%Y-%m-%d %H:%M} UTC · {reservation.get_status_display()}. {standing}",
+            color=QUIET,
+        ),
+        *(text(line) for line in about),
+    ]
+    if bill.simulated:
+        found.append(text("Simulated: its GPUs do not exist.", bold=True, color=WARNING))
+    return found
+
+
+def _money(whole: ReservationBill) -> Flowable:
+    figures, books = whole.row.figures, whole.row.figures.books
+    rows = [
+        ("Contracted for what is promised", figures.contracted),
+        ("Charged", books.charged),
+        ("Earned by delivery", -books.earned),
+        ("Refunded", -books.refunded),
+        ("Fees kept of what was given back", -books.fees),
+        ("Paid, not yet used", books.closing),
+        ("Credits beyond refunds", books.credits),
+        ("Effective: earned and fees", figures.effective),
+        ("At list price, of what was billed", figures.list_cost),
+        ("Billed: charged less refunded", figures.billed),
+        ("Tax", figures.tax),
+        ("Billed with tax", figures.billed_with_tax),
+    ]
+    return bill_parts.money(rows, currency=whole.bill.net.currency)
+
+
+def _leases(lines: list[BillLine]) -> list[Flowable]:
+    if not lines:
         return []
-    cells = [["Lease", *(name.capitalize() for name in bill_words.LINE_COLUMNS)]]
-    cells += [[f"{name}\n{detail}", *values] for name, detail, values in words.lines]
-    minutes = f"{settings.BASE_URL}{month_bills.MINUTES_PATH}"
+    cells = [["Lease", "Bought", "Delivered", "Attached", "Busy", "Price", "Earned", "Refunded"]]
+    cells += [_lease(line) for line in lines]
+    return [*heading("Leases"), table(cells, widths=[13, 4, 4, 4, 4, 5, 5, 5])]
+
+
+def _lease(line: BillLine) -> list[str]:
+    seconds, currency = line.gpu_seconds, line.bought.currency
+    window = f"{line.window.starts_at:%m-%d %H:%M} to {line.window.ends_at:%m-%d %H:%M}"
+    status = LeaseStatus(line.status).label + ("" if line.settled else ", not settled")
+    words = [
+        line.lease_id,
+        f"{window} · {status}",
+        *(
+            f"{bill_parts.hours(count)} not delivered: {reason.label}"
+            for reason, count in seconds.undelivered_by_reason.items()
+        ),
+    ]
+    hours = (seconds.bought, seconds.delivered, seconds.attached, seconds.busy)
+    money = (line.bought, line.earned, line.refunded)
     return [
-        *heading("Leases"),
-        table(cells, widths=[14, 4, 4, 4, 5, 5, 5, 5]),
-        Spacer(0, 2 * mm),
-        text(f"The minutes of every hour, GPU by GPU: {minutes}", size=7, color=QUIET),
+        "\n".join(words),
+        *(bill_parts.hours(count) for count in hours),
+        *(bill_parts.signed(each.amount_minor, currency) for each in money),
     ]

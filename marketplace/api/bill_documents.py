@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from django.http import HttpResponse
 from rest_framework import serializers
 
 from billing.models import Invoice
@@ -10,8 +11,7 @@ from billing.states import InvoiceKind, InvoiceState, UndeliveredReason
 from marketplace.api.fields import ChoiceField, InstantField, MoneyField
 
 BILL_FORMS = ("json", "csv", "html", "pdf")
-# A page has its style in it, and no more.
-PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 class BillDocumentSerializer(serializers.Serializer[Invoice]):
@@ -38,3 +38,8 @@ def by_reason(reasons: Mapping[UndeliveredReason, int]) -> list[dict[str, object
     """Return reasons as the bills list them, the most first."""
     ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     return [{"reason": reason.value, "gpu_seconds": seconds} for reason, seconds in ordered]
+
+
+def page_response(text: str) -> HttpResponse:
+    """Return a page to print: it has its style in it, and loads no more."""
+    return HttpResponse(text, headers={"Content-Security-Policy": _PAGE_POLICY})

@@ -1,99 +1,137 @@
-"""The bill of one reservation as rows of CSV and as a page to print: the same figures as its JSON."""
+"""What the printed bills of a month and of a reservation have in common: lines, hours and amounts."""
 
-import csv
-import datetime as dt
-import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import ROUND_HALF_EVEN, Decimal
 
-from django.template.loader import render_to_string
-
-from billing import bill_words, month_bills
-from billing.bills import Bill, BillLine, GpuSeconds
+from billing.budgets import BudgetStanding
 from billing.models import Invoice
-from billing.states import UndeliveredReason
-from scheduler.models import Reservation
+from billing.month_bills import Ahead
+from billing.month_figures import Figures
+from billing.states import BudgetPeriod, InvoiceKind
+from marketplace.core.money import SECONDS_PER_HOUR, Money, currency_exponent
+
+NOT_MEASURED = "—"
+_CENT, _TENTH = Decimal("0.01"), Decimal("0.1")
 
 
-def rows(*, bill: Bill, reservation: Reservation) -> str:
-    """Return a line per lease and one of the whole, money in minor units; what is not known is empty."""
-    target = io.StringIO()
-    writer = csv.writer(target, lineterminator="\r\n")
-    whole = {
-        "reservation_id": bill.reservation_id,
-        "lease_id": "",
-        "status": reservation.status,
-        "gpus": reservation.gpus,
-        **_window(reservation.starts_at, reservation.ends_at),
-        "currency": reservation.currency,
-        **_minor(bill),
-        "fees_minor": bill.fees.amount_minor,
-        "net_minor": bill.net.amount_minor,
-        "tax_minor": bill.tax.amount_minor,
-        "net_with_tax_minor": bill.net_with_tax.amount_minor,
-        "credits_minor": bill.credits.amount_minor,
-        **_seconds(bill.gpu_seconds),
-        "cost_per_delivered_gpu_hour": bill.cost_per_delivered_gpu_hour,
-        "cost_per_busy_gpu_hour": bill.cost_per_busy_gpu_hour,
-        "meter_coverage": bill.meter_coverage,
-        "energy_kwh": bill.energy_kwh,
-        "final": str(bill.final).lower(),
-    }
-    writer.writerow(whole)
-    for line in bill.lines:
-        known = {
-            "reservation_id": bill.reservation_id,
-            "lease_id": line.lease_id,
-            "status": line.status,
-            "gpus": line.gpus,
-            **_window(line.window.starts_at, line.window.ends_at),
-            "currency": reservation.currency,
-            **_minor(line),
-            **_seconds(line.gpu_seconds),
-            "final": str(line.settled).lower(),
-        }
-        writer.writerow([known.get(name) for name in whole])
-    writer.writerow(whole.values())
-    return target.getvalue()
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a table: what it is of, and the values of the columns."""
+
+    name: str
+    detail: str
+    values: list[str]
 
 
-def page(
-    *, bill: Bill, reservation: Reservation, documents: Sequence[Invoice], at: dt.datetime
-) -> str:
-    """Return the bill as HTML that needs nothing else."""
-    return render_to_string(
-        "api/bill.html",
-        {
-            "bill": bill,
-            "now": f"{at:%Y-%m-%d %H:%M}",
-            "words": bill_words.words_of(bill=bill, reservation=reservation, documents=documents),
-            "columns": bill_words.LINE_COLUMNS,
-            "minutes": month_bills.MINUTES_PATH,
-        },
+def hours(
+    figures: Figures, *, costs: Mapping[str, str | None], when: str = ""
+) -> list[tuple[str, str, bool]]:
+    """Return what is said of the hours: the words, the value, and whether it is a part of the line above.
+
+    `costs` has their shares; `when` says of what time they are.
+    """
+    books, whole = figures.books, figures.delivered_seconds
+    reasons = sorted(figures.undelivered_by_reason.items(), key=lambda item: (-item[1], item[0]))
+    measured = costs["meter_coverage"]
+    return [
+        (f"Promised{when}", in_hours(figures.promised_seconds), False),
+        (f"Bought{when}", in_hours(books.bought), False),
+        ("Delivered", in_hours(whole), False),
+        ("a process was attached", part_of(figures.attached_seconds, whole), True),
+        ("a kernel ran: busy", part_of(figures.busy_seconds, whole), True),
+        ("Not delivered, refunded", in_hours(books.undelivered), False),
+        *((reason.label, in_hours(seconds), True) for reason, seconds in reasons),
+        ("Given back by you", in_hours(books.released), False),
+        (
+            "Measured, of what was delivered",
+            NOT_MEASURED if measured is None else percent(measured),
+            False,
+        ),
+        ("Energy, kWh", energy(costs["energy_kwh"]), False),
+    ]
+
+
+def ahead(by_month: Iterable[tuple[str, Ahead]]) -> list[Line]:
+    """Return what is promised and not yet delivered, by month of delivery."""
+    return [
+        Line(
+            month,
+            "",
+            [
+                str(each.reservations),
+                in_hours(each.gpu_seconds),
+                money(each.contracted.amount_minor, each.contracted.currency),
+            ],
+        )
+        for month, each in by_month
+    ]
+
+
+def document(invoice: Invoice) -> Line:
+    """Return an invoice or a credit note, and what has become of it."""
+    state = str(getattr(invoice, "state", None) or "given back").replace("_", " ")
+    total = money(invoice.total_minor, invoice.currency)
+    return Line(
+        invoice.number,
+        f"purchase order {invoice.purchase_order_number}" if invoice.purchase_order_number else "",
+        [
+            InvoiceKind(invoice.kind).label,
+            f"{invoice.issued_at:%Y-%m-%d}",
+            state,
+            f"−{total}" if invoice.corrects_id else total,
+        ],
     )
 
 
-def _window(starts_at: dt.datetime, ends_at: dt.datetime) -> dict[str, str]:
-    return {
-        "starts_at": f"{starts_at.astimezone(dt.UTC):%Y-%m-%dT%H:%M:%SZ}",
-        "ends_at": f"{ends_at.astimezone(dt.UTC):%Y-%m-%dT%H:%M:%SZ}",
-    }
+def budget_left(standing: BudgetStanding) -> Line:
+    """Return a budget, and what is left of it in a period."""
+    budget, period = standing.budget, standing.period
+    when = "" if budget.period == BudgetPeriod.TOTAL else f", from {period.starts_at:%Y-%m-%d}"
+    return Line(
+        budget.project or "the whole organization",
+        f"{budget.get_period_display()}{when} · {budget.get_mode_display()}",
+        [
+            money(each.amount_minor, budget.currency)
+            for each in (budget.amount, standing.committed, standing.paid, standing.left)
+        ],
+    )
 
 
-def _minor(of: Bill | BillLine) -> dict[str, int]:
-    return {
-        "bought_minor": of.bought.amount_minor,
-        "earned_minor": of.earned.amount_minor,
-        "refunded_minor": of.refunded.amount_minor,
-        "open_minor": of.open.amount_minor,
-    }
+def in_hours(seconds: int | None) -> str:
+    """Return GPU-seconds as GPU-hours."""
+    if seconds is None:
+        return NOT_MEASURED
+    hours = Decimal(seconds) / SECONDS_PER_HOUR
+    return f"{hours.quantize(_CENT, rounding=ROUND_HALF_EVEN):,}"
 
 
-def _seconds(seconds: GpuSeconds) -> dict[str, int]:
-    names = ("bought", "delivered", "busy", "idle", "undelivered", "released", "open")
-    return {
-        **{f"gpu_seconds_{name}": getattr(seconds, name) for name in names},
-        **{
-            f"gpu_seconds_undelivered_{reason.value}": seconds.undelivered_by_reason.get(reason, 0)
-            for reason in UndeliveredReason
-        },
-    }
+def part_of(seconds: int | None, whole: int) -> str:
+    """Return hours, and their share of others."""
+    if seconds is None or whole <= 0:
+        return in_hours(seconds)
+    return f"{in_hours(seconds)} ({percent(Decimal(seconds) / whole)})"
+
+
+def energy(kilowatt_hours: str | None) -> str:
+    """Return energy to two places."""
+    if kilowatt_hours is None:
+        return NOT_MEASURED
+    return f"{Decimal(kilowatt_hours).quantize(_CENT, rounding=ROUND_HALF_EVEN):,}"
+
+
+def money(minor: int, currency: str) -> str:
+    """Return an amount in groups of three digits, with its currency."""
+    exponent = currency_exponent(currency)
+    shown = f"{Decimal(minor).scaleb(-exponent):,.{exponent}f}".replace("-", "−")
+    return f"{shown} {currency.upper()}"
+
+
+def amount(value: Money) -> str:
+    """Return money in groups of three digits, with its currency."""
+    return money(value.amount_minor, value.currency)
+
+
+def percent(share: str | Decimal) -> str:
+    """Return a share in per cent, to one place."""
+    return f"{(Decimal(share) * 100).quantize(_TENTH, rounding=ROUND_HALF_EVEN)} %"

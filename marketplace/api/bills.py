@@ -1,5 +1,6 @@
-"""`GET /v1/reservations/{id}/bill`: bought, delivered, busy; earned, refunded; adding up."""
+"""`GET /v1/reservations/{id}/bill`: bought, delivered, busy; earned, refunded; adding up, in four forms."""
 
+from dataclasses import fields
 from typing import Any, ClassVar
 
 from django.http import HttpResponse, HttpResponseBase
@@ -9,20 +10,23 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import bills, pdf
-from billing.invoices import reading
-from marketplace.api import bill_page
+from billing import bills, month_bills, pdf, reservation_bills
+from billing.reservation_bills import ReservationBill
+from marketplace.api import bill_rows, reservation_page
 from marketplace.api.bill_documents import (
     BILL_FORMS,
-    PAGE_POLICY,
     BillDocumentSerializer,
     UndeliveredSerializer,
     by_reason,
+    page_response,
 )
+from marketplace.api.budgets import BudgetSerializer
 from marketplace.api.fields import ChoiceField, InstantField, MoneyField, StrictSerializer
 from marketplace.api.invoices import pdf_response
+from marketplace.api.month_shapes import AheadOfMonthSerializer, AnnexSerializer
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView, find
+from marketplace.core.money import Money
 from marketplace.states import Scope
 from scheduler.models import Reservation
 from scheduler.states import LeaseStatus
@@ -38,6 +42,10 @@ class GpuSecondsSerializer(serializers.Serializer[Any]):
     undelivered = serializers.IntegerField(help_text="refunded")
     released = serializers.IntegerField(help_text="given back by the tenant")
     open = serializers.IntegerField(help_text="not yet known; 0 in a final bill")
+    attached = serializers.IntegerField(
+        allow_null=True,
+        help_text="of the delivered, a process held memory; null where nothing measured it",
+    )
     undelivered_by_reason = serializers.SerializerMethodField(
         help_text="adds up to `undelivered`, the most first"
     )
@@ -66,10 +74,23 @@ class BillLineSerializer(serializers.Serializer[Any]):
 class BillSerializer(serializers.Serializer[Any]):
     """What a reservation cost: `bought = earned + refunded + fees + open`, `net = bought - refunded`.
 
-    All without tax but `tax` and `net_with_tax`.
+    `billed` is `net`, and `effective = earned + fees`, as in the bill of a month. All without tax but `tax`
+    and `net_with_tax`.
     """
 
     reservation_id = serializers.CharField()
+    name = serializers.CharField(allow_blank=True)
+    project = serializers.CharField(allow_blank=True)
+    tags = serializers.DictField(child=serializers.CharField())
+    gpu_model = serializers.CharField()
+    region = serializers.CharField()
+    gpus = serializers.IntegerField()
+    starts_at = InstantField()
+    ends_at = InstantField()
+    bought_by = serializers.CharField(
+        allow_null=True, help_text="the API key or the user that bought"
+    )
+    bought_by_name = serializers.CharField(allow_null=True)
     final = serializers.BooleanField(help_text="nothing in it will change")
     rate = serializers.CharField(help_text="per GPU-hour, locked")
     gpu_seconds = GpuSecondsSerializer()
@@ -82,28 +103,38 @@ class BillSerializer(serializers.Serializer[Any]):
     tax = MoneyField(help_text="charged less what went back, by the terms of the purchase")
     net_with_tax = MoneyField()
     credits = MoneyField(help_text="to the wallet, beyond refunds; no part of the price")
+    list_cost = MoneyField(help_text="of what was billed, at the published price without surge")
+    contracted = MoneyField(help_text="the locked price of what is promised")
+    billed = MoneyField()
+    effective = MoneyField(help_text="what was used of what was billed")
     cost_per_delivered_gpu_hour = serializers.CharField(allow_null=True)
+    cost_per_attached_gpu_hour = serializers.CharField(allow_null=True)
     cost_per_busy_gpu_hour = serializers.CharField(allow_null=True)
     meter_coverage = serializers.CharField(
         allow_null=True, help_text="share of delivered GPU-seconds"
     )
     energy_kwh = serializers.CharField(allow_null=True, help_text="null where nothing was measured")
     lines = BillLineSerializer(many=True)
-    documents = serializers.SerializerMethodField(
-        help_text="invoices and credit notes, oldest first"
+    documents = BillDocumentSerializer(
+        many=True, help_text="invoices and credit notes, oldest first"
     )
+    commitments_ahead = AheadOfMonthSerializer(
+        many=True, help_text="what of it is not yet delivered, by month of delivery"
+    )
+    budgets = BudgetSerializer(
+        many=True, help_text="that it counts in, in the periods in which it begins"
+    )
+    annex = AnnexSerializer()
     simulated = serializers.BooleanField(help_text="for GPUs that do not exist")
-
-    @extend_schema_field(BillDocumentSerializer(many=True))
-    def get_documents(self, bill: bills.Bill) -> list[dict[str, Any]]:
-        return list(BillDocumentSerializer(self.context["documents"], many=True).data)
 
 
 class BillQuery(StrictSerializer):
     """The form of the answer."""
 
     vars()["format"] = ChoiceField(
-        choices=[(form, form) for form in BILL_FORMS], required=False, default="json"
+        choices=[(form, form) for form in BILL_FORMS],
+        required=False,
+        default="json",
     )
 
 
@@ -113,8 +144,9 @@ class BillView(ApiView):
 
     @operation(
         summary="The bill of one reservation, as it stands now",
-        description="With `format=csv` a row per lease and one of the whole, money in minor units; with "
-        "`format=html` a page to print, with `format=pdf` the same as a file.",
+        description="The bill of one reservation, as it stands now. With `format=csv` a row in the columns "
+        "of the bill of a month, but of all its time; with `format=html` a page to print, with `format=pdf` "
+        "the same as a file.",
         responses={200: BillSerializer},
         files={
             **{(200, form): OpenApiTypes.STR for form in ("text/csv", "text/html")},
@@ -125,25 +157,46 @@ class BillView(ApiView):
         operation_id="get_reservation_bill",
     )
     def get(self, request: Request, reservation_id: str) -> HttpResponseBase:
-        reservation = find(Reservation.objects.visible_to(self.organization), reservation_id)
-        bill = bills.reservation_bill(reservation=reservation, at=self.now)
-        documents = list(reading.of_reservation(reservation=reservation))
+        reservation = find(
+            Reservation.objects.visible_to(self.organization).select_related(
+                "quote", "organization"
+            ),
+            reservation_id,
+        )
+        whole = reservation_bills.reservation_bill(reservation=reservation, at=self.now)
         name = f"bill-{reservation.pk}"
         match self.query["format"]:
             case "csv":
+                cells = bill_rows.cells(whole.row, costs=whole.costs)
                 return HttpResponse(
-                    bill_page.rows(bill=bill, reservation=reservation),
+                    "".join(bill_rows.lines([cells], names=cells)),
                     content_type="text/csv; charset=utf-8",
                     headers={"Content-Disposition": f'attachment; filename="{name}.csv"'},
                 )
             case "html":
-                page = bill_page.page(
-                    bill=bill, reservation=reservation, documents=documents, at=self.now
-                )
-                return HttpResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
+                return page_response(reservation_page.page(whole=whole, at=self.now))
             case "pdf":
-                content = pdf.reservation_bill(
-                    bill=bill, reservation=reservation, documents=documents, at=self.now
-                )
-                return pdf_response(content, name=name)
-        return Response(BillSerializer(bill, context={"documents": documents}).data)
+                return pdf_response(pdf.reservation_bill(whole=whole, at=self.now), name=name)
+        return Response(BillSerializer(_answer(whole)).data)
+
+
+def _answer(whole: ReservationBill) -> dict[str, Any]:
+    bill = whole.bill
+    return {
+        **bill_rows.identity(whole.row),
+        **{each.name: getattr(bill, each.name) for each in fields(bill)},
+        "contracted": Money(whole.row.figures.contracted, bill.net.currency),
+        "billed": bill.net,
+        "documents": whole.documents,
+        "commitments_ahead": [
+            {
+                "month": month,
+                "reservations": ahead.reservations,
+                "gpu_seconds": ahead.gpu_seconds,
+                "contracted": ahead.contracted,
+            }
+            for month, ahead in whole.ahead_by_month
+        ],
+        "budgets": whole.budgets,
+        "annex": {"focus": whole.focus_paths, "utilization": month_bills.MINUTES_PATH},
+    }

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from agents import alarms
 from agents.models import Gpu, Node
-from billing import watch
+from billing import silences, watch
 from billing.models import Settlement
 from scheduler.models import Lease, Reservation
 from scheduler.states import LEASE_ARROWS, LeaseStatus, ReservationStatus
@@ -100,9 +100,9 @@ class MarketCollector(Collector):
             ("end", Lease.objects.filter(status=LeaseStatus.ACTIVE).aggregate(at=Min("ends_at"))),
             (
                 "settle",
-                Lease.objects.filter(status__in=final, settlement=None).aggregate(
-                    at=Min("closed_at")
-                ),
+                Lease.objects.filter(status__in=final, settlement=None)
+                .exclude(pk__in=silences.candidates().values("pk"))
+                .aggregate(at=Min("closed_at")),
             ),
             (
                 "release",

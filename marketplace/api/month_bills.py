@@ -1,13 +1,11 @@
 """`GET /v1/bills/{YYYY-MM}`: a month as the people who pay for it read it, as JSON or as rows of CSV."""
 
-import csv
 import datetime as dt
-import json
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from django.conf import settings
-from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.http import HttpResponseBase, StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -17,10 +15,9 @@ from billing.allocation import Group
 from billing.invoices import reading
 from billing.month_bills import Month, MonthBill
 from billing.month_figures import Figures, Row, ratios, total_of
-from billing.states import UndeliveredReason
-from marketplace.api import month_page
-from marketplace.api.bill_documents import BILL_FORMS, PAGE_POLICY, by_reason
-from marketplace.api.fields import ChoiceField, InstantField, StrictSerializer, TextField
+from marketplace.api import bill_rows, month_page
+from marketplace.api.bill_documents import BILL_FORMS, by_reason, page_response
+from marketplace.api.fields import ChoiceField, StrictSerializer, TextField
 from marketplace.api.invoices import pdf_response
 from marketplace.api.month_shapes import MonthBillSerializer
 from marketplace.api.schema import operation
@@ -90,7 +87,7 @@ class MonthBillView(ApiView):
                 groups=groups,
                 at=self.now,
             )
-            return HttpResponse(text, headers={"Content-Security-Policy": PAGE_POLICY})
+            return page_response(text)
         if self.query["format"] == "pdf":
             content = pdf.month_bill(
                 bill=bill, organization=self.organization, groups=groups, at=self.now
@@ -129,6 +126,29 @@ def _dimension(text: str) -> str | None:
             "must be project, buyer, or tag: and the key of a tag", pointer="/group_by"
         )
     return text or None
+
+
+def _csv(rows: list[Row]) -> Iterator[str]:
+    """Yield a line per reservation."""
+    names = bill_rows.cells(Row(reservation=None, figures=Figures()))
+    return bill_rows.lines((bill_rows.cells(row) for row in rows), names=names)
+
+
+def _csv_of_groups(rows: list[Row], *, dimension: str) -> Iterator[str]:
+    """Yield a line per group; what carries none of what was asked for has an empty value."""
+    whole = total_of(row.figures for row in rows)
+    cells = (
+        {
+            "group_by": bill_rows.as_text(dimension),
+            "value": bill_rows.as_text(each.value),
+            "name": bill_rows.as_text(each.label),
+            "share": each.share,
+            **bill_rows.cells_of_figures(each.figures),
+        }
+        for each in allocation.by(rows, dimension=dimension, whole=whole)
+    )
+    names = ("group_by", "value", "name", "share", *bill_rows.cells_of_figures(Figures()))
+    return bill_rows.lines(cells, names=names)
 
 
 def _bill(bill: MonthBill) -> dict[str, Any]:
@@ -196,134 +216,18 @@ def _trend(month: Month) -> dict[str, Any]:
 
 
 def _row(row: Row) -> dict[str, Any]:
-    return {**_identity(row), **_figures(row.figures)}
-
-
-def _identity(row: Row) -> dict[str, Any]:
-    reservation = row.reservation
-    return {
-        "reservation_id": reservation and reservation.pk,
-        "name": reservation.name if reservation else "",
-        "project": row.labels.project,
-        "tags": dict(row.labels.tags),
-        "status": reservation and reservation.status,
-        "gpu_model": reservation and reservation.gpu_model_id,
-        "region": reservation and reservation.region,
-        "gpus": reservation and reservation.gpus,
-        "starts_at": reservation and reservation.starts_at,
-        "ends_at": reservation and reservation.ends_at,
-        "simulated": bool(reservation and reservation.simulated),
-        "bought_by": row.buyer and row.buyer.actor,
-        "bought_by_name": row.buyer and row.buyer.name,
-        "lease_ids": list(row.lease_ids),
-    }
+    return {**bill_rows.identity(row), **_figures(row.figures)}
 
 
 def _figures(figures: Figures) -> dict[str, Any]:
     return {
         "gpu_seconds": {
-            **_seconds(figures),
+            **bill_rows.seconds(figures),
             "undelivered_by_reason": by_reason(figures.undelivered_by_reason),
         },
-        **{name: Money(amount, settings.CURRENCY) for name, amount in _amounts(figures).items()},
+        **{
+            name: Money(amount, settings.CURRENCY)
+            for name, amount in bill_rows.amounts(figures).items()
+        },
         **ratios(figures),
     }
-
-
-def _seconds(figures: Figures) -> dict[str, int | None]:
-    books = figures.books
-    return {
-        "promised": figures.promised_seconds,
-        "opening": books.opening_seconds,
-        "bought": books.bought,
-        "delivered": figures.delivered_seconds,
-        "attached": figures.attached_seconds,
-        "busy": figures.busy_seconds,
-        "undelivered": books.undelivered,
-        "released": books.released,
-        "closing": books.closing_seconds,
-    }
-
-
-def _amounts(figures: Figures) -> dict[str, int]:
-    books = figures.books
-    return {
-        "contracted": figures.contracted,
-        "opening": books.opening,
-        "charged": books.charged,
-        "earned": books.earned,
-        "refunded": books.refunded,
-        "fees": books.fees,
-        "closing": books.closing,
-        "credits": books.credits,
-        "billed": figures.billed,
-        "effective": figures.effective,
-        "tax": figures.tax,
-        "billed_with_tax": figures.billed_with_tax,
-    }
-
-
-class _Line:
-    """A file that hands each line on instead of keeping it."""
-
-    def write(self, text: str) -> str:
-        return text
-
-
-def _csv(rows: list[Row]) -> Iterator[str]:
-    """Yield the lines of the CSV: what is not known is an empty cell."""
-    writer = csv.writer(_Line(), lineterminator="\r\n")
-    yield writer.writerow(_cells(Row(reservation=None, figures=Figures())))
-    for row in rows:
-        yield writer.writerow(_cells(row).values())
-
-
-def _csv_of_groups(rows: list[Row], *, dimension: str) -> Iterator[str]:
-    """Yield a line per group; what carries none of what was asked for has an empty value."""
-    writer = csv.writer(_Line(), lineterminator="\r\n")
-    groups = allocation.by(rows, dimension=dimension, whole=total_of(row.figures for row in rows))
-    names = ("group_by", "value", "name", "share")
-    yield writer.writerow([*names, *_figure_cells(Figures())])
-    for each in groups:
-        words = (_as_text(dimension), _as_text(each.value), _as_text(each.label), each.share)
-        yield writer.writerow([*words, *_figure_cells(each.figures).values()])
-
-
-def _cells(row: Row) -> dict[str, object]:
-    """Return the columns of a row; a formula that a tenant wrote into a name stays text in a spreadsheet.
-
-    New columns come last, so that a reader by position goes on to work.
-    """
-    identity = _identity(row)
-    later = {
-        "bought_by": identity.pop("bought_by"),
-        "bought_by_name": _as_text(identity.pop("bought_by_name") or ""),
-        "lease_ids": " ".join(identity.pop("lease_ids")),
-    }
-    times = {
-        name: InstantField().to_representation(identity[name]) if identity[name] else None
-        for name in ("starts_at", "ends_at")
-    }
-    words = {name: _as_text(identity[name]) for name in ("name", "project")}
-    tags = json.dumps(identity["tags"], sort_keys=True, ensure_ascii=False)
-    return {**identity, **times, **words, "tags": tags, **_figure_cells(row.figures), **later}
-
-
-def _figure_cells(figures: Figures) -> dict[str, object]:
-    costs = ratios(figures)
-    attached = {name: costs.pop(name) for name in ("cost_per_attached_gpu_hour",)}
-    return {
-        "currency": settings.CURRENCY,
-        **{f"{name}_minor": amount for name, amount in _amounts(figures).items()},
-        **{f"gpu_seconds_{name}": seconds for name, seconds in _seconds(figures).items()},
-        **costs,
-        **attached,
-        **{
-            f"gpu_seconds_undelivered_{reason.value}": figures.undelivered_by_reason[reason]
-            for reason in UndeliveredReason
-        },
-    }
-
-
-def _as_text(text: str) -> str:
-    return f"'{text}" if text[:1] in {"=", "+", "-", "@", "\t", "\r"} else text

@@ -2,22 +2,17 @@
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from decimal import ROUND_HALF_EVEN, Decimal
 
 from django.template.loader import render_to_string
 
 from billing import month_bills
 from billing.allocation import Group
-from billing.budgets import BudgetStanding
 from billing.models import Invoice
 from billing.month_bills import MonthBill
 from billing.month_figures import Figures, Row, ratios
-from billing.states import BudgetPeriod, InvoiceKind
-from marketplace.core.money import SECONDS_PER_HOUR, currency_exponent
+from marketplace.api import bill_page
 from marketplace.models import Organization
 
-NOT_MEASURED = "—"
 LEASES_SHOWN_MAX = 4  # of a reservation; the JSON and the CSV have them all
 _COLUMNS = (
     "promised",
@@ -34,17 +29,12 @@ _COLUMNS = (
     "measured",
     "kWh",
 )
+_SIMULATED = "there are reservations in it of GPUs that do not exist."
+_WHEN = (
+    "An hour is in the month in which it begins; what a settlement adds, where the lease's time ended; a "
+    "correction, where it was made. “Share” is of the effective cost."
+)
 _SHARED_COLUMNS = ("share", "delivered", "busy", "not delivered", "effective", "billed", "per busy")
-_CENT, _TENTH = Decimal("0.01"), Decimal("0.1")
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """One line of a table: what it is of, and the values of the columns."""
-
-    name: str
-    detail: str
-    values: list[str]
 
 
 def page(
@@ -67,70 +57,46 @@ def page(
         "Fees kept of what was given back": -books.fees,
         "Paid and not yet used": books.closing,
         "Credits beyond refunds": books.credits,
+        "At list price, of what was billed": figures.list_cost,
         "Billed: charged less refunded": figures.billed,
         "Tax on what was billed": figures.tax,
         "Billed with tax": figures.billed_with_tax,
         "Effective: earned and fees": figures.effective,
     }
     return render_to_string(
-        "api/month_bill.html",
+        "api/bill.html",
         {
-            "month": bill.month,
+            "heading": f"Bill of {bill.month}",
+            "of_what": "month",
             "organization": organization.name,
             "starts_at": f"{bill.window.starts_at:%Y-%m-%d}",
             "ends_at": f"{bill.window.ends_at - dt.timedelta(days=1):%Y-%m-%d}",
             "now": f"{at:%Y-%m-%d %H:%M}",
             "final": bill.final,
-            "simulated": simulated,
-            "hours": _hours(figures),
-            "money": [(word, _money(minor, bill.currency)) for word, minor in money.items()],
+            "final_words": "evidence that comes later is in a later month",
+            "closing_words": _WHEN,
+            "simulated": _SIMULATED if simulated else "",
+            "hours": bill_page.hours(figures, costs=ratios(figures), when=" in the month"),
+            "money": [
+                (word, bill_page.money(minor, bill.currency)) for word, minor in money.items()
+            ],
             "trend": _trend(bill),
             "divisions": _divisions(bill, groups),
-            "columns": _COLUMNS,
-            "reservations": [_reservation(row, bill.currency) for row in bill.rows],
-            "documents": [_document(each) for each in documents],
-            "budgets": [_budget(each) for each in bill.budgets],
-            "ahead": [
-                _Line(
-                    month,
-                    "",
-                    [
-                        str(each.reservations),
-                        _in_hours(each.gpu_seconds),
-                        _money(each.contracted.amount_minor, bill.currency),
-                    ],
-                )
-                for month, each in bill.ahead_by_month
-            ],
+            "rows": {
+                "title": "Reservations",
+                "columns": _COLUMNS,
+                "width": len(_COLUMNS) + 1,
+                "rows": [_reservation(row, bill.currency) for row in bill.rows],
+                "named_with": "its reservation",
+            },
+            "documents": [bill_page.document(each) for each in documents],
+            "budgets": [bill_page.budget_left(each) for each in bill.budgets],
+            "ahead": bill_page.ahead(bill.ahead_by_month),
             "since": f"{bill.ahead.since:%Y-%m-%d %H:%M}",
             "focus": month_bills.focus_paths(month=bill.month),
             "minutes": month_bills.MINUTES_PATH,
         },
     )
-
-
-def _hours(figures: Figures) -> list[tuple[str, str, bool]]:
-    """Return what is said of the hours: the words, the value, and whether it is a part of the line above."""
-    books, shares = figures.books, ratios(figures)
-    whole = figures.delivered_seconds
-    reasons = sorted(figures.undelivered_by_reason.items(), key=lambda item: (-item[1], item[0]))
-    measured = shares["meter_coverage"]
-    return [
-        ("Promised in the month", _in_hours(figures.promised_seconds), False),
-        ("Bought in the month", _in_hours(books.bought), False),
-        ("Delivered", _in_hours(whole), False),
-        ("a process was attached", _of(figures.attached_seconds, whole), True),
-        ("a kernel ran: busy", _of(figures.busy_seconds, whole), True),
-        ("Not delivered, refunded", _in_hours(books.undelivered), False),
-        *((reason.label, _in_hours(seconds), True) for reason, seconds in reasons),
-        ("Given back by you", _in_hours(books.released), False),
-        (
-            "Measured, of what was delivered",
-            NOT_MEASURED if measured is None else _percent(measured),
-            False,
-        ),
-        ("Energy, kWh", _energy(shares["energy_kwh"]), False),
-    ]
 
 
 def _trend(bill: MonthBill) -> dict[str, object]:
@@ -145,7 +111,7 @@ def _trend(bill: MonthBill) -> dict[str, object]:
         "months": [month.month for month in bill.trend],
         "currency": bill.currency.upper(),
         "rows": [
-            _Line(word, "", [cost[name] or NOT_MEASURED for cost in costs])
+            bill_page.Line(word, "", [cost[name] or bill_page.NOT_MEASURED for cost in costs])
             for word, name in words.items()
         ],
     }
@@ -169,10 +135,10 @@ def _division(title: str, groups: Iterable[Group], bill: MonthBill) -> dict[str,
     return {"title": title, "columns": _SHARED_COLUMNS, "rows": rows}
 
 
-def _reservation(row: Row, currency: str) -> _Line:
+def _reservation(row: Row, currency: str) -> bill_page.Line:
     of = row.reservation
     if of is None:
-        return _Line("Without a reservation", "", _values(row.figures, currency))
+        return bill_page.Line("Without a reservation", "", _values(row.figures, currency))
     leases = " ".join(row.lease_ids[:LEASES_SHOWN_MAX])
     if len(row.lease_ids) > LEASES_SHOWN_MAX:
         leases += f" and {len(row.lease_ids) - LEASES_SHOWN_MAX} more"
@@ -184,54 +150,26 @@ def _reservation(row: Row, currency: str) -> _Line:
         *([f"bought by {row.buyer.name}"] if row.buyer else []),
         *([leases] if leases else []),
         *(
-            f"{_in_hours(seconds)} h not delivered: {reason.label}"
+            f"{bill_page.in_hours(seconds)} h not delivered: {reason.label}"
             for reason, seconds in reasons.items()
         ),
     ]
-    return _Line(of.name or of.pk, " · ".join(parts), _values(row.figures, currency))
+    return bill_page.Line(of.name or of.pk, " · ".join(parts), _values(row.figures, currency))
 
 
-def _group(group: Group, currency: str) -> _Line:
+def _group(group: Group, currency: str) -> bill_page.Line:
     figures = group.figures
-    return _Line(
+    return bill_page.Line(
         "without any" if group.is_rest else group.label,
         "",
         [
-            NOT_MEASURED if group.share is None else _percent(group.share),
-            _in_hours(figures.delivered_seconds),
-            _in_hours(figures.busy_seconds),
-            _in_hours(figures.books.undelivered),
-            _money(figures.effective, currency),
-            _money(figures.billed, currency),
-            ratios(figures)["cost_per_busy_gpu_hour"] or NOT_MEASURED,
-        ],
-    )
-
-
-def _document(invoice: Invoice) -> _Line:
-    state = str(getattr(invoice, "state", None) or "given back").replace("_", " ")
-    total = _money(invoice.total_minor, invoice.currency)
-    return _Line(
-        invoice.number,
-        f"purchase order {invoice.purchase_order_number}" if invoice.purchase_order_number else "",
-        [
-            InvoiceKind(invoice.kind).label,
-            f"{invoice.issued_at:%Y-%m-%d}",
-            state,
-            f"−{total}" if invoice.corrects_id else total,
-        ],
-    )
-
-
-def _budget(standing: BudgetStanding) -> _Line:
-    budget, period = standing.budget, standing.period
-    when = "" if budget.period == BudgetPeriod.TOTAL else f", from {period.starts_at:%Y-%m-%d}"
-    return _Line(
-        budget.project or "the whole organization",
-        f"{budget.get_period_display()}{when} · {budget.get_mode_display()}",
-        [
-            _money(each.amount_minor, budget.currency)
-            for each in (budget.amount, standing.committed, standing.paid, standing.left)
+            bill_page.NOT_MEASURED if group.share is None else bill_page.percent(group.share),
+            bill_page.in_hours(figures.delivered_seconds),
+            bill_page.in_hours(figures.busy_seconds),
+            bill_page.in_hours(figures.books.undelivered),
+            bill_page.money(figures.effective, currency),
+            bill_page.money(figures.billed, currency),
+            ratios(figures)["cost_per_busy_gpu_hour"] or bill_page.NOT_MEASURED,
         ],
     )
 
@@ -239,48 +177,19 @@ def _budget(standing: BudgetStanding) -> _Line:
 def _values(figures: Figures, currency: str) -> list[str]:
     shares = ratios(figures)
     return [
-        _in_hours(figures.promised_seconds),
-        _in_hours(figures.delivered_seconds),
-        _in_hours(figures.attached_seconds),
-        _in_hours(figures.busy_seconds),
-        _money(figures.billed, currency),
-        _money(figures.tax, currency),
-        _money(figures.billed_with_tax, currency),
-        _money(figures.effective, currency),
-        _money(figures.books.credits, currency),
-        shares["cost_per_delivered_gpu_hour"] or NOT_MEASURED,
-        shares["cost_per_busy_gpu_hour"] or NOT_MEASURED,
-        NOT_MEASURED if shares["meter_coverage"] is None else _percent(shares["meter_coverage"]),
-        _energy(shares["energy_kwh"]),
+        bill_page.in_hours(figures.promised_seconds),
+        bill_page.in_hours(figures.delivered_seconds),
+        bill_page.in_hours(figures.attached_seconds),
+        bill_page.in_hours(figures.busy_seconds),
+        bill_page.money(figures.billed, currency),
+        bill_page.money(figures.tax, currency),
+        bill_page.money(figures.billed_with_tax, currency),
+        bill_page.money(figures.effective, currency),
+        bill_page.money(figures.books.credits, currency),
+        shares["cost_per_delivered_gpu_hour"] or bill_page.NOT_MEASURED,
+        shares["cost_per_busy_gpu_hour"] or bill_page.NOT_MEASURED,
+        bill_page.NOT_MEASURED
+        if shares["meter_coverage"] is None
+        else bill_page.percent(shares["meter_coverage"]),
+        bill_page.energy(shares["energy_kwh"]),
     ]
-
-
-def _in_hours(seconds: int | None) -> str:
-    if seconds is None:
-        return NOT_MEASURED
-    hours = Decimal(seconds) / SECONDS_PER_HOUR
-    return f"{hours.quantize(_CENT, rounding=ROUND_HALF_EVEN):,}"
-
-
-def _of(seconds: int | None, whole: int) -> str:
-    """Return hours, and their share of others."""
-    if seconds is None or whole <= 0:
-        return _in_hours(seconds)
-    return f"{_in_hours(seconds)} ({_percent(Decimal(seconds) / whole)})"
-
-
-def _energy(kilowatt_hours: str | None) -> str:
-    if kilowatt_hours is None:
-        return NOT_MEASURED
-    return f"{Decimal(kilowatt_hours).quantize(_CENT, rounding=ROUND_HALF_EVEN):,}"
-
-
-def _money(minor: int, currency: str) -> str:
-    """Return an amount in groups of three digits, with its currency."""
-    exponent = currency_exponent(currency)
-    shown = f"{Decimal(minor).scaleb(-exponent):,.{exponent}f}".replace("-", "−")
-    return f"{shown} {currency.upper()}"
-
-
-def _percent(share: str | Decimal) -> str:
-    return f"{(Decimal(share) * 100).quantize(_TENTH, rounding=ROUND_HALF_EVEN)} %"

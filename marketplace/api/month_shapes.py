@@ -51,6 +51,9 @@ class MonthFiguresSerializer(serializers.Serializer[Any]):
     effective = MoneySerializer()
     tax = MoneySerializer(help_text="charged in the month less what went back")
     billed_with_tax = MoneySerializer()
+    list_cost = MoneySerializer(
+        help_text="of what was billed, at the published price without surge"
+    )
     cost_per_delivered_gpu_hour = serializers.CharField(
         allow_null=True, help_text="effective, by what was delivered"
     )

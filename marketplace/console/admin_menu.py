@@ -62,6 +62,7 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Postings", "billing.Posting", "swap_vert"),
             ("Accounts", "billing.Account", "account_balance"),
             ("Settlements", "billing.Settlement", "task_alt"),
+            ("Silent leases", "billing.SilentLease", "hearing_disabled"),
             ("Corrections", "billing.Correction", "published_with_changes"),
             ("Earned hours", "billing.EarnedHour", "hourglass_bottom"),
             ("Payouts", "billing.Payout", "payments"),

@@ -15,7 +15,7 @@ from billing import earnings, ledger, month_bills, refunds, settlements, wallet
 from billing.models import Settlement
 from billing.purchases import reservation_account
 from billing.states import AccountKind
-from marketplace.api import month_page
+from marketplace.api import bill_page
 from marketplace.core.money import Money
 from marketplace.core.windows import Window
 from marketplace.models import Organization
@@ -359,7 +359,7 @@ class TestPage:
         assert "<script" not in text
         assert str(Money(half_delivered.earned_minor, "usd")) in text
         assert half_delivered.lease.reservation_id in text
-        assert month_page.NOT_MEASURED in text
+        assert bill_page.NOT_MEASURED in text
         assert "no evidence says why" in text
         assert half_delivered.lease_id in text
         assert "/v1/exports/focus?month=2026-11&amp;version=1.4" in text

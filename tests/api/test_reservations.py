@@ -341,6 +341,7 @@ class TestBill:
             "undelivered": 0,
             "released": 0,
             "open": 7200,
+            "attached": None,
             "undelivered_by_reason": [],
         }
 

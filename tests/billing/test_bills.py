@@ -2,7 +2,8 @@ import datetime as dt
 
 import pytest
 
-from billing import bills, settlements
+from agents.protocol import ReceiptKind
+from billing import bills, corrections, settlements
 from billing.bills import Bill, GpuSeconds
 from billing.states import UndeliveredReason
 from marketplace.core.money import Money
@@ -140,3 +141,31 @@ class TestBillSoFar:
         bill = bill_of(reservation)
         assert not bill.final
         assert bill.open == usd(471)
+
+
+def test_a_bill_measures_by_what_came_after_the_settlement():
+    reservation = factories.reservation(
+        buyer=factories.tenant(funds_minor=471), status=ReservationStatus.COMPLETED
+    )
+    lease = factories.lease(of=reservation, returned_after_seconds=1800)
+    for gpu in range(2):
+        factories.meter(of=lease, gpu=gpu, seconds=1800, energy_millijoules=1_800_000_000)
+    settlement = settlements.settle(lease_id=lease.id, at=LATER)
+    assert settlement is not None
+    assert (bill_of(reservation).meter_coverage, bill_of(reservation).energy_kwh) == (
+        "1.0000",
+        "1.000000",
+    )
+
+    factories.receipt(of=lease, kind=ReceiptKind.RETURN)
+    corrections.review(settlement_id=settlement.pk, at=LATER + dt.timedelta(hours=1))
+    assert bill_of(reservation).meter_coverage == "0.5000"
+    for gpu in range(2):
+        factories.meter(
+            of=lease, gpu=gpu, from_second=1800, seconds=1800, energy_millijoules=1_800_000_000
+        )
+    corrections.review(settlement_id=settlement.pk, at=LATER + dt.timedelta(hours=6))
+
+    bill = bill_of(reservation)
+    assert bill.gpu_seconds.delivered == 7200
+    assert (bill.meter_coverage, bill.energy_kwh) == ("1.0000", "2.000000")

@@ -82,6 +82,16 @@ class TestReview:
         assert (change.gpu_seconds_busy, change.earned_minor) == (1200, 0)
         assert held(row) == 0
 
+    def test_notes_what_more_the_meters_cover_without_an_entry_where_nothing_moves(self):
+        row = settled()
+        factories.meter_fully(of=row.lease, busy_of_each=0)
+        assert corrections.review_due(at=REVIEWED_AT) == 1
+        change = Correction.objects.get()
+        assert (change.entry, change.gpu_seconds_metered, change.earned_minor) == (None, 7200, 0)
+        row.refresh_from_db()
+        assert corrections.review_due(at=row.review_due_at) == 0
+        assert books.check(at=MUCH_LATER).ok
+
     def test_pays_the_owner_for_a_return_that_was_proved_late(self):
         row = settled(status=LeaseStatus.ENDED, returned_after_seconds=1800)
         assert (row.earned_minor, held(row)) == (236, 235 + 24)
@@ -169,6 +179,18 @@ class TestAfterRelease:
 
 
 class TestGuard:
+    def test_refuses_a_correction_that_moves_something_without_an_entry(self):
+        row = settled()
+        factories.outage(of=row.lease, seconds=1800)
+        corrections.review_due(at=REVIEWED_AT)
+        change = Correction.objects.get()
+        change.pk, change.number, change.entry, change._state.adding = None, 2, None, True
+        with (
+            pytest.raises(IntegrityError, match="correction_without_entry_moves_nothing"),
+            transaction.atomic(),
+        ):
+            change.save(force_insert=True)
+
     def test_refuses_to_change_a_correction(self):
         row = settled()
         factories.outage(of=row.lease, seconds=1800)

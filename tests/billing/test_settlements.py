@@ -74,7 +74,7 @@ class TestSettle:
         lease.save(update_fields=["handed_over_at"])
         assert deliveries.delivery_of(lease=lease).delivered == 2 * 3599
 
-    def test_takes_the_meters_word_where_no_return_was_seen(self):
+    def test_takes_the_meters_word_where_no_return_was_noted(self):
         reservation = factories.reservation(buyer=factories.tenant(funds_minor=471))
         lease = factories.lease(of=reservation, status=LeaseStatus.INTERRUPTED)
         type(lease).objects.filter(pk=lease.pk).update(returned_at=None)
