@@ -18,7 +18,7 @@ class Waiting:
 
     kind: str
     count: int
-    oldest_seconds: float
+    oldest_seconds: int
     limit_seconds: int
 
 
@@ -33,7 +33,7 @@ def differences(*, at: dt.datetime) -> Iterator[Waiting]:
         yield Waiting(
             kind=kind,
             count=row["count"] if row else 0,
-            oldest_seconds=_age(row["first"], at=at) if row else 0.0,
+            oldest_seconds=_age(row["first"], at=at) if row else 0,
             limit_seconds=limit,
         )
 
@@ -52,7 +52,7 @@ def people(*, at: dt.datetime) -> Iterator[Waiting]:
     yield Waiting(
         kind="open_clearing",
         count=len(clearings),
-        oldest_seconds=max((_age(row.moved_at, at=at) for row in clearings), default=0.0),
+        oldest_seconds=max((_age(row.moved_at, at=at) for row in clearings), default=0),
         limit_seconds=findings.CLEARING_OPEN_SECONDS,
     )
 
@@ -68,10 +68,10 @@ def _of(
     return Waiting(
         kind=kind,
         count=counted["count"],
-        oldest_seconds=_age(counted["first"], at=at) if counted["first"] else 0.0,
+        oldest_seconds=_age(counted["first"], at=at) if counted["first"] else 0,
         limit_seconds=0,
     )
 
 
-def _age(since: dt.datetime, *, at: dt.datetime) -> float:
-    return max((at - since).total_seconds(), 0.0)
+def _age(since: dt.datetime, *, at: dt.datetime) -> int:
+    return max((at - since) // dt.timedelta(seconds=1), 0)
