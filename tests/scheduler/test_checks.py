@@ -5,6 +5,7 @@ from collections.abc import Callable
 from io import StringIO
 
 import pytest
+import time_machine
 from django.core.management import call_command
 from django.db import connection
 
@@ -221,6 +222,7 @@ class TestCheck:
 
 
 class TestCommand:
+    @time_machine.travel(NOW, tick=False)
     def test_prints_a_line_for_each_invariant_and_fails_on_a_breach(self) -> None:
         make_pool()
         out = StringIO()
