@@ -1,4 +1,4 @@
-"""Invariants of prices in two parts, and of charges that several refunds go back by.
+"""Invariants of prices in two parts.
 
 As in `billing.books`, each query returns a row per breach.
 """
@@ -43,22 +43,6 @@ DEPOSIT_INVARIANTS = (
         WHERE r.unpaid_minor <> 0 AND (
             r.status IN ('active', 'completed', 'reclaimed')
             OR EXISTS (SELECT FROM scheduler_lease l WHERE l.reservation_id = r.id))
-        """,
-    ),
-    Invariant(
-        "charges_return_what_refunds_say",
-        "Of each charge went back what its refunds say, and no more than it brought.",
-        """
-        SELECT p.id || ' brought ' || p.received_minor || ', returned ' || p.refunded_minor
-            || ', its refunds say ' || told.amount, p.organization_id
-        FROM billing_payment p
-        CROSS JOIN LATERAL (
-            SELECT (SELECT coalesce(sum(f.amount_minor), 0) FROM billing_refund f
-                    WHERE f.payment_id = p.id AND f.status IN ('sent', 'settled'))
-                + (SELECT coalesce(sum(c.amount_minor), 0) FROM billing_cardrefund c
-                   WHERE c.payment_id = p.id AND c.status <> 'failed') AS amount
-        ) told
-        WHERE p.refunded_minor <> told.amount OR p.refunded_minor > p.received_minor
         """,
     ),
 )

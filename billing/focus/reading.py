@@ -126,7 +126,7 @@ _FACTS = f"""
     UNION ALL
     {_hours(_NOT_SETTLED_THEN, f"h.starts_at < %(starts_at)s AND {HOUR_IS_LATE}")}
     UNION ALL
-    SELECT f.reservation_id, f.lease_id, e.id, e.kind, legs.currency, e.effective_at,
+    SELECT f.reservation_id, f.lease_id, e.id, e.kind, coalesce(legs.currency, r.currency), e.effective_at,
         CASE
             WHEN s.id IS NOT NULL AND hours.until < lease.ends_at THEN hours.until
             WHEN c.id IS NOT NULL AND c.kind = 'extension' THEN c.from_ends_at
@@ -142,6 +142,7 @@ _FACTS = f"""
         coalesce(c.charged_minor, 0), coalesce(c.fee_minor, 0), coalesce(k.earned_minor, 0),
         coalesce(k.borne_minor, 0), coalesce(k.credit_minor, 0), e.idempotency_key
     FROM entries f JOIN billing_entry e ON e.id = f.entry_id
+    LEFT JOIN scheduler_reservation r ON r.id = f.reservation_id
     LEFT JOIN scheduler_lease l ON l.id = e.subject_id
     LEFT JOIN scheduler_lease lease ON lease.id = f.lease_id
     LEFT JOIN billing_settlement s ON s.entry_id = e.id
@@ -171,7 +172,8 @@ _FACTS = f"""
         FROM billing_earnedhour x WHERE x.lease_id = s.lease_id
     ) hours ON s.id IS NOT NULL
     WHERE (%(only)s::text[] IS NULL OR f.reservation_id = ANY(%(only)s))
-        AND (e.effective_at >= %(starts_at)s OR {ENTRY_IS_LATE}) AND legs.currency IS NOT NULL
+        AND (e.effective_at >= %(starts_at)s OR {ENTRY_IS_LATE})
+        AND coalesce(legs.currency, r.currency) IS NOT NULL
         AND {MOMENT} < %(ends_at)s AND ({MOMENT} >= %(starts_at)s OR {ENTRY_IS_LATE}) AND {ENTRY_IS_IN_TIME}
 """  # noqa: S608 - constants of this file and of the bill of a month
 

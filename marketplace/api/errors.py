@@ -139,6 +139,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "webhook_address_refused": 422,
     "too_many_webhook_endpoints": 409,
     "state_conflict": 409,
+    "not_this_object": 409,
     # the catalogue
     "no_such_model": 422,
     "not_an_owner": 403,

@@ -6,10 +6,12 @@ import pytest
 
 from agents import protocol
 from billing import (
+    approvals,
     changes,
     corrections,
     disputes,
     earnings,
+    fee_shares,
     ledger,
     owner_statements,
     payouts,
@@ -17,7 +19,8 @@ from billing import (
 )
 from billing.models import Entry, FeeShare, Payout, Reserve, Settlement
 from billing.owner_statements import LineKind, Statement
-from billing.states import AccountKind, EntryKind
+from billing.states import AccountKind, ApprovalKind, EntryKind
+from marketplace.core.money import Money
 from marketplace.models import Organization
 from scheduler.models import Lease, Reclaim, Reservation
 from scheduler.states import ChangeKind, LeaseStatus, ReservationStatus
@@ -188,7 +191,17 @@ class TestMovements:
             at=RELEASED,
             actor="test",
         )
-        disputes.lose(dispute_id="dp_1", at=RELEASED, actor="test", borne_by=factories.owner())
+        disputes.lose(dispute_id="dp_1", at=RELEASED, actor="test")
+        asked = approvals.request(
+            kind=ApprovalKind.DISPUTE,
+            organization=factories.owner(),
+            subject_id="dp_1",
+            amount=Money(100, "usd"),
+            reason="not what was listed",
+            at=RELEASED,
+            actor="anna",
+        )
+        approvals.approve(approval_id=asked.pk, at=RELEASED, actor="bert")
         payouts.record_reversal(
             owner=factories.owner(),
             reversal_id="trr_1",
@@ -216,7 +229,7 @@ class TestMovements:
             share.pk,
             share.amount_minor,
         )
-        changes.release_due(at=RELEASED)
+        fee_shares.release_due(at=RELEASED)
         (move,) = statement_of(DECEMBER).moves
         assert (move.reference, move.lease_id) == (share.pk, None)
 

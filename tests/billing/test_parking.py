@@ -488,7 +488,7 @@ class TestCalls:
         story, world = test_transfers.TestTakingBack(), test_transfers.World(provider, clock)
         payout = story.owing(world, 150)
         park(payout.owner)
-        transfers.take_back(owner=payout.owner, amount_minor=150, at=clock())
+        transfers.take_back(owner=payout.owner, currency="usd", amount_minor=150, at=clock())
         for is_parked in (True, False):
             world.turn()
             taken = Transfer.objects.get().reversed_minor

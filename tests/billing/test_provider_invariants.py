@@ -51,7 +51,7 @@ def sent(provider, clock):
     clock(days=60)
     world = test_transfers.World(provider, clock)
     payout = test_transfers.TestTakingBack().owing(world, 150)
-    transfers.take_back(owner=payout.owner, amount_minor=150, at=clock())
+    transfers.take_back(owner=payout.owner, currency="usd", amount_minor=150, at=clock())
     world.turn()
     assert Transfer.objects.get().reversed_minor == 150
     assert broken(clock()) == ([], set())

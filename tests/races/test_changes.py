@@ -13,7 +13,14 @@ from billing import books, changes, checkout, wallet
 from marketplace.core.errors import DomainError
 from marketplace.core.money import Money
 from marketplace.models import Organization
-from scheduler import calendar, cancellations, extensions, rebookings, reservations
+from scheduler import (
+    calendar,
+    cancellations,
+    extension_reach,
+    extensions,
+    rebookings,
+    reservations,
+)
 from scheduler.details import ReservationDetails
 from scheduler.models import Allocation, Change, ChangeQuote, Lease, Quote, Reservation, TenantLimit
 from scheduler.rebookings import WindowWish
@@ -180,7 +187,7 @@ class TestExtension:
         reservation = buy(tenant, window=window_in(24))
         extend = extending(reservation, by=2)
         buy(a_tenant(), window=window_in(27))
-        monkeypatch.setattr(extensions, "_next_booking", lambda **_: None)
+        monkeypatch.setattr(extension_reach, "_next_booking", lambda **_: None)
         assert extend() == "extended: capacity_taken", "the constraint alone is enough"
         monkeypatch.setattr(calendar, "change_period", lambda **_: None)
         assert extend() == "extended"

@@ -46,6 +46,7 @@ COLUMNS = {
         ContractCommitmentOfferCategory s Negotiated|Public
         ContractCommitmentPaymentInterval s One-Time|Monthly|Quarterly|Semi-Annual|Annual|Custom
         ContractCommitmentPaymentModel s No Upfront|Partial Upfront|All Upfront
+        ContractCommitmentPaymentUpfrontPercentage r
         ContractCommitmentPeriodEnd t; ContractCommitmentPeriodStart t; ContractCommitmentQuantity d?
         ContractCommitmentType s; ContractCommitmentUnit s?; ContractId s; ContractPeriodEnd t
         ContractPeriodStart t; InvoiceIssuerName s; ServiceProviderName s""",

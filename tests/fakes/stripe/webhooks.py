@@ -67,8 +67,9 @@ def deliveries(
         chance.shuffle(rows)
     kept = [row for row in rows if chance.random() >= knobs.drop]
     if knobs.delay:
-        # Half a place more, so that it comes behind the delivery that took its place.
-        places = [place if place % 2 else place + knobs.delay + 0.5 for place in range(len(kept))]
+        # Every second one is on time, so many of them take up twice the places; just behind the last.
+        behind = 2 * knobs.delay - 0.5
+        places = [place if place % 2 else place + behind for place in range(len(kept))]
         kept = [row for _, row in sorted(zip(places, kept, strict=True), key=lambda pair: pair[0])]
     return [
         delivery_of(row, secrets=secrets, at=world.now(), forged=knobs.wrong_signature)
