@@ -10,7 +10,17 @@ from collections.abc import Iterator
 
 from django.db import transaction
 
-from billing import accounts, chargeable, disputes, ledger, parking, receivables, runs, steps
+from billing import (
+    accounts,
+    chargeable,
+    disputes,
+    ledger,
+    parking,
+    promotions,
+    receivables,
+    runs,
+    steps,
+)
 from billing.models import Account, Entry, Payment, Refund, RefundTransition
 from billing.provider_states import PaymentStatus
 from billing.states import REFUND_ARROWS, AccountKind, EntryKind, RefundStatus
@@ -115,15 +125,16 @@ def settle(*, refund_id: str, at: dt.datetime, actor: str) -> Refund:
 def fail(*, refund_id: str, at: dt.datetime, actor: str, stays_payable: bool = False) -> Refund:
     """Take an arrow to failed: the way back is closed, so the money goes to the wallet.
 
-    One that had been settled comes back to what we have at the provider first. `stays_payable` keeps the
-    money with the reservation instead: its charge is disputed, and the tenant's bank may have returned it.
+    What of it a promotion had paid goes back to that, and is not the tenant's to withdraw. One that had been
+    settled comes back to what we have at the provider first. `stays_payable` keeps the money with the
+    reservation instead: its charge is disputed, and the tenant's bank may have returned it.
 
     :raises StateConflict: when the refund was not sent, or has failed.
     """
     refund = _of(refund_id)
     was_settled = refund.status == RefundStatus.SETTLED
     available = accounts.shared(kind=AccountKind.STRIPE_AVAILABLE, currency=refund.currency)
-    return _advance(
+    failed = _advance(
         refund,
         to=RefundStatus.FAILED,
         kind=EntryKind.REFUND_FAILED,
@@ -136,6 +147,14 @@ def fail(*, refund_id: str, at: dt.datetime, actor: str, stays_payable: bool = F
         at=at,
         actor=actor,
     )
+    if not stays_payable:
+        reservation = (
+            Reservation.objects.select_for_update(no_key=True, of=("self",))
+            .select_related("organization")
+            .get(pk=refund.reservation_id)
+        )
+        promotions.take_back(reservation=reservation, refunded_minor=refund.amount_minor, at=at)
+    return failed
 
 
 def give(

@@ -19,14 +19,14 @@ from billing import (
     wallet,
 )
 from billing.ledger import InsufficientFunds
-from billing.models import Approval, Promotion
+from billing.models import Approval, Promotion, Refund
 from billing.states import AccountKind, ApprovalKind, ApprovalStatus
 from marketplace.core.errors import InvalidValue
 from marketplace.core.money import Money
 from marketplace.models import Organization
 from scheduler.details import ReservationDetails
 from scheduler.models import Reservation
-from scheduler.states import ReservationStatus
+from scheduler.states import PaymentMethod, ReservationStatus
 from tests.billing import factories as rows
 from tests.scheduler import factories
 from tests.scheduler.factories import NOW
@@ -208,6 +208,19 @@ class TestARefund:
         assert left(made) == 0
         assert held(tenant) == 235 + total(AccountKind.SLA_CREDITS)
         assert books.check(at=LATER).ok
+
+    def test_that_no_charge_brought_returns_what_the_promotion_paid(self):
+        """Bought by card, its added hours from the wallet: the rest of a refund comes back there."""
+        tenant = rows.tenant(funds_minor=0)
+        made = rows.promotion(buyer=tenant, minor=500)
+        row = bought(tenant)
+        Reservation.objects.filter(pk=row.pk).update(payment_method=PaymentMethod.CARD)
+        given_back(row)
+        (refund,) = Refund.objects.filter(reservation=row)
+        assert (refund.payment, refund.amount_minor, left(made)) == (None, 471, 29)
+        refunds.send(refund_id=refund.pk, at=LATER, actor="test")
+        refunds.fail(refund_id=refund.pk, at=LATER, actor="test")
+        assert (left(made), held(tenant)) == (500, total(AccountKind.SLA_CREDITS))
 
     def test_returns_each_part_once(self):
         tenant = rows.tenant(funds_minor=371)

@@ -99,7 +99,7 @@ class Buying(Model):
                 self.invoices[invoice] = tenant
                 self.on_account[row.pk] = invoice
             else:
-                if is_promoted:
+                if is_promoted and method == PaymentMethod.WALLET:
                     promotions.spend(
                         reservation=row, amount_minor=asked, key=row.pk, at=factories.START
                     )
