@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -33,9 +33,13 @@ def web_server(
     application: str = "marketplace.wsgi:application",
     threads: int = 16,
     workers: int = 1,
+    environment: Mapping[str, str] | None = None,
     **variables: str,
 ) -> Iterator[str]:
-    """Serve an application with gunicorn on a free port of the loopback; yield its base URL."""
+    """Serve an application with gunicorn on a free port of the loopback; yield its base URL.
+
+    `environment` and `variables` are added to this process's own.
+    """
     with socket.create_server(("127.0.0.1", 0), backlog=BACKLOG) as listener:
         port = listener.getsockname()[1]
         command = [sys.executable, "-m", "gunicorn", application]
@@ -45,7 +49,12 @@ def web_server(
         server = subprocess.Popen(
             command,
             cwd=PROJECT,
-            env={**os.environ, "DATABASE_URL": database_url(), **variables},
+            env={
+                **os.environ,
+                "DATABASE_URL": database_url(),
+                **(environment or {}),
+                **variables,
+            },
             pass_fds=(listener.fileno(),),
         )
         try:

@@ -5,6 +5,9 @@
    commit has changed nothing; after `CLAIM_SECONDS` its claim may be taken over.
 3. A process that is merely slow cannot act twice with its successor: both close the record under the same
    row lock by compare-and-set on the claim, and the one that comes second is rolled back.
+4. Where others are called after the commit, the answer is the one after that: until then the claim stands,
+   and a rival hears 409. Who takes over the claim of a process that died there seals the first answer, so
+   that nobody who hears one ever hears another.
 
 A refusal of the verb (4xx) is an answer as well and is kept, so that the same call never first fails and
 then succeeds behind its caller's back. Kept is nothing that happened before the verb ran (a missing scope,
@@ -107,8 +110,9 @@ def once(
 
     `action` returns a status and plain values to render; what it writes is committed together with the
     record of the answer. Without a key it simply runs. `then` runs when all of that is committed, outside of
-    any transaction, and may call others; its answer takes the first one's place, also for later repetitions.
-    A process that dies in between has answered with the first one.
+    any transaction, and may call others; its answer takes the first one's place, and until it is there no
+    repetition is answered. A process that dies in between, or takes longer than its claim, has answered with
+    the first one.
 
     :raises IdempotencyKeyReused: when the key was used for another call.
     :raises IdempotencyInFlight: when the first call is still running.
@@ -133,7 +137,13 @@ def once(
         response[REPLAYED_HEADER] = "true"
         return response
     try:
-        response = _run(record=record, claimed_until=claimed_until, request=request, action=action)
+        response = _run(
+            record=record,
+            claimed_until=claimed_until,
+            sealed_until=record.created_at if then is None else claimed_until,
+            request=request,
+            action=action,
+        )
     except _ClaimLost:
         raise _in_flight() from None
     except Exception:
@@ -141,11 +151,16 @@ def once(
         raise
     if then is None or response.status_code >= HTTPStatus.BAD_REQUEST:
         return response
-    status, body = then()
+    try:
+        status, body = then()
+    except Exception:
+        _seal(record=record, claimed_until=claimed_until)
+        raise
     text = _text(body)
-    IdempotencyRecord.objects.filter(pk=record.pk).update(
-        response_status=status, response_body=text
-    )
+    if not _seal(
+        record=record, claimed_until=claimed_until, response_status=status, response_body=text
+    ):
+        return response  # a successor has said it to somebody
     return _rendered(status=status, text=text)
 
 
@@ -153,20 +168,34 @@ def _run(
     *,
     record: IdempotencyRecord,
     claimed_until: dt.datetime,
+    sealed_until: dt.datetime,
     request: HttpRequest,
     action: Callable[[], Answer],
 ) -> HttpResponse:
+    """Act and keep the answer; with `sealed_until` before the end of the claim it is final."""
     try:
         with transaction.atomic():
             status, body = action()
             text = _text(body)
-            _close(record=record, claimed_until=claimed_until, status=status, text=text)
+            _close(
+                record=record,
+                claimed_until=claimed_until,
+                sealed_until=sealed_until,
+                status=status,
+                text=text,
+            )
     except DomainError as refusal:
         status = errors.status_of(refusal.code)
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise
         text = _text(errors.body_of(refusal, request=request))
-        _close(record=record, claimed_until=claimed_until, status=status, text=text)
+        _close(
+            record=record,
+            claimed_until=claimed_until,
+            sealed_until=record.created_at,
+            status=status,
+            text=text,
+        )
         response = _rendered(status=status, text=text)
         for name, value in errors.headers_of(refusal).items():
             response[name] = value
@@ -207,7 +236,7 @@ def _claim(
     if record.request_sha256 != request_sha256:
         raise IdempotencyKeyReused("use a new key for a new request")
     if record.response_status is not None:
-        return record
+        return _answered(record, at=at)
     taken_over = records.filter(
         pk=record.pk,
         response_status__isnull=True,
@@ -219,18 +248,45 @@ def _claim(
     return record
 
 
+def _answered(record: IdempotencyRecord, *, at: dt.datetime) -> IdempotencyRecord:
+    """Return a record with the answer that every repetition hears, or refuse while there may be another."""
+    if _is_sealed(record):
+        return record
+    if record.locked_until > at:
+        raise _in_flight()
+    _seal(record=record, claimed_until=record.locked_until)
+    record.refresh_from_db()  # with the answer of whoever sealed it
+    return record
+
+
+def _is_sealed(record: IdempotencyRecord) -> bool:
+    return record.locked_until <= record.created_at
+
+
+def _seal(*, record: IdempotencyRecord, claimed_until: dt.datetime, **answer: Any) -> bool:  # noqa: ANN401 - columns of the answer
+    """Make an answer final, or put another in its place and make that final; say whether it was open."""
+    still_open = IdempotencyRecord.objects.filter(pk=record.pk, locked_until=claimed_until)
+    return bool(still_open.update(locked_until=record.created_at, **answer))
+
+
 def _in_flight() -> IdempotencyInFlight:
     return IdempotencyInFlight("ask again with the same key", extra={"retry_after_seconds": 1})
 
 
 def _close(
-    *, record: IdempotencyRecord, claimed_until: dt.datetime, status: int, text: str
+    *,
+    record: IdempotencyRecord,
+    claimed_until: dt.datetime,
+    sealed_until: dt.datetime,
+    status: int,
+    text: str,
 ) -> None:
     with connection.cursor() as cursor:
         cursor.execute(
-            "UPDATE marketplace_idempotencyrecord SET response_status = %s, response_body = %s"
+            "UPDATE marketplace_idempotencyrecord"
+            " SET response_status = %s, response_body = %s, locked_until = %s"
             " WHERE id = %s AND response_status IS NULL AND locked_until = %s",
-            [int(status), text, record.pk, claimed_until],
+            [int(status), text, sealed_until, record.pk, claimed_until],
         )
         closed = cursor.rowcount
     if not closed:

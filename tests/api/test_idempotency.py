@@ -32,6 +32,7 @@ def call(
     key: str | None = "k1",
     body: object = None,
     action: Callable[[], tuple[int, Any]] | None = None,
+    then: Callable[[], tuple[int, Any]] | None = None,
 ) -> HttpResponse:
     request = RequestFactory().post("/v1/reservations")
     return idempotency.once(
@@ -40,6 +41,7 @@ def call(
         key=key,
         request_sha256=idempotency.fingerprint(method="POST", path="/v1/reservations", body=body),
         action=action or effect(organization),
+        then=then,
     )
 
 
@@ -189,6 +191,53 @@ class TestClaim:
 
         with pytest.raises(IdempotencyInFlight):
             call(organization=organization, action=be_slow)
+
+
+@pytest.mark.django_db
+class TestAnswerAfterTheCommit:
+    """Where others are called once the effect is committed, what is heard is the answer after that."""
+
+    def test_is_what_repetitions_hear(self, organization: Organization) -> None:
+        first = call(organization=organization, then=lambda: (201, {"paid": True}))
+        again = call(organization=organization, then=lambda: (201, {"paid": False}))
+        assert first.content == again.content == b'{"paid":true}'
+        assert again.headers["Idempotent-Replayed"] == "true"
+        assert effects(organization) == 1
+
+    def test_is_not_forestalled_by_who_asks_meanwhile(self, organization: Organization) -> None:
+        def ask_again() -> tuple[int, Any]:
+            with pytest.raises(IdempotencyInFlight):
+                call(organization=organization)
+            return 201, {"paid": True}
+
+        first = call(organization=organization, then=ask_again)
+        assert call(organization=organization).content == first.content
+
+    def test_is_nobodys_once_somebody_else_has_heard_the_first_one(
+        self, organization: Organization
+    ) -> None:
+        heard: list[bytes] = []
+
+        def take_too_long() -> tuple[int, Any]:
+            claims = IdempotencyRecord.objects.filter(organization=organization)
+            claims.update(locked_until=timezone.now() - dt.timedelta(seconds=1))
+            heard.append(call(organization=organization).content)
+            return 201, {"paid": True}
+
+        heard.append(call(organization=organization, then=take_too_long).content)
+        heard.append(call(organization=organization).content)
+        assert len(set(heard)) == 1
+        assert heard[0] != b'{"paid":true}'
+        assert effects(organization) == 1
+
+    def test_that_never_comes_leaves_the_first_one(self, organization: Organization) -> None:
+        def fall_over() -> tuple[int, Any]:
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            call(organization=organization, then=fall_over)
+        assert call(organization=organization).status_code == 201
+        assert effects(organization) == 1
 
 
 @pytest.mark.django_db(transaction=True)
