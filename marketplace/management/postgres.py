@@ -47,7 +47,13 @@ TOO_EARLY_LINES = ("the database system is", "Consistent recovery state has not 
 TEST_DIRECTORY_PREFIX = "headroom-test-"
 # A run makes its directory first and locks it an instant later.
 ABANDONED_AFTER_SECONDS = 60
-TEST_SETTINGS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+TEST_SETTINGS = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    # Two processes of the suite may each let two hundred clients race, with a connection each.
+    "max_connections": "500",
+}
 
 
 def database_url(*, socket_directory: Path) -> str:

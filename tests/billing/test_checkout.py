@@ -226,8 +226,6 @@ class TestRace:
         factories.make_pool(nodes=nodes)
         tenant = buyer(funds_minor=0)
         offers = [factories.make_quote(tenant=tenant) for _ in range(clients)]
-        # The server takes some two hundred connections, of the whole suite: at most forty at once.
-        turns = threading.BoundedSemaphore(40)
         price = offers[0].total_minor
         assert {offer.total_minor for offer in offers} == {price}
         wallet.record_deposit(
@@ -242,14 +240,13 @@ class TestRace:
 
         def client(quote: Quote) -> None:
             try:
-                ready.wait(timeout=30)
-                with turns:
-                    try:
-                        results.append(buy(quote))
-                    finally:
-                        connections["default"].close()
+                connections["default"].ensure_connection()
+                ready.wait(timeout=60)
+                results.append(buy(quote))
             except Exception as error:  # noqa: BLE001 - the refusals are the result
                 results.append(error)
+            finally:
+                connections["default"].close()
 
         threads = [threading.Thread(target=client, args=(quote,)) for quote in offers]
         for thread in threads:

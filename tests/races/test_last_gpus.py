@@ -29,7 +29,7 @@ from tests.scheduler.factories import (
     seconds,
 )
 
-BUYERS = 100  # half of what the suite's PostgreSQL takes: a connection each
+BUYERS = 100  # a connection each
 GPUS = 8
 POLLS_MAX = 20_000  # some ten seconds of asking PostgreSQL
 

@@ -271,20 +271,18 @@ class TestRace:
 
 def everybody_buys(offers: list[Quote]) -> list[object]:
     """Let each quote be bought by a client of its own, all at one instant; return what they heard."""
-    turns = threading.BoundedSemaphore(40)  # of the connections that the whole suite shares
     ready = threading.Barrier(len(offers))
     results: list[object] = []
 
     def client(quote: Quote) -> None:
         try:
-            ready.wait(timeout=30)
-            with turns:
-                try:
-                    results.append(buy(quote))
-                finally:
-                    connections["default"].close()
+            connections["default"].ensure_connection()
+            ready.wait(timeout=60)
+            results.append(buy(quote))
         except Exception as error:  # noqa: BLE001 - the refusals are the result
             results.append(error)
+        finally:
+            connections["default"].close()
 
     threads = [threading.Thread(target=client, args=(quote,)) for quote in offers]
     for thread in threads:
