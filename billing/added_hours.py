@@ -8,7 +8,7 @@ import datetime as dt
 
 from django.db import transaction
 
-from billing import changes, payment_methods, payments, provider
+from billing import changes, payment_methods, payments, provider, wallet_holds
 from billing.payments import Wishes
 from billing.provider_states import PaymentMeans
 from marketplace.models import Organization
@@ -58,6 +58,8 @@ def extend(
         at=at,
         actor=actor,
     )
+    if (kept := wallet_holds.open_of(quote_id=held.quote_id)) is not None:
+        wallet_holds.void(kept, at=at)
     payments.open_for_added_hours(
         held=held,
         wishes=Wishes(

@@ -14,6 +14,7 @@ from billing import parking, settlements, silences
 from billing.deposits.invariants import DEPOSIT_INVARIANTS
 from billing.focus import invariants as export_invariants
 from billing.guards import GUARDS
+from billing.hold_invariants import HOLD_INVARIANTS
 from billing.invariants import MORE_INVARIANTS, SIGNED, Invariant, sum_of
 from billing.invoices.invariants import INVOICE_INVARIANTS
 from billing.models import BooksRun
@@ -261,7 +262,7 @@ INVARIANTS = (
         FROM scheduler_change c JOIN scheduler_reservation r ON r.id = c.reservation_id
         CROSS JOIN LATERAL (
             SELECT coalesce(sum(p.amount) FILTER (
-                    WHERE a.kind IN ('wallet', 'receivable') AND p.side = 'debit'), 0) AS charged,
+                    WHERE a.kind IN ('wallet', 'hold', 'receivable') AND p.side = 'debit'), 0) AS charged,
                 coalesce(sum(p.amount) FILTER (
                     WHERE a.kind IN ('wallet', 'refund_payable') AND p.side = 'credit'), 0) AS refunded,
                 coalesce(sum(p.amount) FILTER (
@@ -393,6 +394,7 @@ INVARIANTS = (
     *INVOICE_INVARIANTS,
     *TAX_INVARIANTS,
     *DEPOSIT_INVARIANTS,
+    *HOLD_INVARIANTS,
 )
 # Of every check, in their order: those that are queries, then those that read the exports.
 NAMES = (*(invariant.name for invariant in INVARIANTS), *export_invariants.SENTENCES)

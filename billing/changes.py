@@ -22,8 +22,9 @@ from billing import (
     purchase_requests,
     receivables,
     tax,
+    wallet_holds,
 )
-from billing.models import CreditTerms, FeeShare
+from billing.models import CreditTerms, FeeShare, WalletHold
 from billing.payment_methods import PaymentMethodUnavailable
 from billing.promised import Promise
 from billing.purchase_requests import Order
@@ -147,10 +148,13 @@ def rebook(
     return change
 
 
-def post(*, change: Change, payer: ledger.AccountRef | None = None) -> None:
+def post(
+    *, change: Change, payer: ledger.AccountRef | None = None, held: WalletHold | None = None
+) -> None:
     """Write a change into the books of its reservation; nothing where nothing was paid.
 
-    What is added is charged to the tenant's wallet where no other payer is named.
+    What is added is charged to the tenant's wallet where no other payer is named: first to what was held of
+    it for the order, but for what promotions pay.
 
     :raises ledger.InsufficientFunds: when the wallet does not cover what is added.
     :raises parking.MoneyParked: while the tenant's money is parked.
@@ -164,14 +168,18 @@ def post(*, change: Change, payer: ledger.AccountRef | None = None) -> None:
         charged=change.charged_minor,
         refunded=change.refunded_minor,
     )
+    charged, promoted_minor = change.charged_minor + part.charged, 0
     if payer is None and change.charged_minor and reservation.payment_method in _AT_ONCE:
-        charged = change.charged_minor + part.charged
-        promotions.spend(reservation=reservation, amount_minor=charged, key=change.id, at=change.at)
+        promoted_minor = promotions.spend(
+            reservation=reservation, amount_minor=charged, key=change.id, at=change.at
+        )
+    captured_minor = wallet_holds.captured_minor(held, of_minor=charged - promoted_minor)
     payer = payer or accounts.wallet(
         organization=reservation.organization, currency=change.currency
     )
     money = _money(change, payer=payer, fee_for_market=change.fee_minor - fee_for_owners, part=part)
-    legs = ledger.differences([*money, *_seconds(change)])
+    from_hold = wallet_holds.rows(held, payer=payer, captured_minor=captured_minor)
+    legs = ledger.differences([*money, *from_hold, *_seconds(change)])
     if legs:
         entry = ledger.post(
             idempotency_key=key,
@@ -181,6 +189,8 @@ def post(*, change: Change, payer: ledger.AccountRef | None = None) -> None:
             legs=legs,
         )
         tax.note(part, reservation=reservation, entry=entry, at=change.at)
+        if held is not None:
+            wallet_holds.resolve(held, bought_by=entry, captured_minor=captured_minor, at=change.at)
     if fee_for_owners:
         _share_out(change, amount=fee_for_owners)
 
@@ -246,8 +256,9 @@ def _require_means(
 
 def _post_paid(change: Change, *, terms: CreditTerms | None) -> None:
     """Write a change into the books, what it adds charged to the wallet, or owed where there are terms."""
+    held = wallet_holds.open_of(quote_id=change.quote_id)
     if terms is None or not change.charged_minor:
-        post(change=change)
+        post(change=change, held=held)
         return
     reservation = change.reservation
     invoice = invoices.issue_for_change(
@@ -260,6 +271,8 @@ def _post_paid(change: Change, *, terms: CreditTerms | None) -> None:
     credit.note_sale(
         terms=terms, reservation=reservation, change=change, invoice=invoice, at=change.at
     )
+    if held is not None:
+        wallet_holds.void(held, at=change.at)
 
 
 def _set_off(change: Change) -> None:

@@ -18,8 +18,9 @@ from billing import (
     purchases,
     tag_policy,
     tax,
+    wallet_holds,
 )
-from billing.models import CreditTerms
+from billing.models import CreditTerms, WalletHold
 from billing.payments import Wishes
 from billing.promised import Promise
 from billing.purchase_requests import Order
@@ -51,7 +52,8 @@ def purchase(
 ) -> Reservation:
     """Reserve the quoted capacity; from the wallet or on account it is bought and confirmed at once.
 
-    From the wallet, promotions are spent before the tenant's own money: see `billing.promotions`.
+    From the wallet, promotions are spent before the tenant's own money: see `billing.promotions`. What was
+    held while the order waited for a second person is spent then, or goes back: see `billing.wallet_holds`.
 
     A refusal of any step leaves no trace of the others: no reservation, no GPU taken, the quote still open.
     By card and bank transfer the reservation waits for its payment, which `provider.drive_payment` asks
@@ -79,7 +81,8 @@ def purchase(
         )
         purchase_requests.require(order=Order.of_quote(quote, project=details.project))
     parts = _parts_of(quote=quote, method=method, at=at) if in_two_parts else None
-    terms = _require_means(quote=quote, method=method, at=at)
+    held = wallet_holds.open_of(quote_id=quote.pk)
+    terms = _require_means(quote=quote, method=method, held=held, at=at)
     reservation = reservations.accept(
         quote=quote,
         payment_method=payment_method,
@@ -91,10 +94,14 @@ def purchase(
     tax.freeze(reservation=reservation, at=at)
     if method == PaymentMethod.WALLET:
         price = purchases.price_with_tax(reservation=reservation)
-        promotions.spend(reservation=reservation, amount_minor=price, key=reservation.id, at=at)
-        purchases.post(reservation=reservation, at=at)
+        promoted_minor = promotions.spend(
+            reservation=reservation, amount_minor=price, key=reservation.id, at=at
+        )
+        purchases.post(reservation=reservation, at=at, held=held, promoted_minor=promoted_minor)
         reservations.confirm_in_hand(reservation=reservation, at=at, actor=actor)
         return reservation
+    if held is not None:
+        wallet_holds.void(held, at=at)
     if method == PaymentMethod.INVOICE:
         assert terms is not None, quote_id
         credit.buy(terms=terms, reservation=reservation, at=at)
@@ -136,7 +143,9 @@ def _parts_of(*, quote: Quote, method: PaymentMethod, at: dt.datetime) -> deposi
     return deposits.require(quote=quote, terms=terms, at=at)
 
 
-def _require_means(*, quote: Quote, method: PaymentMethod, at: dt.datetime) -> CreditTerms | None:
+def _require_means(
+    *, quote: Quote, method: PaymentMethod, held: WalletHold | None, at: dt.datetime
+) -> CreditTerms | None:
     """Keep wallet or credit for this purchase before it takes GPUs; return the terms of what is on account.
 
     Who cannot pay takes no GPUs from who can, not even for a moment. A quote that is not open is refused by
@@ -163,6 +172,6 @@ def _require_means(*, quote: Quote, method: PaymentMethod, at: dt.datetime) -> C
         )
         ledger.require_funds(
             account=accounts.wallet(organization=quote.organization, currency=quote.currency),
-            amount=max(price.amount_minor - given, 0),
+            amount=max(price.amount_minor - given - (held.amount_minor if held else 0), 0),
         )
     return None

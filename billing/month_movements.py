@@ -30,6 +30,7 @@ _SECONDS_KINDS = (
 _ACCOUNT_KINDS = (
     AccountKind.DEFERRED,
     AccountKind.WALLET,
+    AccountKind.HOLD,
     AccountKind.REFUND_PAYABLE,
     AccountKind.RECEIVABLE,
     AccountKind.U_OPEN,
@@ -59,7 +60,7 @@ ENTRY_IS_IN_TIME = "coalesce(e.recorded_at < %(closed_at)s::timestamptz, true)"
 HOUR_IS_LATE = "coalesce(h.closed_at >= %(opened_by)s::timestamptz, false)"
 HOUR_IS_IN_TIME = "coalesce(h.closed_at < %(closed_by)s::timestamptz, true)"
 _MOVEMENTS = f"""
-    SELECT CASE WHEN m.account_kind IN ('wallet', 'receivable')
+    SELECT CASE WHEN m.account_kind IN ('wallet', 'hold', 'receivable')
             THEN coalesce(m.lease_of, m.change_of, m.subject_id) ELSE m.account_of END AS reservation_id,
         m.entry_kind, m.account_kind, m.moment < %(starts_at)s AND NOT m.is_late AS is_before,
         coalesce(sum(m.amount) FILTER (WHERE m.side = 'debit'), 0) AS debits,
@@ -77,7 +78,8 @@ _MOVEMENTS = f"""
         LEFT JOIN scheduler_change c ON c.id = e.subject_id
         WHERE a.organization_id = %(organization)s AND a.kind = ANY(%(accounts)s)
             AND a.currency = ANY(%(currencies)s)
-            AND (a.kind NOT IN ('wallet', 'refund_payable', 'receivable') OR e.kind = ANY(%(entries)s))
+            AND (a.kind NOT IN ('wallet', 'hold', 'refund_payable', 'receivable')
+                OR e.kind = ANY(%(entries)s))
         UNION ALL
         SELECT r.id, 'tax_payable', e.kind, e.subject_id, NULL, NULL, tax.side, tax.amount, {MOMENT},
             {ENTRY_IS_LATE}, {ENTRY_IS_IN_TIME}
@@ -169,7 +171,12 @@ def _add(
                 row.opening += gained
             else:
                 _price(row, entry=entry, gained=gained)
-        case AccountKind.WALLET | AccountKind.REFUND_PAYABLE | AccountKind.RECEIVABLE:
+        case (
+            AccountKind.WALLET
+            | AccountKind.HOLD
+            | AccountKind.REFUND_PAYABLE
+            | AccountKind.RECEIVABLE
+        ):
             _give_back(row, entry=entry, debited=debited, credited=credited)
         case AccountKind.TAX_PAYABLE:
             _tax(row, entry=entry, charged=credited, refunded=debited)

@@ -2,7 +2,8 @@
 
 import datetime as dt
 
-from billing import accounts, ledger, tax
+from billing import accounts, ledger, tax, wallet_holds
+from billing.models import WalletHold
 from billing.states import AccountKind, EntryKind
 from scheduler.models import Reservation
 
@@ -10,7 +11,12 @@ reservation_account = accounts.of_reservation
 
 
 def post(
-    *, reservation: Reservation, at: dt.datetime, source: ledger.AccountRef | None = None
+    *,
+    reservation: Reservation,
+    at: dt.datetime,
+    source: ledger.AccountRef | None = None,
+    held: WalletHold | None = None,
+    promoted_minor: int = 0,
 ) -> None:
     """Move the price from its source to what is deferred, and open the reservation's GPU-second books.
 
@@ -18,7 +24,8 @@ def post(
     paid in two parts it is the deposit that moves; the GPU-seconds are bought in full.
 
     The source is the tenant's wallet where none is named; a card's payment comes from the clearing account
-    of its object, an invoice's from what is receivable, a held price from its hold.
+    of its object, an invoice's from what is receivable. What was held for the order is spent first, but for
+    what promotions have paid into the wallet for it.
 
     :raises ledger.InsufficientFunds: when the wallet does not cover the price.
     :raises parking.MoneyParked: while the tenant's money is parked.
@@ -35,6 +42,9 @@ def post(
     )
     due_minor = reservation.total_minor - reservation.unpaid_minor
     part = tax.part_of(reservation=reservation, key=key, charged=due_minor)
+    captured_minor = wallet_holds.captured_minor(
+        held, of_minor=due_minor + part.charged - promoted_minor
+    )
     entry = ledger.post(
         idempotency_key=key,
         kind=EntryKind.PURCHASE,
@@ -44,11 +54,14 @@ def post(
             [
                 (payer, deferred, due_minor),
                 *tax.rows(part, reservation=reservation, payer=payer, payee=payer),
+                *wallet_holds.rows(held, payer=payer, captured_minor=captured_minor),
                 (opened, bought, gpu_seconds_bought(reservation=reservation)),
             ]
         ),
     )
     tax.note(part, reservation=reservation, entry=entry, at=at)
+    if held is not None:
+        wallet_holds.resolve(held, bought_by=entry, captured_minor=captured_minor, at=at)
 
 
 def post_balance(*, reservation: Reservation, net_minor: int, at: dt.datetime) -> None:

@@ -22,7 +22,7 @@ class AccountKind(TextChoices):
     DISPUTE_HOLD = "dispute_hold"  # debit, one per dispute: taken away while it is open
     WALLET = "wallet"  # credit, guarded: a tenant's prepaid money
     PROMO = "promo"  # credit, guarded, one per grant: ours to spend for a tenant
-    HOLD = "hold"  # credit, guarded, one per reservation: out of the wallet, not yet spent
+    HOLD = "hold"  # credit, guarded, one per purchase request: out of the wallet, not yet spent
     DEFERRED = "deferred"  # credit, guarded: paid for a reservation and not yet earned
     REFUND_PAYABLE = "refund_payable"  # credit, guarded, one per reservation: to go back
     OWNER_ACCRUED = "owner_accrued"  # credit: earned by an owner's lease, not yet payable
@@ -74,8 +74,8 @@ class EntryKind(TextChoices):
     PROMOTION_RETURNED = "promotion_returned"  # of what a reservation gave back
     BALANCE_TRANSACTION = "balance_transaction"  # what the provider booked for an object of ours
     SUSPENSE = "suspense"  # money of which nobody knows yet whose it is
-    HOLD = "hold"
-    VOID = "void"
+    HOLD = "hold"  # of the price of an order that a second person decides
+    VOID = "void"  # of a hold, or of what its order left of it
     PURCHASE = "purchase"  # of the price, or of the part of it that is a deposit
     BALANCE = "balance"  # the rest of a price of which the deposit was paid
     EARNING = "earning"  # an hour of a lease
@@ -265,6 +265,13 @@ class PurchaseKind(TextChoices):
 
     RESERVATION = "reservation"
     CHANGE = "change"
+
+
+class HoldResolution(TextChoices):
+    """What became of money that was held for an order."""
+
+    CAPTURED = "captured"  # the order took it, or what it cost of it
+    VOIDED = "voided"  # it went back to the wallet
 
 
 class Decider(TextChoices):

@@ -26,6 +26,7 @@ from billing import (
     settlements,
     spend_anomalies,
     transfers,
+    wallet_holds,
 )
 from billing.deposits import collecting
 
@@ -100,6 +101,11 @@ def review_settlements() -> None:
 @shared_task(name="billing.open_refunds")
 def open_refunds() -> None:
     refunds.open_due(at=timezone.now())
+
+
+@shared_task(name="billing.void_holds")
+def void_holds() -> None:
+    wallet_holds.void_due(at=timezone.now())
 
 
 @shared_task(name="billing.expire_promotions")

@@ -53,6 +53,7 @@ _CADENCES_SECONDS: dict[str, float] = {
     "billing.issue_documents": 300,
     "billing.review_settlements": 60,
     "billing.open_refunds": 5,
+    "billing.void_holds": 15,
     "billing.expire_promotions": 60,
     "billing.check_books": 3600,
     "billing.watch_budgets": 15,

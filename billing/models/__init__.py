@@ -39,7 +39,12 @@ from billing.models.provider import (
     ProviderTransition,
     Watermark,
 )
-from billing.models.purchase_requests import PurchaseRequest, PurchaseRequestTransition
+from billing.models.purchase_requests import (
+    PurchaseRequest,
+    PurchaseRequestTransition,
+    WalletHold,
+    WalletHoldQuerySet,
+)
 from billing.models.refunds import Refund, RefundQuerySet, RefundTransition
 from billing.models.settlements import Correction, Settlement, SettlementQuerySet
 from billing.models.silences import SilentLease
@@ -114,6 +119,8 @@ __all__ = [
     "TaxStatus",
     "TopUpDispute",
     "Transfer",
+    "WalletHold",
+    "WalletHoldQuerySet",
     "Watermark",
     "Withdrawal",
     "WithdrawalPart",

@@ -1,11 +1,13 @@
 """Orders that take a second person of the tenant, and what became of them."""
 
+import datetime as dt
 from typing import ClassVar, Self
 
 from django.db import models
 from django.db.models import F, Q
 
-from billing.states import APPROVAL_ARROWS, ApprovalStatus, PurchaseKind
+from billing.models.books import Entry
+from billing.states import APPROVAL_ARROWS, ApprovalStatus, HoldResolution, PurchaseKind
 from marketplace.core import ids
 from marketplace.core.limits import NAME_LENGTH_MAX
 from marketplace.models import Organization
@@ -92,3 +94,60 @@ class PurchaseRequestTransition(models.Model):
 
     def __str__(self) -> str:
         return f"{self.purchase_request_id}: {self.from_status or '∅'} → {self.to_status}"
+
+
+class WalletHoldQuerySet(models.QuerySet["WalletHold"]):
+    def open(self) -> Self:
+        return self.filter(resolved_at__isnull=True)
+
+    def due(self, *, at: dt.datetime) -> Self:
+        """Return those whose order cannot be made any more."""
+        refused = Q(purchase_request__status=ApprovalStatus.REFUSED)
+        return self.open().filter(Q(held_until__lte=at) | refused)
+
+
+class WalletHold(models.Model):
+    """What is kept of a wallet for one request: never changed but for its one resolution."""
+
+    purchase_request = models.OneToOneField(
+        PurchaseRequest, primary_key=True, on_delete=models.PROTECT, related_name="hold"
+    )
+    amount_minor = models.BigIntegerField(db_comment="with tax")
+    currency = models.CharField(max_length=3)
+    held_until = models.DateTimeField(db_comment="given back then, as the quote expires")
+    entry = models.OneToOneField(
+        Entry, on_delete=models.PROTECT, related_name="wallet_hold", db_comment="that took it"
+    )
+    created_at = models.DateTimeField()
+    resolution = models.CharField(max_length=10, blank=True, choices=HoldResolution)
+    resolved_by = models.OneToOneField(
+        Entry,
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="resolved_hold",
+        db_comment="the entry that bought with it, or gave it back",
+    )
+    resolved_at = models.DateTimeField(null=True)
+
+    objects = WalletHoldQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-purchase_request"]
+        constraints: ClassVar = [
+            models.CheckConstraint(condition=Q(amount_minor__gt=0), name="wallet_hold_is_positive"),
+            models.CheckConstraint(
+                condition=Q(resolution="", resolved_by=None, resolved_at=None)
+                | (~Q(resolution="") & Q(resolved_by__isnull=False, resolved_at__isnull=False)),
+                name="wallet_hold_is_open_or_resolved",
+            ),
+        ]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["held_until"],
+                condition=Q(resolved_at__isnull=True),
+                name="wallet_hold_due",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.amount_minor} {self.currency} for {self.purchase_request_id}"

@@ -5,6 +5,7 @@ from http import HTTPStatus
 from typing import Any, ClassVar
 
 from django.http import HttpResponse
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -16,12 +17,14 @@ from marketplace.api.fields import (
     ChoiceField,
     InstantField,
     MoneyField,
+    MoneySerializer,
     PageQuery,
 )
 from marketplace.api.owner_listings import NoFields
 from marketplace.api.pagination import page_of, page_serializer
 from marketplace.api.schema import operation
 from marketplace.api.views import ApiView, find
+from marketplace.core.money import Money
 from marketplace.states import Scope
 
 
@@ -41,11 +44,20 @@ class HeldOrderSerializer(serializers.Serializer[PurchaseRequest]):
     reservation_id = serializers.SerializerMethodField(help_text="what is changed")
     project = serializers.CharField()
     amount = MoneyField(minor="amount_minor", help_text="what the order comes to, net of tax")
+    held = serializers.SerializerMethodField(
+        help_text="of the wallet, with tax, until it is ordered, refused or expires; zero where another "
+        "way of paying was named, or promotions pay all of it"
+    )
     requested_by = serializers.CharField()
     requested_at = InstantField()
     expires_at = InstantField(help_text="as the quote does")
     decided_by = serializers.SerializerMethodField()
     decided_at = InstantField(allow_null=True)
+
+    @extend_schema_field(MoneySerializer)
+    def get_held(self, request: PurchaseRequest) -> Any:  # noqa: ANN401 - plain values
+        held = Money(purchase_requests.held_minor(request), request.currency)
+        return MoneySerializer(held).data
 
     def get_reservation_id(self, request: PurchaseRequest) -> str | None:
         return request.reservation_id or None
@@ -68,7 +80,7 @@ class PurchaseRequestsView(ApiView):
         operation_id="list_purchase_requests",
     )
     def get(self, request: Request) -> Response:
-        found = PurchaseRequest.objects.visible_to(self.organization)
+        found = PurchaseRequest.objects.visible_to(self.organization).select_related("hold")
         if self.query["status"] is not None:
             found = found.filter(status=self.query["status"])
         return Response(HeldOrderPage(page_of(found, query=self.query)).data)

@@ -8,7 +8,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import promotions, wallet
+from billing import promotions, wallet, wallet_holds
 from billing.models import Posting
 from billing.states import EntryKind, Side
 from marketplace.api import simulation
@@ -31,7 +31,8 @@ class WalletPromotionSerializer(serializers.Serializer[Any]):
 class WalletSerializer(serializers.Serializer[Any]):
     """What the wallet holds, and the gifts that are spent before it and never paid out."""
 
-    balance = MoneyField()
+    balance = MoneyField(help_text="free to be spent")
+    held = MoneyField(help_text="kept for orders that wait for a second person, beside the balance")
     promotion_balance = MoneySerializer(help_text="what the promotions have left, together")
     promotions = WalletPromotionSerializer(
         many=True, help_text="what expires first, and is spent first"
@@ -47,7 +48,7 @@ class WalletEntrySerializer(serializers.Serializer[Posting]):
     amount = serializers.SerializerMethodField()
     subject_id = serializers.CharField(
         source="entry.subject_id",
-        help_text="the reservation, lease or organization that it is about",
+        help_text="the reservation, lease, purchase request or organization that it is about",
     )
     effective_at = InstantField(source="entry.effective_at")
     recorded_at = InstantField(source="entry.recorded_at")
@@ -72,8 +73,12 @@ class WalletView(ApiView):
         given = promotions.standing(
             organization=self.organization, currency=settings.CURRENCY, at=self.now
         )
-        held = {
+        held_minor = wallet_holds.held_minor(
+            organization=self.organization, currency=settings.CURRENCY
+        )
+        shown = {
             "balance": wallet.balance(organization=self.organization),
+            "held": Money(held_minor, settings.CURRENCY),
             "promotion_balance": Money(
                 sum(left.amount_minor for _, left in given), settings.CURRENCY
             ),
@@ -82,7 +87,7 @@ class WalletView(ApiView):
             ],
             "simulated": simulation.simulated_payments(),
         }
-        return Response(WalletSerializer(held).data)
+        return Response(WalletSerializer(shown).data)
 
 
 class WalletEntriesView(ApiView):

@@ -73,10 +73,17 @@ class TestAnOrderAboveTheLimit:
         assert asked["id"] == first.json["purchase_request_id"]
         assert (asked["project"], asked["amount"]) == ("llm-7", quote["total"])
         assert asked["expires_at"] == quote["expires_at"]
+        assert asked["held"] == quote["total"]
+        before = cfo.get("/v1/wallet").json
+        assert before["held"] == quote["total"]
         approved = decide(cfo, asked["id"])
         assert (approved.status, approved.json["status"]) == (200, "approved")
         assert order(api, quote, key=key).status == 201
         assert order(api, quote, key=key).headers["Idempotent-Replayed"] == "true"
+        after = cfo.get("/v1/wallet").json
+        assert (after["balance"], after["held"]["amount_minor"]) == (before["balance"], 0)
+        shown = cfo.get(f"/v1/purchase-requests/{asked['id']}").json
+        assert shown["held"]["amount_minor"] == 0
         kinds = Event.objects.filter(object_id=asked["id"]).order_by("id")
         assert list(kinds.values_list("kind", flat=True)) == [
             "purchase_request.opened",
@@ -105,7 +112,9 @@ class TestAnOrderAboveTheLimit:
         self, api: ApiClient, cfo: ApiClient, quote: dict[str, Any]
     ) -> None:
         asked = order(api, quote, key=a_new_key()).json["purchase_request_id"]
-        assert decide(cfo, asked, word="refuse").json["status"] == "refused"
+        refused = decide(cfo, asked, word="refuse").json
+        assert (refused["status"], refused["held"]["amount_minor"]) == ("refused", 0)
+        assert cfo.get("/v1/wallet").json["held"]["amount_minor"] == 0
         assert decide(cfo, asked).code == "state_conflict"
         answer = order(api, quote, key=a_new_key())
         assert (answer.status, answer.code) == (403, "approval_refused")
@@ -166,6 +175,20 @@ class TestAnOrderAboveTheLimit:
         assert answer.code == "approval_required"
         decide(cfo, answer.json["purchase_request_id"])
         assert api.post(f"{path}/extensions", body, key=a_new_key()).status == 201
+
+    def test_that_the_wallet_does_not_cover_is_asked_of_nobody_and_may_be_made_again(
+        self, api: ApiClient, cfo: ApiClient, organization: Organization
+    ) -> None:
+        a_fleet()
+        quote, key = a_quote(api), a_new_key()
+        fund(organization, amount_minor=quote["total"]["amount_minor"] - 1)
+        set_limit(cfo, 1)
+        answer = order(api, quote, key=key)
+        assert (answer.status, answer.code) == (402, "payment_required")
+        assert answer.json["missing"]["amount_minor"] == 1
+        assert cfo.get("/v1/purchase-requests").json["data"] == []
+        fund(organization, amount_minor=1)
+        assert order(api, quote, key=key).code == "approval_required"
 
 
 class TestAnOrderWithinTheLimit:

@@ -18,6 +18,7 @@ class TestWallet:
     def test_is_empty_before_any_deposit(self, api: ApiClient) -> None:
         assert api.get("/v1/wallet").json == {
             "balance": {"amount_minor": 0, "currency": "usd"},
+            "held": {"amount_minor": 0, "currency": "usd"},
             "promotion_balance": {"amount_minor": 0, "currency": "usd"},
             "promotions": [],
             "simulated": True,

@@ -258,7 +258,7 @@ class TestMigration:
                 "SELECT proname, proconfig FROM pg_proc WHERE proname LIKE 'billing\\_%%'"
             )
             functions = dict(cursor.fetchall())
-        assert len(functions) == 16
+        assert len(functions) == 17
         assert all(
             settings == ["search_path=pg_catalog, public, pg_temp"]
             for settings in functions.values()

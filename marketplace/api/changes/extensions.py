@@ -87,7 +87,7 @@ class ExtensionsView(ChangeFrame):
             "with_saved_card": body.pop("use_saved_card"),
             "saves_card": body.pop("save_card"),
         }
-        self.ask(reservation_id, quote_id=body["quote_id"])
+        self.ask(reservation_id, **body)
         order = {
             "organization": self.organization,
             "reservation_id": reservation_id,

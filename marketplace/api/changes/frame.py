@@ -70,12 +70,13 @@ class ChangeFrame(ApiView):
             order_id=extension_id,
         )
 
-    def ask(self, reservation_id: str, *, quote_id: str) -> None:
+    def ask(self, reservation_id: str, *, quote_id: str, payment_method: str) -> None:
         """Ask for what takes a second person, before the key is used: it may be ordered again with it."""
         purchase_requests.ask_for_change(
             organization=self.organization,
             reservation_id=reservation_id,
             quote_id=quote_id,
+            payment_method=payment_method,
             at=self.now,
             actor=self.caller.actor,
         )

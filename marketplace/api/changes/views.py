@@ -115,7 +115,7 @@ class ChangesView(ChangeFrame):
     )
     def post(self, request: Request, reservation_id: str) -> HttpResponse:
         body = self.body(PaidByQuoteSerializer)
-        self.ask(reservation_id, quote_id=body["quote_id"])
+        self.ask(reservation_id, **body)
         return self.changed(
             lambda: money.rebook(
                 organization=self.organization,

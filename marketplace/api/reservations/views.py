@@ -92,6 +92,7 @@ class ReservationsView(ApiView):
             organization=self.organization,
             quote_id=quote_id,
             project=details.project,
+            payment_method=payment_method,
             at=self.now,
             actor=self.caller.actor,
         )
