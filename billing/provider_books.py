@@ -160,8 +160,8 @@ def _match_refund(row: BalanceTransaction, at: dt.datetime) -> bool:
     subject_id = _refund_of(row.source_id)
     if subject_id is None:
         return False
-    if not CardRefund.objects.filter(pk=subject_id).exists():
-        # A reservation's refund was booked when it was settled.
+    if _is_of_reservation(subject_id):
+        # It was booked when it was settled.
         return _matched(row, subject_id=subject_id, entry=None, at=at)
     entry = _post(
         row,
@@ -179,6 +179,9 @@ def _match_failed_refund(row: BalanceTransaction, at: dt.datetime) -> bool:
     subject_id = _refund_of(row.source_id)
     if subject_id is None:
         return False
+    if _is_of_reservation(subject_id):
+        # It was booked when it failed: out of what we have there if it had been settled, else out of its way.
+        return _matched(row, subject_id=subject_id, entry=None, at=at)
     entry = _post(
         row,
         kind=EntryKind.BALANCE_TRANSACTION,
@@ -243,6 +246,11 @@ def _match_fee(row: BalanceTransaction, at: dt.datetime) -> bool:
         at=at,
     )
     return _matched(row, subject_id=row.pk, entry=entry, at=at)
+
+
+def _is_of_reservation(refund_id: str) -> bool:
+    """Say whether a refund is a reservation's: its arrows book what the provider does with it."""
+    return not CardRefund.objects.filter(pk=refund_id).exists()
 
 
 def _refund_of(object_id: str) -> str | None:

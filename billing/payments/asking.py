@@ -144,6 +144,8 @@ def open_for_balance(
 ) -> Payment:
     """Ask a tenant for the rest of a price, by `due_at`; with the saved card, or on the page.
 
+    In a currency of which the provider takes steps it is the next one, and the rest stays in the wallet.
+
     :raises NoSavedCard: when the payment is to be made with one and there is none.
     """
     reservation = plan.reservation
@@ -151,7 +153,9 @@ def open_for_balance(
         organization=reservation.organization,
         purpose=PaymentPurpose.BALANCE,
         reservation=reservation,
-        amount_minor=plan.balance_gross_minor,
+        amount_minor=chargeable.rounded_up(
+            amount_minor=plan.balance_gross_minor, currency=plan.currency
+        ),
         currency=plan.currency,
         due_at=due_at,
     )

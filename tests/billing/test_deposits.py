@@ -13,6 +13,7 @@ from billing import (
     deposits,
     intents,
     ledger,
+    payments,
     payouts,
     provider,
     purchases,
@@ -44,6 +45,7 @@ from scheduler.details import ReservationDetails
 from scheduler.models import Allocation, Lease, Reservation
 from tests.billing import factories as books_factories
 from tests.billing.card_market import CARD, SAVED, World
+from tests.fakes.stripe import currencies
 from tests.scheduler import factories
 
 pytestmark = pytest.mark.django_db
@@ -366,6 +368,28 @@ class TestBalance:
         monkeypatch.setattr(collecting.parking, "is_parked", lambda *, organizations: True)
         world.until_due()
         assert (world.plan.status, world.second) == ("open", None)
+
+    def test_is_asked_for_in_the_steps_in_which_the_provider_takes_money(self, db, settings):
+        settings.CURRENCY = "kwd"
+        at = books_factories.START
+        row = books_factories.reservation(
+            buyer=books_factories.tenant(), total_minor=4_706, currency="kwd", paid=False
+        )
+        Reservation.objects.filter(pk=row.pk).update(status="scheduled", unpaid_minor=3_529)
+        plan = deposits.make(
+            reservation=row,
+            parts=deposits.Parts(
+                net_minor=1_177,
+                gross_minor=1_177,
+                balance_net_minor=3_529,
+                balance_gross_minor=3_529,
+                balance_due_at=at,
+            ),
+            at=at,
+        )
+        asked = payments.open_for_balance(plan=plan, wishes=CARD, due_at=at, at=at)
+        assert asked.amount_minor == 3_530
+        currencies.require_charge(asked.amount_minor, asked.currency)
 
 
 class TestStart:

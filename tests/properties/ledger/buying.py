@@ -1,314 +1,235 @@
-"""Money that comes in, what it buys, what becomes of that before it begins, and invoices."""
+"""What money buys: from the wallet, on account, by card and by bank, in two parts, and out of a hold."""
+
+import datetime as dt
 
 from django.conf import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from billing import (
-    approvals,
-    changes,
-    deposits,
-    promotions,
-    provider_money,
-    purchases,
-    receivables,
-    tax,
-    wallet,
-)
+from billing import budgets, deposits, payments, promotions, purchases
+from billing.budgets import BudgetExceeded, BudgetWish
+from billing.deposits import collecting
 from billing.models import Payment
-from billing.states import ApprovalKind
-from scheduler import change_rules
+from billing.payments import Wishes
+from billing.promised import Promise
+from billing.provider_states import IntentKind, PaymentMeans, PaymentPurpose, PaymentStatus
+from billing.states import BudgetMode, BudgetPeriod, EntryKind
+from marketplace.core.windows import Window
+from marketplace.states import Tier
+from scheduler import reservations
 from scheduler.models import Reservation
-from scheduler.states import ChangeKind, PaymentMethod, ReservationStatus
+from scheduler.states import PaymentMethod, ReservationStatus
 from tests.billing import factories
-from tests.properties.ledger.model import FAR, FARTHER, HOURS, TAXES, Model
+from tests.properties.ledger import rows
+from tests.properties.ledger.events import event
+from tests.properties.ledger.model import DAY, HOURS, LATER, WHO
+from tests.properties.ledger.wallets import RECEIVED, Wallets
 
-WHO = st.integers(0, len(TAXES) - 1)
+BALANCE_DUE_AT = factories.START - 14 * DAY
+HELD_AT = factories.START - dt.timedelta(hours=4)
+CAPTURED_AT = factories.START - dt.timedelta(minutes=15)
+BY_PROVIDER = (PaymentMethod.CARD, PaymentMethod.BANK_TRANSFER)
+MEANS = {
+    PaymentMethod.CARD: PaymentMeans.CARD,
+    PaymentMethod.BANK_TRANSFER: PaymentMeans.BANK_TRANSFER,
+}
 
 
-class Buying(Model):
-    """The rules of what happens before a reservation begins."""
+class Buying(Wallets):
+    """The rules of what happens until something is bought."""
 
-    @rule(amount=st.integers(1, 20_000), who=WHO)
-    def deposit(self, amount: int, who: int) -> None:
-        key = self.next_id("deposit")
-        for _ in range(2):
-            wallet.record_deposit(
-                organization=self.tenants[who],
-                amount=self.money(amount),
-                idempotency_key=key,
-                at=factories.START,
-                actor="test",
-            )
-
-    @rule(amount=st.integers(1, 20_000), who=WHO)
-    def top_up(self, amount: int, who: int) -> None:
-        payment = self.next_id("pi")
-        for _ in range(2):
-            provider_money.top_up(
-                organization=self.tenants[who],
-                object_id=payment,
-                amount=self.money(amount),
-                at=factories.START,
-            )
-        self.clearing[payment] = amount
-
-    @rule(amount=st.integers(1, 5_000), who=WHO)
-    def grant(self, amount: int, who: int) -> None:
-        factories.promotion(buyer=self.tenants[who], minor=amount)
+    @rule(who=WHO, amount=st.integers(1, 30_000), mode=st.none() | st.sampled_from(BudgetMode))
+    @event()
+    def set_a_budget(self, who: int, amount: int, mode: BudgetMode | None) -> None:
+        """Let a tenant cap what it orders, or be told, or want no budget any more."""
+        wish = mode and BudgetWish(
+            project="", period=BudgetPeriod.TOTAL, mode=mode, amount_minor=amount
+        )
+        budgets.put(
+            organization=self.tenants[who],
+            wishes=[wish] if wish else [],
+            only_if=None,
+            at=factories.START,
+            actor="key_cfo",
+        )
 
     @rule(
         price=st.integers(0, 3000),
         gpus=st.integers(1, 4),
         fee=st.integers(0, 9000),
-        method=st.sampled_from(PaymentMethod),
         who=WHO,
         is_promoted=st.booleans(),
     )
-    def buy(
-        self,
-        *,
-        price: int,
-        gpus: int,
-        fee: int,
-        method: PaymentMethod,
-        who: int,
-        is_promoted: bool,
-    ) -> None:
-        tenant = self.tenants[who]
-
-        def purchase() -> Reservation:
-            row = factories.reservation(
-                buyer=tenant,
-                gpus=gpus,
-                hours=HOURS,
-                total_minor=price,
-                fee_basis_points=fee,
-                currency=settings.CURRENCY,
-                paid=False,
+    @event(EntryKind.PURCHASE, EntryKind.PROMOTION_SPENT, refused=(BudgetExceeded,))
+    def buy(self, *, price: int, gpus: int, fee: int, who: int, is_promoted: bool) -> None:
+        row = self.ordered(who, price=price, gpus=gpus, fee=fee)
+        if is_promoted:
+            promotions.spend(
+                reservation=row,
+                amount_minor=purchases.price_with_tax(reservation=row),
+                key=row.pk,
+                at=factories.START,
             )
-            row.payment_method = method
-            row.save(update_fields=["payment_method"])
-            asked = purchases.price_with_tax(reservation=row)
-            if method == PaymentMethod.CARD:
-                payment = self.next_id("pi")
-                purchases.capture_payment(reservation=row, object_id=payment, at=factories.START)
-                self.clearing[payment] = asked
-            elif method == PaymentMethod.INVOICE:
-                invoice = factories.bought_on_account(row)
-                self.invoices[invoice] = tenant
-                self.on_account[row.pk] = invoice
-            else:
-                if is_promoted and method == PaymentMethod.WALLET:
-                    promotions.spend(
-                        reservation=row, amount_minor=asked, key=row.pk, at=factories.START
-                    )
-                purchases.post(reservation=row, at=factories.START)
-            return row
-
-        row = self.attempt(purchase)
-        if row is not None:
-            self.bought.append(row)
-
-    @rule(price=st.integers(1, 3000), who=WHO)
-    def hold(self, price: int, who: int) -> None:
-        def take() -> Reservation:
-            row = factories.reservation(
-                buyer=self.tenants[who],
-                hours=HOURS,
-                total_minor=price,
-                currency=settings.CURRENCY,
-                status=ReservationStatus.PAYMENT_PENDING,
-                paid=False,
-            )
-            Reservation.objects.filter(pk=row.pk).update(payment_due_at=FARTHER)
-            purchases.hold(reservation=row, at=factories.START)
-            return row
-
-        row = self.attempt(take)
-        if row is not None:
-            self.held.append(row)
-
-    @precondition(lambda self: self.held)
-    @rule(is_captured=st.booleans())
-    def resolve(self, *, is_captured: bool) -> None:
-        row = self.held.pop()
-        if is_captured:
-            purchases.capture_hold(reservation=row, at=factories.START)
-            self.bought.append(row)
-        else:
-            purchases.void_hold(reservation=row, at=factories.START)
-        self.set_status(row, ReservationStatus.ACTIVE if is_captured else ReservationStatus.EXPIRED)
+        purchases.post(reservation=row, at=factories.START)
 
     @rule(
-        price=st.integers(2, 3000),
+        price=st.integers(0, 3000),
         gpus=st.integers(1, 4),
-        share=st.integers(1, 9_999),
+        fee=st.integers(0, 9000),
         who=WHO,
+        is_far_ahead=st.booleans(),
     )
-    def buy_in_two_parts(self, *, price: int, gpus: int, share: int, who: int) -> None:
-        """Pay a deposit by card; the balance stays open, and nothing begins before it is paid."""
-        row = factories.reservation(
+    @event(EntryKind.PURCHASE, refused=(BudgetExceeded,))
+    def buy_on_account(
+        self, *, price: int, gpus: int, fee: int, who: int, is_far_ahead: bool
+    ) -> None:
+        """Owe a price; what begins long after its invoice is due can be given up for it."""
+        row = self.ordered(who, price=price, gpus=gpus, fee=fee)
+        row.payment_method = PaymentMethod.INVOICE
+        row.save(update_fields=["payment_method"])
+        if is_far_ahead:
+            rows.postpone(row, to=LATER)
+            rows.place(row)
+            self.set_status(row, ReservationStatus.SCHEDULED)
+        factories.bought_on_account(row)
+
+    @rule(
+        price=st.integers(1, 3000),
+        gpus=st.integers(1, 4),
+        who=WHO,
+        method=st.sampled_from(BY_PROVIDER),
+        fate=st.sampled_from(("paid", "paid", "paid", "open", "lapsed", "declined")),
+    )
+    @event(*RECEIVED, refused=(BudgetExceeded,))
+    def buy_through_the_provider(
+        self, *, price: int, gpus: int, who: int, method: PaymentMethod, fate: str
+    ) -> None:
+        """Ask for a price; it is paid in time, or later, or its reservation lapses before, or it is not."""
+        self.require_budget(who, price=price, gpus=gpus)
+        row = rows.waiting(
             buyer=self.tenants[who],
+            price=price,
             gpus=gpus,
             hours=HOURS,
-            total_minor=price,
-            currency=settings.CURRENCY,
-            status=ReservationStatus.SCHEDULED,
-            paid=False,
+            method=method,
+            until=factories.START + rows.PAYMENT_WINDOW,
         )
+        payment = self.ask(row, means=MEANS[method], at=factories.START)
+        if fate == "paid":
+            self.hear(payment, state="succeeded")
+        elif fate == "declined":
+            self.hear(payment, state="canceled")
+        elif fate == "lapsed":
+            reservations.expire_unpaid(at=factories.START + rows.PAYMENT_WINDOW)
+
+    @rule(
+        price=st.integers(50, 3000),
+        gpus=st.integers(1, 4),
+        who=WHO,
+        fate=st.sampled_from(("taken", "taken", "left", "taken too late")),
+    )
+    @event(*RECEIVED)
+    def hold_on_a_card(self, *, price: int, gpus: int, who: int, fate: str) -> None:
+        """Hold a price on a card; it is taken before the start, or released, or taken all the same."""
+        row = rows.waiting(
+            buyer=self.tenants[who],
+            price=price,
+            gpus=gpus,
+            hours=HOURS,
+            method=PaymentMethod.CARD,
+            until=factories.START,
+            tier=Tier.RECLAIMABLE,
+        )
+        payment = self.ask(row, means=PaymentMeans.CARD, at=HELD_AT)
+        assert payment.is_held
+        payment = self.hear(payment, state="requires_capture", at=HELD_AT)
+        row.refresh_from_db()
+        assert (payment.status, row.is_payment_held) == (PaymentStatus.AUTHORIZED, True)
+        assert purchases.price_with_tax(reservation=row) <= payment.amount_minor
+        if fate != "left":
+            payments.capture_due(at=CAPTURED_AT)
+        if fate != "taken":
+            payments.end_untaken(at=factories.START)
+        taken = self.call(IntentKind.CAPTURE, payment.pk, at=CAPTURED_AT)
+        released = self.call(IntentKind.CANCEL, payment.pk, at=factories.START)
+        made = self.payment_made(payment, state="succeeded" if taken else "canceled")
+        if taken or released:
+            self.answer(taken or released, made, at=factories.START)
+            payment.refresh_from_db()
+        if payment.status == PaymentStatus.SUCCEEDED:
+            self.will_book("charge", payment.charge_id, payment.received_minor, fee=3)
+
+    @rule(
+        price=st.integers(200, 3000), gpus=st.integers(1, 4), share=st.integers(1, 9_999), who=WHO
+    )
+    @event(*RECEIVED)
+    def buy_in_two_parts(self, *, price: int, gpus: int, share: int, who: int) -> None:
+        """Pay a deposit by card; the balance stays open, and nothing begins before it is paid."""
         net = max(1, price * share // 10_000)
-        row.payment_method, row.unpaid_minor = PaymentMethod.CARD, price - net
-        row.save(update_fields=["payment_method", "unpaid_minor"])
+        row = rows.waiting(
+            buyer=self.tenants[who],
+            price=price,
+            gpus=gpus,
+            hours=HOURS,
+            method=PaymentMethod.CARD,
+            until=BALANCE_DUE_AT - DAY,
+            unpaid=price - net,
+        )
+        rows.place(row)
         gross = purchases.due_now_with_tax(reservation=row)
         parts = deposits.Parts(
             net_minor=net,
             gross_minor=gross,
             balance_net_minor=price - net,
             balance_gross_minor=purchases.price_with_tax(reservation=row) - gross,
-            balance_due_at=factories.START,
+            balance_due_at=BALANCE_DUE_AT,
         )
-        deposits.make(reservation=row, parts=parts, at=factories.START)
-        self.charge(row, amount=gross)
-        purchases.post(reservation=row, at=factories.START)
-        deposits.open_plan(reservation=row, at=factories.START)
-        self.in_parts.append(row)
-
-    @precondition(lambda self: self.in_parts)
-    @rule(data=st.data())
-    def pay_balance(self, data: st.DataObject) -> None:
-        row = self.in_parts.pop(data.draw(st.integers(0, len(self.in_parts) - 1)))
-        self.charge(row, amount=row.deposit.balance_gross_minor)
-        deposits.settle(payment=Payment(reservation=row), at=factories.START)
-        self.set_status(row, ReservationStatus.ACTIVE)
-        row.refresh_from_db()
-        self.bought.append(row)
-
-    @precondition(lambda self: self.in_parts)
-    @rule(data=st.data(), basis_points=st.integers(0, 10_000))
-    def leave_before_the_balance(self, data: st.DataObject, basis_points: int) -> None:
-        """Cancel what a deposit was paid for: the fee counts the whole price, and takes no more than that."""
-        row = self.in_parts.pop(data.draw(st.integers(0, len(self.in_parts) - 1)))
-        paid = row.total_minor - row.unpaid_minor
-        money = change_rules.difference(
-            before=paid, after=0, fee_basis_points=basis_points, unpaid=row.unpaid_minor
+        asked_at = BALANCE_DUE_AT - 10 * DAY
+        deposits.make(reservation=row, parts=parts, at=asked_at)
+        self.hear(
+            self.ask(row, means=PaymentMeans.CARD, at=asked_at), state="succeeded", at=asked_at
         )
-        assert money.fee + money.refund == paid
-        made = factories.change(
-            of=row,
-            kind=ChangeKind.CANCELLATION,
-            refunded=money.refund,
-            fee=money.fee,
-            released=row.gpus * row.window.seconds,
-        )
-        changes.post(change=made)
-        self.set_status(row, ReservationStatus.CANCELLED)
 
-    def charge(self, row: Reservation, *, amount: int) -> None:
-        """Let the provider bring an amount that a reservation's tenant pays by card."""
-        payment = self.next_id("pi")
-        provider_money.top_up(
-            organization=row.organization,
-            object_id=payment,
-            amount=self.money(amount),
+    @precondition(lambda self: self.in_parts())
+    @rule(data=st.data(), is_paid=st.booleans())
+    @event(*RECEIVED, EntryKind.FEE_SHARE)
+    def collect_a_balance(self, data: st.DataObject, *, is_paid: bool) -> None:
+        """Charge the saved card; who does not pay in its time loses the deposit."""
+        row = self.pick(data, self.in_parts())
+        for at in (BALANCE_DUE_AT - 3 * DAY, BALANCE_DUE_AT):
+            collecting.advance_due(at=at)
+        asked = row.provider_payments.filter(
+            purpose=PaymentPurpose.BALANCE, status__in=payments.OPEN_STATUSES
+        )
+        for payment in asked:
+            self.hear(
+                payment, state="succeeded" if is_paid else "canceled", at=BALANCE_DUE_AT + DAY
+            )
+        collecting.advance_due(at=BALANCE_DUE_AT + 3 * DAY)
+
+    def ordered(self, who: int, *, price: int, gpus: int, fee: int) -> Reservation:
+        """Return what a tenant orders within its budget; it is to be bought in the same event."""
+        self.require_budget(who, price=price, gpus=gpus)
+        return factories.reservation(
+            buyer=self.tenants[who],
+            gpus=gpus,
+            hours=HOURS,
+            total_minor=price,
+            fee_basis_points=fee,
+            currency=settings.CURRENCY,
+            paid=False,
+        )
+
+    def require_budget(self, who: int, *, price: int, gpus: int) -> None:
+        """Ask as whoever accepts an order does, before it stands."""
+        window = Window(factories.START, factories.START + dt.timedelta(hours=HOURS))
+        lots = factories.lots(window=window, gpus=gpus, rate=factories.RATE, fee_basis_points=0)
+        budgets.require(
+            organization=self.tenants[who],
+            project="",
+            promise=Promise(total_minor=price, lots=lots.as_json(), window=window),
             at=factories.START,
         )
-        self.clearing[payment] = amount
 
-    @precondition(lambda self: self.bought)
-    @rule(data=st.data(), kept=st.integers(0, 3000))
-    def leave(self, data: st.DataObject, kept: int) -> None:
-        """Cancel what has not begun; a part of the price stays as the fee."""
-        row = self.bought.pop(data.draw(st.integers(0, len(self.bought) - 1)))
-        fee = min(kept, row.total_minor)
-        made = factories.change(
-            of=row,
-            kind=ChangeKind.CANCELLATION,
-            refunded=row.total_minor - fee,
-            fee=fee,
-            released=row.gpus * row.window.seconds,
-        )
-        changes.post(change=made)
-        self.set_status(row, ReservationStatus.CANCELLED)
-
-    @precondition(lambda self: self.bought)
-    @rule(data=st.data(), price=st.integers(0, 2000), is_by_card=st.booleans())
-    def extend(self, data: st.DataObject, price: int, *, is_by_card: bool) -> None:
-        """Add an hour to what has not begun, from the wallet or by card, whatever paid the rest."""
-        row = self.bought[data.draw(st.integers(0, len(self.bought) - 1))]
-        if is_by_card and price:
-            taxed = tax.preview(reservation=row, charged=price)
-            self.charge(row, amount=price + taxed.charged)
-
-        def add() -> Reservation:
-            changes.post(
-                change=factories.change(
-                    of=row, kind=ChangeKind.EXTENSION, charged=price, added=row.gpus * 3600
-                )
-            )
-            return row
-
-        if self.attempt(add) is None:
-            row.refresh_from_db()
-
-    @precondition(lambda self: any(row.pk in self.on_account for row in self.bought))
-    @rule()
-    def void_invoice(self) -> None:
-        """Take back the invoice of a reservation that has not begun and that nobody has paid."""
-        row = next(row for row in self.bought if row.pk in self.on_account)
-        invoice = self.on_account.pop(row.pk)
-        if invoice not in self.invoices or row.changes.exists():
-            return
-        self.bought.remove(row)
-        self.set_status(row, ReservationStatus.CANCELLED)
-        receivables.void(reservation=row, invoice_id=invoice, at=factories.START)
-        del self.invoices[invoice]
-
-    @precondition(lambda self: self.invoices)
-    @rule(data=st.data())
-    def pay_invoice(self, data: st.DataObject) -> None:
-        invoice = next(reversed(self.invoices))
-        owed = self.owed(invoice)
-        tenant = self.invoices.pop(invoice)
-        paid = data.draw(st.integers(0, owed + 50))
-        if paid:
-            receivables.pay(
-                organization=tenant,
-                invoice_id=invoice,
-                payment_id=self.next_id("pay"),
-                amount_minor=paid,
-                currency=settings.CURRENCY,
-                at=factories.START,
-                is_by_bank=True,
-            )
-        if paid < owed:
-            approval = approvals.request(
-                kind=ApprovalKind.WRITE_OFF,
-                organization=tenant,
-                subject_id=invoice,
-                amount=self.money(owed - paid),
-                reason="nobody pays",
-                at=factories.START,
-                actor="anna",
-            )
-            approvals.approve(approval_id=approval.id, at=factories.START, actor="bert")
-
-    @precondition(lambda self: self.clearing)
-    @rule(fee=st.integers(0, 40))
-    def match(self, fee: int) -> None:
-        payment, amount = self.clearing.popitem()
-        if not amount:
-            return
-        taken = min(fee, amount)
-        transaction_id = self.next_id("txn")
-        provider_money.match(
-            object_id=payment,
-            transaction_id=transaction_id,
-            amount=self.money(amount),
-            fee_minor=taken,
-            at=FAR,
-        )
-        if amount > taken:
-            provider_money.make_available(
-                transaction_id=transaction_id, amount=self.money(amount - taken), at=FAR
-            )
+    def ask(self, row: Reservation, *, means: PaymentMeans, at: dt.datetime) -> Payment:
+        return payments.open_for_reservation(reservation=row, wishes=Wishes(means=means), at=at)

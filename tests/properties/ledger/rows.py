@@ -1,0 +1,119 @@
+"""Rows as the scheduler leaves them: a place in the calendar, a later window, hours kept behind one."""
+
+import datetime as dt
+from decimal import Decimal
+
+from django.conf import settings
+
+from marketplace.core.windows import Window
+from marketplace.models import Listing, Organization
+from marketplace.states import ListingStatus, Tier
+from scheduler import change_rules
+from scheduler.models import Allocation, ChangeQuote, ExtensionHold, Quote, Reservation
+from scheduler.states import ChangeKind, PaymentMethod, ReservationStatus
+from tests.billing import factories
+
+PAYMENT_WINDOW = dt.timedelta(minutes=15)
+
+
+def waiting(
+    *,
+    buyer: Organization,
+    price: int,
+    gpus: int,
+    hours: int,
+    method: PaymentMethod,
+    until: dt.datetime,
+    unpaid: int = 0,
+    tier: Tier = Tier.FIRM,
+) -> Reservation:
+    """Return a reservation that waits for its payment."""
+    row = factories.reservation(
+        buyer=buyer,
+        gpus=gpus,
+        hours=hours,
+        total_minor=price,
+        currency=settings.CURRENCY,
+        status=ReservationStatus.PAYMENT_PENDING,
+        paid=False,
+    )
+    row.payment_method, row.payment_due_at = method, until
+    row.unpaid_minor, row.tier = unpaid, tier
+    row.save(update_fields=["payment_method", "payment_due_at", "unpaid_minor", "tier"])
+    return row
+
+
+def postpone(row: Reservation, *, to: dt.datetime) -> None:
+    """Let the window of what nobody has paid yet begin at another instant, with its quote's."""
+    row.starts_at, row.ends_at = to, to + dt.timedelta(seconds=row.window.seconds)
+    row.lots = factories.lots(
+        window=row.window, gpus=row.gpus, rate=row.rate, fee_basis_points=row.fee_basis_points
+    ).as_json()
+    row.save(update_fields=["starts_at", "ends_at", "lots"])
+    Quote.objects.filter(pk=row.quote_id).update(
+        starts_at=row.starts_at, ends_at=row.ends_at, lots=row.lots
+    )
+
+
+def place(row: Reservation) -> None:
+    """Keep GPUs of a node of its own for a reservation."""
+    node = factories.node()
+    listing, _ = Listing.objects.get_or_create(
+        organization=node.organization,
+        name="All of them",
+        defaults={
+            "status": ListingStatus.PUBLISHED,
+            "gpu_model": row.gpu_model,
+            "starts_at": factories.START,
+            "floor_rate": Decimal("2.000000"),
+            "currency": row.currency,
+            "created_at": factories.START,
+            "updated_at": factories.START,
+        },
+    )
+    Allocation.objects.create(
+        node=node,
+        listing=listing,
+        reservation=row,
+        slots=(node.slot_base, node.slot_base + row.gpus),
+        period=(row.starts_at, row.ends_at),
+        created_at=factories.START,
+    )
+
+
+def kept_hour(*, of: Reservation, price: int) -> ExtensionHold:
+    """Return an hour that is kept behind a reservation until it is paid for."""
+    window = Window(of.starts_at, of.ends_at + dt.timedelta(hours=1))
+    lots = factories.lots(
+        window=window, gpus=of.gpus, rate=of.rate, fee_basis_points=of.fee_basis_points
+    )
+    quote = ChangeQuote.objects.create(
+        organization=of.organization,
+        reservation=of,
+        kind=ChangeKind.EXTENSION,
+        rule=change_rules.current(at=factories.START),
+        from_status=of.status,
+        from_starts_at=of.starts_at,
+        from_ends_at=of.ends_at,
+        from_total_minor=of.total_minor,
+        starts_at=window.starts_at,
+        ends_at=window.ends_at,
+        lots=lots.as_json(),
+        notice_seconds=0,
+        fee_basis_points=0,
+        total_minor=of.total_minor + price,
+        charge_minor=price,
+        refund_minor=0,
+        fee_minor=0,
+        currency=of.currency,
+        created_at=factories.START,
+        expires_at=factories.START + PAYMENT_WINDOW,
+        used_at=factories.START,
+    )
+    return ExtensionHold.objects.create(
+        reservation=of,
+        quote=quote,
+        held_until=factories.START + PAYMENT_WINDOW,
+        actor="test",
+        created_at=factories.START,
+    )
