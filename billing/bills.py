@@ -33,7 +33,12 @@ from scheduler.states import ReservationStatus
 MILLIJOULES_PER_KWH = 3_600_000_000
 KWH_QUANTUM = Decimal("0.000001")
 COVERAGE_QUANTUM = Decimal("0.0001")
-_CREDIT_ENTRIES = (EntryKind.CREDIT, EntryKind.COMPENSATION, EntryKind.GOODWILL)
+_CREDIT_ENTRIES = (
+    EntryKind.CREDIT,
+    EntryKind.COMPENSATION,
+    EntryKind.GOODWILL,
+    EntryKind.RESALE,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,8 +338,12 @@ def _tax(reservation: Reservation) -> int:
 
 
 def _credits(reservation: Reservation) -> int:
-    """Return what the tenant got beyond refunds: credits, compensation, goodwill, what the market bore."""
-    subjects = [reservation.pk, *reservation.leases.values_list("pk", flat=True)]
+    """Return what the tenant got beyond refunds: credits, resales, goodwill, what the market bore."""
+    subjects = [
+        reservation.pk,
+        *reservation.leases.values_list("pk", flat=True),
+        *reservation.changes.values_list("pk", flat=True),
+    ]
     given = Posting.objects.filter(
         entry__subject_id__in=subjects,
         entry__kind__in=_CREDIT_ENTRIES,

@@ -19,6 +19,7 @@ from billing.invariants import MORE_INVARIANTS, SIGNED, Invariant, sum_of
 from billing.invoices.invariants import INVOICE_INVARIANTS
 from billing.models import BooksRun
 from billing.provider_invariants import PROVIDER_INVARIANTS
+from billing.resale_invariants import RESALE_INVARIANTS
 from billing.tax_invariants import TAX_INVARIANTS
 
 logger = logging.getLogger(__name__)
@@ -395,6 +396,7 @@ INVARIANTS = (
     *TAX_INVARIANTS,
     *DEPOSIT_INVARIANTS,
     *HOLD_INVARIANTS,
+    *RESALE_INVARIANTS,
 )
 # Of every check, in their order: those that are queries, then those that read the exports.
 NAMES = (*(invariant.name for invariant in INVARIANTS), *export_invariants.SENTENCES)

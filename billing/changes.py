@@ -342,6 +342,7 @@ def _share_out(change: Change, *, amount: int) -> None:
             amount_minor=part,
             currency=change.currency,
             created_at=change.at,
+            resale_basis_points=settings.RESALE_SHARE_BASIS_POINTS,
             release_due_at=change.at + dt.timedelta(seconds=settings.PAYOUT_DELAY_SECONDS),
         )
         share.entry = ledger.post(

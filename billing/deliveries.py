@@ -12,7 +12,7 @@ for each floor of their owners.
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -99,6 +99,39 @@ def delivery_within(*, lease: Lease, window: Window) -> Delivery:
     )
 
 
+def delivered_by_window(
+    *, lease: Lease, gpu_uuids: Collection[str], windows: Sequence[Window]
+) -> list[int]:
+    """Return the GPU-seconds that some GPUs of a lease that is over delivered in each of some windows.
+
+    Windows lie within the time from the handover to the return; what is said of the lease as a whole by
+    `delivery_of` is made of the same evidence.
+    """
+    if not windows:
+        return []
+    hull = Window(min(w.starts_at for w in windows), max(w.ends_at for w in windows))
+    told = outages.within(gpu_uuids=list(gpu_uuids), window=hull)
+    found = metering.lease_meters_by_window(
+        lease_id=lease.id,
+        windows=windows,
+        faults=_faults(lease=lease, told=told),
+        gpu_uuids=gpu_uuids,
+    )
+    return_is_known = returned_at_of(lease=lease) is not None
+    return [
+        _had(meters, whole=len(gpu_uuids) * window.seconds, return_is_known=return_is_known)[1]
+        for window, meters in zip(windows, found, strict=True)
+    ]
+
+
+def span_of(*, lease: Lease) -> Window | None:
+    """Return when the tenant of a lease that is over had its GPUs; None where it never had."""
+    until = returned_at_of(lease=lease) or lease.ends_at
+    if lease.handed_over_at is None or not lease.handed_over_at < until:
+        return None
+    return Window(lease.handed_over_at, until)
+
+
 def is_refunded(*, lease: Lease, outage: OutageWindow) -> bool:
     """Say whether an outage is at the owner's cost: unless the lease's own tenant caused it."""
     return outage.cause is not Cause.TENANT or outage.lease_id != lease.id
@@ -140,8 +173,7 @@ def _between(
         )
         for piece, meters in zip(pieces, of_pieces, strict=True):
             whole = min(len(gpu_uuids) * piece.window.seconds, bought - delivered)
-            seen = min(meters.gpu_seconds_delivered, whole)
-            had = max(seen, whole - meters.gpu_seconds_undelivered) if return_is_known else seen
+            seen, had = _had(meters, whole=whole, return_is_known=return_is_known)
             delivered += had
             metered += seen
             busy += min(meters.gpu_seconds_busy, had)
@@ -166,6 +198,12 @@ def _between(
         attached=attached,
         outages=tuple(told),
     )
+
+
+def _had(meters: metering.LeaseMeters, *, whole: int, return_is_known: bool) -> tuple[int, int]:
+    """Return the GPU-seconds of some that meters cover, and those that were delivered."""
+    seen = min(meters.gpu_seconds_delivered, whole)
+    return seen, max(seen, whole - meters.gpu_seconds_undelivered) if return_is_known else seen
 
 
 def returned_at_of(*, lease: Lease) -> dt.datetime | None:

@@ -45,6 +45,7 @@ _PRICE_ENTRIES = (
     EntryKind.CREDIT,
     EntryKind.COMPENSATION,
     EntryKind.GOODWILL,
+    EntryKind.RESALE,
 )
 MOMENT = """
     CASE

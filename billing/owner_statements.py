@@ -16,7 +16,7 @@ from django.db.models.functions import Coalesce, Least
 
 from billing import evidence, owner_movements
 from billing.evidence import Evidence
-from billing.models import Settlement
+from billing.models import Resale, Settlement
 from billing.month_movements import month_window
 from billing.owner_movements import Balances, Delivered, Movement
 from billing.states import AccountKind, EntryKind
@@ -33,6 +33,7 @@ class LineKind(StrEnum):
     COMPENSATION = "compensation"  # for a lease that the owner took back
     CORRECTION = "correction"  # by evidence that came after the settlement
     FEE_SHARE = "fee_share"  # of what a tenant paid for giving time back
+    RESALE = "resale"  # of that, what the owner got twice: a lease sold the time again
     TRANSFER = "transfer"  # sent
     TRANSFER_RETURNED = "transfer_returned"  # could not be received
     TRANSFER_REVERSED = (
@@ -49,6 +50,7 @@ _KINDS = {
     EntryKind.COMPENSATION: LineKind.COMPENSATION,
     EntryKind.CORRECTION: LineKind.CORRECTION,
     EntryKind.FEE_SHARE: LineKind.FEE_SHARE,
+    EntryKind.RESALE: LineKind.RESALE,
     EntryKind.TRANSFER: LineKind.TRANSFER,
     EntryKind.TRANSFER_FAILED: LineKind.TRANSFER_RETURNED,
     EntryKind.TRANSFER_REVERSAL: LineKind.TRANSFER_REVERSED,
@@ -87,7 +89,10 @@ class LeaseLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """What changed the balance and belongs to no lease; the reference is a share of a fee or a payout."""
+    """What changed the balance and is not of a lease's own price.
+
+    The reference is a share of a fee, a payout, or of a resale the lease that sold the time again.
+    """
 
     kind: LineKind
     reference: str
@@ -146,7 +151,7 @@ def statement(*, owner: Organization, month: str, at: dt.datetime) -> Statement:
         opening=opening,
         closing=closing,
         leases=_leases(movements, owner=owner, window=window),
-        lines=[_line(each) for each in movements if _is_line(each)],
+        lines=_lines(each for each in movements if _is_line(each)),
         moves=_moves(each for each in movements if each.kind in _RELEASES),
     )
     found.totals.update(_totals(found))
@@ -167,11 +172,20 @@ def _is_line(movement: Movement) -> bool:
     return bool(movement.total) and _kind_of(movement) not in _OF_LEASES
 
 
-def _line(movement: Movement) -> Line:
+def _lines(movements: Iterable[Movement]) -> list[Line]:
+    moved = list(movements)
+    resold = Resale.objects.filter(
+        entry__in=[each.entry_id for each in moved if each.kind is EntryKind.RESALE]
+    )
+    leases = dict(resold.values_list("entry_id", "settlement__lease_id"))
+    return [_line(each, lease_id=leases.get(each.entry_id)) for each in moved]
+
+
+def _line(movement: Movement, *, lease_id: str | None) -> Line:
     kind = _kind_of(movement)
     return Line(
         kind=kind,
-        reference=movement.subject_id if kind in _NAMED else movement.entry_id,
+        reference=movement.subject_id if kind in _NAMED else lease_id or movement.entry_id,
         entry_id=movement.entry_id,
         at=movement.at,
         amount=movement.total,

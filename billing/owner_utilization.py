@@ -8,7 +8,8 @@ Each figure has its own source, and is None where that source says nothing:
 - sold: the windows of leases, and of what is booked and has not started.
 - delivered, busy, income: closed hours, what settlements added to them where the lease's time ended, and
   corrections where they were made. So they add up to what settlements say. Income is the owner's part of
-  leases, less the credits that it bears; its part of cancellation fees belongs to no machine.
+  leases, less the credits that it bears; its part of cancellation fees, and what goes back of that when the
+  time is sold again, belong to no machine.
 """
 
 import datetime as dt
@@ -290,17 +291,8 @@ def _published(listing: Listing, *, at: dt.datetime) -> list[Window]:
             found += [Window(first, end)] if first < end else []
         since = until if move and move.to_status == ListingStatus.PUBLISHED else None
     for blackout in listings.blackouts_of(listing=listing):
-        found = [rest for window in found for rest in _without(window, blackout)]
+        found = [rest for window in found for rest in window.less(blackout)]
     return found
-
-
-def _without(window: Window, other: Window) -> list[Window]:
-    """Return what is left of a window outside of another."""
-    edges = (
-        (window.starts_at, min(window.ends_at, other.starts_at)),
-        (max(window.starts_at, other.ends_at), window.ends_at),
-    )
-    return [Window(starts_at, ends_at) for starts_at, ends_at in edges if starts_at < ends_at]
 
 
 def _joined(windows: Iterable[Window]) -> list[Window]:

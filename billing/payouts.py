@@ -11,7 +11,7 @@ from functools import partial
 
 from django.db import transaction
 
-from billing import accounts, ledger, parking, reserves, steps
+from billing import accounts, ledger, parking, resales, reserves, steps
 from billing.models import (
     Correction,
     Dispute,
@@ -75,16 +75,19 @@ def _due(*, at: dt.datetime) -> Iterator[tuple[str, Callable[[], bool]]]:
 def release(*, settlement_id: str, at: dt.datetime) -> bool:
     """Move what a lease earned to what is payable; say whether it was this call that did it.
 
+    What the owner got twice for the same time goes out of it first: see `billing.resales`.
     A settlement that earned the owner nothing is marked as released and makes no payout; one that cost it
     something adds to what the owner owes.
     """
     settlement = (
         Settlement.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
         .filter(pk=settlement_id, released_at__isnull=True, release_due_at__lte=at)
-        .select_related("owner", "lease")
+        .select_related("owner", "lease__node", "lease__reservation__quote")
         .first()
     )
     if settlement is None or _settlement_is_frozen(settlement):
+        return False
+    if not resales.share_out(settlement=settlement, at=at):
         return False
     owner, currency = settlement.owner, settlement.currency
     _lock(owner)

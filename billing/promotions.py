@@ -24,6 +24,7 @@ from billing.models import (
     Entry,
     Posting,
     Promotion,
+    Resale,
     Settlement,
 )
 from billing.states import AccountKind, EntryKind, Side
@@ -274,7 +275,7 @@ def _by_grant(reservation: Reservation, *, kind: EntryKind, side: Side) -> dict[
 def _kept_minor(reservation: Reservation) -> int:
     """Return what a reservation still costs its tenant with its tax: not given back, earned or not.
 
-    What the market bore of a late correction the tenant never paid.
+    What the market bore of a late correction the tenant never paid; of a fee it got back what was sold again.
     """
     settled = Settlement.objects.filter(lease__reservation=reservation)
     late = Correction.objects.filter(settlement__lease__reservation=reservation)
@@ -291,7 +292,10 @@ def _kept_minor(reservation: Reservation) -> int:
         + _sum(hours, F("earned_minor"))
         + _sum(reservation.changes.all(), F("fee_minor"))
     )
-    return tax.gross_minor(net_minor=net, terms=tax.terms_of(reservation=reservation))
+    shared = _sum(
+        Resale.objects.filter(fee_share__change__reservation=reservation), F("share_minor")
+    )
+    return tax.gross_minor(net_minor=net, terms=tax.terms_of(reservation=reservation)) - shared
 
 
 def _sum(rows: QuerySet[Any], column: Combinable) -> int:

@@ -86,6 +86,7 @@ class EntryKind(TextChoices):
     REFUND = "refund"  # of what no lease of a reservation accounts for
     CHANGE = "change"  # of what a reservation buys: cancelled, returned early, extended, moved
     FEE_SHARE = "fee_share"  # an owner's part of the fee of a change
+    RESALE = "resale"  # of time that was left for a fee and sold again, to who left it
     GOODWILL = "goodwill"  # a refund that a person decides
     REFUND_SENT = "refund_sent"
     REFUND_SETTLED = "refund_settled"

@@ -4,8 +4,8 @@ The tax of a reservation is always that of the net price it keeps. An entry move
 tax after it and the tax before it, so the parts add up whatever their number, and a full refund brings back
 all of it. A fee that is kept of what was given back is a price for capacity that was kept ready, and taxed
 like any other. No tax is in what the market pays of its own: credits for what was not delivered and
-compensation are damages, goodwill is a gift, and neither lowers what was sold. Money put into a wallet has
-bought nothing yet, and is no sale.
+compensation are damages, goodwill and a share of a resale are gifts, and none lowers what was sold. Money
+put into a wallet has bought nothing yet, and is no sale.
 """
 
 import datetime as dt

@@ -99,6 +99,11 @@ UNDELIVERED_CREDIT_BASIS_POINTS = env.integer(
 RECLAIM_COMPENSATION_BASIS_POINTS = env.integer(
     "HEADROOM_RECLAIM_COMPENSATION_BASIS_POINTS", default=2500, minimum=0, maximum=10_000
 )
+# Of what an owner gets twice for the same time, once as its part of a fee and once by selling it again: the
+# share of the tenant that left. What is left of it is the market's; 0: the owner keeps both.
+RESALE_SHARE_BASIS_POINTS = env.integer(
+    "HEADROOM_RESALE_SHARE_BASIS_POINTS", default=8000, minimum=0, maximum=10_000
+)
 # A refund that a person decides takes a second one above this, in minor units of the market's currency.
 REFUND_ALONE_MINOR_MAX = env.integer(
     "HEADROOM_REFUND_ALONE_MINOR_MAX", default=10_000, minimum=0, maximum=10_000_000

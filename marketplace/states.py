@@ -82,6 +82,7 @@ class EventKind(TextChoices):
     PAYOUT_SENT = "payout.sent"
     REFUND_FAILED = "refund.failed"
     REFUND_SENT = "refund.sent"
+    RESALE_CREDITED = "resale.credited"
     SPEND_ANOMALY = "spend.anomaly"
     LEASE_END_ANNOUNCED = "lease.end_announced"
     LEASE_IDLE = "lease.idle"

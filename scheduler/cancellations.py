@@ -5,7 +5,6 @@ nodes, and the GPUs are on sale again when they have come back clean.
 """
 
 import datetime as dt
-from collections import defaultdict
 from dataclasses import replace
 
 from django.db import transaction
@@ -15,7 +14,7 @@ from django.db.models.functions import Coalesce
 from marketplace.core.errors import StateConflict
 from marketplace.core.windows import Window, format_instant
 from marketplace.models import Organization
-from scheduler import change_rules, changes, extension_holds, leases, reservations
+from scheduler import change_rules, changes, extension_holds, given_back, leases, reservations
 from scheduler.lots import Lots
 from scheduler.models import Change, ChangeQuote, Lease, Reservation
 from scheduler.states import (
@@ -91,7 +90,7 @@ def cancel(
     )
     if used.kind == ChangeKind.EARLY_RETURN:
         return _return_early(reservation, used=used, at=at, actor=actor)
-    owners = changes.given_back(reservation=reservation, parts=[reservation.window])
+    released = given_back.places(reservation=reservation, parts=[reservation.window])
     change = changes.record(
         reservation=reservation,
         quote=used,
@@ -101,7 +100,7 @@ def cancel(
         gpu_seconds_released=reservation.gpus * reservation.window.seconds
         if reservation.is_paid
         else 0,
-        given_back_by_owner=owners,
+        released=released,
         at=at,
         actor=actor,
     )
@@ -121,12 +120,6 @@ def _return_early(
     total_minor = _total(reservation, lots=kept)
     ends_at = kept.window.ends_at
     rest = Window(ends_at, reservation.ends_at)
-    lots = Lots.from_json(reservation.lots)
-    owners: dict[str, int] = defaultdict(int)
-    for lease in held:
-        owners[lease.node.organization_id] += lots.micro_seconds_of(
-            numbers=lease.lot_numbers, window=rest
-        )
     seconds_left = (reservation.ends_at - ends_at) // dt.timedelta(seconds=1)
     change = changes.record(
         reservation=reservation,
@@ -139,7 +132,7 @@ def _return_early(
         ),
         gpu_seconds_added=0,
         gpu_seconds_released=reservation.gpus * seconds_left,
-        given_back_by_owner=owners,
+        released=given_back.places(reservation=reservation, parts=[rest], of=held),
         at=at,
         actor=actor,
     )

@@ -4,8 +4,7 @@ A quote of a change moves once in its life, so `used_at` and `expires_at` tell i
 """
 
 import datetime as dt
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from django.db import transaction
@@ -17,10 +16,11 @@ from marketplace.core.errors import DomainError, NotFound, StateConflict
 from marketplace.core.windows import Window, format_instant
 from marketplace.models import Organization
 from marketplace.states import EventKind
-from scheduler import change_rules
+from scheduler import change_rules, given_back
+from scheduler.given_back import GivenBack
 from scheduler.holds import QuoteExpired, QuoteUsed
 from scheduler.lots import Lots
-from scheduler.models import Allocation, Change, ChangeQuote, ChangeRule, Reservation
+from scheduler.models import Change, ChangeQuote, ChangeRule, Reservation
 from scheduler.quotas import LimitExceeded
 from scheduler.states import ChangeKind
 
@@ -208,13 +208,14 @@ def record(
     money: change_rules.Difference,
     gpu_seconds_added: int,
     gpu_seconds_released: int,
-    given_back_by_owner: Mapping[str, int],
+    released: Sequence[GivenBack],
     at: dt.datetime,
     actor: str,
     change_id: str = "",
 ) -> Change:
     """Write down a change and tell the tenant; `reservation` is still as it was before.
 
+    `released` is what it gives back of the calendar; it is kept where a fee is.
     `change_id` is the one that the tenant was told already, where it waited for its payment.
     """
     kind = ChangeKind(quote.kind)
@@ -234,10 +235,15 @@ def record(
         currency=reservation.currency,
         gpu_seconds_added=gpu_seconds_added,
         gpu_seconds_released=gpu_seconds_released,
-        given_back_by_owner=dict(given_back_by_owner),
+        given_back_by_owner=given_back.worth_by_owner(
+            released, lots=Lots.from_json(reservation.lots)
+        ),
+        from_lots=reservation.lots if money.fee else [],
         actor=actor,
         at=at,
     )
+    if money.fee:
+        given_back.write_down(released, change=change)
     events.record(
         organization=reservation.organization,
         kind=_EVENTS[kind],
@@ -265,20 +271,6 @@ def rewrite(*, reservation: Reservation, lots: Lots, total_minor: int) -> None:
     reservation.lots, reservation.rate = lots.as_json(), lots.mean_rate
     reservation.total_minor = total_minor
     reservation.save(update_fields=["starts_at", "ends_at", "lots", "rate", "total_minor"])
-
-
-def given_back(*, reservation: Reservation, parts: Iterable[Window]) -> dict[str, int]:
-    """Return the worth of some parts of a reservation's window on each owner's GPUs in the calendar."""
-    lots, windows = Lots.from_json(reservation.lots), list(parts)
-    worth: dict[str, int] = defaultdict(int)
-    places = Allocation.objects.filter(reservation=reservation, live=True)
-    for place in places.select_related("node"):
-        numbers = [place.lot] * (place.slots.upper - place.slots.lower)
-        for window in windows:
-            worth[place.node.organization_id] += lots.micro_seconds_of(
-                numbers=numbers, window=window
-            )
-    return dict(worth)
 
 
 def _paid_minor(reservation: Reservation) -> int:

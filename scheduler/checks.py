@@ -207,6 +207,29 @@ INVARIANTS = (
         FROM scheduler_allocation WHERE free_at < %(forgotten_since)s
         """,
     ),
+    Invariant(
+        "released_places_weigh_what_changes_say",
+        "What a change left for a fee is worth, by the lots that it had, what its owners share the fee by.",
+        """
+        SELECT c.id || ' left ' || coalesce(w.left_worth::text, 'nothing') || ' of an owner, whose weight is '
+            || coalesce(w.weight, 'none')
+        FROM scheduler_change c
+        CROSS JOIN LATERAL (
+            SELECT o.worth AS left_worth, said.value AS weight
+            FROM jsonb_each_text(c.given_back_by_owner) said FULL JOIN (
+                SELECT n.organization_id AS owner, sum((upper(p.slots) - lower(p.slots))
+                    * (priced ->> 2)::numeric * greatest(0,
+                        least((priced ->> 1)::bigint, floor(extract(epoch FROM upper(p.period))))
+                        - greatest((priced ->> 0)::bigint, floor(extract(epoch FROM lower(p.period))))
+                    )) AS worth
+                FROM scheduler_releasedplace p JOIN agents_node n ON n.id = p.node_id
+                CROSS JOIN LATERAL jsonb_array_elements(c.from_lots -> p.lot::int -> 'tariff') priced
+                WHERE p.change_id = c.id GROUP BY n.organization_id
+            ) o ON o.owner = said.key
+        ) w
+        WHERE c.from_lots <> '[]' AND w.left_worth IS DISTINCT FROM w.weight::numeric
+        """,
+    ),
 )
 
 

@@ -269,7 +269,7 @@ def _make(
         money=change_rules.Difference(charge=used.charge_minor, refund=0, fee=0),
         gpu_seconds_added=reservation.gpus * added.seconds,
         gpu_seconds_released=0,
-        given_back_by_owner={},
+        released=[],
         at=at,
         actor=actor,
         change_id=change_id,

@@ -29,6 +29,7 @@ from scheduler import (
     change_rules,
     changes,
     extension_holds,
+    given_back,
     placement,
     quotas,
 )
@@ -156,7 +157,7 @@ def rebook(
     assert window is not None
     if window.starts_at < at and window.starts_at != old.starts_at:
         raise StateConflict(f"the new window began at {format_instant(window.starts_at)}")
-    owners = changes.given_back(reservation=reservation, parts=_added(window, old))
+    released = given_back.places(reservation=reservation, parts=_added(window, old))
     if used.kind == ChangeKind.SHORTENING:
         places = list(Allocation.objects.filter(reservation=reservation, live=True).order_by("pk"))
         calendar.change_period(allocations=places, window=window)
@@ -178,7 +179,7 @@ def rebook(
         ),
         gpu_seconds_added=reservation.gpus * sum(part.seconds for part in _added(old, window)),
         gpu_seconds_released=reservation.gpus * sum(part.seconds for part in _added(window, old)),
-        given_back_by_owner=owners,
+        released=released,
         at=at,
         actor=actor,
     )

@@ -15,6 +15,7 @@ _CREDITS = {
     EntryKind.CREDIT: "Credit for what was not delivered, beyond its price",
     EntryKind.COMPENSATION: "Compensation for GPUs that their owner took back",
     EntryKind.GOODWILL: "Credit out of goodwill",
+    EntryKind.RESALE: "Share of what was given back and sold again",
     EntryKind.PROMOTION_SPENT: "Promotional credit spent",
     EntryKind.PROMOTION_RETURNED: "Promotional credit taken back with a refund",
 }

@@ -45,6 +45,7 @@ _CREDITS = (
     EntryKind.CREDIT,
     EntryKind.COMPENSATION,
     EntryKind.GOODWILL,
+    EntryKind.RESALE,
     EntryKind.PROMOTION_SPENT,
     EntryKind.PROMOTION_RETURNED,
 )
@@ -68,11 +69,12 @@ _ENTRIES = """
     JOIN billing_entry e ON e.subject_id = c.id AND e.kind = 'change'
     WHERE r.organization_id = %(organization)s
     UNION ALL
-    SELECT e.id, coalesce(r.id, l.reservation_id), l.id
+    SELECT e.id, coalesce(r.id, l.reservation_id, c.reservation_id), l.id
     FROM billing_account a JOIN billing_posting p ON p.account_id = a.id
     JOIN billing_entry e ON e.id = p.entry_id
     LEFT JOIN scheduler_lease l ON l.id = e.subject_id
     LEFT JOIN scheduler_reservation r ON r.id = e.subject_id AND r.organization_id = a.organization_id
+    LEFT JOIN scheduler_change c ON c.id = e.subject_id
     WHERE a.organization_id = %(organization)s AND a.kind = 'wallet' AND e.kind = ANY(%(credits)s)
     UNION ALL
     SELECT e.id, (

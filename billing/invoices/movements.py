@@ -2,7 +2,8 @@
 
 A price is charged by purchases, extensions and moves, and by corrections against the tenant; it goes back by
 changes, settlements, corrections, and refunds of the rest. What the market gives beyond the price (credits
-for what was not delivered, compensation, goodwill) is no part of what was sold, and on no document.
+for what was not delivered, compensation, shares of resales, goodwill) is no part of what was sold, and on no
+document.
 """
 
 import datetime as dt

@@ -18,7 +18,7 @@ from billing.models.credit import (
 from billing.models.deposits import Deposit
 from billing.models.disputes import Dispute, DisputeCharge, DisputeTransition
 from billing.models.earnings import EarnedHour
-from billing.models.fee_shares import FeeShare
+from billing.models.fee_shares import FeeShare, Resale, ResalePart
 from billing.models.idle import IdleStretch
 from billing.models.invoices import (
     BillingProfile,
@@ -106,6 +106,8 @@ __all__ = [
     "Refund",
     "RefundQuerySet",
     "RefundTransition",
+    "Resale",
+    "ResalePart",
     "ReservationTax",
     "Reserve",
     "Reversal",

@@ -23,6 +23,7 @@ WORDS = {
     LineKind.COMPENSATION: "Compensation for reclaimed leases",
     LineKind.CORRECTION: "Corrections by late evidence",
     LineKind.FEE_SHARE: "Shares of cancellation fees",
+    LineKind.RESALE: "Given to who left the time that was sold again",
     LineKind.TRANSFER: "Transfers sent",
     LineKind.TRANSFER_RETURNED: "Transfers that came back",
     LineKind.TRANSFER_REVERSED: "Taken back of transfers",

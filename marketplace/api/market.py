@@ -38,6 +38,10 @@ class MarketSerializer(serializers.Serializer[Any]):
     deposits = DepositRulesSerializer(
         allow_null=True, help_text="what is paid by card in two parts; null: nothing"
     )
+    resale_share_basis_points = serializers.IntegerField(
+        help_text="of what an owner got twice, because time that was left for a fee was sold again: the part "
+        "of who left; as it is when the fee is kept"
+    )
     now = InstantField(help_text="the market's clock")
 
 
@@ -58,6 +62,7 @@ class MarketView(ApiView):
             "simulated_hardware": simulation.simulated_hardware(),
             "simulated_payments": simulation.simulated_payments(),
             "deposits": _deposit_rules(),
+            "resale_share_basis_points": settings.RESALE_SHARE_BASIS_POINTS,
             "now": self.now,
         }
         return Response(MarketSerializer(rules).data)

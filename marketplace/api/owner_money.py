@@ -11,7 +11,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing.models import Correction, FeeShare, Payout, Reserve, Settlement
+from billing.models import Correction, FeeShare, Payout, Resale, Reserve, Settlement
 from billing.states import PayoutStatus
 from marketplace.api.fields import (
     ChoiceField,
@@ -46,7 +46,8 @@ _SUMS = {
     **_SUMS_OF_BOTH,
 }
 _SUMS_OF_SHARES = {"share_minor": Coalesce(Sum("amount_minor"), 0)}
-_NO_NODE = "none"  # a part of a fee is of time that no machine gave
+_SUMS_OF_RESALES = {"taken_minor": Coalesce(Sum("taken_minor"), 0)}
+_NO_NODE = "none"  # a part of a fee is of time that no machine gave; so is what goes back of it
 
 
 class EarningsQuery(StrictSerializer):
@@ -80,7 +81,12 @@ class EarningsRowSerializer(serializers.Serializer[Any]):
         help_text="the owner's share of what tenants got beyond refunds, compensation for reclaims included"
     )
     fee_shares = MoneySerializer(help_text="of what tenants paid for giving time back")
-    net = MoneySerializer(help_text="the owner's part: `earned - fee - credits + fee_shares`")
+    resales = MoneySerializer(
+        help_text="of what was paid twice, because time that was left for a fee was sold again"
+    )
+    net = MoneySerializer(
+        help_text="the owner's part: `earned - fee - credits + fee_shares - resales`"
+    )
 
 
 class EarningsSerializer(serializers.Serializer[Any]):
@@ -133,17 +139,26 @@ class EarningsView(ApiView):
             created_at__gte=starts_at,
             created_at__lt=ends_at,
         )
+        resales = Resale.objects.filter(
+            settlement__owner=self.organization,
+            currency=settings.CURRENCY,
+            shared_at__gte=starts_at,
+            shared_at__lt=ends_at,
+        )
         total = _added(
             settlements.aggregate(**_SUMS),
             corrections.aggregate(**_SUMS_OF_BOTH),
             shares.aggregate(**_SUMS_OF_SHARES),
+            resales.aggregate(**_SUMS_OF_RESALES),
         )
         answer = {
             "from": starts_at,
             "to": ends_at,
             "group_by": self.query["group_by"],
             "total": _row(key="total", sums=total),
-            "groups": _rows(settlements, corrections, shares, group_by=self.query["group_by"]),
+            "groups": _rows(
+                settlements, corrections, shares, resales, group_by=self.query["group_by"]
+            ),
         }
         return Response(EarningsSerializer(answer).data)
 
@@ -152,6 +167,7 @@ def _rows(
     settlements: QuerySet[Settlement],
     corrections: QuerySet[Correction],
     shares: QuerySet[FeeShare],
+    resales: QuerySet[Resale],
     *,
     group_by: str,
 ) -> list[dict[str, Any]]:
@@ -167,6 +183,13 @@ def _rows(
             _SUMS_OF_BOTH,
         ),
         (shares, "created_at", "change__reservation", Value(_NO_NODE), _SUMS_OF_SHARES),
+        (
+            resales,
+            "shared_at",
+            "settlement__lease__reservation",
+            Value(_NO_NODE),
+            _SUMS_OF_RESALES,
+        ),
     ):
         key = {
             "day": Func(
@@ -188,12 +211,13 @@ def _rows(
 
 def _added(*parts: dict[str, Any]) -> dict[str, Any]:
     """Return the sums of all; a correction and a share of a fee are of no lease of their own."""
-    names = (*_SUMS, *_SUMS_OF_SHARES)
+    names = (*_SUMS, *_SUMS_OF_SHARES, *_SUMS_OF_RESALES)
     return {name: sum(part.get(name, 0) for part in parts) for name in names}
 
 
 def _row(*, key: str, sums: dict[str, Any]) -> dict[str, Any]:
     net = sums["owner_minor"] - sums["credit_of_owner_minor"] + sums["share_minor"]
+    net -= sums["taken_minor"]
     return {
         **sums,
         "key": key,
@@ -201,6 +225,7 @@ def _row(*, key: str, sums: dict[str, Any]) -> dict[str, Any]:
         "fee": Money(sums["fee_minor"], settings.CURRENCY),
         "credits": Money(sums["credit_of_owner_minor"], settings.CURRENCY),
         "fee_shares": Money(sums["share_minor"], settings.CURRENCY),
+        "resales": Money(sums["taken_minor"], settings.CURRENCY),
         "net": Money(net, settings.CURRENCY),
     }
 

@@ -75,10 +75,12 @@ class StatementLeaseSerializer(serializers.Serializer[Any]):
 
 
 class StatementLineSerializer(serializers.Serializer[Any]):
-    """What changed the balance and belongs to no lease."""
+    """What changed the balance and is not of a lease's own price."""
 
     kind = ChoiceField(choices=_LINE_KINDS)
-    reference = serializers.CharField(help_text="the part of a fee, the payout, or the entry")
+    reference = serializers.CharField(
+        help_text="the part of a fee, the payout, the lease that sold time again, or the entry"
+    )
     entry_id = serializers.CharField()
     at = InstantField()
     amount = MoneySerializer(help_text="in the owner's favour; negative: against it")

@@ -39,6 +39,7 @@ PREFIXES = frozenset(
         "frz",
         "tgr",
         "rfd",
+        "rsl",
         "int",
         "pac",
         "ref",
@@ -185,6 +186,10 @@ def new_change_id() -> str:
 
 def new_fee_share_id() -> str:
     return new_id("fee")
+
+
+def new_resale_id() -> str:
+    return new_id("rsl")
 
 
 def new_credit_terms_id() -> str:

@@ -50,6 +50,14 @@ class Window:
         starts_at, ends_at = max(self.starts_at, other.starts_at), min(self.ends_at, other.ends_at)
         return Window(starts_at, ends_at) if starts_at < ends_at else None
 
+    def less(self, other: "Window") -> "list[Window]":
+        """Return what is left of the window outside of another, in its order: at most two parts."""
+        edges = (
+            (self.starts_at, min(self.ends_at, other.starts_at)),
+            (max(self.starts_at, other.ends_at), self.ends_at),
+        )
+        return [Window(starts_at, ends_at) for starts_at, ends_at in edges if starts_at < ends_at]
+
     def followed_by(self, *, seconds: int) -> "Window":
         """Return the window and some seconds after it."""
         return Window(self.starts_at, self.ends_at + dt.timedelta(seconds=seconds))

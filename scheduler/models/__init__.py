@@ -8,6 +8,7 @@ from scheduler.models.changes import (
     ChangeRule,
     ExtensionHold,
     ExtensionHoldQuerySet,
+    ReleasedPlace,
 )
 from scheduler.models.demand import DemandSample
 from scheduler.models.leases import Lease, LeaseQuerySet, LeaseTransition
@@ -45,6 +46,7 @@ __all__ = [
     "Quote",
     "QuoteQuerySet",
     "Reclaim",
+    "ReleasedPlace",
     "Relocation",
     "Repacking",
     "Replacement",

@@ -3,9 +3,12 @@
 import datetime as dt
 from typing import ClassVar, Self
 
+from django.contrib.postgres.fields import DateTimeRangeField, IntegerRangeField
+from django.contrib.postgres.indexes import GistIndex
 from django.db import models
 from django.db.models import F, Q
 
+from agents.models import Node
 from marketplace.core import ids
 from marketplace.core.windows import Window
 from marketplace.models import Organization
@@ -233,6 +236,10 @@ class Change(models.Model):
     gpu_seconds_added = models.BigIntegerField()
     gpu_seconds_released = models.BigIntegerField()
     given_back_by_owner = models.JSONField(default=dict, db_comment="organization to its weight")
+    from_lots = models.JSONField(
+        default=list,
+        db_comment="what was bought before, where a fee was kept of what is given back; else empty",
+    )
     actor = models.CharField(max_length=100)
     at = models.DateTimeField()
 
@@ -253,3 +260,33 @@ class Change(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.id}"
+
+
+class ReleasedPlace(models.Model):
+    """GPUs and the time that a change gave back of them, where a fee was kept of that: append-only.
+
+    An allocation is moved and cut, and tells no more who had it when; this is what the tenant left. `lot` is
+    the number of the lot in the change's `from_lots` by which that time was priced.
+    """
+
+    change = models.ForeignKey(Change, on_delete=models.PROTECT, related_name="released_places")
+    node = models.ForeignKey(Node, on_delete=models.PROTECT, related_name="released_places")
+    slots = IntegerRangeField(db_comment="half-open, within the node's block")
+    lot = models.PositiveSmallIntegerField()
+    period = DateTimeRangeField(db_comment="half-open")
+
+    class Meta:
+        ordering: ClassVar = ["id"]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(slots__isempty=False, period__isempty=False),
+                name="released_place_is_not_empty",
+            ),
+        ]
+        indexes: ClassVar = [
+            # Who left the time that a lease delivers: the cost follows what was left of its node then.
+            GistIndex(fields=["slots", "period"], name="released_place_of_slots")
+        ]
+
+    def __str__(self) -> str:
+        return f"slots {self.slots} left by {self.change_id}"
