@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
 from fractions import Fraction
 
-from django.db.models import F, Sum
+from django.db.models import Case, F, Sum, When
 from django.db.models.functions import Coalesce
 
 from billing import ledger, list_prices, undelivered
@@ -16,9 +16,10 @@ from billing.corrections import latest_evidence
 from billing.deliveries import delivery_so_far
 from billing.earnings import posted_so_far
 from billing.models import Correction, Posting, Settlement, TaxLine
+from billing.month_movements import CREDITS
 from billing.purchases import gpu_seconds_bought, reservation_account
 from billing.settlements import FINAL_RESERVATION_STATUSES
-from billing.states import GPU_SECONDS, AccountKind, EntryKind, Side, UndeliveredReason
+from billing.states import GPU_SECONDS, AccountKind, Side, UndeliveredReason
 from marketplace.core.money import (
     SECONDS_PER_HOUR,
     Money,
@@ -33,12 +34,6 @@ from scheduler.states import ReservationStatus
 MILLIJOULES_PER_KWH = 3_600_000_000
 KWH_QUANTUM = Decimal("0.000001")
 COVERAGE_QUANTUM = Decimal("0.0001")
-_CREDIT_ENTRIES = (
-    EntryKind.CREDIT,
-    EntryKind.COMPENSATION,
-    EntryKind.GOODWILL,
-    EntryKind.RESALE,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,8 +249,8 @@ def _measured(*, lease: Lease, at: dt.datetime) -> _Measured:
     busy = settlement.gpu_seconds_busy + sum(c.gpu_seconds_busy for c in corrections)
     earned = settlement.earned_minor + sum(c.earned_minor for c in corrections)
     reasons: undelivered.Reasons = Counter()
-    for _, said in undelivered.of_settlement(settlement):
-        reasons.update(said)
+    for said in undelivered.of_settlement(settlement):
+        reasons.update(said.reasons)
     currency = settlement.currency
     return _Measured(
         line=BillLine(
@@ -338,7 +333,7 @@ def _tax(reservation: Reservation) -> int:
 
 
 def _credits(reservation: Reservation) -> int:
-    """Return what the tenant got beyond refunds: credits, resales, goodwill, what the market bore."""
+    """Return what the tenant got beyond refunds: credits, resales, promotions, goodwill, what the market bore."""
     subjects = [
         reservation.pk,
         *reservation.leases.values_list("pk", flat=True),
@@ -346,11 +341,14 @@ def _credits(reservation: Reservation) -> int:
     ]
     given = Posting.objects.filter(
         entry__subject_id__in=subjects,
-        entry__kind__in=_CREDIT_ENTRIES,
+        entry__kind__in=CREDITS,
         account__kind=AccountKind.WALLET,
         account__currency=reservation.currency,
-        side=Side.CREDIT,
-    ).aggregate(amount=Coalesce(Sum("amount"), 0))
+    ).aggregate(
+        amount=Coalesce(
+            Sum(Case(When(side=Side.CREDIT, then=F("amount")), default=-F("amount"))), 0
+        )
+    )
     later = Correction.objects.filter(settlement__lease__reservation=reservation).aggregate(
         amount=Coalesce(Sum(F("credit_minor") + F("borne_minor")), 0)
     )

@@ -9,6 +9,7 @@ is filed follow this one rule.
 """
 
 import datetime as dt
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from django.conf import settings
@@ -36,16 +37,23 @@ _ACCOUNT_KINDS = (
     AccountKind.U_OPEN,
     *_SECONDS_KINDS,
 )
+# What a tenant's wallet gets beyond the price of a reservation, or gives back of that: bills and exports tell
+# the same of these.
+CREDITS = (
+    EntryKind.CREDIT,
+    EntryKind.COMPENSATION,
+    EntryKind.GOODWILL,
+    EntryKind.RESALE,
+    EntryKind.PROMOTION_SPENT,
+    EntryKind.PROMOTION_RETURNED,
+)
 # Entries that move a wallet or a refund for another reason are not of a reservation's price.
 _PRICE_ENTRIES = (
     EntryKind.CHANGE,
     EntryKind.SETTLEMENT,
     EntryKind.CORRECTION,
     EntryKind.REFUND,
-    EntryKind.CREDIT,
-    EntryKind.COMPENSATION,
-    EntryKind.GOODWILL,
-    EntryKind.RESALE,
+    *CREDITS,
 )
 MOMENT = """
     CASE
@@ -248,16 +256,10 @@ def _give_back(row: Movements, *, entry: str, debited: int, credited: int) -> No
 
 def _corrected(*, organization: Organization, window: Window) -> list[tuple[str, int]]:
     cut = cutoffs(organization=organization, window=window)
-    belongs = Q(entry__effective_at__gte=window.starts_at)
-    if cut["opened_at"] is not None:
-        belongs |= Q(entry__recorded_at__gte=cut["opened_at"])
-    if cut["closed_at"] is not None:
-        belongs &= Q(entry__recorded_at__lt=cut["closed_at"])
     return list(
         Correction.objects.filter(
-            belongs,
+            of_entries(window=window, cut=cut),
             settlement__lease__reservation__organization=organization,
-            entry__effective_at__lt=window.ends_at,
         )
         .values_list("settlement__lease__reservation")
         .annotate(refunded=Sum("refunded_minor"))
@@ -290,6 +292,30 @@ def cutoffs(*, organization: Organization, window: Window) -> dict[str, dt.datet
         "closed_at": closed_at,
         "closed_by": closed_by,
     }
+
+
+def of_entries(*, window: Window, cut: Mapping[str, dt.datetime | None]) -> Q:
+    """Return which rows, with an `entry` that belongs to its own instant, a window with these cutoffs has."""
+    belongs = Q(entry__effective_at__gte=window.starts_at)
+    if cut["opened_at"] is not None:
+        belongs |= Q(entry__recorded_at__gte=cut["opened_at"])
+    if cut["closed_at"] is not None:
+        belongs &= Q(entry__recorded_at__lt=cut["closed_at"])
+    return belongs & Q(entry__effective_at__lt=window.ends_at)
+
+
+def holds(
+    *,
+    moment: dt.datetime,
+    recorded_at: dt.datetime,
+    window: Window,
+    cut: Mapping[str, dt.datetime | None],
+) -> bool:
+    """Say whether what belongs to a moment, and was recorded at an instant, is of a window; see `cutoffs`."""
+    opened_at, closed_at = cut["opened_at"], cut["closed_at"]
+    if moment >= window.ends_at or (closed_at is not None and recorded_at >= closed_at):
+        return False
+    return moment >= window.starts_at or (opened_at is not None and recorded_at >= opened_at)
 
 
 def _is_first(at: dt.datetime) -> bool:

@@ -11,12 +11,13 @@ import datetime as dt
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from django.db.models import Q, Sum
 
 from agents.models import NodeTransition
 from agents.states import NodeStatus
+from billing import month_movements
 from billing.deliveries import Delivery, is_refunded, returned_at_of
 from billing.models import Posting, Settlement
 from billing.states import AccountKind, EntryKind, Side, UndeliveredReason
@@ -36,6 +37,19 @@ _INSTANT = dt.timedelta(
 )  # as in `month_movements.MOMENT`: an end belongs to before it
 
 Reasons: TypeAlias = Counter[UndeliveredReason]
+NO_REASONS: Reasons = Counter()
+
+
+class Said(NamedTuple):
+    """What one entry changed of the reasons of a lease, and when; None: a correction that posted nothing.
+
+    `moment` is the instant to which it belongs, `recorded_at` when it was posted.
+    """
+
+    entry_id: str | None
+    moment: dt.datetime
+    recorded_at: dt.datetime
+    reasons: Reasons
 
 
 def of_lease(*, lease: Lease, delivery: Delivery) -> Reasons:
@@ -67,20 +81,22 @@ def of_evidence(*, evidence: Mapping[str, object], undelivered: int) -> Reasons:
     return _without_zeros({UndeliveredReason(reason): count for reason, count in kept.items()})
 
 
-def of_settlement(settlement: Settlement) -> list[tuple[dt.datetime, Reasons]]:
-    """Return what a settlement and each of its corrections say, as differences, each with its instant.
+def of_settlement(settlement: Settlement) -> list[Said]:
+    """Return what a settlement and each of its corrections say, as differences.
 
-    `lease`, the entry and the corrections are loaded by whoever has many of them.
+    `lease`, the entry, and the corrections with theirs are loaded by whoever has many of them.
     """
     undelivered = settlement.gpu_seconds_bought - settlement.gpu_seconds_delivered
     said = of_evidence(evidence=settlement.evidence, undelivered=undelivered)
     moment = min(settlement.entry.effective_at, settlement.lease.ends_at) - _INSTANT
-    found = [(moment, said)]
+    found = [Said(settlement.entry_id, moment, settlement.entry.recorded_at, said)]
     for correction in settlement.corrections.all():
         undelivered -= correction.gpu_seconds_delivered
         now = of_evidence(evidence=correction.evidence, undelivered=undelivered)
         changed = {reason: now[reason] - said[reason] for reason in UndeliveredReason}
-        found.append((correction.corrected_at, _without_zeros(changed)))
+        at, entry = correction.corrected_at, correction.entry
+        recorded_at = entry.recorded_at if entry else at
+        found.append(Said(correction.entry_id, at, recorded_at, _without_zeros(changed)))
         said = now
     return found
 
@@ -102,48 +118,60 @@ def of_rest(*, leases: Iterable[Lease], reservation: Reservation, undelivered: i
 
 
 def in_month(*, organization: Organization, window: Window) -> dict[str, Reasons]:
-    """Return what was not delivered of each reservation in a month, by reason, as its bill counts it."""
+    """Return what was not delivered of each reservation in a month, by reason, as its bill counts it.
+
+    What was posted after a month was closed is of the first that was open, as in `month_movements`.
+    """
     found: dict[str, Reasons] = {}
+    cut = month_movements.cutoffs(organization=organization, window=window)
     during = {"starts_at__lt": window.ends_at, "ends_at__gte": window.starts_at}
     corrected = {"at__gte": window.starts_at, "at__lt": window.ends_at}
+    wanted = Q(**{f"lease__{name}": value for name, value in during.items()}) | Q(
+        **{f"corrections__corrected_{name}": value for name, value in corrected.items()}
+    )
+    if cut["opened_at"] is not None:
+        wanted |= Q(entry__recorded_at__gte=cut["opened_at"])
+        wanted |= Q(corrections__entry__recorded_at__gte=cut["opened_at"])
     settlements = (
         Settlement.objects.visible_to(organization)
-        .filter(
-            Q(**{f"lease__{name}": value for name, value in during.items()})
-            | Q(**{f"corrections__corrected_{name}": value for name, value in corrected.items()})
-        )
+        .filter(wanted, lease__starts_at__lt=window.ends_at)
         .select_related("lease", "entry")
-        .prefetch_related("corrections")
+        .prefetch_related("corrections__entry")
         .distinct()
     )
     for settlement in settlements:
-        for moment, reasons in of_settlement(settlement):
-            if window.starts_at <= moment < window.ends_at:
-                found.setdefault(settlement.lease.reservation_id, Counter()).update(reasons)
+        for said in of_settlement(settlement):
+            if month_movements.holds(
+                moment=said.moment, recorded_at=said.recorded_at, window=window, cut=cut
+            ):
+                of_reservation = found.setdefault(settlement.lease.reservation_id, Counter())
+                of_reservation.update(said.reasons)
     rests = dict(
         Posting.objects.filter(
+            month_movements.of_entries(window=window, cut=cut),
             account__organization=organization,
             account__kind=AccountKind.U_UNDELIVERED,
             entry__kind=EntryKind.REFUND,
             side=Side.DEBIT,
-            entry__effective_at__gte=window.starts_at,
-            entry__effective_at__lt=window.ends_at,
         )
         .values_list("entry__subject_id")
         .annotate(seconds=Sum("amount"))
         .order_by()
     )
-    known = Reservation.objects.filter(pk__in=rests).prefetch_related(
+    for key, reasons in of_rests(seconds=rests).items():
+        found.setdefault(key, Counter()).update(reasons)
+    return {key: _without_zeros(reasons) for key, reasons in found.items()}
+
+
+def of_rests(*, seconds: Mapping[str, int]) -> dict[str, Reasons]:
+    """Return, by reservation, why GPU-seconds that no lease accounts for were not delivered; five queries."""
+    known = Reservation.objects.filter(pk__in=list(seconds)).prefetch_related(
         "leases__transitions", "leases__reclaim", "leases__node__transitions"
     )
-    for reservation in known:
-        reasons = of_rest(
-            leases=reservation.leases.all(),
-            reservation=reservation,
-            undelivered=rests[reservation.pk],
-        )
-        found.setdefault(reservation.pk, Counter()).update(reasons)
-    return {key: _without_zeros(reasons) for key, reasons in found.items()}
+    return {
+        each.pk: of_rest(leases=each.leases.all(), reservation=each, undelivered=seconds[each.pk])
+        for each in known
+    }
 
 
 def complete(reasons: Mapping[UndeliveredReason, int], *, undelivered: int) -> Reasons:

@@ -1,5 +1,6 @@
 """Staff's view of promises and facts. Everything is read-only: statuses move by verbs alone."""
 
+import datetime as dt
 from typing import Any, ClassVar
 
 from django.contrib import admin
@@ -20,6 +21,7 @@ from scheduler import (
 from scheduler.models import (
     Allocation,
     DemandSample,
+    ExtensionHold,
     Lease,
     LeaseTransition,
     PriceRule,
@@ -140,6 +142,54 @@ class LeaseAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]  # unfold has no t
         ReclaimInline,
         AllocationInline,
     ]
+
+
+@admin.register(ExtensionHold)
+class ExtensionHoldAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]  # unfold has no types
+    """Hours that are kept behind a reservation until they are paid for, made, or dropped for a reason."""
+
+    list_display: ClassVar = [
+        "id",
+        "reservation",
+        "tenant",
+        "state",
+        "wanted_until",
+        "price",
+        "held_until",
+        "created_at",
+    ]
+    list_filter: ClassVar = [
+        "drop_reason",
+        ("made_at", admin.EmptyFieldListFilter),
+        ("dropped_at", admin.EmptyFieldListFilter),
+        "created_at",
+    ]
+    search_fields: ClassVar = [
+        "id",
+        "reservation__id",
+        "reservation__organization__id",
+        "reservation__organization__name",
+    ]
+    list_select_related: ClassVar = ["reservation__organization", "quote"]
+
+    @admin.display(description="tenant", ordering="reservation__organization__name")
+    def tenant(self, hold: ExtensionHold) -> str:
+        return str(hold.reservation.organization)
+
+    @admin.display(description="state")
+    def state(self, hold: ExtensionHold) -> str:
+        if hold.made_at is not None:
+            late = ", after it was dropped" if hold.dropped_at is not None else ""
+            return f"made{late}"
+        return f"dropped: {hold.get_drop_reason_display()}" if hold.dropped_at else "held"
+
+    @admin.display(description="asked until")
+    def wanted_until(self, hold: ExtensionHold) -> dt.datetime:
+        return hold.ends_at
+
+    @admin.display(description="price")
+    def price(self, hold: ExtensionHold) -> str:
+        return str(Money(hold.quote.charge_minor, hold.reservation.currency))
 
 
 @admin.register(Allocation)

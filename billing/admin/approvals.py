@@ -16,14 +16,14 @@ from unfold.widgets import (
 )
 
 from billing import approvals, wallet
-from billing.admin.shown import Shown, amount_text, page, transitions_of
+from billing.admin.asking import REASON_LENGTH_MAX, REQUEST_PERMISSION, ask
+from billing.admin.shown import Shown, amount_text, money, page, transitions_of
 from billing.models import NET_DAYS, Approval, ApprovalTransition
 from billing.states import MARKETS_OWN, ApprovalKind
 from marketplace.core.errors import DomainError
 from marketplace.core.money import Money
 from marketplace.models import Organization
 
-REQUEST_PERMISSION = "billing.add_approval"
 DECIDE_PERMISSION = "billing.change_approval"
 
 
@@ -65,7 +65,7 @@ class RequestForm(forms.Form):
         help_text="of a promotion alone, in UTC",
         widget=UnfoldAdminTextInputWidget,
     )
-    reason = forms.CharField(max_length=2000, widget=UnfoldAdminTextareaWidget)
+    reason = forms.CharField(max_length=REASON_LENGTH_MAX, widget=UnfoldAdminTextareaWidget)
 
 
 @admin.register(Approval)
@@ -74,7 +74,8 @@ class ApprovalAdmin(Shown):
         "id",
         "kind",
         "organization",
-        "amount_minor",
+        "subject_id",
+        money("amount_minor"),
         "status",
         "requested_by",
         "decided_by",
@@ -100,25 +101,19 @@ def request_view(request: HttpRequest) -> HttpResponse:
     form = RequestForm(request.POST or None, initial=request.GET.dict())
     if request.method == "POST" and form.is_valid():
         wish = form.cleaned_data
-        try:
-            approval = approvals.request(
-                kind=ApprovalKind(wish["kind"]),
-                organization=wish["organization"],
-                subject_id=wish["subject_id"],
-                amount=Money(wish["amount_minor"], settings.CURRENCY),
-                reason=wish["reason"],
-                net_days=wish["net_days"],
-                expires_at=wish["expires_at"],
-                at=timezone.now(),
-                actor=request.user.get_username(),
-            )
-        except DomainError as refusal:
-            form.add_error(None, refusal.detail)
-        else:
-            messages.success(request, f"{approval.id} is {approval.status}.")
-            return HttpResponseRedirect(
-                reverse("admin:billing_approval_change", args=[approval.pk])
-            )
+        answer = ask(
+            request,
+            form,
+            kind=ApprovalKind(wish["kind"]),
+            organization=wish["organization"],
+            subject_id=wish["subject_id"],
+            amount=Money(wish["amount_minor"], settings.CURRENCY),
+            net_days=wish["net_days"],
+            expires_at=wish["expires_at"],
+            at=timezone.now(),
+        )
+        if answer is not None:
+            return answer
     return page(
         request,
         "admin/billing/form.html",

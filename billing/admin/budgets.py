@@ -8,7 +8,7 @@ from django.utils import timezone
 from unfold.admin import ModelAdmin
 
 from billing import budgets, tag_policy
-from billing.admin.shown import Shown
+from billing.admin.shown import Shown, money
 from billing.models import Budget, ProjectFreeze, PurchaseRequest, TagRule
 from billing.tag_policy import TagWish
 
@@ -47,7 +47,14 @@ class ProjectFreezeAdmin(Shown):
 
 @admin.register(PurchaseRequest)
 class PurchaseRequestAdmin(Shown):
-    list_display = ("organization", "kind", "status", "amount_minor", "requested_by", "decided_by")
+    list_display = (
+        "organization",
+        "kind",
+        "status",
+        money("amount_minor"),
+        "requested_by",
+        "decided_by",
+    )
     list_filter = ("status", "kind")
     list_select_related = ("organization",)
     search_fields = ("id", "quote_id", "organization__id", "organization__name")

@@ -48,6 +48,9 @@ def books_view(request: HttpRequest) -> HttpResponse:
         "admin/billing/books.html",
         title="Books",
         report=report,
+        # What is broken is what the page is opened for.
+        checks=sorted(report.checks, key=lambda check: check.ok),
+        broken=sum(not check.ok for check in report.checks),
         last_night=BooksRun.objects.first(),
         parked=Parking.objects.filter(ended_at__isnull=True).select_related("organization"),
     )

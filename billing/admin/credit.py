@@ -15,7 +15,7 @@ from unfold.widgets import UnfoldAdminIntegerFieldWidget
 
 from billing import invoice_payments, receivables, wallet
 from billing.admin.ledger import DEPOSIT_PERMISSION
-from billing.admin.shown import Shown, amount_text, page, transitions_of
+from billing.admin.shown import Shown, amount_text, money, page, transitions_of
 from billing.models import CreditSale, CreditTerms, DunningCase, DunningTransition
 from billing.states import ApprovalKind
 from marketplace.core.errors import DomainError
@@ -38,21 +38,17 @@ class TransferForm(forms.Form):
 class CreditTermsAdmin(Shown):
     """How much tenants may owe. What changes it is asked for among the approvals."""
 
-    list_display = ["organization", "version", "limit_written", "net_days", "granted_at"]
+    list_display = ["organization", "version", money("limit_minor"), "net_days", "granted_at"]
     list_filter = ["net_days", "currency", "granted_at"]
     search_fields = ["id", "organization__name", "organization__id", "approval__id"]
     list_select_related = ["organization"]
-
-    @admin.display(description="limit", ordering="limit_minor")
-    def limit_written(self, terms: CreditTerms) -> str:
-        return amount_text(minor=terms.limit_minor, currency=terms.currency)
 
 
 @admin.register(CreditSale)
 class CreditSaleAdmin(Shown):
     """What was bought on account; what was paid of it by bank is recorded here."""
 
-    list_display = ["invoice", "organization", "reservation", "amount_written", "due_at"]
+    list_display = ["invoice", "organization", "reservation", money("amount_minor"), "due_at"]
     list_filter = ["currency", "due_at"]
     search_fields = [
         "id",
@@ -69,10 +65,6 @@ class CreditSaleAdmin(Shown):
             path("<str:sale_id>/pay/", view(transfer_view), name="billing_transfer_received"),
             *super().get_urls(),
         ]
-
-    @admin.display(description="amount", ordering="amount_minor")
-    def amount_written(self, sale: CreditSale) -> str:
-        return amount_text(minor=sale.amount_minor, currency=sale.currency)
 
 
 @admin.register(DunningCase)

@@ -15,7 +15,7 @@ from unfold.admin import TabularInline
 from unfold.widgets import UnfoldAdminIntegerFieldWidget, UnfoldAdminSelectWidget
 
 from billing import wallet
-from billing.admin.shown import Shown, amount_text, page
+from billing.admin.shown import Shown, amount_text, money, page
 from billing.models import Account, Entry, Posting
 from marketplace.core.errors import DomainError
 from marketplace.core.money import Money
@@ -99,14 +99,10 @@ class EntryAdmin(Shown):
 
 @admin.register(Posting)
 class PostingAdmin(Shown):
-    list_display = ["id", "entry", "account", "side", "amount_written"]
+    list_display = ["id", "entry", "account", "side", money("amount", currency="account__currency")]
     list_filter = ["side", "account__kind", "account__currency", "entry__kind"]
     search_fields = ["entry__id", "entry__subject_id", "account__code"]
     list_select_related = ["entry", "account"]
-
-    @admin.display(description="amount", ordering="amount")
-    def amount_written(self, posting: Posting) -> str:
-        return amount_text(minor=posting.amount, currency=posting.account.currency)
 
 
 def deposit_view(request: HttpRequest) -> HttpResponse:

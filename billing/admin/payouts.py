@@ -10,14 +10,14 @@ from django.utils import timezone
 
 from billing import onboarding
 from billing.admin.owner_statements import statement_view
-from billing.admin.shown import Shown, amount_text, transitions_of
+from billing.admin.shown import Shown, money, transitions_of
 from billing.models import Payout, PayoutAccount, PayoutTransition
 from marketplace.core.errors import DomainError
 
 
 @admin.register(Payout)
 class PayoutAdmin(Shown):
-    list_display = ["id", "owner", "amount_written", "status", "due_at"]
+    list_display = ["id", "owner", money("amount_minor"), "status", "due_at"]
     list_filter = ["status", "currency", "due_at"]
     search_fields = ["id", "owner__name", "settlement__id", "settlement__lease__id"]
     list_select_related = ["owner"]
@@ -26,10 +26,6 @@ class PayoutAdmin(Shown):
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view(statement_view)
         return [path("statement/", view, name="billing_statement"), *super().get_urls()]
-
-    @admin.display(description="amount", ordering="amount_minor")
-    def amount_written(self, payout: Payout) -> str:
-        return amount_text(minor=payout.amount_minor, currency=payout.currency)
 
 
 @admin.register(PayoutAccount)

@@ -12,7 +12,7 @@ from unfold.forms import ActionForm
 from unfold.widgets import UnfoldAdminTextInputWidget
 
 from billing import reconcile, unknown_intents
-from billing.admin.shown import Shown, amount_text
+from billing.admin.shown import Shown, money
 from billing.models import (
     Difference,
     DisputeCharge,
@@ -26,16 +26,20 @@ from marketplace.core.errors import DomainError
 
 @admin.register(Payment)
 class PaymentAdmin(Shown):
-    list_display = ["id", "organization", "purpose", "means", "amount_written", "status", "due_at"]
+    list_display = [
+        "id",
+        "organization",
+        "purpose",
+        "means",
+        money("amount_minor"),
+        "status",
+        "due_at",
+    ]
     list_filter = ["status", "purpose", "means", "created_at"]
     search_fields = ["id", "organization__name", "provider_id", "charge_id", "reservation__id"]
     list_select_related = ["organization"]
     # Whoever has the secret can pay, and see the page: nobody here needs it.
     exclude = ["client_secret"]
-
-    @admin.display(description="amount", ordering="amount_minor")
-    def amount_written(self, payment: Payment) -> str:
-        return amount_text(minor=payment.amount_minor, currency=payment.currency)
 
 
 def _each(
@@ -135,7 +139,7 @@ class InboxEventAdmin(Shown):
 
 @admin.register(DisputeCharge)
 class DisputeChargeAdmin(Shown):
-    list_display = ["dispute", "owner", "amount_minor", "drawn_minor", "currency", "charged_at"]
+    list_display = ["dispute", "owner", money("amount_minor"), money("drawn_minor"), "charged_at"]
     list_filter = ["charged_at"]
     search_fields = ["dispute__id", "owner__name", "approval__id"]
     list_select_related = ["dispute", "owner"]
@@ -143,7 +147,14 @@ class DisputeChargeAdmin(Shown):
 
 @admin.register(Reversal)
 class ReversalAdmin(Shown):
-    list_display = ["id", "transfer", "status", "amount_minor", "failure_code", "created_at"]
+    list_display = [
+        "id",
+        "transfer",
+        "status",
+        money("amount_minor", currency="transfer__currency"),
+        "failure_code",
+        "created_at",
+    ]
     list_filter = ["status", "created_at"]
     search_fields = ["id", "transfer__id", "transfer__owner__name", "provider_id"]
     list_select_related = ["transfer"]

@@ -2,13 +2,13 @@
 
 from django.contrib import admin
 
-from billing.admin.shown import Shown, transitions_of
+from billing.admin.shown import Shown, money, transitions_of
 from billing.models import Dispute, DisputeTransition, Refund, RefundTransition
 
 
 @admin.register(Refund)
 class RefundAdmin(Shown):
-    list_display = ["id", "reservation", "status", "amount_minor", "currency", "created_at"]
+    list_display = ["id", "reservation", "status", money("amount_minor"), "created_at"]
     list_filter = ["status", "created_at"]
     search_fields = ["id", "reservation__id", "reservation__organization__name"]
     list_select_related = ["reservation"]
@@ -17,7 +17,7 @@ class RefundAdmin(Shown):
 
 @admin.register(Dispute)
 class DisputeAdmin(Shown):
-    list_display = ["id", "reservation", "status", "amount_minor", "currency", "opened_at"]
+    list_display = ["id", "reservation", "status", money("amount_minor"), "opened_at"]
     list_filter = ["status", "opened_at"]
     search_fields = ["id", "reservation__id", "reservation__organization__name"]
     list_select_related = ["reservation"]

@@ -4,14 +4,12 @@ import datetime as dt
 from typing import Any
 
 from django import forms
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
-from django.template.response import TemplateResponse
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern, path
 from django.utils import timezone
-from unfold.admin import ModelAdmin
 from unfold.widgets import (
     UnfoldAdminIntegerFieldWidget,
     UnfoldAdminSelectWidget,
@@ -19,17 +17,16 @@ from unfold.widgets import (
     UnfoldAdminTextInputWidget,
 )
 
-from billing import approvals, tax_remittances, tax_reports
+from billing import tax_remittances, tax_reports
+from billing.admin.asking import REASON_LENGTH_MAX, REQUEST_PERMISSION, ask
+from billing.admin.shown import Shown, amount_text, money, page
 from billing.models import Approval, TaxRemittance
 from billing.states import ApprovalKind, ApprovalStatus
 from billing.tax_remittances import Period
 from marketplace.core.errors import DomainError
 from marketplace.core.money import Money
-from marketplace.core.read_only import ReadOnly
 
-REQUEST_PERMISSION = "billing.add_approval"
 SEE_PERMISSION = "billing.view_taxremittance"
-REASON_LENGTH_MAX = 2000
 
 
 class MonthForm(forms.Form):
@@ -72,15 +69,19 @@ class ReasonForm(forms.Form):
 
 
 @admin.register(TaxRemittance)
-class TaxRemittanceAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
-    list_display = ["jurisdiction", "month", "amount", "at", "asked_by", "decided_by", "came_back"]
+class TaxRemittanceAdmin(Shown):
+    list_display = [
+        "jurisdiction",
+        "month",
+        money("amount_minor"),
+        "at",
+        "asked_by",
+        "decided_by",
+        "came_back",
+    ]
     list_filter = ["jurisdiction", "month"]
     search_fields = ["approval__id", "entry__id"]
     list_select_related = ["approval", "entry__reversed_by"]
-
-    @admin.display(description="amount", ordering="amount_minor")
-    def amount(self, remittance: TaxRemittance) -> str:
-        return str(Money(remittance.amount_minor, remittance.currency))
 
     @admin.display(description="asked by")
     def asked_by(self, remittance: TaxRemittance) -> str:
@@ -121,7 +122,7 @@ def offices_view(request: HttpRequest) -> HttpResponse:
             raise PermissionDenied
         if form.is_valid() and (answer := _ask(request, form, month=month, at=at)):
             return answer
-    return _page(
+    return page(
         request,
         "admin/billing/taxremittance/offices.html",
         title=f"Tax offices, {month}" if not refused else "Tax offices",
@@ -142,21 +143,18 @@ def back_view(request: HttpRequest, remittance_id: str) -> HttpResponse:
     amount = Money(remittance.amount_minor, remittance.currency)
     form = ReasonForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
-        try:
-            asked = approvals.request(
-                kind=ApprovalKind.REMITTANCE_REVERSAL,
-                organization=None,
-                subject_id=remittance.pk,
-                amount=amount,
-                reason=form.cleaned_data["reason"],
-                at=timezone.now(),
-                actor=request.user.get_username(),
-            )
-        except DomainError as refusal:
-            form.add_error(None, refusal.detail)
-        else:
-            return _asked(request, asked)
-    return _page(
+        answer = ask(
+            request,
+            form,
+            kind=ApprovalKind.REMITTANCE_REVERSAL,
+            organization=None,
+            subject_id=remittance.pk,
+            amount=amount,
+            at=timezone.now(),
+        )
+        if answer is not None:
+            return answer
+    return page(
         request,
         "admin/billing/form.html",
         title=f"Take back the remittance to {remittance.jurisdiction}",
@@ -171,26 +169,15 @@ def _ask(
 ) -> HttpResponse | None:
     """Ask for what the form says; None where it is refused, and the form says why."""
     jurisdiction, _, currency = form.cleaned_data["office"].partition(":")
-    try:
-        asked = approvals.request(
-            kind=ApprovalKind.TAX_REMITTANCE,
-            organization=None,
-            subject_id=tax_remittances.subject_of(jurisdiction=jurisdiction, month=month),
-            amount=Money(form.cleaned_data["amount_minor"], currency),
-            reason=form.cleaned_data["reason"],
-            at=at,
-            actor=request.user.get_username(),
-        )
-    except DomainError as refusal:
-        field = (refusal.pointer or "").strip("/")
-        form.add_error(field if field in form.fields else None, refusal.detail)
-        return None
-    return _asked(request, asked)
-
-
-def _asked(request: HttpRequest, approval: Approval) -> HttpResponse:
-    messages.success(request, f"{approval.id} waits for somebody else to decide it.")
-    return HttpResponseRedirect(reverse("admin:billing_approval_change", args=[approval.pk]))
+    return ask(
+        request,
+        form,
+        kind=ApprovalKind.TAX_REMITTANCE,
+        organization=None,
+        subject_id=tax_remittances.subject_of(jurisdiction=jurisdiction, month=month),
+        amount=Money(form.cleaned_data["amount_minor"], currency),
+        at=at,
+    )
 
 
 def _waiting(period: Period) -> Approval | None:
@@ -212,13 +199,9 @@ def _amounts(period: Period) -> tuple[str, str, str]:
 
 
 def _written(minor: int, period: Period) -> str:
-    return str(Money(minor, period.currency))
+    return amount_text(minor=minor, currency=period.currency)
 
 
 def _last_month(at: dt.datetime) -> str:
     """Return the month before an instant's: the one that is filed next."""
     return f"{at.astimezone(dt.UTC).replace(day=1) - dt.timedelta(days=1):%Y-%m}"
-
-
-def _page(request: HttpRequest, template: str, **context: Any) -> TemplateResponse:  # noqa: ANN401
-    return TemplateResponse(request, template, {**admin.site.each_context(request), **context})

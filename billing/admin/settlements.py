@@ -2,8 +2,10 @@
 
 from django.contrib import admin
 
-from billing.admin.shown import Shown
+from billing.admin.shown import Shown, money
 from billing.models import Correction, EarnedHour, Reserve, Settlement
+
+_OF_LEASE = "lease__reservation__currency"
 
 
 @admin.register(Settlement)
@@ -12,11 +14,10 @@ class SettlementAdmin(Shown):
         "id",
         "lease",
         "owner",
-        "bought_minor",
-        "earned_minor",
-        "refunded_minor",
-        "owner_minor",
-        "currency",
+        money("bought_minor"),
+        money("earned_minor"),
+        money("refunded_minor"),
+        money("owner_minor"),
         "settled_at",
         "released_at",
     ]
@@ -27,15 +28,28 @@ class SettlementAdmin(Shown):
 
 @admin.register(EarnedHour)
 class EarnedHourAdmin(Shown):
-    list_display = ["lease", "starts_at", "earned_minor", "owner_minor", "fee_minor", "closed_at"]
+    list_display = [
+        "lease",
+        "starts_at",
+        money("earned_minor", currency=_OF_LEASE),
+        money("owner_minor", currency=_OF_LEASE),
+        money("fee_minor", currency=_OF_LEASE),
+        "closed_at",
+    ]
     list_filter = ["starts_at"]
     search_fields = ["lease__id", "lease__node__organization__name"]
-    list_select_related = ["lease"]
+    list_select_related = ["lease__reservation"]
 
 
 @admin.register(Correction)
 class CorrectionAdmin(Shown):
-    list_display = ["settlement", "number", "earned_minor", "refunded_minor", "corrected_at"]
+    list_display = [
+        "settlement",
+        "number",
+        money("earned_minor", currency="settlement__currency"),
+        money("refunded_minor", currency="settlement__currency"),
+        "corrected_at",
+    ]
     list_filter = ["corrected_at"]
     search_fields = ["settlement__id", "settlement__lease__id", "settlement__owner__name"]
     list_select_related = ["settlement"]
@@ -43,7 +57,7 @@ class CorrectionAdmin(Shown):
 
 @admin.register(Reserve)
 class ReserveAdmin(Shown):
-    list_display = ["settlement", "amount_minor", "currency", "release_due_at", "released_at"]
+    list_display = ["settlement", money("amount_minor"), "release_due_at", "released_at"]
     list_filter = [("released_at", admin.EmptyFieldListFilter)]
     search_fields = ["settlement__id", "settlement__owner__name"]
     list_select_related = ["settlement"]

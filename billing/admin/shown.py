@@ -1,5 +1,8 @@
 """What the rooms of the admin share: rows that verbs write and people read, and the frame of a page."""
 
+from collections.abc import Callable
+from decimal import Decimal
+from functools import reduce
 from typing import Any
 
 from django.contrib import admin
@@ -9,7 +12,7 @@ from django.template.response import TemplateResponse
 from unfold.admin import ModelAdmin, TabularInline
 
 from billing.states import GPU_SECONDS
-from marketplace.core.money import Money
+from marketplace.core.money import currency_exponent
 from marketplace.core.read_only import ReadOnly
 
 
@@ -17,7 +20,19 @@ def amount_text(*, minor: int, currency: str) -> str:
     """Return an amount as people write it; GPU-seconds are no money."""
     if currency == GPU_SECONDS:
         return f"{minor:,} GPU-s"
-    return str(Money(minor, currency))
+    places = currency_exponent(currency)
+    return f"{Decimal(minor).scaleb(-places):,.{places}f} {currency.upper()}"
+
+
+def money(column: str, *, name: str = "", currency: str = "currency") -> Callable[[Any], str]:
+    """Return a column of a list: minor units as people write them; `currency` is the path to their own."""
+
+    @admin.display(description=name or column.removesuffix("_minor"), ordering=column)
+    def shown(row: Any) -> str:  # noqa: ANN401 - a row of any table with amounts
+        minor = getattr(row, column)
+        return amount_text(minor=minor, currency=reduce(getattr, currency.split("__"), row))
+
+    return shown
 
 
 class Shown(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types

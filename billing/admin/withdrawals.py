@@ -8,7 +8,7 @@ from django.urls import reverse
 from django.utils.html import format_html
 from unfold.admin import TabularInline
 
-from billing.admin.shown import Shown
+from billing.admin.shown import Shown, money
 from billing.models import Withdrawal, WithdrawalPart, WithdrawalQuerySet
 from billing.states import ApprovalKind
 from marketplace.core.read_only import ReadOnly
@@ -22,7 +22,14 @@ class PartInline(ReadOnly, TabularInline):  # type: ignore[misc] # unfold has no
 
 @admin.register(Withdrawal)
 class WithdrawalAdmin(Shown):
-    list_display = ["id", "organization", "amount_minor", "bank_minor", "requested_at", "outcome"]
+    list_display = [
+        "id",
+        "organization",
+        money("amount_minor"),
+        money("bank_minor", name="of it by bank"),
+        "requested_at",
+        "outcome",
+    ]
     list_filter = [("carried_out_at", admin.EmptyFieldListFilter), "requested_at"]
     search_fields = ["id", "organization__name", "organization__id"]
     list_select_related = ["organization"]

@@ -21,7 +21,7 @@ from billing.budgets.keeping import (
     unfreeze,
     version,
 )
-from billing.budgets.labels import NO_LABELS, Labels, change_details
+from billing.budgets.labels import NO_LABELS, History, Labels, change_details, histories
 from billing.budgets.labels import before as labels_before
 from billing.budgets.telling import watch_due
 
@@ -35,10 +35,12 @@ __all__ = [
     "BudgetStanding",
     "BudgetWish",
     "BudgetsChanged",
+    "History",
     "Labels",
     "ProjectFrozen",
     "change_details",
     "freeze",
+    "histories",
     "labels_before",
     "put",
     "require",

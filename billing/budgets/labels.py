@@ -1,11 +1,12 @@
 """What a tenant says of its reservation: the project and the tags are where its cost counts.
 
-Both hold from the purchase on, and a change of them holds forward: a month keeps what was said by its end, so
-that a bill that somebody has divided is not divided anew.
+Both hold from the purchase on, and a change of them holds forward: the bill of a month keeps what was said by
+its end, and each row of an export what was said when it was charged, so that nothing is divided anew.
 """
 
 import datetime as dt
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -58,11 +59,31 @@ def change_details(
     return changed
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """What was said of a reservation, in its order: until each of some instants, and since the last."""
+
+    past: tuple[tuple[dt.datetime, Labels], ...]
+    present: Labels
+
+    def before(self, at: dt.datetime) -> Labels:
+        """Return what was said just before an instant: the earliest change since then ended it."""
+        return next((labels for until, labels in self.past if until >= at), self.present)
+
+
+def histories(*, reservations: Collection[Reservation]) -> dict[str, History]:
+    """Return what was ever said of each reservation; one query."""
+    past: dict[str, list[tuple[dt.datetime, Labels]]] = {each.pk: [] for each in reservations}
+    for change in LabelChange.objects.filter(reservation__in=list(past)).order_by("at", "pk"):
+        labels = Labels(change.project_before, change.tags_before)
+        past[change.reservation_id].append((change.at, labels))
+    return {
+        each.pk: History(tuple(past[each.pk]), Labels(each.project, each.tags))
+        for each in reservations
+    }
+
+
 def before(*, reservations: Collection[Reservation], at: dt.datetime) -> dict[str, Labels]:
     """Return what was said of each reservation just before an instant; one query."""
-    found = {each.pk: Labels(each.project, each.tags) for each in reservations}
-    changes = LabelChange.objects.filter(reservation__in=list(found), at__gte=at)
-    # The earliest change since then tells what was said until it.
-    for change in changes.order_by("-at", "-pk"):
-        found[change.reservation_id] = Labels(change.project_before, change.tags_before)
-    return found
+    found = histories(reservations=reservations)
+    return {key: history.before(at) for key, history in found.items()}

@@ -4,12 +4,13 @@ Versions and datasets: 1.4 with Cost and Usage, Contract Commitment, Invoice Det
 with Cost and Usage, for readers that do not know 1.4 yet. `reading` asks the database, `charges` and others
 are the rules, `columns` says what stands in which file, `files` writes the lines.
 
-How money is told. A reservation is paid ahead: its purchase has the BilledCost and an EffectiveCost of 0; the
-hours that are delivered have the EffectiveCost and a BilledCost of 0. What was not delivered, or was given
-back, is a negative purchase; the fee that is kept of it is usage of a product of its own. Credits beyond the
-price have both. So over the months of a reservation both columns have the same sum, and in every month
-BilledCost is what the ledger took from the tenant and EffectiveCost what it says was used up. Purchases and
-usage both carry ListCost and ContractedCost, as FOCUS wants it: whoever adds them up leaves one of them out.
+How money is told. A reservation is paid ahead: its purchase has the BilledCost and an EffectiveCost of 0;
+the hours that are delivered have the EffectiveCost and a BilledCost of 0. What was not delivered, or was
+given back, is a negative purchase; the fee that is kept of it is usage of a product of its own. Credits
+beyond the price, and what promotions paid, have both. A price in two parts is two purchases, the first with
+all hours. So over the months of a reservation both columns have the same sum, and in every month BilledCost
+is what the ledger took from the tenant and EffectiveCost what it says was used up. Purchases and usage both
+carry ListCost and ContractedCost, as FOCUS wants it: whoever adds them up leaves one of them out.
 `ChargeClass` is `Correction` where something changes what was billed in an earlier month.
 
 *Unused* is what was delivered and had no workload. What was not delivered is never called so: it is refunded.
@@ -25,6 +26,7 @@ What the columns of ours say. Hours are GPU-hours; an empty cell is what nothing
 | x_SurgeMultiplier | locked price ÷ price without surge, when it was quoted |
 | x_BoughtGpuHours, x_ReleasedGpuHours | bought, and given back before they were delivered |
 | x_DeliveredGpuHours, x_UndeliveredGpuHours | handed over and working, and promised but not so |
+| x_UndeliveredReason | why, in the words of the bill; a refund for several reasons is a row of each |
 | x_AttachedGpuHours | of the delivered: a process held the GPU's memory |
 | x_BusyGpuHours | of the delivered: a kernel ran. A weak signal: one kernel is enough, however small |
 | x_EnergyKilowattHours | as the GPUs counted it |

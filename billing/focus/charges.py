@@ -5,11 +5,13 @@ was paid before) was used up by it; both come from the entry alone, so their sum
 """
 
 import datetime as dt
+from dataclasses import replace
 
 from billing.focus import numbers, shares, usage
-from billing.focus.facts import NO_DOCUMENTS, Documents, Fact, Place
+from billing.focus.facts import NO_DOCUMENTS, Documents, Fact
 from billing.focus.frames import Frames, Row, period_of
 from billing.states import EntryKind
+from billing.undelivered import NO_REASONS, Reasons, complete
 
 _CREDITS = {
     EntryKind.CREDIT: "Credit for what was not delivered, beyond its price",
@@ -21,10 +23,17 @@ _CREDITS = {
 }
 
 
-def rows_of(fact: Fact, *, frames: Frames, documents: Documents = NO_DOCUMENTS) -> list[Row]:
+def rows_of(
+    fact: Fact,
+    *,
+    frames: Frames,
+    documents: Documents = NO_DOCUMENTS,
+    reasons: Reasons = NO_REASONS,
+) -> list[Row]:
     """Return the charges of an entry: their BilledCost adds up to what it took from the tenant, with tax.
 
-    Each has the document that says its amount; credits stand on none.
+    Each has the document that says its amount; credits stand on none. What was not delivered is a row for
+    each of its `reasons`.
     """
     match fact.kind:
         case EntryKind.EARNING:
@@ -32,13 +41,13 @@ def rows_of(fact: Fact, *, frames: Frames, documents: Documents = NO_DOCUMENTS) 
         case EntryKind.PURCHASE | EntryKind.BALANCE:
             rows = [shares.on_line(_purchase(fact, frames=frames), documents.charged)]
         case EntryKind.SETTLEMENT:
-            rows = _settlement(fact, frames=frames, documents=documents)
+            rows = _settlement(fact, frames=frames, documents=documents, reasons=reasons)
         case EntryKind.REFUND | EntryKind.INVOICE_VOID:
-            rows = _given_back(fact, frames=frames, documents=documents)
+            rows = _given_back(fact, frames=frames, documents=documents, reasons=reasons)
         case EntryKind.CHANGE:
             rows = _change(fact, frames=frames, documents=documents)
         case EntryKind.CORRECTION:
-            rows = _correction(fact, frames=frames, documents=documents)
+            rows = _correction(fact, frames=frames, documents=documents, reasons=reasons)
         case _ if fact.kind in _CREDITS:
             text = _CREDITS[EntryKind(fact.kind)]
             rows = [_credit(fact, frames=frames, billed_minor=fact.net_minor, text=text)]
@@ -49,7 +58,7 @@ def rows_of(fact: Fact, *, frames: Frames, documents: Documents = NO_DOCUMENTS) 
     return rows
 
 
-def _settlement(fact: Fact, *, frames: Frames, documents: Documents) -> list[Row]:
+def _settlement(fact: Fact, *, frames: Frames, documents: Documents, reasons: Reasons) -> list[Row]:
     """Return what a lease's end added to its hours, and what was not delivered of it."""
     earned = fact.net_minor - fact.deferred_minor
     rows: list[Row] = []
@@ -59,44 +68,57 @@ def _settlement(fact: Fact, *, frames: Frames, documents: Documents) -> list[Row
             for row in rows:
                 row["ChargeClass"] = _class(fact.starts_at, frames=frames)
     if fact.net_minor or fact.undelivered:
-        rows += _given_back(fact, frames=frames, documents=documents)
+        rows += _given_back(fact, frames=frames, documents=documents, reasons=reasons)
     return rows
 
 
 def _purchase(fact: Fact, *, frames: Frames) -> Row:
+    """Return what was bought, or a part of its price: all hours are bought with the first of two parts."""
+    text = "Reservation of GPUs, paid ahead"
+    if fact.kind == EntryKind.BALANCE:
+        text = "Balance of a reservation of GPUs: its hours were bought with its deposit"
+    elif frames.deal is not None and frames.deal.is_in_two_parts:
+        text = "Deposit on a reservation of GPUs: the balance of its price is charged later"
     return _bought(
         fact,
         frames=frames,
         billed_minor=fact.net_minor,
         seconds=fact.bought,
         price=frames.locked_price,
-        text="Reservation of GPUs, paid ahead",
+        text=text,
         own={"x_BoughtGpuHours": numbers.hours(fact.bought)},
     )
 
 
-def _given_back(fact: Fact, *, frames: Frames, documents: Documents) -> list[Row]:
-    """Return what was paid for and not delivered: a row per line that credits it."""
+def _given_back(fact: Fact, *, frames: Frames, documents: Documents, reasons: Reasons) -> list[Row]:
+    """Return what was paid for and not delivered: a row per line that credits it, and per reason."""
     is_released = fact.released and not fact.undelivered
     price = _price(-fact.net_minor, seconds=fact.undelivered, frames=frames)
+    parts = shares.given_back(
+        minor=-fact.net_minor,
+        seconds=fact.undelivered or fact.released,
+        places=documents.given_back,
+    )
+    why = complete(reasons, undelivered=fact.undelivered)
     return [
         _returned(
             fact,
             frames=frames,
             share=share,
             price=price,
-            text="Refund of what was not delivered",
+            text=_because("Refund of what was not delivered", share),
             own={
                 "x_UndeliveredGpuHours": numbers.hours(0 if is_released else share.seconds),
+                "x_UndeliveredReason": share.reason or "",
                 "x_ReleasedGpuHours": numbers.hours(share.seconds) if is_released else "",
             },
         )
-        for share in shares.given_back(
-            minor=-fact.net_minor,
-            seconds=fact.undelivered or fact.released,
-            places=documents.given_back,
-        )
+        for share in shares.by_reason(parts, reasons=why)
     ]
+
+
+def _because(text: str, share: shares.Share) -> str:
+    return f"{text}: {share.reason.label}" if share.reason else text
 
 
 def _change(fact: Fact, *, frames: Frames, documents: Documents) -> list[Row]:
@@ -168,49 +190,45 @@ def _fee(fact: Fact, *, frames: Frames) -> Row:
     }
 
 
-def _correction(fact: Fact, *, frames: Frames, documents: Documents) -> list[Row]:
+def _correction(fact: Fact, *, frames: Frames, documents: Documents, reasons: Reasons) -> list[Row]:
     """Return what late evidence changed: charged or given back, and credited beyond that.
 
     What the wallet did not cover of a charge is not charged: the hours are told, and their cost is less.
     """
     earned = fact.earned_minor - fact.borne_minor
-    if earned < 0:
-        parts = shares.given_back(
-            minor=-earned, seconds=-fact.delivered, places=documents.given_back
-        )
-        rows = [
-            _corrected(
-                # What was busy is told once.
-                fact._replace(delivered=-part.seconds, busy=0 if number else fact.busy),
-                frames=frames,
-                minor=-part.minor,
-                place=part.place,
-            )
-            for number, part in enumerate(parts)
-        ]
-    else:
-        rows = [_corrected(fact, frames=frames, minor=earned, place=documents.charged)]
+    parts = shares.given_back(
+        minor=-earned, seconds=-fact.delivered, places=documents.given_back if earned < 0 else ()
+    )
+    if earned >= 0:
+        parts = [replace(part, place=documents.charged) for part in parts]
+    why = complete(reasons, undelivered=-fact.delivered)
+    rows = [
+        # What was busy is told once.
+        _corrected(fact._replace(busy=0 if number else fact.busy), frames=frames, share=share)
+        for number, share in enumerate(shares.by_reason(parts, reasons=why))
+    ]
     if fact.credit_minor:
         text = _CREDITS[EntryKind.CREDIT]
         rows.append(_credit(fact, frames=frames, billed_minor=-fact.credit_minor, text=text))
     return rows
 
 
-def _corrected(fact: Fact, *, frames: Frames, minor: int, place: Place | None) -> Row:
+def _corrected(fact: Fact, *, frames: Frames, share: shares.Share) -> Row:
     (row,) = usage.rows_of(
-        fact._replace(attached=None, measured=None, metered=None),
+        fact._replace(delivered=-share.seconds, attached=None, measured=None, metered=None),
         frames=frames,
-        earned_minor=minor,
+        earned_minor=-share.minor,
     )
     return shares.on_line(
         {
             **row,
-            "BilledCost": numbers.money(minor, frames.currency),
+            "BilledCost": numbers.money(-share.minor, frames.currency),
             "ChargeClass": _class(fact.ends_at, frames=frames),
-            "ChargeDescription": "Correction by evidence that came late",
-            "x_UndeliveredGpuHours": numbers.hours(-fact.delivered),
+            "ChargeDescription": _because("Correction by evidence that came late", share),
+            "x_UndeliveredGpuHours": numbers.hours(share.seconds),
+            "x_UndeliveredReason": share.reason or "",
         },
-        place,
+        share.place,
     )
 
 

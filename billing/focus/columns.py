@@ -35,6 +35,7 @@ _OWN = (
     "x_ReleasedGpuHours",
     "x_DeliveredGpuHours",
     "x_UndeliveredGpuHours",
+    "x_UndeliveredReason",
     "x_AttachedGpuHours",
     "x_BusyGpuHours",
     "x_EnergyKilowattHours",

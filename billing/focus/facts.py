@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import NamedTuple
 
+from billing.budgets import History
+
 
 class Fact(NamedTuple):
     """One entry as it concerns a tenant, in minor units and GPU-seconds. The order is that of the query.
@@ -60,7 +62,10 @@ class Payer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deal:
-    """What a reservation says of itself; rates are per GPU-hour. The window is the one first bought."""
+    """What a reservation says of itself; rates are per GPU-hour. The window is the one first bought.
+
+    `said` is what its project and tags were and are: each charge has those that held when it was made.
+    """
 
     reservation_id: str
     quote_id: str
@@ -76,10 +81,10 @@ class Deal:
     multiplier: str
     is_dynamic: bool
     name: str
-    project: str
-    tags: dict[str, str]
+    said: History
     simulated: bool
     purchased_at: dt.datetime | None
+    is_in_two_parts: bool
 
 
 class Place(NamedTuple):

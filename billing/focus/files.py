@@ -11,14 +11,18 @@ from typing import Any
 from django.conf import settings
 
 from billing import month_movements
+from billing.budgets import NO_LABELS, Labels
 from billing.focus import charges, commitments, invoice_lines, periods, reading
 from billing.focus.columns import COLUMNS, SAME_AS, Dataset, Version
 from billing.focus.facts import NO_DOCUMENTS, Deal, Documents, Fact, Payer
 from billing.focus.frames import Frames, Row
 from billing.models import MonthClose
+from billing.undelivered import NO_REASONS, Reasons
 from marketplace.core.windows import Window
 from marketplace.models import Organization
 
+# Of what a closed month keeps, what a reservation was called; its labels are those of each charge.
+_CALLED = ("name", "gpu_model_name")
 _EVER = Window(dt.datetime(2000, 1, 1, tzinfo=dt.UTC), dt.datetime(9000, 1, 1, tzinfo=dt.UTC))
 
 
@@ -47,12 +51,7 @@ def lines(
         case Dataset.CONTRACT_COMMITMENT:
             pages = commitments.pages(organization=organization, payer=payer)
         case Dataset.INVOICE_DETAIL:
-            pages = invoice_lines.pages(
-                organization=organization,
-                month=month,
-                payer=payer,
-                called=names.get("reservations", {}),
-            )
+            pages = invoice_lines.pages(organization=organization, month=month, payer=payer)
         case Dataset.BILLING_PERIOD:
             row = periods.row_of(organization=organization, month=month, payer=payer, at=at)
             pages = iter([[row]])
@@ -112,11 +111,16 @@ def _charges(
         deals = reading.deals(
             reservation_ids={fact.reservation_id for fact in page if fact.reservation_id}
         )
-        deals = {key: replace(deal, **called.get(key, {})) for key, deal in deals.items()}
+        deals = {key: _renamed(deal, called.get(key, {})) for key, deal in deals.items()}
         documents = reading.documents(
             entry_keys={fact.entry_key for fact in page if fact.entry_key}
         )
-        yield _rows(page, payer=payer, deals=deals, documents=documents)
+        reasons = reading.reasons(facts=page)
+        yield _rows(page, payer=payer, deals=deals, documents=documents, reasons=reasons)
+
+
+def _renamed(deal: Deal, called: Mapping[str, Any]) -> Deal:
+    return replace(deal, **{name: called[name] for name in _CALLED if name in called})
 
 
 def _rows(
@@ -125,15 +129,21 @@ def _rows(
     payer: Payer,
     deals: Mapping[str, Deal],
     documents: Mapping[str, Documents],
+    reasons: Mapping[str, Reasons],
 ) -> Iterator[Row]:
     """Yield the charges of a page; its facts come by reservation, so that few frames are made."""
     frames: Frames | None = None
-    place: tuple[str, str] | None = None
+    place: tuple[str, str, Labels] | None = None
     for fact in page:
-        here = (fact.reservation_id or "", fact.currency)
+        deal = deals.get(fact.reservation_id or "")
+        labels = deal.said.before(fact.effective_at) if deal else NO_LABELS
+        here = (fact.reservation_id or "", fact.currency, labels)
         if frames is None or here != place:
             place = here
-            frames = Frames(payer=payer, deal=deals.get(here[0]), currency=fact.currency)
+            frames = Frames(payer=payer, deal=deal, currency=fact.currency, labels=labels)
         yield from charges.rows_of(
-            fact, frames=frames, documents=documents.get(fact.entry_key, NO_DOCUMENTS)
+            fact,
+            frames=frames,
+            documents=documents.get(fact.entry_key, NO_DOCUMENTS),
+            reasons=reasons.get(fact.entry_id, NO_REASONS),
         )

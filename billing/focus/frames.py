@@ -6,6 +6,7 @@ from decimal import Decimal
 
 from django.conf import settings
 
+from billing.budgets import NO_LABELS, Labels
 from billing.focus import numbers
 from billing.focus.columns import EVERY_CHARGE_COLUMN
 from billing.focus.facts import Deal, Fact, Payer
@@ -35,15 +36,17 @@ def resource_name(*, deal_region: str, account_id: str, kind: str, object_id: st
 
 
 class Frames:
-    """The common cells of the charges of one reservation, or of an account where there is none."""
+    """The common cells of the charges of one reservation and its labels, or of an account without one."""
 
-    def __init__(self, *, payer: Payer, deal: Deal | None, currency: str) -> None:
+    def __init__(
+        self, *, payer: Payer, deal: Deal | None, currency: str, labels: Labels = NO_LABELS
+    ) -> None:
         self.payer = payer
         self.deal = deal
         self.currency = currency
         self.list_price, self.locked_price = _prices(deal)
         account = _of_account(payer=payer, currency=currency)
-        self.tax: Row = {**account, **_of_project(deal), "ChargeCategory": "Tax"}
+        self.tax: Row = {**account, **_of_project(deal, labels), "ChargeCategory": "Tax"}
         about = {**self.tax, **_of_reservation(deal, payer=payer)}
         self.credit: Row = {**about, "ChargeCategory": "Credit"}
         self.adjustment: Row = {**about, "ChargeCategory": "Adjustment"}
@@ -101,15 +104,15 @@ def _of_account(*, payer: Payer, currency: str) -> Row:
     }
 
 
-def _of_project(deal: Deal | None) -> Row:
+def _of_project(deal: Deal | None, labels: Labels) -> Row:
     if deal is None:
         return {}
-    project = as_text(deal.project)
+    project = as_text(labels.project)
     return {
         "SubAccountId": project,
         "SubAccountName": project,
         "SubAccountType": "Project" if project else "",
-        "Tags": json.dumps(deal.tags, sort_keys=True, ensure_ascii=False),
+        "Tags": json.dumps(dict(labels.tags), sort_keys=True, ensure_ascii=False),
         "x_ReservationId": deal.reservation_id,
         "x_QuoteId": deal.quote_id,
         "x_Simulated": "true" if deal.simulated else "false",

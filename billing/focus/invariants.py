@@ -4,11 +4,11 @@ The other invariants are queries; these read the rows that a tenant would get, s
 too. Looked at is what moved in the last two nights: reservations with a purchase, a change, a settlement, a
 correction or a refund in that time, and those on documents of it, each over all of its months. Hours alone do
 not bring a reservation in; its settlement does. On the first nights of a month that is most of the market: a
-million rows take half a minute, and no run looks at more than `ROWS_MAX`.
+million rows take half a minute, and no run looks at more than `ROWS_MAX`: whose exports were not looked at is
+said as a breach, since what nobody checked is not known to hold.
 """
 
 import datetime as dt
-import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from typing import Any
 
 from django.db import connection
 
-from billing.focus import files
+from billing.focus import files, manifests
 from billing.focus.columns import TAX_SUFFIX
 from billing.focus.frames import UNIT, Row
 from billing.focus.numbers import HOURS_PLACES
@@ -28,10 +28,8 @@ from billing.states import AccountKind, EntryKind, InvoiceKind
 from marketplace.core.money import SECONDS_PER_HOUR, currency_exponent
 from marketplace.models import Organization
 
-logger = logging.getLogger(__name__)
-
 LOOKED_BACK_HOURS = 49  # two nights and an hour: one of them may be missed
-ROWS_MAX = 3_000_000  # a minute and a half; what is left is looked at when its next entry comes
+ROWS_MAX = 3_000_000  # a minute and a half of one night; the exports themselves have no such limit
 _OWN_HOURS = (
     ("x_BoughtGpuHours", 1),
     ("x_ReleasedGpuHours", -1),
@@ -112,6 +110,10 @@ SENTENCES = {
         "busy than attached, or more attached than delivered."
     ),
     "exports_tell_each_line": "Each line of a document of late is told by FOCUS rows that add up to it.",
+    "exports_are_looked_at": "The FOCUS rows of every tenant with whom something moved lately were read.",
+    "exports_stay_as_they_were": (
+        "Of the FOCUS files of closed months whose digest was given out, those of this night have it still."
+    ),
 }
 
 
@@ -124,9 +126,10 @@ def breaches(*, at: dt.datetime) -> dict[str, list[Breach]]:
     moved = _query(_MOVED, {"at": at})
     books = _books(sorted(each for _, reservations, _ in moved for each in reservations))
     read = 0
-    for organization_id, reservations, documents in moved:
+    for number, (organization_id, reservations, documents) in enumerate(moved):
         if read > ROWS_MAX:
-            logger.warning("the exports of %s and others were not looked at", organization_id)
+            text = f"the exports of {len(moved) - number} tenants from {organization_id} on were not read"
+            found["exports_are_looked_at"].append((f"{text}: a night reads {ROWS_MAX} rows", None))
             break
         sums, lines, rows = _read(organization_id, reservations)
         read += rows
@@ -135,6 +138,7 @@ def breaches(*, at: dt.datetime) -> dict[str, list[Breach]]:
             found["exports_tell_what_was_charged"] += _wrong_money(reservation_id, told, books)
             found["exports_tell_every_hour"] += _wrong_hours(reservation_id, told, books)
         found["exports_tell_each_line"] += _wrong_lines(lines, documents or [])
+    found["exports_stay_as_they_were"] += [(text, None) for text in manifests.breaches(at=at)]
     return found
 
 
@@ -191,7 +195,9 @@ def _add(sums: _Sums, row: Row, *, billed: Decimal) -> None:
         Decimal(row[name]) if row[name] else None
         for name in ("x_DeliveredGpuHours", "x_AttachedGpuHours", "x_BusyGpuHours")
     )
-    if delivered is not None and delivered >= 0:
+    # A correction tells differences: more of a lease may turn out busy without more of it delivered.
+    is_difference = row["x_EventType"] == EntryKind.CORRECTION
+    if delivered is not None and delivered >= 0 and not is_difference:
         known = [each for each in (delivered, attached, busy) if each is not None]
         sums.disordered += known != sorted(known, reverse=True)
 

@@ -2,16 +2,17 @@
 
 import datetime as dt
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from django.db.models import Q
 
+from billing import budgets
+from billing.budgets import NO_LABELS, Labels
 from billing.focus import numbers
 from billing.focus.columns import TAX_SUFFIX
 from billing.focus.facts import Payer
 from billing.focus.frames import Row, as_text
-from billing.models import InvoiceLine
+from billing.models import Entry, InvoiceLine
 from billing.states import InvoiceKind
 from marketplace.models import Organization
 
@@ -19,13 +20,8 @@ ROWS_PER_PAGE = 1_000  # lines; each is a row or two
 _DAY = dt.timedelta(days=1)
 
 
-def pages(
-    *, organization: Organization, month: str, payer: Payer, called: Mapping[str, Mapping[str, Any]]
-) -> Iterator[list[Row]]:
-    """Yield the lines of the documents of a month: of those that close it, and of others issued in it.
-
-    `called` has what reservations were called when the month was closed.
-    """
+def pages(*, organization: Organization, month: str, payer: Payer) -> Iterator[list[Row]]:
+    """Yield the lines of the documents of a month: of those that close it, and of others issued in it."""
     issued = Q(
         invoice__period="",
         invoice__issued_at__gte=payer.starts_at,
@@ -40,13 +36,34 @@ def pages(
     )
     last = ""
     while page := list(lines.filter(pk__gt=last)[:ROWS_PER_PAGE]):
-        yield [row for line in page for row in rows_of(line, payer=payer, called=called)]
+        labels = _labels(page)
+        yield [
+            row
+            for line in page
+            for row in rows_of(line, payer=payer, labels=labels.get(line.pk, NO_LABELS))
+        ]
         last = page[-1].pk
 
 
-def rows_of(
-    line: InvoiceLine, *, payer: Payer, called: Mapping[str, Mapping[str, Any]]
-) -> list[Row]:
+def _labels(lines: list[InvoiceLine]) -> dict[str, Labels]:
+    """Return what was said of the reservation of each line when it was charged; two queries.
+
+    What is invoiced before it is posted is charged as it is issued.
+    """
+    reservations = {line.reservation.pk: line.reservation for line in lines if line.reservation}
+    said = budgets.histories(reservations=reservations.values())
+    entries = Entry.objects.filter(idempotency_key__in=[line.entry_key for line in lines])
+    charged_at = dict(entries.values_list("idempotency_key", "effective_at"))
+    return {
+        line.pk: said[line.reservation_id].before(
+            charged_at.get(line.entry_key, line.invoice.issued_at)
+        )
+        for line in lines
+        if line.reservation_id
+    }
+
+
+def rows_of(line: InvoiceLine, *, payer: Payer, labels: Labels) -> list[Row]:
     """Return a line without its tax, then its tax where there is any; a credit note's are negative."""
     invoice = line.invoice
     sign = -1 if invoice.kind == InvoiceKind.CREDIT_NOTE else 1
@@ -60,7 +77,7 @@ def rows_of(
         "ChargeCategory": "Purchase",
         "InvoiceDetailCreated": issued_at,
         "InvoiceDetailDescription": as_text(line.description),
-        "InvoiceDetailGrain": _grain(line, called=called),
+        "InvoiceDetailGrain": _grain(line, project=labels.project),
         "InvoiceDetailId": line.pk,
         "InvoiceDetailLastUpdated": issued_at,
         "InvoiceId": invoice.number,
@@ -87,13 +104,12 @@ def rows_of(
     return [row, tax]
 
 
-def _grain(line: InvoiceLine, *, called: Mapping[str, Mapping[str, Any]]) -> str:
+def _grain(line: InvoiceLine, *, project: str) -> str:
     """Return by what the charges of a line can be found in Cost and Usage."""
     reservation = line.reservation
     if reservation is None:
         return ""
     grain = {"RegionId": reservation.region, "x_ReservationId": reservation.pk}
-    project = called.get(reservation.pk, {}).get("project", reservation.project)
     if project:
         grain["SubAccountId"] = as_text(project)
     return json.dumps(grain, sort_keys=True, ensure_ascii=False)

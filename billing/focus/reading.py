@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 
 from django.db import connection
 
-from billing import list_prices
+from billing import budgets, list_prices, undelivered
 from billing.focus.facts import Deal, Documents, Fact, Payer, Place
-from billing.models import Entry, InvoiceLine
+from billing.models import Entry, InvoiceLine, Settlement
 from billing.month_movements import (
+    CREDITS,
     ENTRY_IS_IN_TIME,
     ENTRY_IS_LATE,
     HOUR_IS_IN_TIME,
@@ -41,14 +42,7 @@ _PURSES = (
     AccountKind.BANK,
 )
 _OF_RESERVATION = (EntryKind.PURCHASE, EntryKind.BALANCE, EntryKind.REFUND)
-_CREDITS = (
-    EntryKind.CREDIT,
-    EntryKind.COMPENSATION,
-    EntryKind.GOODWILL,
-    EntryKind.RESALE,
-    EntryKind.PROMOTION_SPENT,
-    EntryKind.PROMOTION_RETURNED,
-)
+_OF_LEASE = (EntryKind.SETTLEMENT, EntryKind.CORRECTION)
 _ENTRIES = """
     SELECT e.id AS entry_id, r.id AS reservation_id, NULL AS lease_id
     FROM scheduler_reservation r JOIN billing_entry e ON e.subject_id = r.id
@@ -202,7 +196,7 @@ def pages(
                 "seconds": GPU_SECONDS,
                 "purses": [kind.value for kind in _PURSES],
                 "of_reservation": [kind.value for kind in _OF_RESERVATION],
-                "credits": [kind.value for kind in _CREDITS],
+                "credits": [kind.value for kind in CREDITS],
             },
         )
         while rows := cursor.fetchmany(ROWS_PER_PAGE):
@@ -210,14 +204,44 @@ def pages(
 
 
 def deals(*, reservation_ids: set[str]) -> dict[str, Deal]:
-    """Return what the reservations of a page say of themselves; two queries."""
+    """Return what the reservations of a page say of themselves; three queries."""
     purchased = dict(
         Entry.objects.filter(kind=EntryKind.PURCHASE, subject_id__in=reservation_ids).values_list(
             "subject_id", "effective_at"
         )
     )
-    found = Reservation.objects.filter(pk__in=reservation_ids).select_related("quote", "gpu_model")
-    return {each.pk: _deal(each, purchased_at=purchased.get(each.pk)) for each in found}
+    found = list(
+        Reservation.objects.filter(pk__in=reservation_ids).select_related(
+            "quote", "gpu_model", "deposit"
+        )
+    )
+    said = budgets.histories(reservations=found)
+    return {
+        each.pk: _deal(each, said=said[each.pk], purchased_at=purchased.get(each.pk))
+        for each in found
+    }
+
+
+def reasons(*, facts: Sequence[Fact]) -> dict[str, undelivered.Reasons]:
+    """Return why what the entries of a page gave back was not delivered, by entry; eight queries at most."""
+    found: dict[str, undelivered.Reasons] = {}
+    leases = {fact.lease_id for fact in facts if fact.kind in _OF_LEASE}
+    if leases:
+        settlements = Settlement.objects.filter(lease__in=leases).select_related("lease", "entry")
+        for settlement in settlements.prefetch_related("corrections__entry"):
+            for said in undelivered.of_settlement(settlement):
+                if said.entry_id is not None:
+                    found[said.entry_id] = said.reasons
+    rests = {
+        fact.reservation_id: fact
+        for fact in facts
+        if fact.kind == EntryKind.REFUND and fact.undelivered and fact.reservation_id
+    }
+    if rests:
+        seconds = {key: fact.undelivered for key, fact in rests.items()}
+        for key, of_rest in undelivered.of_rests(seconds=seconds).items():
+            found[rests[key].entry_id] = of_rest
+    return found
 
 
 def documents(*, entry_keys: set[str]) -> dict[str, Documents]:
@@ -248,7 +272,9 @@ def documents(*, entry_keys: set[str]) -> dict[str, Documents]:
     return found
 
 
-def _deal(reservation: Reservation, *, purchased_at: dt.datetime | None) -> Deal:
+def _deal(
+    reservation: Reservation, *, said: budgets.History, purchased_at: dt.datetime | None
+) -> Deal:
     quote, gpu_model = reservation.quote, reservation.gpu_model
     breakdown = quote.price_breakdown
     return Deal(
@@ -266,8 +292,8 @@ def _deal(reservation: Reservation, *, purchased_at: dt.datetime | None) -> Deal
         multiplier=breakdown.get("multiplier") or "",
         is_dynamic=quote.price_version_id is not None,
         name=reservation.name,
-        project=reservation.project,
-        tags=reservation.tags,
+        said=said,
         simulated=reservation.simulated,
         purchased_at=purchased_at,
+        is_in_two_parts=getattr(reservation, "deposit", None) is not None,
     )

@@ -97,7 +97,10 @@ def issue_month(*, organization: Organization, month: str, at: dt.datetime) -> l
 
 
 def _names(organization: Organization, *, window: Window) -> dict[str, object]:
-    """Return what the account and each reservation of a month are called as it is closed."""
+    """Return what the account and each reservation of a month are called as it is closed.
+
+    Projects and tags have a history of their own: see `billing.budgets.labels`.
+    """
     moved = in_month(organization=organization, window=window, currency=settings.CURRENCY)
     rows = Reservation.objects.filter(pk__in=moved).select_related("gpu_model")
     return {
@@ -106,8 +109,6 @@ def _names(organization: Organization, *, window: Window) -> dict[str, object]:
         "reservations": {
             row.pk: {
                 "name": row.name,
-                "project": row.project,
-                "tags": row.tags,
                 "gpu_model_name": row.gpu_model.name,
             }
             for row in rows

@@ -18,6 +18,7 @@ from billing.models.credit import (
 from billing.models.deposits import Deposit
 from billing.models.disputes import Dispute, DisputeCharge, DisputeTransition
 from billing.models.earnings import EarnedHour
+from billing.models.exports import ExportDigest
 from billing.models.fee_shares import FeeShare, Resale, ResalePart
 from billing.models.idle import IdleStretch
 from billing.models.invoices import (
@@ -76,6 +77,7 @@ __all__ = [
     "DunningTransition",
     "EarnedHour",
     "Entry",
+    "ExportDigest",
     "FeeShare",
     "IdleStretch",
     "InboxEvent",

@@ -100,8 +100,23 @@ def undelivered(figures: Figures) -> list[Flowable]:
     return [text(words, size=8)]
 
 
-def money(rows: Iterable[tuple[str, int]], *, currency: str) -> Flowable:
-    """Show amounts in minor units, of which the last is what counts."""
+def money(figures: Figures, *, before: Sequence[tuple[str, int]], currency: str) -> Flowable:
+    """Show amounts in minor units, from what was there `before` to what is billed, which is what counts."""
+    books = figures.books
+    rows = [
+        *before,
+        ("Charged", books.charged),
+        ("Earned by delivery", -books.earned),
+        ("Refunded", -books.refunded),
+        ("Fees kept of what was given back", -books.fees),
+        ("Paid, not yet used at the end", books.closing),
+        ("Credits and promotions", books.credits),
+        ("Effective: earned and fees", figures.effective),
+        ("At list price, of what was billed", figures.list_cost),
+        ("Billed: charged less refunded", figures.billed),
+        ("Tax", figures.tax),
+        ("Billed with tax", figures.billed_with_tax),
+    ]
     cells = [[word, signed(minor, currency)] for word, minor in rows]
     return table(cells, widths=[3, 2], head=False, strong_last=True, columns=2)
 

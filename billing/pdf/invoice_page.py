@@ -69,7 +69,7 @@ def _head(document: Invoice) -> list[Flowable]:
                 text(document.buyer["name"], size=10, bold=True),
                 text(_address(document.buyer)),
             ],
-            [table(rows, widths=[2, 7], head=False, columns=2)],
+            [table(rows, widths=[3, 7], head=False, columns=2)],
         ),
     ]
     if document.simulated:

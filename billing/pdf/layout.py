@@ -1,5 +1,6 @@
 """What the pages of all documents have in common: sizes, tables that go on, and numbered pages."""
 
+import datetime as dt
 import hashlib
 import io
 from collections.abc import Iterable, Sequence
@@ -104,10 +105,14 @@ def table(
     return made
 
 
-def beside(left: Sequence[Flowable], right: Sequence[Flowable]) -> Table:
-    """Return two columns of equal width."""
-    half = WIDTH / 2
-    made = Table([[list(left), list(right)]], colWidths=[half + GUTTER / 2, half - GUTTER / 2])
+def beside(
+    left: Sequence[Flowable], right: Sequence[Flowable], *, parts: tuple[int, int] = (1, 1)
+) -> Table:
+    """Return two columns, of equal width where `parts` does not say otherwise."""
+    first = WIDTH * parts[0] / sum(parts)
+    made = Table(
+        [[list(left), list(right)]], colWidths=[first + GUTTER / 2, WIDTH - first - GUTTER / 2]
+    )
     made.setStyle(
         TableStyle(
             [
@@ -122,6 +127,28 @@ def beside(left: Sequence[Flowable], right: Sequence[Flowable]) -> Table:
         )
     )
     return made
+
+
+def head(
+    title: str, *, party: str, party_id: str = "", about: str, simulated: str = ""
+) -> list[Flowable]:
+    """Return the top of a page: what it is, for whom, what of, and in red what of it is not real."""
+    whose = [text(party, size=10, bold=True, right=True)]
+    if party_id:
+        whose.append(text(party_id, right=True))
+    found: list[Flowable] = [
+        beside([text(title, size=16, bold=True)], whose, parts=(2, 1)),
+        Spacer(0, 1 * mm),
+        text(about, color=QUIET),
+    ]
+    if simulated:
+        found.append(text(f"Simulated: {simulated}", bold=True, color=WARNING))
+    return found
+
+
+def as_it_stands(at: dt.datetime) -> str:
+    """Return what a page that is not final says of itself."""
+    return f"As it stands at {at:%Y-%m-%d %H:%M} UTC; not final."
 
 
 def heading(words: str) -> list[Flowable]:

@@ -7,8 +7,7 @@ import datetime as dt
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
-from reportlab.lib.units import mm
-from reportlab.platypus import Flowable, PageBreak, Spacer
+from reportlab.platypus import Flowable, PageBreak
 
 from billing import month_bills
 from billing.allocation import Group
@@ -16,15 +15,7 @@ from billing.invoices import parties, reading
 from billing.month_bills import MonthBill
 from billing.month_figures import Row, ratios
 from billing.pdf import bill_parts
-from billing.pdf.layout import (
-    QUIET,
-    WARNING,
-    beside,
-    build,
-    heading,
-    table,
-    text,
-)
+from billing.pdf.layout import as_it_stands, beside, build, head, heading, table, text
 from marketplace.models import Organization
 
 LEASES_MAX = 3  # of a reservation
@@ -78,43 +69,24 @@ def month_bill(
 
 def _head(bill: MonthBill, *, buyer: str, at: dt.datetime) -> list[Flowable]:
     last = bill.window.ends_at - dt.timedelta(days=1)
-    words = (
-        "Final: what is found later is in a later month."
-        if bill.final
-        else f"As it stands at {at:%Y-%m-%d %H:%M} UTC; not final."
+    words = "Final: what is found later is in a later month." if bill.final else as_it_stands(at)
+    is_simulated = any(
+        row.reservation is not None and row.reservation.simulated for row in bill.rows
     )
-    found: list[Flowable] = [
-        beside(
-            [text(f"Bill of {bill.month}", size=16, bold=True)],
-            [text(buyer, size=10, bold=True, right=True)],
-        ),
-        Spacer(0, 1 * mm),
-        text(f"{bill.window.starts_at:%Y-%m-%d} to {last:%Y-%m-%d} UTC. {words}", color=QUIET),
-    ]
-    if any(row.reservation is not None and row.reservation.simulated for row in bill.rows):
-        words = "Simulated: there are reservations in it of GPUs that do not exist."
-        found.append(text(words, bold=True, color=WARNING))
-    return found
+    return head(
+        f"Bill of {bill.month}",
+        party=buyer,
+        about=f"{bill.window.starts_at:%Y-%m-%d} to {last:%Y-%m-%d} UTC. {words}",
+        simulated="there are reservations in it of GPUs that do not exist." if is_simulated else "",
+    )
 
 
 def _money(bill: MonthBill) -> Flowable:
-    figures, books = bill.total, bill.total.books
-    rows = [
-        ("Contracted for the month", figures.contracted),
-        ("Paid before, not yet used", books.opening),
-        ("Charged", books.charged),
-        ("Earned by delivery", -books.earned),
-        ("Refunded", -books.refunded),
-        ("Fees kept of what was given back", -books.fees),
-        ("Paid, not yet used at the end", books.closing),
-        ("Credits beyond refunds", books.credits),
-        ("Effective: earned and fees", figures.effective),
-        ("At list price, of what was billed", figures.list_cost),
-        ("Billed: charged less refunded", figures.billed),
-        ("Tax", figures.tax),
-        ("Billed with tax", figures.billed_with_tax),
+    before = [
+        ("Contracted for the month", bill.total.contracted),
+        ("Paid before, not yet used", bill.total.books.opening),
     ]
-    return bill_parts.money(rows, currency=bill.currency)
+    return bill_parts.money(bill.total, before=before, currency=bill.currency)
 
 
 def _divisions(bill: MonthBill, groups: Sequence[Group] | None) -> list[Flowable]:

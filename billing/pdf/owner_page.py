@@ -4,17 +4,17 @@ The first page has the whole; leases and movements follow on as many pages as th
 """
 
 import datetime as dt
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import Decimal
 
-from reportlab.lib.units import mm
-from reportlab.platypus import Flowable, Spacer
+from reportlab.platypus import Flowable
 
 from billing.bills import cost_per_hour
 from billing.evidence import Evidence
 from billing.owner_statements import LeaseLine, Line, LineKind, Move, Statement
-from billing.pdf.layout import QUIET, WARNING, amount, beside, build, heading, table, text
+from billing.pdf.bill_parts import hours, in_percent, signed
+from billing.pdf.layout import QUIET, as_it_stands, beside, build, head, heading, table, text
 from billing.states import EntryKind
-from marketplace.core.money import SECONDS_PER_HOUR, Money
+from marketplace.core.money import Money
 from marketplace.models import Organization
 
 WORDS = {
@@ -35,7 +35,6 @@ _MOVES = {
     EntryKind.RESERVE_RELEASE: "Reserve released",
     EntryKind.CORRECTION_RELEASE: "Correction released",
 }
-_CENT, _PERCENT = Decimal("0.01"), Decimal("0.1")
 
 
 def owner_statement(*, statement: Statement, owner: Organization, at: dt.datetime) -> bytes:
@@ -63,23 +62,15 @@ def owner_statement(*, statement: Statement, owner: Organization, at: dt.datetim
 
 def _head(found: Statement, *, owner: Organization, at: dt.datetime) -> list[Flowable]:
     last = found.window.ends_at - dt.timedelta(days=1)
-    words = (
-        "Final: what is found later is in a later month."
-        if found.final
-        else f"As it stands at {at:%Y-%m-%d %H:%M} UTC; not final."
+    words = "Final: what is found later is in a later month." if found.final else as_it_stands(at)
+    is_simulated = any(line.lease.reservation.simulated for line in found.leases)
+    return head(
+        f"Statement of {found.month}",
+        party=owner.name,
+        party_id=owner.pk,
+        about=f"{found.window.starts_at:%Y-%m-%d} to {last:%Y-%m-%d} UTC. {words}",
+        simulated="there are leases in it of GPUs that do not exist." if is_simulated else "",
     )
-    head: list[Flowable] = [
-        beside(
-            [text(f"Statement of {found.month}", size=16, bold=True)],
-            [text(owner.name, size=10, bold=True, right=True), text(owner.pk, right=True)],
-        ),
-        Spacer(0, 1 * mm),
-        text(f"{found.window.starts_at:%Y-%m-%d} to {last:%Y-%m-%d} UTC. {words}", color=QUIET),
-    ]
-    if any(line.lease.reservation.simulated for line in found.leases):
-        words = "Simulated: there are leases in it of GPUs that do not exist."
-        head.append(text(words, bold=True, color=WARNING))
-    return head
 
 
 def _summary(found: Statement) -> Flowable:
@@ -126,7 +117,7 @@ def _leases(found: Statement) -> list[Flowable]:
     rows.append(
         [
             "All leases",
-            _hours(sum(line.gpu_seconds_delivered for line in found.leases)),
+            hours(sum(line.gpu_seconds_delivered for line in found.leases)),
             "",
             _signed(sums["price"], found),
             _signed(-sums["fee"], found),
@@ -154,7 +145,7 @@ def _lease(line: LeaseLine, found: Statement) -> list[str]:
                 *([_proof(line.evidence)] if line.evidence else ["not settled yet"]),
             ]
         ),
-        _hours(line.gpu_seconds_delivered),
+        hours(line.gpu_seconds_delivered),
         cost_per_hour(price, line.gpu_seconds_delivered) or "—",
         _signed(line.price, found),
         _signed(-line.fee, found),
@@ -168,7 +159,7 @@ def _undelivered(line: LeaseLine, found: Statement) -> list[str]:
     if not line.gpu_seconds_undelivered:
         return []
     back = _signed(line.given_back, found)
-    return [f"{_hours(line.gpu_seconds_undelivered)} not delivered, {back} given back"]
+    return [f"{hours(line.gpu_seconds_undelivered)} not delivered, {back} given back"]
 
 
 def _proof(shown: Evidence) -> str:
@@ -176,7 +167,7 @@ def _proof(shown: Evidence) -> str:
     receipts = " and ".join(receipt.kind for receipt in shown.receipts)
     words = [f"receipts: {receipts}" if receipts else "no receipt"]
     if shown.coverage is not None:
-        words.append(f"metered {_percent(shown.coverage)} %")
+        words.append(f"metered {in_percent(Decimal(shown.coverage))} %")
     if shown.outage_count:
         refunded = sum(outage.refunded for outage in shown.outages)
         words.append(f"outages {shown.outage_count}, refunded {refunded}")
@@ -224,13 +215,5 @@ def _move(move: Move, found: Statement) -> list[str]:
     ]
 
 
-def _hours(seconds: int) -> str:
-    return f"{(Decimal(seconds) / SECONDS_PER_HOUR).quantize(_CENT, rounding=ROUND_HALF_EVEN):,}"
-
-
-def _percent(share: str) -> str:
-    return f"{(Decimal(share) * 100).quantize(_PERCENT, rounding=ROUND_HALF_EVEN)}"
-
-
 def _signed(minor: int, found: Statement) -> str:
-    return amount(Money(minor, found.currency)).replace("-", "−")
+    return signed(minor, found.currency)

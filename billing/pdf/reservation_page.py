@@ -2,13 +2,12 @@
 
 import datetime as dt
 
-from reportlab.lib.units import mm
-from reportlab.platypus import Flowable, Spacer
+from reportlab.platypus import Flowable
 
 from billing.bills import BillLine
 from billing.invoices import parties
 from billing.pdf import bill_parts
-from billing.pdf.layout import QUIET, WARNING, beside, build, heading, table, text
+from billing.pdf.layout import as_it_stands, beside, build, head, heading, table, text
 from billing.reservation_bills import ReservationBill
 from scheduler.models import Reservation
 from scheduler.states import LeaseStatus
@@ -54,7 +53,7 @@ def _head(
 ) -> list[Flowable]:
     """Say what was bought, by whom, to whom its cost belongs, and whether the bill is final."""
     bill, row = whole.bill, whole.row
-    standing = "Final." if bill.final else f"As it stands at {at:%Y-%m-%d %H:%M} UTC; not final."
+    standing = "Final." if bill.final else as_it_stands(at)
     tags = ", ".join(f"{key}: {value}" for key, value in sorted(reservation.tags.items()))
     rate = f"{bill.rate} {bill.net.currency.upper()} per GPU-hour, locked"
     about = [
@@ -62,41 +61,20 @@ def _head(
         f"project {reservation.project or 'none'} · tags {tags or 'none'}",
         *([f"bought by {row.buyer.name}"] if row.buyer else []),
     ]
-    found: list[Flowable] = [
-        beside(
-            [text(title, size=16, bold=True)],
-            [text(buyer, size=10, bold=True, right=True)],
-        ),
-        Spacer(0, 1 * mm),
-        text(
-            f"{reservation.pk} · {reservation.starts_at:%Y-%m-%d %H:%M} to "
-            f"{reservation.ends_at:%Y-%m-%d %H:%M} UTC · {reservation.get_status_display()}. {standing}",
-            color=QUIET,
-        ),
-        *(text(line) for line in about),
-    ]
-    if bill.simulated:
-        found.append(text("Simulated: its GPUs do not exist.", bold=True, color=WARNING))
-    return found
+    window = f"{reservation.starts_at:%Y-%m-%d %H:%M} to {reservation.ends_at:%Y-%m-%d %H:%M} UTC"
+    top = head(
+        title,
+        party=buyer,
+        about=f"{reservation.pk} · {window} · {reservation.get_status_display()}. {standing}",
+        simulated="its GPUs do not exist." if bill.simulated else "",
+    )
+    return [*top, *(text(line) for line in about)]
 
 
 def _money(whole: ReservationBill) -> Flowable:
-    figures, books = whole.row.figures, whole.row.figures.books
-    rows = [
-        ("Contracted for what is promised", figures.contracted),
-        ("Charged", books.charged),
-        ("Earned by delivery", -books.earned),
-        ("Refunded", -books.refunded),
-        ("Fees kept of what was given back", -books.fees),
-        ("Paid, not yet used", books.closing),
-        ("Credits beyond refunds", books.credits),
-        ("Effective: earned and fees", figures.effective),
-        ("At list price, of what was billed", figures.list_cost),
-        ("Billed: charged less refunded", figures.billed),
-        ("Tax", figures.tax),
-        ("Billed with tax", figures.billed_with_tax),
-    ]
-    return bill_parts.money(rows, currency=whole.bill.net.currency)
+    figures = whole.row.figures
+    before = [("Contracted for what is promised", figures.contracted)]
+    return bill_parts.money(figures, before=before, currency=whole.bill.net.currency)
 
 
 def _leases(lines: list[BillLine]) -> list[Flowable]:

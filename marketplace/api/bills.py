@@ -102,7 +102,9 @@ class BillSerializer(serializers.Serializer[Any]):
     net = MoneyField()
     tax = MoneyField(help_text="charged less what went back, by the terms of the purchase")
     net_with_tax = MoneyField()
-    credits = MoneyField(help_text="to the wallet, beyond refunds; no part of the price")
+    credits = MoneyField(
+        help_text="to the wallet, beyond refunds, and what promotions paid; no part of the price"
+    )
     list_cost = MoneyField(help_text="of what was billed, at the published price without surge")
     contracted = MoneyField(help_text="the locked price of what is promised")
     billed = MoneyField()

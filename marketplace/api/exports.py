@@ -46,7 +46,9 @@ class FocusExportView(ApiView):
         "of it was used up, `contract_commitment` the reservations, `invoice_detail` the lines of invoices "
         "and credit notes, `billing_period` whether the month is closed. Columns of this market begin with "
         "`x_`; an empty cell is what is not known. Sums of BilledCost and EffectiveCost are the ledger's. "
-        "While a month is open, a later file replaces an earlier one; once it is closed, it stays.",
+        "While a month is open, a later file replaces an earlier one; once it is closed, it stays. A file "
+        "has all rows of its month, however many: read it as it comes, and check it against its manifest. "
+        "Projects and tags are those that held when a row was charged.",
         responses={},
         files={(200, "text/csv"): OpenApiTypes.STR},
         query=FocusQuery,
@@ -98,8 +100,9 @@ class FocusManifestView(ApiView):
     @operation(
         summary="What a FOCUS file of a month is: rows, digest, columns",
         description="Says of a file of `GET /v1/exports/focus` how many rows it has, its SHA-256 and size, "
-        "the type of each column, and how to take it in. It reads the whole file, and counts as an export "
-        "while it does. Contract commitments are told as they stand, and always overwritten.",
+        "the type of each column, and how to take it in. The file of an open month is read to its end for "
+        "it, and that counts as an export; a final one is counted once, and answered at once from then on. "
+        "Contract commitments are told as they stand, and always overwritten.",
         responses={200: ManifestSerializer},
         query=FocusQuery,
         refusals=("invalid_value", "too_many_exports"),
@@ -112,7 +115,7 @@ class FocusManifestView(ApiView):
             month=month,
             version=version,
             dataset=dataset,
-            lines=_lines(self.organization, month, version, dataset, at=self.now),
+            read=lambda: _lines(self.organization, month, version, dataset, at=self.now),
             at=self.now,
         )
         return Response(ManifestSerializer(found).data)

@@ -56,7 +56,7 @@ def page(
         "Refunded": -books.refunded,
         "Fees kept of what was given back": -books.fees,
         "Paid and not yet used": books.closing,
-        "Credits beyond refunds": books.credits,
+        "Credits and promotions": books.credits,
         "At list price, of what was billed": figures.list_cost,
         "Billed: charged less refunded": figures.billed,
         "Tax on what was billed": figures.tax,

@@ -46,7 +46,7 @@ class MonthFiguresSerializer(serializers.Serializer[Any]):
     refunded = MoneySerializer()
     fees = MoneySerializer(help_text="kept of what was given back")
     closing = MoneySerializer(help_text="paid and not used by the end of the month")
-    credits = MoneySerializer(help_text="to the wallet, beyond refunds")
+    credits = MoneySerializer(help_text="to the wallet, beyond refunds, and what promotions paid")
     billed = MoneySerializer()
     effective = MoneySerializer()
     tax = MoneySerializer(help_text="charged in the month less what went back")

@@ -90,7 +90,7 @@ def _money(whole: ReservationBill) -> dict[str, Money]:
         "Refunded": nothing - bill.refunded,
         "Fees kept of what was given back": nothing - bill.fees,
         "Paid and not yet used": bill.open,
-        "Credits beyond refunds": bill.credits,
+        "Credits and promotions": bill.credits,
         "At list price, of what was billed": bill.list_cost,
         "Billed: charged less refunded": bill.net,
         "Tax on what was billed": bill.tax,

@@ -9,8 +9,8 @@ from django.utils import timezone
 from agents import inventory
 from agents.models import Gpu, Node
 from agents.states import NodeStatus
-from billing.models import Payout
-from billing.states import PayoutStatus
+from billing.models import Approval, Difference, Dispute, Parking, Payout
+from billing.states import ApprovalStatus, DisputeStatus, PayoutStatus
 from marketplace.models import Listing
 from marketplace.states import ListingStatus
 from scheduler.models import Lease, LeaseTransition, Quote, Reservation, ReservationTransition
@@ -49,6 +49,30 @@ def context(request: HttpRequest, page: dict[str, object]) -> dict[str, object]:
         ),
         _card("Quotes open", Quote.objects.filter(status=QuoteStatus.OPEN), "prices promised"),
         _card("Payouts due", Payout.objects.filter(status=PayoutStatus.DUE), "owed to owners"),
+        _card(
+            "To decide",
+            Approval.objects.filter(status=ApprovalStatus.REQUESTED),
+            "money that takes two people",
+            where="status__exact=requested",
+        ),
+        _card(
+            "Disputes open",
+            Dispute.objects.filter(status=DisputeStatus.OPEN),
+            "a bank has the money",
+            where="status__exact=open",
+        ),
+        _card(
+            "Differences",
+            Difference.objects.filter(resolved_at__isnull=True),
+            "between provider and books",
+            where="resolved_at__isempty=1",
+        ),
+        _card(
+            "Parked",
+            Parking.objects.filter(ended_at__isnull=True),
+            "whose money stands still",
+            where="ended_at__isempty=1",
+        ),
     ]
     return page | {"cards": cards, "moves": _latest_moves()}
 
@@ -69,10 +93,13 @@ def _latest_moves() -> list[dict[str, object]]:
     return [dict(zip(names, move, strict=True)) for move in found[:MOVES_MAX]]
 
 
-def _card(title: str, rows: QuerySet[Model], note: str) -> dict[str, object]:
+def _card(title: str, rows: QuerySet[Model], note: str, where: str = "") -> dict[str, object]:
+    """Return a number and the list that it counts, with what of the list where only that is told."""
     options = rows.model._meta  # noqa: SLF001 - Django's documented name for it
     registered = admin.site.is_registered(rows.model)
     link = (
         reverse(f"admin:{options.app_label}_{options.model_name}_changelist") if registered else ""
     )
+    if link and where:
+        link = f"{link}?{where}"
     return {"title": title, "count": rows.count(), "note": note, "link": link}

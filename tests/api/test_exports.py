@@ -15,12 +15,12 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from billing import focus, invoices, settlements, wallet
+from billing import budgets, focus, invoices, settlements, wallet
 from billing.focus import Dataset, Version, reading, slots
 from marketplace.core.money import Money
 from marketplace.models import Organization
 from marketplace.states import Scope
-from scheduler.states import ReservationStatus
+from scheduler.details import DetailChanges
 from tests.billing import factories as books
 from tests.billing.focus import world
 from tests.conftest import ApiClient
@@ -178,9 +178,7 @@ class TestManifest:
     def test_of_a_closed_month_stays_whatever_happens_later(
         self, organization: Organization, api: ApiClient
     ) -> None:
-        reservation = books.reservation(
-            buyer=books_of(organization), status=ReservationStatus.COMPLETED
-        )
+        reservation = books.reservation(buyer=books_of(organization))
         closed_at = dt.datetime(2026, 12, 2, tzinfo=dt.UTC)
         invoices.issue_month(organization=organization, month="2026-11", at=closed_at)
         kept = [each for each in FILES if each[1] != Dataset.CONTRACT_COMMITMENT]
@@ -196,7 +194,12 @@ class TestManifest:
         assert {each["closed_at"] for each in before} == {"2026-12-02T00:00:00Z"}
         lease = books.lease(of=reservation, returned_after_seconds=1800)
         settlements.settle(lease_id=lease.pk, at=closed_at + dt.timedelta(hours=1))
-        type(reservation).objects.update(name="renamed", project="moved", tags={"a": "b"})
+        budgets.change_details(
+            reservation=reservation,
+            changes=DetailChanges(name="renamed", project="moved", tags={"a": "b"}),
+            at=closed_at + dt.timedelta(hours=1),
+            actor="test",
+        )
         Organization.objects.filter(pk=organization.pk).update(name="Adaline GmbH")
         assert [each["sha256"] for each in manifests()] == [each["sha256"] for each in before]
         commitments = api.get(MANIFEST, month="2026-11", dataset="contract_commitment").json
@@ -211,6 +214,34 @@ class TestManifest:
         for minutes, is_final in ((59, False), (60, True)):
             with time_machine.travel(closed_at + dt.timedelta(minutes=minutes), tick=False):
                 assert api.get(MANIFEST, month="2026-11").json["is_final"] is is_final
+
+    def test_that_is_final_reads_its_file_once_and_no_other_does(
+        self, organization: Organization, api: ApiClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        books.reservation(buyer=books_of(organization))
+        closed_at = dt.datetime(2026, 12, 2, tzinfo=dt.UTC)
+        read = []
+        right = focus.lines
+
+        def lines(**wish: Any) -> Any:
+            read.append(wish["dataset"])
+            return right(**wish)
+
+        monkeypatch.setattr(focus, "lines", lines)
+        with time_machine.travel(closed_at, tick=False):
+            api.get(MANIFEST, month="2026-11")
+            api.get(MANIFEST, month="2026-11")
+            assert len(read) == 2
+        invoices.issue_month(organization=organization, month="2026-11", at=closed_at)
+        with time_machine.travel(closed_at + dt.timedelta(hours=2), tick=False):
+            first = api.get(MANIFEST, month="2026-11").json
+            assert api.get(MANIFEST, month="2026-11").json == first
+            assert len(read) == 3
+            for _ in range(2):
+                api.get(MANIFEST, month="2026-11", dataset="contract_commitment")
+            assert len(read) == 5
+            content = download(organization, month="2026-11").getvalue()
+        assert first["sha256"] == hashlib.sha256(content).hexdigest()
 
     def test_names_the_type_of_each_column(self, api: ApiClient) -> None:
         found = api.get(MANIFEST, month="2026-11").json["columns"]

@@ -115,7 +115,7 @@ def node(*, of: Organization | None = None) -> Node:
         simulated=True,
         public_key=f"key-{number}",
         agent_version="1",
-        slot_base=16 * number,
+        slot_base=16 * (10_000 + number),  # away from those of the scheduler's factories
         enrolled_at=START,
     )
 

@@ -5,11 +5,22 @@ from django.urls import reverse
 from django.utils import timezone
 
 from billing import books, onboarding, wallet
-from billing.models import Approval, Entry, Payout, PayoutAccount, Settlement
+from billing.models import (
+    Approval,
+    Deposit,
+    Entry,
+    Payment,
+    Payout,
+    PayoutAccount,
+    ProviderTransition,
+    Settlement,
+)
+from billing.provider_states import DepositStatus, Machine, PaymentMeans, PaymentPurpose
 from marketplace.core.money import Money
 from marketplace.models import User
 from tests.billing import factories
 from tests.billing.debtors import a_debtor, buy, owed, sale_of
+from tests.billing.focus import world
 from tests.billing.test_payouts import released_settlement
 from tests.scheduler.factories import make_pool, make_quote
 
@@ -35,7 +46,7 @@ class TestLists:
             *("reserve", "refund", "dispute", "booksrun", "parking", "approval"),
             *("creditterms", "creditsale", "dunningcase"),
             *("invoice", "billingprofile"),
-            *("promotion", "withdrawal"),
+            *("promotion", "withdrawal", "deposit", "taxremittance"),
             *("payment", "payoutaccount", "intent", "inboxevent", "difference"),
             *("disputecharge", "reversal"),
         ],
@@ -58,6 +69,42 @@ class TestLists:
             address = reverse(f"admin:billing_{row._meta.model_name}_change", args=[row.pk])
             assert admin_client.get(address).status_code == 200
             assert admin_client.post(address, {}).status_code == 403
+
+    def test_show_of_a_deposit_what_happens_next_and_what_did(self, admin_client):
+        tenant = factories.tenant(funds_minor=1000)
+        plan = Deposit.objects.get(reservation=world.in_two_parts(tenant))
+        listing = reverse("admin:billing_deposit_changelist")
+        row = reverse("admin:billing_deposit_change", args=[plan.pk])
+        text = admin_client.get(listing).content.decode()
+        assert "1.00 USD" in text
+        assert "3.71 USD" in text
+        assert ">nothing<" in text
+        assert "none" in admin_client.get(row).content.decode()
+        Deposit.objects.update(
+            status=DepositStatus.ASKED, return_by=plan.created_at, act_due_at=plan.created_at
+        )
+        ProviderTransition.objects.create(
+            machine=Machine.DEPOSIT,
+            subject_id=plan.pk,
+            from_status=DepositStatus.OPEN,
+            to_status=DepositStatus.ASKED,
+            at=plan.created_at,
+        )
+        payment = Payment.objects.create(
+            organization=tenant,
+            reservation=plan.reservation,
+            purpose=PaymentPurpose.BALANCE,
+            means=PaymentMeans.CARD,
+            amount_minor=plan.balance_gross_minor,
+            currency="usd",
+            read_due_at=plan.created_at,
+            due_at=plan.created_at,
+            created_at=plan.created_at,
+        )
+        said = admin_client.get(row).content.decode()
+        assert "its tenant is to return and pay" in admin_client.get(listing).content.decode()
+        assert "open → asked" in said
+        assert reverse("admin:billing_payment_change", args=[payment.pk]) in said
 
     def test_show_an_invoice_with_its_state_and_its_file(self, admin_client):
         row = factories.reservation(buyer=factories.tenant(), paid=False)

@@ -1,6 +1,8 @@
 """What was not delivered has its reason from the evidence, and the reasons add up to the second."""
 
 import datetime as dt
+from collections import Counter
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -10,7 +12,16 @@ from hypothesis import strategies as st
 from agents.models import NodeTransition
 from agents.protocol import Cause
 from agents.states import NodeStatus
-from billing import bills, books, corrections, deliveries, month_bills, undelivered
+from billing import (
+    bills,
+    books,
+    corrections,
+    deliveries,
+    invoices,
+    month_bills,
+    month_movements,
+    undelivered,
+)
 from billing import settlements as settling
 from billing.models import Settlement
 from billing.states import UndeliveredReason as Why
@@ -18,6 +29,7 @@ from marketplace.core.windows import Window
 from scheduler.models import Lease, LeaseTransition, Reclaim, Reservation
 from scheduler.states import LeaseReason, LeaseStatus, ReservationStatus
 from tests.billing import factories
+from tests.billing.focus import world
 
 pytestmark = pytest.mark.django_db
 
@@ -67,7 +79,7 @@ def reasons_of(lease: Lease) -> dict[Why, int]:
 
 
 def bill_of(reservation: Reservation) -> dict[Why, int]:
-    """Return the reasons on the final bill, and see that the bill of the month has the same."""
+    """Return the reasons on the final bill, and see that the month's bill and FOCUS rows have the same."""
     settling.settle_ended(at=LATER)
     reservation.refresh_from_db()
     bill = bills.reservation_bill(reservation=reservation, at=LATER)
@@ -77,6 +89,15 @@ def bill_of(reservation: Reservation) -> dict[Why, int]:
     (row,) = month_bills.rows_of(organization=reservation.organization, window=window)
     assert row.figures.undelivered_by_reason == reasons
     assert row.figures.books.undelivered == sum(reasons.values())
+    told: Counter[str] = Counter()
+    for charge in world.rows(reservation.organization, at=LATER):
+        if charge["x_UndeliveredReason"]:
+            told[charge["x_UndeliveredReason"]] += round(
+                Decimal(charge["x_UndeliveredGpuHours"]) * HOUR
+            )
+        else:
+            assert charge["x_UndeliveredGpuHours"] in {"", "0.0"}
+    assert told == reasons
     assert books.check(at=LATER).ok
     return dict(reasons)
 
@@ -247,9 +268,28 @@ class TestOfASettlement:
         assert settlement.review_due_at is not None
         corrections.review(settlement_id=settlement.pk, at=settlement.review_due_at)
         first, second = undelivered.of_settlement(Settlement.objects.get())
-        assert first[1] == {Why.HANDOVER: 600}
-        assert second == (settlement.review_due_at, {Why.GPU_FAULT: 240})
+        assert (first.entry_id, first.reasons) == (settlement.entry_id, {Why.HANDOVER: 600})
+        assert (second.moment, second.reasons) == (settlement.review_due_at, {Why.GPU_FAULT: 240})
         assert bill_of(settlement.lease.reservation) == {Why.HANDOVER: 600, Why.GPU_FAULT: 240}
+
+    def test_that_is_posted_after_the_close_of_its_month_is_of_the_month_that_is_open(self) -> None:
+        tenant = factories.tenant(funds_minor=100_000)
+        row = factories.reservation(buyer=tenant, status=ReservationStatus.COMPLETED)
+        lease = factories.lease(of=row, handed_over_after_seconds=300)
+        factories.meter_fully(of=lease)
+        closed_at = dt.datetime(2026, 12, 2, tzinfo=dt.UTC)
+        invoices.issue_month(organization=tenant, month="2026-11", at=closed_at)
+        settling.settle(lease_id=lease.pk, at=closed_at + dt.timedelta(hours=1))
+        settlement = Settlement.objects.get()
+        factories.outage(of=lease, from_second=1200, seconds=240)
+        assert settlement.review_due_at is not None
+        corrections.review(settlement_id=settlement.pk, at=settlement.review_due_at)
+        told = {}
+        for month in ("2026-11", "2026-12"):
+            window = month_movements.month_window(month=month)
+            (bill,) = month_bills.rows_of(organization=tenant, window=window)
+            told[month] = dict(bill.figures.undelivered_by_reason)
+        assert told == {"2026-11": {}, "2026-12": {Why.HANDOVER: 600, Why.GPU_FAULT: 240}}
 
     def test_that_kept_none_says_unknown_until_it_is_corrected(self, unguarded: Any) -> None:
         settlement = self.settled()

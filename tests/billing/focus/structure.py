@@ -145,6 +145,10 @@ def _charge(row: Row) -> list[str]:
         "has another issuer than provider": row["InvoiceIssuerName"]
         != row.get("ServiceProviderName", row.get("ProviderName")),
         "uses a commitment wrongly": not _is_applied_soundly(row),
+        "was not delivered for no reason, or delivered for one": bool(
+            Decimal(row["x_UndeliveredGpuHours"] or 0)
+        )
+        != bool(row["x_UndeliveredReason"]),
         "has details that are not text to text": not all(
             isinstance(value, str) for value in json.loads(row["Tags"] or "{}").values()
         ),
@@ -199,6 +203,10 @@ def _commitment(row: Row) -> list[str]:
         "commits to a quantity and a cost": bool(
             row["ContractCommitmentQuantity"] and row["ContractCommitmentCost"]
         ),
+        "is paid in parts that are the whole": (
+            row["ContractCommitmentPaymentModel"] == "Partial Upfront"
+        )
+        != (Decimal(row["ContractCommitmentPaymentUpfrontPercentage"]) < 1),
         "is for nothing": scope.keys() != {"InclusionOperator", "Inclusions"},
         "changed before it was made": row["ContractCommitmentLastUpdated"]
         < row["ContractCommitmentCreated"],

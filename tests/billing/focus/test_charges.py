@@ -1,14 +1,19 @@
 """Rows of charges, one rule at a time: pure, without a database."""
 
 import datetime as dt
+from collections import Counter
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from billing.focus import charges, numbers
+from billing.budgets import NO_LABELS, History
+from billing.focus import charges, numbers, shares
 from billing.focus.facts import Deal, Documents, Fact, Payer, Place
 from billing.focus.frames import Frames
+from billing.states import UndeliveredReason
 
 STARTS = dt.datetime(2026, 11, 1, tzinfo=dt.UTC)
 HOUR = dt.timedelta(hours=1)
@@ -42,10 +47,10 @@ def frames(*, currency: str = "usd", **changes: Any) -> Frames:
         "multiplier": "1.500000",
         "is_dynamic": True,
         "name": "",
-        "project": "",
-        "tags": {},
+        "said": History((), NO_LABELS),
         "simulated": False,
         "purchased_at": STARTS,
+        "is_in_two_parts": False,
     }
     return Frames(payer=PAYER, deal=Deal(**{**values, **changes}), currency=currency)
 
@@ -131,6 +136,143 @@ class TestRefund:
             assert row["ChargeClass"] == expected
             assert (row["BilledCost"], row["PricingQuantity"]) == ("-3.0", "-1.0")
             assert Decimal(row["EffectiveCost"]) == 0
+
+
+WHY = UndeliveredReason
+NOTES = (Place("CN-1", "inl_2", 200, 0, 1800), Place("CN-2", "inl_3", 401, 0, 5400))
+
+
+class TestReasons:
+    def test_have_a_row_each_and_each_row_says_its_own(self) -> None:
+        fact = hour(kind="settlement", net_minor=-100, deferred_minor=-100, delivered=0)
+        rows = charges.rows_of(
+            fact._replace(undelivered=5400),
+            frames=frames(),
+            reasons=Counter({WHY.HANDOVER: 1800, WHY.GPU_FAULT: 3600}),
+        )
+        assert [
+            (row["x_UndeliveredReason"], row["x_UndeliveredGpuHours"], row["BilledCost"])
+            for row in rows
+        ] == [("gpu_fault", "1.0", "-0.67"), ("handover", "0.5", "-0.33")]
+        assert rows[0]["ChargeDescription"].endswith(": a GPU failed")
+
+    def test_that_are_not_known_of_all_of_it_leave_the_rest_unknown(self) -> None:
+        fact = hour(kind="refund", net_minor=-300, deferred_minor=-300, delivered=0)
+        rows = charges.rows_of(
+            fact._replace(undelivered=5400),
+            frames=frames(),
+            reasons=Counter({WHY.RECLAIM: 3600}),
+        )
+        assert {row["x_UndeliveredReason"]: row["x_UndeliveredGpuHours"] for row in rows} == {
+            "reclaim": "1.0",
+            "unknown": "0.5",
+        }
+
+    def test_are_none_of_what_a_tenant_gave_back(self) -> None:
+        fact = hour(kind="invoice_void", net_minor=-300, deferred_minor=-300, delivered=0)
+        (row,) = charges.rows_of(fact._replace(released=3600), frames=frames())
+        assert (row["x_UndeliveredReason"], row["x_UndeliveredGpuHours"]) == ("", "0.0")
+
+    @pytest.mark.parametrize(
+        ("reasons", "expected"),
+        [
+            pytest.param(
+                {WHY.NETWORK: 7200},
+                [("CN-1", -200, 1800, "network"), ("CN-2", -401, 5400, "network")],
+                id="one alone",
+            ),
+            pytest.param(
+                {WHY.HANDOVER: 2700, WHY.NODE_DOWN: 4500},
+                [
+                    ("CN-1", -200, 1800, "node_down"),
+                    ("CN-2", -200, 2700, "node_down"),
+                    ("CN-2", -201, 2700, "handover"),
+                ],
+                id="over several notes",
+            ),
+            pytest.param(
+                {WHY.GPU_FAULT: 9000, WHY.NETWORK: -1800},
+                [
+                    ("CN-1", -200, 1800, "gpu_fault"),
+                    ("CN-2", -401, 7200, "gpu_fault"),
+                    ("", 0, -1800, "network"),
+                ],
+                id="one taken back",
+            ),
+        ],
+    )
+    def test_keep_the_sum_of_each_note_and_of_each_reason(
+        self,
+        reasons: dict[UndeliveredReason, int],
+        expected: list[tuple[str, int, int, str]],
+    ) -> None:
+        fact = hour(kind="correction", delivered=-7200, earned_minor=-601, net_minor=-601)
+        rows = charges.rows_of(
+            fact,
+            frames=frames(),
+            documents=Documents(given_back=NOTES),
+            reasons=Counter(reasons),
+        )
+        found = [
+            (
+                row["InvoiceId"],
+                int(Decimal(row["BilledCost"]) * 100),
+                int(Decimal(row["x_UndeliveredGpuHours"]) * 3600),
+                row["x_UndeliveredReason"],
+            )
+            for row in rows
+        ]
+        assert found == expected
+        assert {Decimal(row["PricingQuantity"]) * 3600 for row in rows} == {
+            -seconds for _, _, seconds, _ in expected
+        }
+
+    @given(
+        st.dictionaries(st.sampled_from(UndeliveredReason), st.integers(-5000, 5000), max_size=5),
+        st.lists(st.tuples(st.integers(1, 999), st.integers(0, 4000)), max_size=3),
+        st.integers(0, 2000),
+    )
+    def test_add_up_whatever_they_are(
+        self,
+        reasons: dict[UndeliveredReason, int],
+        lines: list[tuple[int, int]],
+        rest: int,
+    ) -> None:
+        total = sum(reasons.values())
+        places = tuple(
+            Place(f"CN-{number}", f"inl_{number}", minor, 0, seconds)
+            for number, (minor, seconds) in enumerate(lines if total >= 0 else [])
+        )
+        minor = sum(place.net_minor for place in places) + rest
+        parts = shares.given_back(minor=minor, seconds=total, places=places)
+        found = shares.by_reason(parts, reasons=reasons)
+        for place in {part.place for part in parts} - {None}:
+            of_place = sum(share.minor for share in found if share.place == place)
+            assert place is not None
+            assert of_place == place.net_minor
+        assert sum(share.minor for share in found) == minor
+        for reason in UndeliveredReason:
+            of_reason = sum(share.seconds for share in found if share.reason == reason)
+            assert of_reason == reasons.get(reason, 0)
+
+
+class TestTwoParts:
+    def test_say_what_they_are_and_the_deposit_alone_has_the_hours(self) -> None:
+        bought = hour(kind="purchase", net_minor=250, deferred_minor=250, delivered=0, bought=7200)
+        rest = hour(kind="balance", net_minor=350, deferred_minor=350, delivered=0)
+        (deposit,) = charges.rows_of(bought, frames=frames(is_in_two_parts=True))
+        (balance,) = charges.rows_of(rest, frames=frames(is_in_two_parts=True))
+        assert deposit["ChargeDescription"].startswith("Deposit on a reservation")
+        assert balance["ChargeDescription"].startswith("Balance of a reservation")
+        assert (deposit["x_EventType"], balance["x_EventType"]) == ("purchase", "balance")
+        assert (deposit["BilledCost"], balance["BilledCost"]) == ("2.5", "3.5")
+        assert (deposit["PricingQuantity"], balance["PricingQuantity"]) == ("2.0", "0.0")
+        assert (deposit["ContractedCost"], balance["ContractedCost"]) == ("6.0", "0.0")
+
+    def test_are_not_said_of_what_is_paid_at_once(self) -> None:
+        bought = hour(kind="purchase", net_minor=600, deferred_minor=600, delivered=0, bought=7200)
+        (row,) = charges.rows_of(bought, frames=frames())
+        assert row["ChargeDescription"] == "Reservation of GPUs, paid ahead"
 
 
 class TestChange:

@@ -10,6 +10,7 @@ import pytest
 
 from billing import focus, invoices
 from billing.focus import Dataset, Version
+from billing.models import Deposit, Promotion
 from tests.billing.focus import validator, world
 
 pytestmark = [
@@ -37,6 +38,8 @@ def installed() -> None:
 def texts() -> dict[str, str]:
     """Return the files of a tenant to whom everything has happened, by month; both months are closed."""
     tenant = world.lived_in()
+    assert Deposit.objects.exists()
+    assert Promotion.objects.exists()
     for month in MONTHS:
         invoices.issue_month(organization=tenant, month=month, at=CLOSED_AT)
     return {

@@ -7,7 +7,7 @@ import pytest
 
 from billing import focus, invoices
 from billing.focus import Dataset, Version
-from billing.models import MonthClose
+from billing.models import Deposit, MonthClose
 from tests.billing import factories as books
 from tests.billing.focus import structure, world
 
@@ -83,6 +83,23 @@ def test_a_commitment_tells_its_life_and_its_present_window(tenant) -> None:
     extended = by_status["scheduled"]
     assert extended["ContractCommitmentLifecycleStatus"] == "Pending"
     assert extended["ContractCommitmentDurationType"] == "4 Hours"
+
+
+def test_a_commitment_that_is_paid_in_two_parts_says_so_and_which_part_came_first(tenant) -> None:
+    plan = Deposit.objects.get()
+    rows = world.rows(tenant, dataset=Dataset.CONTRACT_COMMITMENT)
+    by_id = {row["ContractCommitmentId"]: row for row in rows}
+    names = ("PaymentModel", "PaymentInterval", "PaymentUpfrontPercentage")
+    told = {
+        key: tuple(row[f"ContractCommitment{name}"] for name in names) for key, row in by_id.items()
+    }
+    assert told.pop(plan.pk) == ("Partial Upfront", "Custom", "0.2123")
+    assert set(told.values()) == {("All Upfront", "One-Time", "1.0")}
+    charges = [row for row in world.rows(tenant) if row["x_ReservationId"] == plan.pk]
+    assert [(row["x_EventType"], row["BilledCost"], row["PricingQuantity"]) for row in charges] == [
+        ("purchase", "1.0", "2.0"),
+        ("balance", "3.71", "0.0"),
+    ]
 
 
 def test_a_line_of_an_invoice_is_the_charge_that_names_it(tenant) -> None:

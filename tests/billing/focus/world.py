@@ -13,11 +13,15 @@ from billing import (
     earnings,
     focus,
     invoices,
+    promotions,
+    purchases,
     refunds,
     settlements,
     wallet,
 )
 from billing.focus import Dataset, Version
+from billing.models import Deposit
+from billing.provider_states import DepositStatus
 from marketplace.core.money import Money
 from marketplace.models import Organization
 from scheduler import cancellations, extensions
@@ -28,6 +32,7 @@ from tests.billing import factories as books
 from tests.scheduler import factories as market
 
 FUNDS_MINOR = 5_000_000
+DEPOSIT_MINOR = 100
 MONTHS = ("2026-09", "2026-10", "2026-11", "2026-12")
 # Two hours before the end of October: a window of four hours lies in two months.
 BOUNDARY = dt.datetime(2026, 10, 31, 22, tzinfo=dt.UTC)
@@ -64,6 +69,9 @@ def lived_in() -> Organization:
     )
     over_the_end_of_a_month(tenant)
     half_delivered(tenant)
+    late_and_lossy(tenant)
+    in_two_parts(tenant)
+    promoted(tenant)
     on_account = corrected(tenant).reservation
     invoices.issue_for_purchase(
         reservation=on_account, due_at=LATER, at=books.START - dt.timedelta(minutes=30)
@@ -119,6 +127,46 @@ def half_delivered(tenant: Organization, *, currency: str = "usd") -> Lease:
     lease = books.lease(of=reservation, returned_after_seconds=1800)
     settlements.settle_ended(at=LATER)
     return lease
+
+
+def late_and_lossy(tenant: Organization) -> Lease:
+    """Hand two GPUs over late, and lose one of them for a quarter of an hour: refunded for two reasons."""
+    reservation = books.reservation(buyer=tenant, status=ReservationStatus.COMPLETED)
+    lease = books.lease(of=reservation, handed_over_after_seconds=450)
+    books.meter_fully(of=lease)
+    books.outage(of=lease, from_second=1200, seconds=900)
+    settlements.settle(lease_id=lease.pk, at=LATER)
+    return lease
+
+
+def in_two_parts(tenant: Organization, *, balance_at: dt.datetime = books.START) -> Reservation:
+    """Buy an hour of two GPUs for 4.71 with a deposit of 1.00, and pay the balance."""
+    row = books.reservation(buyer=tenant, paid=False)
+    row.unpaid_minor = row.total_minor - DEPOSIT_MINOR
+    Deposit.objects.create(
+        reservation=row,
+        status=DepositStatus.PAID,
+        net_minor=DEPOSIT_MINOR,
+        gross_minor=DEPOSIT_MINOR,
+        balance_net_minor=row.unpaid_minor,
+        balance_gross_minor=row.unpaid_minor,
+        currency=row.currency,
+        balance_due_at=balance_at,
+        created_at=row.created_at,
+        closed_at=balance_at,
+    )
+    purchases.post(reservation=row, at=row.created_at)
+    purchases.post_balance(reservation=row, net_minor=row.unpaid_minor, at=balance_at)
+    return row
+
+
+def promoted(tenant: Organization) -> Reservation:
+    """Buy for 4.71, of which a promotion pays 1.00."""
+    row = books.reservation(buyer=tenant, paid=False)
+    books.promotion(buyer=tenant, minor=100)
+    promotions.spend(reservation=row, amount_minor=row.total_minor, key=row.pk, at=row.created_at)
+    purchases.post(reservation=row, at=row.created_at)
+    return row
 
 
 def corrected(tenant: Organization, *, at: dt.datetime | None = None) -> Lease:
