@@ -119,7 +119,7 @@ def rebook(
 
     The old window stands if the payment fails.
 
-    :raises PaymentMethodUnavailable: for `card` and `bank_transfer`.
+    :raises PaymentMethodUnavailable: for `bank_transfer`; by card see `billing.added_hours`.
     :raises budgets.BudgetExceeded: when a hard budget does not cover what is added; likewise `ProjectFrozen`.
     :raises credit.CreditNotGranted: when nothing can be bought on account; likewise `CreditLimitExceeded`
         with the missing amount, and `InvoiceOverdue`.

@@ -44,7 +44,7 @@ class PaymentPurpose(TextChoices):
     RESERVATION = "reservation"  # its whole price
     DEPOSIT = "deposit"  # the part of a price that is paid at booking
     BALANCE = "balance"  # the rest of that price
-    ADDED_HOURS = "added_hours"  # of one extension
+    ADDED_HOURS = "added_hours"  # of one extension, or of another window
     INVOICE = "invoice"
 
 

@@ -124,16 +124,21 @@ INVARIANTS = (
     ),
     Invariant(
         "kept_hours_are_held",
-        "Behind a promise that has not begun nothing is kept but what an extension waits to be paid for.",
+        "Behind a promise that has not begun, and beside it, nothing is kept but what waits to be paid for.",
         """
         SELECT 'allocation ' || a.id || ' of ' || r.id || ' reaches to ' || upper(a.period)
             || ', its window to ' || r.ends_at
         FROM scheduler_allocation a JOIN scheduler_reservation r ON r.id = a.reservation_id
         LEFT JOIN scheduler_extensionhold h ON h.reservation_id = r.id
             AND h.dropped_at IS NULL AND h.made_at IS NULL
-        LEFT JOIN scheduler_changequote q ON q.id = h.quote_id
+        LEFT JOIN scheduler_changequote q ON q.id = h.quote_id AND h.kept_id IS NULL
         WHERE a.live AND r.status IN ('payment_pending', 'scheduled')
             AND upper(a.period) <> coalesce(q.ends_at, r.ends_at)
+        UNION ALL
+        SELECT 'quote ' || q.id || ' is ' || q.status || ' and holds a window for ' || h.id
+            || ', which was ' || CASE WHEN h.made_at IS NULL THEN 'dropped' ELSE 'made' END
+        FROM scheduler_extensionhold h JOIN scheduler_quote q ON q.id = h.kept_id
+        WHERE q.status = 'open' AND (h.made_at IS NOT NULL OR h.dropped_at IS NOT NULL)
         """,
     ),
     Invariant(

@@ -1,8 +1,9 @@
-"""Hours that are kept behind a reservation until they are paid for: then they extend it, or are free again.
+"""What is kept for a reservation until it is paid for: hours behind it, or another window beside it.
 
-The allocations reach to the new end meanwhile, and the reservation does not: its window, its price and its
-leases are those of before until the money is there. A hold whose time is up is dropped; money that comes
-after that takes the hours again, if nobody else has them.
+Of hours behind it the allocations reach to the new end meanwhile; another window has places of its own, held
+as a quote holds them. The reservation has neither: its window, its price and its leases are those of before
+until the money is there. A hold whose time is up is dropped; money that comes after that takes the hours
+again, if nobody else has them.
 """
 
 import datetime as dt
@@ -10,9 +11,10 @@ import datetime as dt
 from django.db.models import Exists, OuterRef
 
 from marketplace import events
+from marketplace.core.errors import StateConflict
 from marketplace.core.windows import Window, format_instant
 from marketplace.states import EventKind
-from scheduler import calendar, ticks
+from scheduler import calendar, holds, ticks
 from scheduler.models import Allocation, ExtensionHold, Reservation
 from scheduler.states import ExtensionDropReason
 
@@ -30,9 +32,21 @@ def held_until(*, reservation: Reservation, at: dt.datetime) -> dt.datetime:
     )
 
 
+def require_none(*, reservation: Reservation) -> None:
+    """Refuse to keep more for a reservation that waits for a payment already.
+
+    :raises StateConflict: then.
+    """
+    if (kept := open_of(reservation=reservation)) is not None:
+        raise StateConflict(
+            f"{kept.pk} waits for its payment until {format_instant(kept.held_until)}"
+        )
+
+
 def open_of(*, reservation: Reservation) -> ExtensionHold | None:
-    """Return what is kept behind a reservation now, None where nothing is."""
-    return ExtensionHold.objects.open().filter(reservation=reservation).first()
+    """Return what is kept for a reservation now, None where nothing is."""
+    waiting = ExtensionHold.objects.open().select_related("quote")
+    return waiting.filter(reservation=reservation).first()
 
 
 def drop_due(*, at: dt.datetime) -> int:
@@ -46,13 +60,42 @@ def drop_due(*, at: dt.datetime) -> int:
 
 
 def drop(*, reservation: Reservation, reason: ExtensionDropReason, at: dt.datetime) -> bool:
-    """Give back what is kept behind a reservation that the caller has locked; say whether there was any.
+    """Give back what is kept for a reservation that the caller has locked; say whether there was any.
 
-    The old end stands, and the tenant is told why.
+    The old window stands, and the tenant is told why.
     """
     hold = open_of(reservation=reservation)
     if hold is None:
         return False
+    if hold.kept_id is not None:
+        holds.release(quote_id=hold.kept_id)
+    else:
+        _shorten(reservation)
+    # The reservation's lock keeps rivals out; the condition is what a reader of this line can rely on.
+    assert (
+        ExtensionHold.objects.open().filter(pk=hold.pk).update(dropped_at=at, drop_reason=reason)
+    ), hold.pk
+    events.record(
+        organization=reservation.organization,
+        kind=EventKind.RESERVATION_EXTENSION_DROPPED,
+        object_id=reservation.pk,
+        data={
+            "extension_id": hold.pk,
+            "kind": hold.quote.kind,
+            "reason": reason.value,
+            "starts_at": format_instant(reservation.starts_at),
+            "ends_at": format_instant(reservation.ends_at),
+            "asked_starts_at": format_instant(hold.window.starts_at),
+            "asked_ends_at": format_instant(hold.ends_at),
+        },
+        at=at,
+        key=f"{hold.pk}:dropped",
+    )
+    return True
+
+
+def _shorten(reservation: Reservation) -> None:
+    """Let the allocations of a reservation end with it again."""
     end = reservation.ends_at
     longer = [
         place
@@ -65,24 +108,6 @@ def drop(*, reservation: Reservation, reason: ExtensionDropReason, at: dt.dateti
             allocations=[place for place in longer if place.period.lower == starts_at],
             window=Window(starts_at, end),
         )
-    # The reservation's lock keeps rivals out; the condition is what a reader of this line can rely on.
-    assert (
-        ExtensionHold.objects.open().filter(pk=hold.pk).update(dropped_at=at, drop_reason=reason)
-    ), hold.pk
-    events.record(
-        organization=reservation.organization,
-        kind=EventKind.RESERVATION_EXTENSION_DROPPED,
-        object_id=reservation.pk,
-        data={
-            "extension_id": hold.pk,
-            "reason": reason.value,
-            "ends_at": format_instant(end),
-            "asked_ends_at": format_instant(hold.ends_at),
-        },
-        at=at,
-        key=f"{hold.pk}:dropped",
-    )
-    return True
 
 
 def _drop_lapsed(reservation: Reservation, *, at: dt.datetime) -> None:

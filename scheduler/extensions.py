@@ -218,10 +218,7 @@ def _claim(
     """Lock a reservation that nothing is kept behind, and use a quote for it."""
     reservation = changes.locked(organization=organization, reservation_id=reservation_id)
     _check_status(reservation)
-    if (kept := extension_holds.open_of(reservation=reservation)) is not None:
-        raise StateConflict(
-            f"{kept.pk} waits for its payment until {format_instant(kept.held_until)}"
-        )
+    extension_holds.require_none(reservation=reservation)
     return reservation, changes.use(reservation=reservation, quote_id=quote_id, kinds=KINDS, at=at)
 
 

@@ -61,6 +61,18 @@ def use(*, quote: Quote, at: dt.datetime) -> None:
 
 
 @transaction.atomic
+def release(*, quote_id: str) -> bool:
+    """Take the arrow open → expired before its time, and free what is held; say whether it was open."""
+    assert QUOTE_ARROWS.allows(QuoteStatus.OPEN, QuoteStatus.EXPIRED)
+    ended = Quote.objects.filter(pk=quote_id, status=QuoteStatus.OPEN).update(
+        status=QuoteStatus.EXPIRED
+    )
+    if ended:
+        calendar.free_holds(quote_ids=[quote_id])
+    return bool(ended)
+
+
+@transaction.atomic
 def expire(*, quote_ids: Iterable[str], at: dt.datetime) -> int:
     """Take the arrow open → expired for those of the quotes that are due, and free what they hold.
 

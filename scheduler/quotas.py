@@ -201,12 +201,16 @@ def _check_horizon(*, limits: Limits, window: Window, at: dt.datetime) -> None:
 
 
 def _booked(*, organization: Organization, without: Reservation | None, at: dt.datetime) -> int:
-    """Return the GPU-seconds that a tenant has booked and that are not over at `at`."""
+    """Return the GPU-seconds that a tenant has booked and that are not over at `at`.
+
+    What waits for the payment of a change counts as the longer of its two windows.
+    """
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            SELECT coalesce(sum(r.gpus * floor(extract(
-                epoch FROM coalesce(q.ends_at, r.ends_at) - greatest(r.starts_at, %(at)s)))), 0)
+            SELECT coalesce(sum(r.gpus * floor(extract(epoch FROM greatest(
+                r.ends_at - greatest(r.starts_at, %(at)s),
+                q.ends_at - greatest(q.starts_at, %(at)s))))), 0)
               FROM scheduler_reservation r
               LEFT JOIN scheduler_extensionhold h ON h.reservation_id = r.id
                 AND h.dropped_at IS NULL AND h.made_at IS NULL

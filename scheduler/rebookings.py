@@ -9,7 +9,7 @@ be a way to leave for nothing.
 """
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -40,6 +40,7 @@ from scheduler.calendar import (
     WindowOffGrid,
     WindowUpsideDown,
 )
+from scheduler.given_back import GivenBack
 from scheduler.lots import GpusAtFloor, Lots
 from scheduler.models import Allocation, Change, ChangeQuote, ChangeRule, Reservation
 from scheduler.offerings import Offer
@@ -88,7 +89,7 @@ def quote(
     :raises LimitExceeded: when the tenant's limits do not allow it, or it has too many quotes open.
     """
     reservation = changes.locked(organization=organization, reservation_id=reservation_id)
-    _check_status(reservation, at=at)
+    check_status(reservation, at=at)
     window = _window(reservation, wish=wish, at=at)
     terms = changes.terms_of(reservation=reservation, at=at)
     kind = _kind(reservation, window=window)
@@ -114,7 +115,7 @@ def quote(
             floors = _floors(reservation, lots=lots, window=window, at=at)
             added = [
                 added_hours.price(reservation=reservation, window=part, floors=floors, at=at)
-                for part in _added(reservation.window, window)
+                for part in added_parts(reservation.window, window)
             ]
     _check_rate(added, max_rate=wish.max_rate)
     if kept is not None:
@@ -148,16 +149,15 @@ def rebook(
     :raises CapacityTaken: when there is no room in the new window any more.
     """
     reservation = changes.locked(organization=organization, reservation_id=reservation_id)
-    _check_status(reservation, at=at)
+    check_status(reservation, at=at)
     used = changes.use(reservation=reservation, quote_id=quote_id, kinds=KINDS, at=at)
     extension_holds.drop(
         reservation=reservation, reason=ExtensionDropReason.RESERVATION_CHANGED, at=at
     )
     window, old = used.window, reservation.window
     assert window is not None
-    if window.starts_at < at and window.starts_at != old.starts_at:
-        raise StateConflict(f"the new window began at {format_instant(window.starts_at)}")
-    released = given_back.places(reservation=reservation, parts=_added(window, old))
+    check_start(reservation, window=window, at=at)
+    released = given_back.places(reservation=reservation, parts=added_parts(window, old))
     if used.kind == ChangeKind.SHORTENING:
         places = list(Allocation.objects.filter(reservation=reservation, live=True).order_by("pk"))
         calendar.change_period(allocations=places, window=window)
@@ -169,7 +169,22 @@ def rebook(
             at=at,
             instead_of=reservation,
         )
-        _place(reservation, lots=Lots.from_json(used.lots), window=window, at=at)
+        place(reservation, lots=Lots.from_json(used.lots), window=window, at=at)
+    return write(reservation, used=used, released=released, change_id="", at=at, actor=actor)
+
+
+def write(
+    reservation: Reservation,
+    *,
+    used: ChangeQuote,
+    released: Sequence[GivenBack],
+    change_id: str,
+    at: dt.datetime,
+    actor: str,
+) -> Change:
+    """Write down another window whose places are taken; `released` are those that are given back."""
+    window, old = used.window, reservation.window
+    assert window is not None
     change = changes.record(
         reservation=reservation,
         quote=used,
@@ -177,11 +192,13 @@ def rebook(
         money=change_rules.Difference(
             charge=used.charge_minor, refund=used.refund_minor, fee=used.fee_minor
         ),
-        gpu_seconds_added=reservation.gpus * sum(part.seconds for part in _added(old, window)),
-        gpu_seconds_released=reservation.gpus * sum(part.seconds for part in _added(window, old)),
+        gpu_seconds_added=reservation.gpus * sum(part.seconds for part in added_parts(old, window)),
+        gpu_seconds_released=reservation.gpus
+        * sum(part.seconds for part in added_parts(window, old)),
         released=released,
         at=at,
         actor=actor,
+        change_id=change_id,
     )
     changes.rewrite(
         reservation=reservation,
@@ -191,7 +208,16 @@ def rebook(
     return change
 
 
-def _place(reservation: Reservation, *, lots: Lots, window: Window, at: dt.datetime) -> None:
+def check_start(reservation: Reservation, *, window: Window, at: dt.datetime) -> None:
+    """Refuse a window that begins at another instant, which has passed.
+
+    :raises StateConflict: then.
+    """
+    if window.starts_at < at and window.starts_at != reservation.starts_at:
+        raise StateConflict(f"the new window began at {format_instant(window.starts_at)}")
+
+
+def place(reservation: Reservation, *, lots: Lots, window: Window, at: dt.datetime) -> None:
     """Give a reservation places in another window, each lot at listings that it pays.
 
     What it had is free for it, too.
@@ -200,26 +226,31 @@ def _place(reservation: Reservation, *, lots: Lots, window: Window, at: dt.datet
     """
     calendar.free_reservation(reservation_id=reservation.pk)
     placement.assign(
-        demand=Demand(
-            gpu_model_id=reservation.gpu_model_id,
-            region=reservation.region,
-            tier=Tier(reservation.tier),
-            spread=Spread(reservation.spread),
-            window=window,
-            asks=tuple(
-                Ask(
-                    lot=number,
-                    gpus=lot.gpus,
-                    floor_rate_max=lot.floor_rate,
-                    listing_ids=frozenset(lot.listing_ids),
-                )
-                for number, lot in enumerate(lots.lots)
-            ),
-        ),
+        demand=demand_of(reservation, lots=lots, window=window),
         take=lambda places: calendar.take_for_reservation(
             places=places, window=window, reservation_id=reservation.pk, at=at
         ),
         at=at,
+    )
+
+
+def demand_of(reservation: Reservation, *, lots: Lots, window: Window) -> Demand:
+    """Return what another window of a reservation asks for: each lot at listings that it pays."""
+    return Demand(
+        gpu_model_id=reservation.gpu_model_id,
+        region=reservation.region,
+        tier=Tier(reservation.tier),
+        spread=Spread(reservation.spread),
+        window=window,
+        asks=tuple(
+            Ask(
+                lot=number,
+                gpus=lot.gpus,
+                floor_rate_max=lot.floor_rate,
+                listing_ids=frozenset(lot.listing_ids),
+            )
+            for number, lot in enumerate(lots.lots)
+        ),
     )
 
 
@@ -256,7 +287,7 @@ def _floors(
     """
     try:
         with transaction.atomic():
-            _place(reservation, lots=lots, window=window, at=at)
+            place(reservation, lots=lots, window=window, at=at)
             places = Allocation.objects.filter(reservation=reservation, live=True)
             dearest = dict(
                 places.order_by().values_list("lot").annotate(Max("listing__floor_rate"))
@@ -278,7 +309,7 @@ def _kind(reservation: Reservation, *, window: Window) -> ChangeKind:
     return ChangeKind.SHORTENING if reservation.window.covers(window) else ChangeKind.MOVE
 
 
-def _added(old: Window, new: Window) -> Iterator[Window]:
+def added_parts(old: Window, new: Window) -> Iterator[Window]:
     """Yield the parts of a window that another one does not cover, in their order."""
     kept = old.intersection(new)
     if kept is None:
@@ -313,7 +344,11 @@ def _window(reservation: Reservation, *, wish: WindowWish, at: dt.datetime) -> W
     return Window(starts_at, ends_at)
 
 
-def _check_status(reservation: Reservation, *, at: dt.datetime) -> None:
+def check_status(reservation: Reservation, *, at: dt.datetime) -> None:
+    """Refuse a reservation whose window does not change any more, or not yet.
+
+    :raises StateConflict: when it has begun, or is over; see `changes.require_taken` and `require_paid`.
+    """
     if reservation.status != ReservationStatus.SCHEDULED:
         raise StateConflict(
             f"{reservation.pk} is {reservation.status}: a window changes before it begins"

@@ -90,12 +90,12 @@ def committed(*, organization: Organization, project: str, window: Window, curre
 
 
 def _waiting(*, organization: Organization, project: str, window: Window, currency: str) -> int:
-    """Return what extensions that wait for their payment will add to a period."""
+    """Return what changes that wait for their payment will add to a period; none takes from it before."""
     held = ExtensionHold.objects.open().filter(
         reservation__organization=organization,
         reservation__status__in=COUNTED,
         reservation__currency=currency,
-        reservation__starts_at__lt=window.ends_at,
+        quote__starts_at__lt=window.ends_at,
     )
     if project:
         held = held.filter(reservation__project=project)
@@ -103,8 +103,8 @@ def _waiting(*, organization: Organization, project: str, window: Window, curren
     for each in held.select_related("reservation", "quote"):
         after = Promise.after(each.quote)
         assert after is not None, each.pk
-        added += after.part_minor(within=window)
-        added -= Promise.of(each.reservation).part_minor(within=window)
+        before = Promise.of(each.reservation)
+        added += max(0, after.part_minor(within=window) - before.part_minor(within=window))
     return added
 
 

@@ -33,8 +33,8 @@ from billing.states import EntryKind
 from marketplace.core.errors import DomainError
 from marketplace.core.money import Money
 from marketplace.states import EventKind
-from scheduler import extensions, reservations
-from scheduler.models import Reservation
+from scheduler import extensions, held_moves, reservations
+from scheduler.models import Change, ExtensionHold, Reservation
 from scheduler.states import ReservationReason, ReservationStatus
 
 CAPTURE_BEFORE_HOLD_ENDS_SECONDS = 6 * 3600
@@ -251,7 +251,7 @@ def _spend(
             if payment.purpose == PaymentPurpose.BALANCE:
                 deposits.settle(payment=payment, at=at)
             elif payment.extension is not None:
-                changes.post(change=extensions.make_held(hold_id=payment.extension.pk, at=at))
+                changes.post(change=_made(payment.extension, at=at))
             else:
                 _buy(reservation, at=at)
     except DomainError as refusal:
@@ -275,6 +275,12 @@ def _spend(
             at=at,
             why=refusal.detail,
         )
+
+
+def _made(held: ExtensionHold, *, at: dt.datetime) -> Change:
+    """Make the change that was kept until its payment."""
+    verb = extensions.make_held if held.kept_id is None else held_moves.make
+    return verb(hold_id=held.pk, at=at)
 
 
 def _buy(reservation: Reservation, *, at: dt.datetime) -> None:

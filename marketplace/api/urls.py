@@ -61,6 +61,7 @@ urlpatterns = [
     ),
     path("reservations/<str:reservation_id>/change-quote", changes.ChangeQuoteView.as_view()),
     path("reservations/<str:reservation_id>/changes", changes.ChangesView.as_view()),
+    path("reservations/<str:reservation_id>/changes/<str:change_id>", changes.ChangeView.as_view()),
     path("billing-profile", billing_profile.BillingProfileView.as_view()),
     path("invoices", invoices.InvoicesView.as_view()),
     path("invoices/<str:invoice_id>", invoices.InvoiceView.as_view()),

@@ -15,7 +15,7 @@ FOR EACH ROW EXECUTE FUNCTION scheduler_refuse_change();
 class Migration(migrations.Migration):
     dependencies = [
         ("agents", "0006_return_overdue"),
-        ("scheduler", "0021_held_payments"),
+        ("scheduler", "0022_moves_paid_by_card"),
     ]
 
     operations = [

@@ -12,6 +12,7 @@ from agents.models import Node
 from marketplace.core import ids
 from marketplace.core.windows import Window
 from marketplace.models import Organization
+from scheduler.models.quotes import Quote
 from scheduler.models.reservations import Reservation
 from scheduler.states import ChangeKind, ExtensionDropReason, ExtensionLimit, ReservationStatus
 
@@ -158,7 +159,7 @@ class ExtensionHoldQuerySet(models.QuerySet["ExtensionHold"]):
 
 
 class ExtensionHold(models.Model):
-    """Hours that are kept behind a reservation until they are paid for.
+    """Hours that are kept behind a reservation, or another window beside it, until they are paid for.
 
     Its id is that of the change that it becomes. `made_at` and `dropped_at` tell its story: money that came
     after it was dropped may have made it all the same.
@@ -172,6 +173,13 @@ class ExtensionHold(models.Model):
     )
     quote = models.OneToOneField(
         ChangeQuote, on_delete=models.PROTECT, related_name="extension_hold"
+    )
+    kept = models.OneToOneField(
+        Quote,
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="kept_for",
+        db_comment="that holds the places of another window; null: the same GPUs are kept for longer",
     )
     held_until = models.DateTimeField(db_comment="dropped then, unless it was paid for")
     actor = models.CharField(max_length=100)
@@ -208,10 +216,15 @@ class ExtensionHold(models.Model):
         return self.id
 
     @property
+    def window(self) -> Window:
+        """Return the window that is asked for."""
+        assert self.quote.window is not None, self.pk
+        return self.quote.window
+
+    @property
     def ends_at(self) -> dt.datetime:
         """Return the end that is asked for."""
-        assert self.quote.ends_at is not None, self.pk
-        return self.quote.ends_at
+        return self.window.ends_at
 
 
 class Change(models.Model):

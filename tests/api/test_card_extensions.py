@@ -1,4 +1,4 @@
-"""Added hours by card over HTTP: what is answered while they wait, when they are paid, when they are not."""
+"""Added hours and other windows by card over HTTP: while they wait, when they are paid, and when not."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ class TestExtensionByCard:
         assert "_secret_" in waiting["payment"]["client_secret"]
         assert "/pay/pay_" in waiting["payment"]["checkout_url"]
         before = shown(api, reservation)
-        assert before["pending_extension"] == waiting
+        assert before["pending_extension"] == before["pending_change"] == waiting
         assert (before["ends_at"], before["extensions"]) == (reservation["ends_at"], [])
 
         pays(stand_in, Payment.objects.get())
@@ -107,4 +107,48 @@ class TestExtensionByCard:
         _, answer = order(api, reservation)
         _, secret = a_key(organization=an_organization())
         path = f"/v1/reservations/{reservation['id']}/extensions/{answer.json['id']}"
+        assert ApiClient(secret=secret).get(path).status == 404
+
+
+class TestWindowByCard:
+    def order(self, api: ApiClient, reservation: Row, **body) -> tuple[Row, Any]:
+        path = f"/v1/reservations/{reservation['id']}"
+        wish = {
+            "starts_at": later(reservation["starts_at"], hours=24),
+            "ends_at": later(reservation["ends_at"], hours=26),
+        }
+        quote = api.post(f"{path}/change-quote", wish).json
+        order = {"quote_id": quote["id"], "payment_method": "card"} | body
+        return quote, api.post(f"{path}/changes", order, key=a_new_key())
+
+    def test_says_how_to_pay_and_is_made_then(self, api: ApiClient, reservation, stand_in) -> None:
+        quote, answer = self.order(api, reservation)
+        assert answer.status == 201, answer.content
+        waiting = answer.json
+        assert (waiting["status"], waiting["kind"]) == ("payment_pending", "move")
+        assert (waiting["starts_at"], waiting["charged"]) == (quote["starts_at"], quote["charge"])
+        assert "_secret_" in waiting["payment"]["client_secret"]
+        before = shown(api, reservation)
+        assert (before["pending_change"], before["pending_extension"]) == (waiting, None)
+        assert before["starts_at"] == reservation["starts_at"]
+        path = f"/v1/reservations/{reservation['id']}"
+        assert api.get(f"{path}/changes/{waiting['id']}").json == waiting
+        assert api.get(f"{path}/extensions/{waiting['id']}").status == 404
+
+        pays(stand_in, Payment.objects.get())
+        after = shown(api, reservation)
+        made = api.get(f"{path}/changes/{waiting['id']}").json
+        assert (made["status"], made["id"], made["payment"]) == ("made", waiting["id"], None)
+        assert (after["changes"], after["extensions"]) == ([made], [])
+        assert (after["starts_at"], after["pending_change"]) == (quote["starts_at"], None)
+
+    def test_needs_a_saved_card_where_that_is_to_pay(self, api: ApiClient, reservation) -> None:
+        _, answer = self.order(api, reservation, use_saved_card=True)
+        assert (answer.status, answer.code) == (409, "no_saved_card")
+        assert shown(api, reservation)["pending_change"] is None
+
+    def test_is_hidden_from_other_organizations(self, api: ApiClient, reservation) -> None:
+        _, answer = self.order(api, reservation)
+        _, secret = a_key(organization=an_organization())
+        path = f"/v1/reservations/{reservation['id']}/changes/{answer.json['id']}"
         assert ApiClient(secret=secret).get(path).status == 404

@@ -7,6 +7,7 @@ from marketplace.api.changes.views import (
     CancellationView,
     ChangeQuoteView,
     ChangesView,
+    ChangeView,
 )
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "CancellationView",
     "ChangeQuoteView",
     "ChangeSerializer",
+    "ChangeView",
     "ChangesView",
     "ExtensionQuoteView",
     "ExtensionView",

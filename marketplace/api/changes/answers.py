@@ -109,12 +109,11 @@ class ChangeQuoteSerializer(serializers.Serializer[ChangeQuote]):
 
 
 @dataclass(frozen=True, slots=True)
-class PendingExtension:
-    """An extension that waits for its payment, or was dropped without it, in the shape of a change."""
+class PendingChange:
+    """A change that waits for its payment, or was dropped without it, in the shape of one that was made."""
 
     hold: ExtensionHold
 
-    kind: ClassVar = ChangeKind.EXTENSION
     refunded_minor: ClassVar = 0
     fee_minor: ClassVar = 0
 
@@ -135,12 +134,12 @@ class PendingExtension:
 
 
 class ChangeSerializer(serializers.Serializer[Any]):
-    """A change that was made, or an extension that waits for its payment by card."""
+    """A change that was made, or one that waits for its payment by card."""
 
     status = serializers.SerializerMethodField(
-        help_text="dropped: the added hours were given back, because they were not paid for"
+        help_text="dropped: what was kept was given back, because it was not paid for"
     )
-    payment = serializers.SerializerMethodField(help_text="of an extension that is not made yet")
+    payment = serializers.SerializerMethodField(help_text="of a change that is not made yet")
     id = serializers.CharField()
     kind = ChoiceField(choices=ChangeKind.choices)
     reservation_id = serializers.CharField()
@@ -158,33 +157,38 @@ class ChangeSerializer(serializers.Serializer[Any]):
     at = InstantField()
 
     @extend_schema_field(ChoiceField(choices=[(s, s) for s in CHANGE_STATUSES]))
-    def get_status(self, change: Change | PendingExtension) -> str:
+    def get_status(self, change: Change | PendingChange) -> str:
         if isinstance(change, Change):
             return MADE
         return PENDING if change.hold.dropped_at is None else DROPPED
 
     @extend_schema_field(CardPaymentSerializer(allow_null=True))
-    def get_payment(self, change: Change | PendingExtension) -> object:
+    def get_payment(self, change: Change | PendingChange) -> object:
         if isinstance(change, Change):
             return None
         asked = list(change.hold.payments.all())
         return CardPaymentSerializer(asked[0]).data if asked else None
 
     @extend_schema_field(serializers.CharField(allow_null=True))
-    def get_invoice_id(self, change: Change | PendingExtension) -> str | None:
+    def get_invoice_id(self, change: Change | PendingChange) -> str | None:
         if not isinstance(change, Change):
             return None
         sale = getattr(change, "credit_sale", None)
         return sale.invoice_id if sale else None
 
 
-def of_extension(*, holds: ExtensionHoldQuerySet, changes: QuerySet[Change], order_id: str) -> Any:  # noqa: ANN401 - plain values to render
-    """Return how an extension stands: made, or as it waits for its payment.
+def of_order(
+    *,
+    holds: ExtensionHoldQuerySet,
+    changes: QuerySet[Change],
+    order_id: str,
+) -> Any:  # noqa: ANN401 - plain values to render
+    """Return how an order of a change stands: made, or as it waits for its payment.
 
     :raises NotFound: when there is none of this id among those that the caller may see.
     """
-    made = changes.filter(pk=order_id, kind=ChangeKind.EXTENSION).first()
+    made = changes.filter(pk=order_id).first()
     if made is not None:
         return ChangeSerializer(made).data
     waiting = holds.select_related("quote").prefetch_related("payments")
-    return ChangeSerializer(PendingExtension(find(waiting, order_id))).data
+    return ChangeSerializer(PendingChange(find(waiting, order_id))).data

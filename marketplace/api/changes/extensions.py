@@ -1,19 +1,16 @@
 """A later end: a quote, then the deed, at once or when its payment is there."""
 
-from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from django.http import HttpResponse
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import added_hours, provider
+from billing import added_hours
 from billing import changes as money
-from billing.models import Payment
 from marketplace.api.changes.answers import (
     ChangeQuoteSerializer,
     ChangeSerializer,
-    PendingExtension,
 )
 from marketplace.api.changes.frame import (
     ADDING_REFUSALS,
@@ -25,8 +22,7 @@ from marketplace.api.changes.wishes import ExtensionOrderSerializer, ExtensionWi
 from marketplace.api.schema import operation
 from marketplace.states import Scope
 from scheduler import extensions
-from scheduler.models import ExtensionHold
-from scheduler.states import PaymentMethod
+from scheduler.states import ChangeKind
 
 
 class ExtensionQuoteView(ChangeFrame):
@@ -82,38 +78,12 @@ class ExtensionsView(ChangeFrame):
         operation_id="extend_reservation",
     )
     def post(self, request: Request, reservation_id: str) -> HttpResponse:
-        body = dict(self.body(ExtensionOrderSerializer))
-        cards = {
-            "with_saved_card": body.pop("use_saved_card"),
-            "saves_card": body.pop("save_card"),
-        }
-        self.ask(reservation_id, **body)
-        order = {
-            "organization": self.organization,
-            "reservation_id": reservation_id,
-            "quote_id": body["quote_id"],
-            "at": self.now,
-            "actor": self.caller.actor,
-        }
-        if body["payment_method"] != PaymentMethod.CARD:
-            return self.changed(
-                lambda: money.extend(payment_method=body["payment_method"], **order)
-            )
-        ordered: list[str] = []
-
-        def keep() -> tuple[int, Any]:
-            made = added_hours.extend(**cards, **order)
-            ordered.append(made.pk)
-            shown = PendingExtension(made) if isinstance(made, ExtensionHold) else made
-            return HTTPStatus.CREATED, ChangeSerializer(shown).data
-
-        def ask_provider() -> tuple[int, Any]:
-            """Ask for the payment now that the hours are kept; what fails here is tried again later."""
-            for payment in Payment.objects.filter(extension=ordered[-1]):
-                provider.drive_payment(payment_id=payment.pk, at=self.now)
-            return HTTPStatus.CREATED, self.shown(reservation_id, ordered[-1])
-
-        return self.once(key_required=True, action=keep, then=ask_provider)
+        return self.order(
+            self.body(ExtensionOrderSerializer),
+            reservation_id=reservation_id,
+            at_once=money.extend,
+            by_card=added_hours.extend,
+        )
 
 
 class ExtensionView(ChangeFrame):
@@ -127,4 +97,4 @@ class ExtensionView(ChangeFrame):
         operation_id="get_extension",
     )
     def get(self, request: Request, reservation_id: str, extension_id: str) -> Response:
-        return Response(self.shown(reservation_id, extension_id))
+        return Response(self.shown(reservation_id, extension_id, kinds=[ChangeKind.EXTENSION]))

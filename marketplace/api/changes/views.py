@@ -1,8 +1,12 @@
 """Leave, and take another window: a quote, then the deed."""
 
+from typing import ClassVar
+
 from django.http import HttpResponse
 from rest_framework.request import Request
+from rest_framework.response import Response
 
+from billing import added_hours
 from billing import changes as money
 from marketplace.api.changes.answers import ChangeQuoteSerializer, ChangeSerializer
 from marketplace.api.changes.frame import (
@@ -18,6 +22,7 @@ from marketplace.api.changes.wishes import (
 )
 from marketplace.api.owner_listings import NoFields
 from marketplace.api.schema import operation
+from marketplace.states import Scope
 from scheduler import cancellations, rebookings
 
 
@@ -106,22 +111,36 @@ class ChangeQuoteView(ChangeFrame):
 class ChangesView(ChangeFrame):
     @operation(
         summary="Take the window of a quote",
-        description="All GPUs of the reservation in the new window, or the old one stands.",
+        description="All GPUs of the reservation in the new window, or the old one stands. From the wallet "
+        "and on account it is made at once. By card the new window is kept, beside the old one, while "
+        "`status` is `payment_pending`: for 15 minutes, and not beyond 5 minutes before the first of the two "
+        "starts. Where both overlap that takes other GPUs, and is refused with `capacity_taken` where there "
+        "are none. The old window stands if the payment fails; the event `reservation.extension_dropped` "
+        "says why. Money that comes later takes the new window at the promised price, or goes back in full.",
         request=PaidByQuoteSerializer,
         responses={201: ChangeSerializer},
-        refusals=(*CHANGE_REFUSALS, *ADDING_REFUSALS),
+        refusals=(*CHANGE_REFUSALS, *ADDING_REFUSALS, "move_too_late", "no_saved_card"),
         idempotency_key="required",
         operation_id="change_reservation_window",
     )
     def post(self, request: Request, reservation_id: str) -> HttpResponse:
-        body = self.body(PaidByQuoteSerializer)
-        self.ask(reservation_id, **body)
-        return self.changed(
-            lambda: money.rebook(
-                organization=self.organization,
-                reservation_id=reservation_id,
-                at=self.now,
-                actor=self.caller.actor,
-                **body,
-            )
+        return self.order(
+            self.body(PaidByQuoteSerializer),
+            reservation_id=reservation_id,
+            at_once=money.rebook,
+            by_card=added_hours.rebook,
         )
+
+
+class ChangeView(ChangeFrame):
+    scopes: ClassVar = {"GET": Scope.RESERVATIONS_READ}
+
+    @operation(
+        summary="How far a change has come",
+        description="Until it is made, `payment` says how to pay for it.",
+        responses={200: ChangeSerializer},
+        refusals=("not_found",),
+        operation_id="get_change",
+    )
+    def get(self, request: Request, reservation_id: str, change_id: str) -> Response:
+        return Response(self.shown(reservation_id, change_id))

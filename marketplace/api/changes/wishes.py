@@ -48,14 +48,13 @@ class PaidByQuoteSerializer(ByQuoteSerializer):
     payment_method = ChoiceField(
         choices=PaymentMethod.choices, required=False, default=PaymentMethod.WALLET.value
     )
-
-
-class ExtensionOrderSerializer(PaidByQuoteSerializer):
-    """On the terms of which quote, and how what is added is paid, by card too."""
-
     use_saved_card = SwitchField(
         required=False, default=False, help_text="charge the card that was saved, without asking"
     )
     save_card = SwitchField(
         required=False, default=False, help_text="save the card that is used for later"
     )
+
+
+class ExtensionOrderSerializer(PaidByQuoteSerializer):
+    """On the terms of which quote of a later end, and how what is added is paid."""

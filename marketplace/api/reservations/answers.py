@@ -9,7 +9,7 @@ from rest_framework import serializers
 from billing import purchases, tax
 from billing.models import CreditSale, Payment
 from billing.provider_states import PRICE_PURPOSES
-from marketplace.api.changes.answers import ChangeSerializer, PendingExtension
+from marketplace.api.changes.answers import ChangeSerializer, PendingChange
 from marketplace.api.fields import (
     ChoiceField,
     InstantField,
@@ -145,6 +145,9 @@ class ReservationSerializer(serializers.Serializer[Reservation]):
     pending_extension = serializers.SerializerMethodField(
         help_text="added hours that are kept until they are paid for"
     )
+    pending_change = serializers.SerializerMethodField(
+        help_text="added hours, or another window, that are kept until they are paid for"
+    )
     history = ReservationMoveSerializer(many=True, source="shown_transitions")
     relocations = serializers.SerializerMethodField()
     created_at = InstantField()
@@ -173,8 +176,14 @@ class ReservationSerializer(serializers.Serializer[Reservation]):
 
     @extend_schema_field(ChangeSerializer(allow_null=True))
     def get_pending_extension(self, reservation: Reservation) -> object:
-        held: list[ExtensionHold] = vars(reservation)["shown_holds"]
-        return ChangeSerializer(PendingExtension(held[0])).data if held else None
+        pending = _pending_of(reservation)
+        is_extension = pending is not None and pending.kind == ChangeKind.EXTENSION
+        return ChangeSerializer(pending).data if is_extension else None
+
+    @extend_schema_field(ChangeSerializer(allow_null=True))
+    def get_pending_change(self, reservation: Reservation) -> object:
+        pending = _pending_of(reservation)
+        return ChangeSerializer(pending).data if pending is not None else None
 
     @extend_schema_field(RelocationSerializer(many=True))
     def get_relocations(self, reservation: Any) -> Any:  # noqa: ANN401 - prefetched rows in, JSON out
@@ -205,6 +214,11 @@ ReservationPage = page_serializer(ReservationSerializer, name="ReservationPage")
 def _changes_of(reservation: Reservation) -> list[Change]:
     shown: list[Change] = vars(reservation)["shown_changes"]
     return shown
+
+
+def _pending_of(reservation: Reservation) -> PendingChange | None:
+    held: list[ExtensionHold] = vars(reservation)["shown_holds"]
+    return PendingChange(held[0]) if held else None
 
 
 def _prefetches() -> list["Prefetch[str]"]:
