@@ -333,7 +333,7 @@ def _tax(reservation: Reservation) -> int:
 
 
 def _credits(reservation: Reservation) -> int:
-    """Return what the tenant got beyond refunds: credits, resales, promotions, goodwill, what the market bore."""
+    """Return what the tenant got beyond refunds: credits, resales, promotions, what the market bore."""
     subjects = [
         reservation.pk,
         *reservation.leases.values_list("pk", flat=True),

@@ -112,9 +112,7 @@ def make(*, hold_id: str, at: dt.datetime) -> Change:
     rebookings.check_start(reservation, window=window, at=at)
     if not ExtensionHold.objects.filter(pk=held.pk, made_at__isnull=True).update(made_at=at):
         raise StateConflict(f"{held.pk} was made already")
-    released = given_back.places(
-        reservation=reservation, parts=rebookings.added_parts(window, old)
-    )
+    released = given_back.places(reservation=reservation, parts=rebookings.added_parts(window, old))
     if not _take_kept(held, reservation=reservation, at=at):
         quotas.check(
             organization=organization,
