@@ -7,11 +7,12 @@ transaction of the decision, or the decision does not stand.
 import datetime as dt
 
 from django.conf import settings
-from django.db import transaction
+from django.db import IntegrityError, transaction
 
 from billing import (
     clawbacks,
     credit,
+    ledger,
     parking,
     promotions,
     receivables,
@@ -74,11 +75,6 @@ def request(
     _check_promotion(
         kind=kind, organization=organization, amount=amount, expires_at=expires_at, at=at
     )
-    waiting = Approval.objects.filter(
-        kind=kind, subject_id=subject_id, status=ApprovalStatus.REQUESTED
-    )
-    if waiting.exists():
-        raise InvalidValue("The same is being asked for already.", pointer="/subject_id")
     approval = Approval(
         kind=kind,
         organization=organization,
@@ -91,7 +87,7 @@ def request(
         requested_by=actor,
         requested_at=at,
     )
-    approval.save(force_insert=True)
+    _insert(approval)
     ApprovalTransition.objects.create(
         approval=approval, from_status="", to_status=approval.status, actor=actor, at=at
     )
@@ -181,6 +177,20 @@ def _carry_out_for_market(approval: Approval, *, kind: ApprovalKind, at: dt.date
     else:
         assert kind == ApprovalKind.REMITTANCE_REVERSAL, approval
         tax_remittances.take_back(approval=approval, at=at)
+
+
+def _insert(approval: Approval) -> None:
+    """Keep a request, of which one at a time waits for its decision.
+
+    :raises InvalidValue: when the same is being asked for already.
+    """
+    try:
+        with transaction.atomic():
+            approval.save(force_insert=True)
+    except IntegrityError as error:
+        if ledger.violated_constraint(error) != "approval_is_asked_for_once":
+            raise
+        raise InvalidValue("The same is being asked for already.", pointer="/subject_id") from error
 
 
 def _check_remittance(

@@ -227,7 +227,8 @@ def _require_means(
 ) -> CreditTerms | None:
     """Refuse ways to pay that need an answer from outside; return the terms of what is added on account.
 
-    What is changed is changed at once, or not. Locks the reservation, and then what its tenant may owe.
+    What is changed is changed at once, or not. Locks the reservation, and then what its tenant may owe, or
+    its wallet: money is locked before GPUs, as where they are bought.
     """
     method = payment_methods.named(payment_method)
     if method not in _AT_ONCE:
@@ -236,22 +237,26 @@ def _require_means(
             f"{method}.",
             pointer="/payment_method",
         )
-    if method == PaymentMethod.WALLET:
-        return None
     reservation = scheduled.locked(organization=organization, reservation_id=reservation_id)
-    promised = ChangeQuote.objects.filter(reservation=reservation, pk=quote_id).first()
+    usable = ChangeQuote.objects.filter(
+        reservation=reservation, used_at__isnull=True, expires_at__gt=at
+    )
+    promised = usable.filter(pk=quote_id).first() if "\x00" not in quote_id else None
     if promised is None or not promised.charge_minor:
         return None  # no such quote, which the scheduler refuses; or nothing to pay
-    return credit.require(
-        organization=organization,
-        amount=Money(
-            tax.gross_minor(
-                net_minor=promised.charge_minor, terms=tax.terms_of(reservation=reservation)
-            ),
-            promised.currency,
-        ),
-        at=at,
+    gross_minor = tax.gross_minor(
+        net_minor=promised.charge_minor, terms=tax.terms_of(reservation=reservation)
     )
+    if method == PaymentMethod.INVOICE:
+        return credit.require(
+            organization=organization, amount=Money(gross_minor, promised.currency), at=at
+        )
+    given = promotions.lock_minor(organization=organization, currency=promised.currency, at=at)
+    ledger.require_funds(
+        account=accounts.wallet(organization=organization, currency=promised.currency),
+        amount=max(gross_minor - given, 0),
+    )
+    return None
 
 
 def _post_paid(change: Change, *, terms: CreditTerms | None) -> None:

@@ -272,6 +272,13 @@ def require_funds(*, account: AccountRef, amount: int) -> None:
 
     :raises InsufficientFunds: when it holds less; nothing but the lock is left.
     """
+    kept = locked_balance(account=account)
+    if kept < amount:
+        raise _short(held=kept, amount=amount, currency=account.currency)
+
+
+def locked_balance(*, account: AccountRef) -> int:
+    """Return the balance of a guarded account; nobody else moves it until the caller's transaction ends."""
     assert CHART[account.kind].is_guarded, account.kind
     with connection.cursor() as cursor:
         cursor.execute(
@@ -280,9 +287,7 @@ def require_funds(*, account: AccountRef, amount: int) -> None:
             [account.code, account.currency],
         )
         row = cursor.fetchone()
-    kept = row[0] if row is not None else 0
-    if kept < amount:
-        raise _short(held=kept, amount=amount, currency=account.currency)
+    return int(row[0]) if row is not None else 0
 
 
 def violated_constraint(error: IntegrityError) -> str | None:

@@ -35,6 +35,13 @@ def balance(*, organization: Organization) -> Money:
     return Money(kept.first() or 0, currency)
 
 
+def locked_balance(*, organization: Organization) -> Money:
+    """Return what the wallet holds, and let nobody else move it until the caller's transaction ends."""
+    currency = settings.CURRENCY
+    wanted = account(organization=organization, currency=currency)
+    return Money(ledger.locked_balance(account=wanted), currency)
+
+
 @transaction.atomic
 def record_deposit(
     *,

@@ -49,7 +49,7 @@ def request(
         raise WithdrawalRefused(
             f"A withdrawal is 1 or more, in {settings.CURRENCY.upper()}.", pointer="/amount"
         )
-    held = wallet.balance(organization=organization).amount_minor
+    held = wallet.locked_balance(organization=organization).amount_minor
     free = held - credit.owed_minor(organization=organization, currency=amount.currency)
     if amount.amount_minor > free:
         raise WithdrawalRefused(

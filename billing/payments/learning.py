@@ -33,6 +33,7 @@ from billing.states import EntryKind
 from marketplace.core.errors import DomainError
 from marketplace.core.money import Money
 from marketplace.states import EventKind
+from scheduler import changes as scheduled
 from scheduler import extensions, held_moves, reservations
 from scheduler.models import Change, ExtensionHold, Reservation
 from scheduler.states import ReservationReason, ReservationStatus
@@ -157,8 +158,9 @@ def _authorize(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> N
 
 
 def _succeed(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> None:
-    # Budgets are locked before the wallet, as they are where an order is accepted.
+    # Budgets are locked before the wallet, as they are where an order is accepted; and so is what is paid.
     refusal = _refused_by_budget(payment, at=at)
+    _lock_what_is_paid(payment)
     moves.move(payment, to=PaymentStatus.SUCCEEDED, reason="", at=at)
     ledger.post(
         idempotency_key=f"topup:{payment.pk}",
@@ -178,6 +180,17 @@ def _succeed(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> Non
         _spend(payment, reservation=payment.reservation, refusal=refusal, at=at)
     elif payment.invoice_id and not parking.is_parked(organizations=[payment.organization]):
         _pay_invoice(payment, at=at)
+
+
+def _lock_what_is_paid(payment: Payment) -> None:
+    """Lock what a payment is for before the wallet, as everybody does who changes it.
+
+    Of a balance the plan comes first, and what goes back of its reservation goes to no wallet.
+    """
+    if payment.invoice_id:
+        receivables.lock(payment.organization)
+    elif payment.reservation is not None and payment.purpose != PaymentPurpose.BALANCE:
+        scheduled.locked(organization=payment.organization, reservation_id=payment.reservation.pk)
 
 
 def pay_invoices_due(*, at: dt.datetime) -> int:

@@ -130,9 +130,16 @@ def _message(delivery: WebhookDelivery, *, at: dt.datetime) -> _Message:
     return _Message(endpoint.url, headers, body)
 
 
+def _lock_endpoint(delivery: WebhookDelivery) -> None:
+    """Lock an endpoint before what is sent to it, as everybody does who disables it or sends again."""
+    known = WebhookEndpoint.objects.select_for_update(no_key=True)
+    known.filter(pk=delivery.endpoint_id).first()
+
+
 @transaction.atomic
 def _record(delivery: WebhookDelivery, *, answer: Answer, at: dt.datetime) -> None:
     """Write down a call, and what comes of it, unless the delivery was claimed again or ended since."""
+    _lock_endpoint(delivery)
     # Its endpoint, or its old age, may have taken the delivery away meanwhile.
     if not WebhookDelivery.objects.select_for_update(no_key=True).filter(pk=delivery.pk).exists():
         return
