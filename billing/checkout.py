@@ -18,6 +18,7 @@ from billing import (
     purchases,
     tag_policy,
     tax,
+    top_up_disputes,
 )
 from billing.models import CreditTerms
 from billing.payments import Wishes
@@ -158,6 +159,7 @@ def _require_means(*, quote: Quote, method: PaymentMethod, at: dt.datetime) -> C
     if method == PaymentMethod.INVOICE:
         return credit.require(organization=quote.organization, amount=price, at=at)
     if method == PaymentMethod.WALLET:
+        top_up_disputes.square(organization=quote.organization, at=at)
         given = promotions.lock_minor(
             organization=quote.organization, currency=quote.currency, at=at
         )

@@ -47,6 +47,7 @@ _GUARDED = frozenset(
     {
         AccountKind.RECEIVABLE,
         AccountKind.WALLET,
+        AccountKind.DISPUTE_WITHHELD,
         AccountKind.PROMO,
         AccountKind.HOLD,
         AccountKind.DEFERRED,
@@ -272,6 +273,13 @@ def require_funds(*, account: AccountRef, amount: int) -> None:
 
     :raises InsufficientFunds: when it holds less; nothing but the lock is left.
     """
+    kept = lock_balance(account=account)
+    if kept < amount:
+        raise _short(held=kept, amount=amount, currency=account.currency)
+
+
+def lock_balance(*, account: AccountRef) -> int:
+    """Lock a guarded account until the caller's transaction ends; return its balance, or 0."""
     assert CHART[account.kind].is_guarded, account.kind
     with connection.cursor() as cursor:
         cursor.execute(
@@ -280,9 +288,7 @@ def require_funds(*, account: AccountRef, amount: int) -> None:
             [account.code, account.currency],
         )
         row = cursor.fetchone()
-    kept = row[0] if row is not None else 0
-    if kept < amount:
-        raise _short(held=kept, amount=amount, currency=account.currency)
+    return row[0] if row is not None else 0
 
 
 def violated_constraint(error: IntegrityError) -> str | None:

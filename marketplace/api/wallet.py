@@ -8,7 +8,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import promotions, wallet
+from billing import promotions, top_up_disputes, wallet
 from billing.models import Posting
 from billing.states import EntryKind, Side
 from marketplace.api import simulation
@@ -32,6 +32,12 @@ class WalletSerializer(serializers.Serializer[Any]):
     """What the wallet holds, and the gifts that are spent before it and never paid out."""
 
     balance = MoneyField()
+    withheld = MoneySerializer(
+        help_text="out of it, while a bank decides on a top-up that is disputed; back when it is won"
+    )
+    owed_for_disputes = MoneySerializer(
+        help_text="of top-ups that a bank took back: what comes into the wallet pays it first"
+    )
     promotion_balance = MoneySerializer(help_text="what the promotions have left, together")
     promotions = WalletPromotionSerializer(
         many=True, help_text="what expires first, and is spent first"
@@ -72,8 +78,16 @@ class WalletView(ApiView):
         given = promotions.standing(
             organization=self.organization, currency=settings.CURRENCY, at=self.now
         )
+        withheld = top_up_disputes.withheld_minor(
+            organization=self.organization, currency=settings.CURRENCY
+        )
+        owed = top_up_disputes.owed_minor(
+            organization=self.organization, currency=settings.CURRENCY
+        )
         held = {
             "balance": wallet.balance(organization=self.organization),
+            "withheld": Money(withheld, settings.CURRENCY),
+            "owed_for_disputes": Money(owed, settings.CURRENCY),
             "promotion_balance": Money(
                 sum(left.amount_minor for _, left in given), settings.CURRENCY
             ),
