@@ -125,6 +125,8 @@ def refuse(*, approval_id: str, at: dt.datetime, actor: str) -> Approval:
     """
     approval = Approval.objects.select_related("organization").get(pk=approval_id)
     _decide(approval, to=ApprovalStatus.REFUSED, at=at, actor=actor)
+    if approval.kind == ApprovalKind.WITHDRAWAL:
+        withdrawals.refuse(approval=approval, at=at)
     _trail(approval, action="approval.refused", at=at, actor=actor)
     return approval
 

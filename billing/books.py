@@ -21,6 +21,7 @@ from billing.models import BooksRun
 from billing.provider_invariants import PROVIDER_INVARIANTS
 from billing.resale_invariants import RESALE_INVARIANTS
 from billing.tax_invariants import TAX_INVARIANTS
+from billing.wallet_invariants import WALLET_INVARIANTS
 
 logger = logging.getLogger(__name__)
 
@@ -392,6 +393,7 @@ INVARIANTS = (
     ),
     *MORE_INVARIANTS,
     *PROVIDER_INVARIANTS,
+    *WALLET_INVARIANTS,
     *INVOICE_INVARIANTS,
     *TAX_INVARIANTS,
     *DEPOSIT_INVARIANTS,

@@ -9,7 +9,16 @@ import datetime as dt
 from django.db import transaction
 from django.db.models import Exists, F, OuterRef
 
-from billing import intents, ledger, parking, runs, wallet
+from billing import (
+    disputes,
+    intents,
+    ledger,
+    parking,
+    runs,
+    top_up_disputes,
+    wallet,
+    withdrawal_notices,
+)
 from billing.models import CardRefund, Intent, Payment, ProviderTransition
 from billing.provider_states import (
     CARD_REFUND_ARROWS,
@@ -33,9 +42,11 @@ def write(*, payment: Payment, amount_minor: int, reason: str, at: dt.datetime) 
 
     While the tenant's money is parked it stays in the wallet: the promise is kept by `send_due` afterwards.
 
-    :raises StateConflict: when the payment has not that much left.
+    :raises StateConflict: when the payment has not that much left, or a bank has it or may get it.
     :raises ledger.InsufficientFunds: when the wallet has spent it.
     """
+    if top_up_disputes.holds_back(payment=payment):
+        raise StateConflict(f"{payment.pk} is disputed: its money does not go back twice")
     changed = Payment.objects.filter(
         pk=payment.pk,
         status=PaymentStatus.SUCCEEDED,
@@ -61,7 +72,7 @@ def write(*, payment: Payment, amount_minor: int, reason: str, at: dt.datetime) 
 def send_due(*, at: dt.datetime) -> int:
     """Send what was promised of money that was parked and moves again; return how many.
 
-    What the tenant has spent before that goes back to nobody.
+    What the tenant has spent before that goes back to nobody, and what is disputed by now its bank returns.
     """
     asked = Intent.objects.filter(kind=IntentKind.REFUND, subject_id=OuterRef("pk"))
     waiting = CardRefund.objects.filter(~Exists(asked), status=CardRefundStatus.DUE).exclude(
@@ -97,6 +108,7 @@ def apply(*, refund_id: str, made: ProviderRefund, at: dt.datetime) -> CardRefun
             if refund.status != CardRefundStatus.SUCCEEDED:
                 _move(refund, to=CardRefundStatus.SUCCEEDED, reason="", at=at)
                 _tell(refund, kind=EventKind.REFUND_SENT, at=at)
+                withdrawal_notices.tell_ended(refund, at=at)
         case "failed" | "canceled":
             _fail(
                 refund, code=made.failure_code or made.state, source=clearing(refund=refund), at=at
@@ -124,6 +136,9 @@ def clearing(*, refund: CardRefund) -> ledger.AccountRef:
 
 def _send(refund_id: str, *, at: dt.datetime) -> bool:
     refund = _locked(refund_id)
+    if top_up_disputes.holds_back(payment=refund.payment):
+        _close_failed(refund, code=disputes.REFUSED_AS_DISPUTED, at=at)
+        return True
     try:
         with transaction.atomic():
             _withdraw(refund, at=at)
@@ -177,6 +192,7 @@ def _close_failed(refund: CardRefund, *, code: str, at: dt.datetime) -> None:
         refunded_minor=F("refunded_minor") - refund.amount_minor
     )
     _tell(refund, kind=EventKind.REFUND_FAILED, at=at)
+    withdrawal_notices.tell_ended(refund, at=at)
 
 
 def _payable(refund: CardRefund) -> ledger.AccountRef:

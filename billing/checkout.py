@@ -18,6 +18,7 @@ from billing import (
     purchases,
     tag_policy,
     tax,
+    top_up_disputes,
     wallet_holds,
 )
 from billing.models import CreditTerms, WalletHold
@@ -167,6 +168,7 @@ def _require_means(
     if method == PaymentMethod.INVOICE:
         return credit.require(organization=quote.organization, amount=price, at=at)
     if method == PaymentMethod.WALLET:
+        top_up_disputes.square(organization=quote.organization, at=at)
         given = promotions.lock_minor(
             organization=quote.organization, currency=quote.currency, at=at
         )

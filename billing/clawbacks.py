@@ -12,8 +12,10 @@ from django.db import transaction
 from billing import accounts, ledger, reserves, transfers
 from billing.models import Approval, Dispute, DisputeCharge, Reversal
 from billing.states import AccountKind, DisputeStatus, EntryKind
+from marketplace import events
 from marketplace.core.errors import InvalidValue
 from marketplace.models import Organization
+from marketplace.states import EventKind
 from scheduler.models import Lease
 
 log = structlog.get_logger(__name__)
@@ -25,6 +27,7 @@ ASK_AGAIN_SECONDS = (
     7 * 86_400
 )  # what was refused for lack of money is not there an hour later either
 OWNERS_PER_RUN_MAX = 50
+LEASES_NAMED_MAX = 100  # a block of hundreds of nodes is one reservation; an event stays small
 
 
 @transaction.atomic
@@ -76,7 +79,7 @@ def charge(*, approval: Approval, at: dt.datetime) -> DisputeCharge:
         dispute_id=dispute.pk,
         at=at,
     )
-    return DisputeCharge.objects.create(
+    made = DisputeCharge.objects.create(
         dispute=dispute,
         owner=owner,
         approval=approval,
@@ -85,6 +88,21 @@ def charge(*, approval: Approval, at: dt.datetime) -> DisputeCharge:
         currency=dispute.currency,
         charged_at=at,
     )
+    first = leases.order_by("pk").values_list("pk", flat=True)[:LEASES_NAMED_MAX]
+    events.record(
+        organization=owner,
+        kind=EventKind.DISPUTE_CHARGED,
+        object_id=dispute.pk,
+        data={
+            "amount_minor": made.amount_minor,
+            "drawn_minor": made.drawn_minor,
+            "currency": made.currency,
+            "lease_ids": list(first),
+        },
+        at=at,
+        key=f"{dispute.pk}:{EventKind.DISPUTE_CHARGED.value}:{owner.pk}",
+    )
+    return made
 
 
 def collect_due(*, at: dt.datetime) -> int:

@@ -47,6 +47,7 @@ _GUARDED = frozenset(
     {
         AccountKind.RECEIVABLE,
         AccountKind.WALLET,
+        AccountKind.DISPUTE_WITHHELD,
         AccountKind.PROMO,
         AccountKind.HOLD,
         AccountKind.DEFERRED,
@@ -278,7 +279,7 @@ def require_funds(*, account: AccountRef, amount: int) -> None:
 
 
 def locked_balance(*, account: AccountRef) -> int:
-    """Return the balance of a guarded account; nobody else moves it until the caller's transaction ends."""
+    """Lock a guarded account until the caller's transaction ends; return its balance, or 0."""
     assert CHART[account.kind].is_guarded, account.kind
     with connection.cursor() as cursor:
         cursor.execute(

@@ -28,9 +28,11 @@ from billing.models import (
     Settlement,
 )
 from billing.states import AccountKind, EntryKind, Side
-from marketplace import audit
+from marketplace import audit, events
 from marketplace.core.money import Money
+from marketplace.core.windows import format_instant
 from marketplace.models import Organization
+from marketplace.states import EventKind
 from scheduler.models import Reservation
 
 logger = logging.getLogger(__name__)
@@ -75,6 +77,7 @@ def grant(*, approval: Approval, at: dt.datetime) -> Promotion:
         organization=organization,
         detail={"amount_minor": made.amount_minor, "currency": made.currency},
     )
+    _tell(made, kind=EventKind.PROMOTION_GRANTED, at=at)
     return made
 
 
@@ -192,8 +195,10 @@ def expire(*, promotion_id: str, at: dt.datetime) -> bool:
     if row is None or parking.is_parked(organizations=[row.organization]):
         return False
     ours = accounts.shared(kind=AccountKind.BREAKAGE, currency=row.currency)
-    _post_expiry(row, amount=_left(row), key=row.pk, to=ours, at=at)
+    left = _left(row)
+    _post_expiry(row, amount=left, key=row.pk, to=ours, at=at)
     Promotion.objects.filter(pk=row.pk).update(expired_at=at)
+    _tell(row, kind=EventKind.PROMOTION_EXPIRED, at=at, left_minor=left)
     return True
 
 
@@ -204,6 +209,22 @@ def account(promotion: Promotion) -> ledger.AccountRef:
         object_id=promotion.pk,
         currency=promotion.currency,
         organization=promotion.organization,
+    )
+
+
+def _tell(promotion: Promotion, *, kind: EventKind, at: dt.datetime, **more: int) -> None:
+    events.record(
+        organization=promotion.organization,
+        kind=kind,
+        object_id=promotion.pk,
+        data={
+            "amount_minor": promotion.amount_minor,
+            "currency": promotion.currency,
+            "expires_at": format_instant(promotion.expires_at),
+            **more,
+        },
+        at=at,
+        key=f"{promotion.pk}:{kind.value}",
     )
 
 

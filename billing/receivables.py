@@ -1,10 +1,14 @@
-"""What tenants owe on invoices: paid, voided, or written off by two people."""
+"""What tenants owe on invoices: paid, voided, or written off by two people.
+
+What was written off is owed no more, and still a loss: what comes of it after all, by a payment, a refund or
+a credit for the same sale, makes that loss smaller before any of it is the tenant's to spend.
+"""
 
 import datetime as dt
 
 from django.db import transaction
 
-from billing import accounts, ledger, parking, promotions, tax, tax_relief
+from billing import accounts, bad_debts, ledger, parking, promotions, tax, tax_relief
 from billing.models import Account, Entry
 from billing.states import AccountKind, EntryKind
 from marketplace import events
@@ -60,7 +64,7 @@ def pay(
 ) -> None:
     """Take a payment for an invoice: by bank transfer, or through the provider; once per payment.
 
-    What is paid beyond the invoice goes to the wallet.
+    What is paid beyond the invoice, and beyond what was given up of it, goes to the wallet.
     """
     owed = account(organization=organization, invoice_id=invoice_id, currency=currency)
     source = (
@@ -83,6 +87,8 @@ def pay(
         effective_at=at,
         legs=ledger.differences([(source, owed, covered), (source, purse, amount_minor - covered)]),
     )
+    if not parking.is_parked(organizations=[organization]):
+        _recover(purse, owed, amount=amount_minor - covered, at=at)
     _tell_if_paid(organization=organization, invoice_id=invoice_id, owed=owed, at=at)
 
 
@@ -120,21 +126,17 @@ def pay_from_wallet(
 def offset(*, reservation: Reservation, at: dt.datetime) -> int:
     """Set what a reservation gives back against what is owed for it; return what was set off or paid out.
 
-    Whoever owes gets no money before it has paid: the invoices come first, the oldest of them first, and
-    only what was paid goes to the wallet, less what a promotion had paid. What the provider once took stays
-    to be refunded the way it came.
+    Whoever owes gets no money before it has paid: the invoices come first, the oldest of them first, then
+    what was given up of them, and only what was paid goes to the wallet, less what a promotion had paid. What
+    the provider once took stays to be refunded the way it came.
     The caller has locked the reservation.
     """
     organization, currency = lock(reservation.organization), reservation.currency
     payable = accounts.of_reservation(
         kind=AccountKind.REFUND_PAYABLE, reservation=reservation, currency=currency
     )
-    waiting = left = ledger.kept_balance(account=payable)
-    for sale in reservation.credit_sales.order_by("due_at", "pk") if waiting else ():
-        owed = account(organization=organization, invoice_id=sale.invoice_id, currency=currency)
-        covered = min(left, ledger.kept_balance(account=owed))
-        _set_off(payable, owed, amount=covered, subject_id=sale.invoice_id, at=at)
-        left -= covered
+    waiting = ledger.kept_balance(account=payable)
+    left = waiting - _settle_debts(payable, reservation=reservation, amount=waiting, at=at)
     if reservation.payment_method not in _SENT_BACK:
         purse = accounts.wallet(organization=organization, currency=currency)
         _set_off(payable, purse, amount=left, subject_id=reservation.id, at=at)
@@ -144,16 +146,16 @@ def offset(*, reservation: Reservation, at: dt.datetime) -> int:
 
 
 def lock_if_owed(*, reservation: Reservation) -> bool:
-    """Lock the tenant of a reservation if anything of it is owed; say whether it is.
+    """Lock the tenant of a reservation if anything of it is owed, or was given up; say whether it is.
 
     To be called before anything of the reservation is posted: who waits for the lock must hold no account.
     """
+    invoices = reservation.credit_sales.values("invoice_id")
     receivable = Account.objects.filter(
-        kind=AccountKind.RECEIVABLE,
-        subject_id__in=reservation.credit_sales.values("invoice_id"),
-        balance__gt=0,
+        kind=AccountKind.RECEIVABLE, subject_id__in=invoices, balance__gt=0
     )
-    if not receivable.exists():
+    written_off = Entry.objects.filter(kind=EntryKind.WRITE_OFF, subject_id__in=invoices)
+    if not receivable.exists() and not written_off.exists():
         return False
     lock(reservation.organization)
     return True
@@ -162,20 +164,34 @@ def lock_if_owed(*, reservation: Reservation) -> bool:
 def set_credit_off(*, reservation: Reservation, amount_minor: int, at: dt.datetime) -> int:
     """Let a credit that was just posted to the wallet pay what is owed for the same reservation first.
 
-    Return how much of it did, in minor units. The price and its tax stay as they were invoiced, so there is
-    no credit note: it is the tenant's claim, set against ours. The caller has locked the tenant.
+    Then what was given up of it. Return how much of it did, in minor units. The price and its tax stay as
+    they were invoiced, so there is no credit note: it is the tenant's claim, set against ours. The caller has
+    locked the tenant.
     """
-    currency = reservation.currency
-    purse = accounts.wallet(organization=reservation.organization, currency=currency)
-    left = amount_minor
-    for sale in reservation.credit_sales.order_by("due_at", "pk") if left else ():
-        owed = account(
-            organization=reservation.organization, invoice_id=sale.invoice_id, currency=currency
+    purse = accounts.wallet(organization=reservation.organization, currency=reservation.currency)
+    return _settle_debts(purse, reservation=reservation, amount=amount_minor, at=at)
+
+
+def _settle_debts(
+    source: ledger.AccountRef, *, reservation: Reservation, amount: int, at: dt.datetime
+) -> int:
+    """Set an amount against what is owed for a reservation, then what was given up; return how much."""
+    debts = [
+        account(
+            organization=reservation.organization,
+            invoice_id=sale.invoice_id,
+            currency=reservation.currency,
         )
+        for sale in (reservation.credit_sales.order_by("due_at", "pk") if amount else ())
+    ]
+    left = amount
+    for owed in debts:
         covered = min(left, ledger.kept_balance(account=owed))
-        _set_off(purse, owed, amount=covered, subject_id=sale.invoice_id, at=at)
+        _set_off(source, owed, amount=covered, subject_id=owed.subject_id, at=at)
         left -= covered
-    return amount_minor - left
+    for owed in debts:
+        left -= _recover(source, owed, amount=left, at=at)
+    return amount - left
 
 
 def _tell_if_paid(
@@ -215,9 +231,39 @@ def _set_off(
     )
 
 
+def _recover(
+    source: ledger.AccountRef, owed: ledger.AccountRef, *, amount: int, at: dt.datetime
+) -> int:
+    """Take an amount for what was given up of an invoice, as far as that goes; return how much.
+
+    What a tax office gave up of it is owed again. The caller has locked the organization.
+    """
+    covered = min(amount, bad_debts.given_up_minor(owed=owed)) if amount else 0
+    if not covered:
+        return 0
+    invoice_id = owed.subject_id
+    number = Entry.objects.filter(kind=EntryKind.RECOVERY, subject_id=invoice_id).count() + 1
+    entry = ledger.post(
+        idempotency_key=f"recovery:{invoice_id}:{number}",
+        kind=EntryKind.RECOVERY,
+        subject_id=invoice_id,
+        effective_at=at,
+        legs=ledger.transfer(
+            debited=source,
+            credited=accounts.shared(kind=AccountKind.BAD_DEBT, currency=owed.currency),
+            amount=covered,
+        ),
+    )
+    tax_relief.withdraw_recovered(owed=owed, cause=entry, at=at)
+    return covered
+
+
 @transaction.atomic
 def void(*, reservation: Reservation, invoice_id: str, at: dt.datetime) -> None:
-    """Take back the invoice of a reservation that never started; what was paid of it goes to the wallet."""
+    """Take back the invoice of a reservation that never started; what was paid of it goes to the wallet.
+
+    What was given up of it is no loss any more.
+    """
     currency = reservation.currency
     deferred = accounts.of_reservation(
         kind=AccountKind.DEFERRED, reservation=reservation, currency=currency
@@ -248,6 +294,7 @@ def void(*, reservation: Reservation, invoice_id: str, at: dt.datetime) -> None:
         ),
     )
     tax.note(part, reservation=reservation, entry=entry, at=at)
+    _recover(purse, owed, amount=rest + part.refunded - unpaid, at=at)
 
 
 @transaction.atomic

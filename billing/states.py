@@ -17,10 +17,11 @@ class AccountKind(TextChoices):
     STRIPE_PENDING = "stripe_pending"  # debit: at the provider, not yet available
     STRIPE_AVAILABLE = "stripe_available"  # debit: at the provider, available
     PSP_CLEARING = "psp_clearing"  # debit, one per object there: until it is matched
-    RECEIVABLE = "receivable"  # debit, guarded, one per invoice: issued and not yet paid
+    RECEIVABLE = "receivable"  # debit, guarded, one per invoice or dispute lost: not yet paid
     OWNER_CLAWBACK = "owner_clawback"  # debit: what an owner owes us
     DISPUTE_HOLD = "dispute_hold"  # debit, one per dispute: taken away while it is open
     WALLET = "wallet"  # credit, guarded: a tenant's prepaid money
+    DISPUTE_WITHHELD = "dispute_withheld"  # credit, guarded, one per dispute: out of the wallet
     PROMO = "promo"  # credit, guarded, one per grant: ours to spend for a tenant
     HOLD = "hold"  # credit, guarded, one per purchase request: out of the wallet, not yet spent
     DEFERRED = "deferred"  # credit, guarded: paid for a reservation and not yet earned
@@ -101,6 +102,9 @@ class EntryKind(TextChoices):
     DISPUTE_OPENED = "dispute_opened"
     DISPUTE_WON = "dispute_won"
     DISPUTE_LOST = "dispute_lost"
+    DISPUTE_WITHHELD = "dispute_withheld"  # out of a wallet, while its top-up is disputed
+    DISPUTE_RELEASED = "dispute_released"  # into the wallet again: the dispute was won
+    DISPUTE_REPAID = "dispute_repaid"  # by a tenant, of what a dispute that was lost left owed
     DISPUTE_SET_OFF = "dispute_set_off"  # what was to go back, and a bank has given back already
     DISPUTE_CHARGED = "dispute_charged"  # to an owner, who answers for it
     RESERVE_DRAWN = "reserve_drawn"  # what was kept back of an owner, for what it owes
@@ -112,6 +116,7 @@ class EntryKind(TextChoices):
         "offset"  # what a reservation gives back or a credit for it, against what is owed for it
     )
     WRITE_OFF = "write_off"
+    RECOVERY = "recovery"  # of what was written off: paid after all, or given back
     REVERSAL = "reversal"
 
 

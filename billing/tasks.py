@@ -25,6 +25,7 @@ from billing import (
     reservation_refunds,
     settlements,
     spend_anomalies,
+    top_up_disputes,
     transfers,
     wallet_holds,
 )
@@ -63,6 +64,7 @@ def drive_intents() -> None:
     payments.capture_due(at=now)
     payments.pay_invoices_due(at=now)
     card_refunds.send_due(at=now)
+    top_up_disputes.square_due(at=now)
     if provider.is_connected():
         reservation_refunds.ask_due(at=now)
         transfers.send_due(at=now)

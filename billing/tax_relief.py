@@ -2,17 +2,17 @@
 
 The tax in what is written off of an invoice is its share of the invoice's tax, and never more than the tax
 that the sale still keeps. It is no part of what was sold: the sale stands, and so does its tax. Where a later
-refund gives tax back, the relief that is more than the tax which is left is withdrawn, and is the market's
-loss again.
+refund gives tax back, or what was written off comes after all, the relief that is more than the tax which is
+left, or than that in what is still given up, is withdrawn, and is the market's loss again.
 """
 
 import datetime as dt
 from dataclasses import dataclass
 
 from django.conf import settings
-from django.db.models import F, Sum
+from django.db.models import F, QuerySet, Sum
 
-from billing import accounts, ledger
+from billing import accounts, bad_debts, ledger
 from billing.models import Entry, Posting, ReservationTax, TaxLine
 from billing.states import AccountKind, EntryKind, Side
 from marketplace.core.money import share_of
@@ -40,22 +40,11 @@ def of_write_off(*, owed: ledger.AccountRef, amount_minor: int) -> Relief:
     """
     if not settings.TAX_RELIEF_ON_BAD_DEBT:
         return NO_RELIEF
-    asked = (
-        Posting.objects.filter(
-            account__code=owed.code,
-            account__currency=owed.currency,
-            side=Side.DEBIT,
-            entry__tax_line__tax_charged_minor__gt=0,
-        )
-        .select_related("entry__tax_line__reservation__reservation")
-        .order_by("id")
-        .first()
-    )
+    asked = _asked().filter(account__code=owed.code, account__currency=owed.currency).first()
     if asked is None:
         return NO_RELIEF
-    line = asked.entry.tax_line
-    sale = ReservationTax.objects.select_for_update(no_key=True).get(pk=line.reservation_id)
-    before = _written_off_before(owed)
+    sale = _locked(asked)
+    before = bad_debts.given_up_minor(owed=owed)
     in_it = _tax_in(asked, amount_minor=before + amount_minor) - _tax_in(asked, amount_minor=before)
     relief = min(in_it, _tax_kept(sale))
     if relief <= 0:
@@ -90,8 +79,20 @@ def note(relief: Relief, *, entry: Entry, at: dt.datetime) -> None:
     )
 
 
+def withdraw_recovered(*, owed: ledger.AccountRef, cause: Entry, at: dt.datetime) -> None:
+    """Withdraw the relief for what was given up of an invoice and `cause` recovered, in its transaction.
+
+    Nobody else moves tax of the sale until the transaction ends.
+    """
+    asked = _asked().filter(account__code=owed.code, account__currency=owed.currency).first()
+    if asked is not None:
+        withdraw_excess(sale=_locked(asked), currency=owed.currency, cause=cause, at=at)
+
+
 def withdraw_excess(*, sale: ReservationTax, currency: str, cause: Entry, at: dt.datetime) -> None:
     """Withdraw the relief that is more than the tax which a sale keeps after `cause`, in its transaction.
+
+    Neither is it more than the tax in what is still given up of the sale.
 
     Nobody else moves tax of the sale until the transaction ends.
     """
@@ -99,7 +100,10 @@ def withdraw_excess(*, sale: ReservationTax, currency: str, cause: Entry, at: dt
         net=Sum(F("net_refunded_minor") - F("net_charged_minor")),
         tax=Sum(F("tax_refunded_minor") - F("tax_charged_minor")),
     )
-    excess = min(-_tax_kept(sale), relieved["tax"] or 0)
+    stands = relieved["tax"] or 0
+    if not stands:
+        return
+    excess = min(max(-_tax_kept(sale), stands - _tax_given_up(sale)), stands)
     if excess <= 0:
         return
     office = accounts.tax_payable(jurisdiction=sale.jurisdiction, currency=currency)
@@ -133,15 +137,37 @@ def _tax_in(asked: Posting, *, amount_minor: int) -> int:
     )
 
 
-def _written_off_before(owed: ledger.AccountRef) -> int:
-    """Return what was given up of an invoice already: its parts have the tax of the whole between them."""
-    given_up = Posting.objects.filter(
-        account__code=owed.code,
-        account__currency=owed.currency,
-        side=Side.CREDIT,
-        entry__kind=EntryKind.WRITE_OFF,
+def _asked() -> QuerySet[Posting]:
+    """Return the postings that made somebody owe a price with its tax on an invoice, the first one first."""
+    return (
+        Posting.objects.filter(
+            account__kind=AccountKind.RECEIVABLE,
+            side=Side.DEBIT,
+            entry__tax_line__tax_charged_minor__gt=0,
+        )
+        .select_related("entry__tax_line", "account__organization")
+        .order_by("id")
     )
-    return int(given_up.aggregate(sum=Sum("amount"))["sum"] or 0)
+
+
+def _locked(asked: Posting) -> ReservationTax:
+    sale_id = asked.entry.tax_line.reservation_id
+    return ReservationTax.objects.select_for_update(no_key=True).get(pk=sale_id)
+
+
+def _tax_given_up(sale: ReservationTax) -> int:
+    """Return the tax in what is given up of the invoices of a sale."""
+    return sum(
+        _tax_in(
+            asked,
+            amount_minor=bad_debts.given_up_minor(
+                owed=ledger.AccountRef(
+                    AccountKind.RECEIVABLE, asked.account.currency, asked.account.subject_id
+                )
+            ),
+        )
+        for asked in _asked().filter(entry__tax_line__reservation=sale)
+    )
 
 
 def _tax_kept(sale: ReservationTax) -> int:

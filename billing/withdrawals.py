@@ -12,7 +12,18 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import F, QuerySet, Sum
 
-from billing import accounts, card_refunds, chargeable, credit, ledger, parking, receivables, wallet
+from billing import (
+    accounts,
+    card_refunds,
+    chargeable,
+    credit,
+    ledger,
+    parking,
+    receivables,
+    top_up_disputes,
+    wallet,
+    withdrawal_notices,
+)
 from billing.models import Approval, Payment, Withdrawal, WithdrawalPart
 from billing.provider_states import CardRefundStatus, PaymentPurpose, PaymentStatus
 from billing.states import AccountKind, EntryKind
@@ -45,6 +56,7 @@ def request(
     """
     parking.require_moving(organizations=[organization])
     receivables.lock(organization)
+    top_up_disputes.square(organization=organization, at=at)
     if amount.currency != settings.CURRENCY or amount.amount_minor <= 0:
         raise WithdrawalRefused(
             f"A withdrawal is 1 or more, in {settings.CURRENCY.upper()}.", pointer="/amount"
@@ -74,6 +86,7 @@ def request(
         organization=organization,
         detail={"amount_minor": row.amount_minor, "currency": row.currency},
     )
+    withdrawal_notices.tell_requested(row, at=at)
     if _goes_alone(row, at=at):
         _carry_out(row, approval=None, at=at)
     return row
@@ -93,6 +106,7 @@ def carry_out(*, approval: Approval, at: dt.datetime) -> Withdrawal:
     assert organization is not None, approval.pk
     parking.require_moving(organizations=[organization])
     receivables.lock(organization)
+    top_up_disputes.square(organization=organization, at=at)
     row = (
         Withdrawal.objects.visible_to(organization)
         .waiting()
@@ -109,6 +123,14 @@ def carry_out(*, approval: Approval, at: dt.datetime) -> Withdrawal:
         )
     _carry_out(row, approval=approval, at=at)
     return row
+
+
+def refuse(*, approval: Approval, at: dt.datetime) -> None:
+    """Tell a tenant that operators refused its withdrawal; the money never left its wallet."""
+    assert approval.organization is not None, approval.pk
+    refused = Withdrawal.objects.visible_to(approval.organization).filter(pk=approval.subject_id)
+    for row in refused.select_related("organization"):
+        withdrawal_notices.tell_refused(row, at=at)
 
 
 def _goes_alone(row: Withdrawal, *, at: dt.datetime) -> bool:
@@ -178,3 +200,4 @@ def _carry_out(row: Withdrawal, *, approval: Approval | None, at: dt.datetime) -
         )
     row.approval, row.bank_minor, row.carried_out_at = approval, left, at
     row.save(update_fields=["approval", "entry", "bank_minor", "carried_out_at"])
+    withdrawal_notices.tell_sent(row, at=at)

@@ -59,6 +59,7 @@ class EventKind(TextChoices):
     BALANCE_NOT_PAID = "balance.not_paid"
     BALANCE_PAID = "balance.paid"
     BUDGET_THRESHOLD_REACHED = "budget.threshold_reached"
+    DISPUTE_CHARGED = "dispute.charged"
     DISPUTE_CLOSED = "dispute.closed"
     DISPUTE_OPENED = "dispute.opened"
     INVOICE_ISSUED = "invoice.issued"
@@ -80,6 +81,8 @@ class EventKind(TextChoices):
     PAYOUT_ACCOUNT_CHANGED = "payout_account.changed"
     PAYOUT_FAILED = "payout.failed"
     PAYOUT_SENT = "payout.sent"
+    PROMOTION_EXPIRED = "promotion.expired"
+    PROMOTION_GRANTED = "promotion.granted"
     REFUND_FAILED = "refund.failed"
     REFUND_SENT = "refund.sent"
     RESALE_CREDITED = "resale.credited"
@@ -101,6 +104,11 @@ class EventKind(TextChoices):
     RESERVATION_EXTENSION_DROPPED = "reservation.extension_dropped"
     RESERVATION_CHANGED = "reservation.changed"
     WEBHOOK_ENDPOINT_DISABLED = "webhook_endpoint.disabled"
+    WITHDRAWAL_FAILED = "withdrawal.failed"
+    WITHDRAWAL_REFUSED = "withdrawal.refused"
+    WITHDRAWAL_REQUESTED = "withdrawal.requested"
+    WITHDRAWAL_SENT = "withdrawal.sent"
+    WITHDRAWAL_SETTLED = "withdrawal.settled"
     MONEY_PARKED = "money.parked"
 
 

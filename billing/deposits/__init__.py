@@ -5,7 +5,14 @@ balance and gives up what was not paid. Only what was received is ever deferred:
 which opens the GPU-second books in full, the rest by the balance.
 """
 
-from billing.deposits.plans import announce_due, mark_asked, open_plan, settle, take_back
+from billing.deposits.plans import (
+    announce_due,
+    mark_asked,
+    note_waiting,
+    open_plan,
+    settle,
+    take_back,
+)
 from billing.deposits.rules import Parts, PaymentPlanUnavailable, make, offered, require
 
 __all__ = [
@@ -14,6 +21,7 @@ __all__ = [
     "announce_due",
     "make",
     "mark_asked",
+    "note_waiting",
     "offered",
     "open_plan",
     "require",

@@ -2,19 +2,28 @@
 
 A step is claimed by its row; each is safe to run twice, late or side by side. The saved card is charged once:
 when its bank declines or asks a question, the same payment waits for the tenant until `return_by`.
+
+While a tenant's money is parked nothing is charged and nothing given up. What it pays meanwhile waits in its
+wallet and buys the balance afterwards; and whose time to return was parked, in part, has all of it anew.
 """
 
 import datetime as dt
 
 import structlog
+from django.conf import settings
 from django.db import transaction
 
-from billing import changes, parking, payments, provider
+from billing import card_refunds, changes, ledger, parking, payments, provider
 from billing.deposits import plans
-from billing.models import Deposit, Payer, Payment
+from billing.models import Deposit, Parking, Payer, Payment
 from billing.payment_methods import require_provider
 from billing.payments import Wishes
-from billing.provider_states import DepositStatus, PaymentMeans, PaymentPurpose
+from billing.provider_states import (
+    DepositStatus,
+    PaymentMeans,
+    PaymentPurpose,
+    PaymentStatus,
+)
 from marketplace.core.errors import DomainError, NotFound, StateConflict
 from marketplace.models import Organization
 from scheduler import cancellations, ticks
@@ -76,12 +85,18 @@ def pay_early(
 def _step(plan: Deposit, *, at: dt.datetime) -> None:
     """Take the next step of a plan that the caller has locked; one whose tenant is parked waits."""
     organization = plan.reservation.organization
+    waiting = _waiting_payment(plan)
     if plan.reservation.status != ReservationStatus.SCHEDULED:
         plans.take_back(plan, kept_minor=None, at=at)
-    elif parking.is_parked(organizations=[organization]):
+        if waiting is not None:
+            _return(waiting, at=at)
+    elif parking.is_parked(organizations=[organization]) or (
+        waiting is not None and _settle(waiting, at=at)
+    ):
         return
     elif plan.status == DepositStatus.ASKED:
-        _give_up(plan, at=at)
+        if not _asks_longer(plan, at=at):
+            _give_up(plan, at=at)
     elif plan.announced_at is None and at < plan.balance_due_at:
         plans.announce_due(plan, at=at)
     elif (
@@ -94,8 +109,13 @@ def _ask(plan: Deposit, *, at: dt.datetime) -> None:
     """Charge the saved card; where there is none any more, the payment waits for its tenant."""
     plans.mark_asked(plan, at=at)
     assert plan.return_by is not None, plan
-    if plan.return_by <= at:
-        return  # nobody asked in time: the next look gives it up, and nothing of it is kept
+    if plan.return_by > at:
+        _open(plan, at=at)
+    # Otherwise nobody asked in time: the next look gives it up, and nothing of it is kept.
+
+
+def _open(plan: Deposit, *, at: dt.datetime) -> None:
+    assert plan.return_by is not None, plan
     payer = Payer.objects.filter(organization=plan.reservation.organization).first()
     has_card = payer is not None and bool(payer.saved_card_id)
     payments.open_for_balance(
@@ -134,6 +154,60 @@ def _give_up(plan: Deposit, *, at: dt.datetime) -> None:
         log.warning("balance_gives_up_later", reservation=reservation.pk, why=refusal.detail)
         return
     plans.take_back(plan, kept_minor=change.fee_minor, at=at)
+
+
+def _asks_longer(plan: Deposit, *, at: dt.datetime) -> bool:
+    """Give a tenant that was parked while it could return the time anew; say whether there is any."""
+    assert plan.return_by is not None, plan
+    asked_at = plan.return_by - dt.timedelta(seconds=settings.BALANCE_RETURN_SECONDS)
+    was_parked = Parking.objects.filter(
+        organization=plan.reservation.organization_id, ended_at__gt=asked_at
+    )
+    if plans.latest_return(plan) <= at or not was_parked.exists():
+        return False
+    plans.ask_longer(plan, at=at)
+    waits = _open_payment(plan)
+    if waits is None:
+        _open(plan, at=at)
+    else:
+        Payment.objects.filter(pk=waits.pk).update(due_at=plan.return_by)
+    return True
+
+
+def _settle(payment: Payment, *, at: dt.datetime) -> bool:
+    """Buy the balance with what came while it was parked; say whether the wallet still holds it."""
+    try:
+        with transaction.atomic():
+            plans.settle(payment=payment, at=at)
+    except ledger.InsufficientFunds as refusal:
+        log.warning("balance_was_spent", payment=payment.pk, why=refusal.detail)
+        return False
+    return True
+
+
+def _return(payment: Payment, *, at: dt.datetime) -> None:
+    """Send back what came while it was parked, and bought nothing before the reservation was given up."""
+    try:
+        with transaction.atomic():
+            card_refunds.write(
+                payment=payment,
+                amount_minor=payment.received_minor,
+                reason="paid_too_late",
+                at=at,
+            )
+    except DomainError as refusal:
+        log.warning("balance_stays_in_the_wallet", payment=payment.pk, why=refusal.detail)
+
+
+def _waiting_payment(plan: Deposit) -> Payment | None:
+    """Return the payment of a balance that has come and not bought it: it came while it was parked."""
+    came = Payment.objects.filter(
+        reservation=plan.reservation,
+        purpose=PaymentPurpose.BALANCE,
+        status=PaymentStatus.SUCCEEDED,
+        refunded_minor=0,
+    )
+    return came.select_related("organization", "reservation__organization").first()
 
 
 def _open_payment(plan: Deposit) -> Payment | None:

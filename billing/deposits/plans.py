@@ -56,6 +56,19 @@ def mark_asked(plan: Deposit, *, at: dt.datetime) -> None:
     _tell(plan, kind=EventKind.BALANCE_ASKED, at=at)
 
 
+def ask_longer(plan: Deposit, *, at: dt.datetime) -> None:
+    """Give a tenant its time to return once more: its money was parked in it."""
+    patience = dt.timedelta(seconds=settings.BALANCE_RETURN_SECONDS)
+    plan.return_by = min(at + patience, latest_return(plan))
+    Deposit.objects.filter(pk=plan.pk).update(return_by=plan.return_by, act_due_at=plan.return_by)
+
+
+@transaction.atomic
+def note_waiting(*, payment: Payment, at: dt.datetime) -> None:
+    """Let the next step look at a balance that was paid while the tenant's money was parked."""
+    Deposit.objects.filter(pk=payment.reservation_id, act_due_at__gt=at).update(act_due_at=at)
+
+
 def latest_return(plan: Deposit) -> dt.datetime:
     """Return until when a balance can be waited for at all."""
     return plan.reservation.starts_at - dt.timedelta(seconds=CLOSES_BEFORE_START_SECONDS)

@@ -176,7 +176,12 @@ def _succeed(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> Non
     if payment.saves_card and made.method_id:
         Payer.objects.filter(organization=payment.organization).update(saved_card_id=made.method_id)
     moves.tell(payment, kind=EventKind.PAYMENT_SUCCEEDED, occasion="succeeded", at=at)
-    if payment.reservation is not None:
+    if payment.purpose == PaymentPurpose.BALANCE and parking.is_parked(
+        organizations=[payment.organization]
+    ):
+        # It waits in the wallet; `deposits.collecting` buys with it when the money moves again.
+        deposits.note_waiting(payment=payment, at=at)
+    elif payment.reservation is not None:
         _spend(payment, reservation=payment.reservation, refusal=refusal, at=at)
     elif payment.invoice_id and not parking.is_parked(organizations=[payment.organization]):
         _pay_invoice(payment, at=at)

@@ -8,7 +8,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import promotions, wallet, wallet_holds
+from billing import promotions, top_up_disputes, wallet, wallet_holds
 from billing.models import Posting
 from billing.states import EntryKind, Side
 from marketplace.api import simulation
@@ -33,6 +33,12 @@ class WalletSerializer(serializers.Serializer[Any]):
 
     balance = MoneyField(help_text="free to be spent")
     held = MoneyField(help_text="kept for orders that wait for a second person, beside the balance")
+    withheld = MoneySerializer(
+        help_text="out of it, while a bank decides on a top-up that is disputed; back when it is won"
+    )
+    owed_for_disputes = MoneySerializer(
+        help_text="of top-ups that a bank took back: what comes into the wallet pays it first"
+    )
     promotion_balance = MoneySerializer(help_text="what the promotions have left, together")
     promotions = WalletPromotionSerializer(
         many=True, help_text="what expires first, and is spent first"
@@ -70,18 +76,17 @@ class WalletView(ApiView):
         summary="The wallet's balance", responses={200: WalletSerializer}, operation_id="get_wallet"
     )
     def get(self, request: Request) -> Response:
-        given = promotions.standing(
-            organization=self.organization, currency=settings.CURRENCY, at=self.now
-        )
-        held_minor = wallet_holds.held_minor(
-            organization=self.organization, currency=settings.CURRENCY
-        )
+        tenant, currency = self.organization, settings.CURRENCY
+        given = promotions.standing(organization=tenant, currency=currency, at=self.now)
+        held = wallet_holds.held_minor(organization=tenant, currency=currency)
+        withheld = top_up_disputes.withheld_minor(organization=tenant, currency=currency)
+        owed = top_up_disputes.owed_minor(organization=tenant, currency=currency)
         shown = {
-            "balance": wallet.balance(organization=self.organization),
-            "held": Money(held_minor, settings.CURRENCY),
-            "promotion_balance": Money(
-                sum(left.amount_minor for _, left in given), settings.CURRENCY
-            ),
+            "balance": wallet.balance(organization=tenant),
+            "held": Money(held, currency),
+            "withheld": Money(withheld, currency),
+            "owed_for_disputes": Money(owed, currency),
+            "promotion_balance": Money(sum(left.amount_minor for _, left in given), currency),
             "promotions": [
                 {"id": each.pk, "left": left, "expires_at": each.expires_at} for each, left in given
             ],

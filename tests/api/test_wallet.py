@@ -8,6 +8,8 @@ from django.utils import timezone
 from marketplace.models import Organization
 from tests.api.world import a_fleet, a_reservation, fund
 from tests.billing.factories import promotion
+from tests.billing.test_top_up_disputes import say
+from tests.billing.test_withdrawals import topped_up
 from tests.conftest import ApiClient
 from tests.factories import a_key, an_organization
 
@@ -19,10 +21,35 @@ class TestWallet:
         assert api.get("/v1/wallet").json == {
             "balance": {"amount_minor": 0, "currency": "usd"},
             "held": {"amount_minor": 0, "currency": "usd"},
+            "withheld": {"amount_minor": 0, "currency": "usd"},
+            "owed_for_disputes": {"amount_minor": 0, "currency": "usd"},
             "promotion_balance": {"amount_minor": 0, "currency": "usd"},
             "promotions": [],
             "simulated": True,
         }
+
+
+class TestDisputes:
+    def test_show_what_is_withheld_and_then_owed(
+        self, api: ApiClient, organization: Organization
+    ) -> None:
+        fund(organization, amount_minor=300)
+        payment = topped_up(500, by=organization)
+        say(payment, amount=500)
+        shown = api.get("/v1/wallet").json
+        assert (shown["balance"]["amount_minor"], shown["withheld"]["amount_minor"]) == (300, 500)
+        say(topped_up(900, by=organization), "lost", dispute_id="dp_2")
+        payment = topped_up(50, by=organization)
+        kinds = [row["kind"] for row in api.get("/v1/wallet/entries").json["data"]]
+        assert kinds[:3] == ["top_up", "dispute_withheld", "top_up"]
+        say(payment, "needs_response", dispute_id="dp_3", amount=350)
+        say(payment, "lost", dispute_id="dp_3", amount=350)
+        shown = api.get("/v1/wallet").json
+        assert shown["owed_for_disputes"]["amount_minor"] == 0
+        say(payment, "lost", dispute_id="dp_4", amount=40)
+        shown = api.get("/v1/wallet").json
+        assert shown["owed_for_disputes"]["amount_minor"] == 40
+        assert (shown["balance"]["amount_minor"], shown["withheld"]["amount_minor"]) == (0, 500)
 
 
 class TestEntries:

@@ -1,7 +1,7 @@
 """A market, its provider and a tenant that pays by card: what tests of money that comes in share."""
 
 from agents.models import Node
-from billing import books, card_refunds, payments, provider, wallet
+from billing import books, card_refunds, payments, provider, top_up_disputes, wallet
 from billing.models import CardRefund, Payment
 from billing.payments import Wishes
 from billing.provider_states import PaymentMeans
@@ -85,6 +85,7 @@ class World:
         payments.capture_due(at=at)
         payments.pay_invoices_due(at=at)
         card_refunds.send_due(at=at)
+        top_up_disputes.square_due(at=at)
         Payment.objects.update(read_due_at=at)
         CardRefund.objects.update(read_due_at=at)
         provider.drive_due(at=at)

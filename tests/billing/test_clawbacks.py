@@ -12,6 +12,7 @@ from billing.models import DisputeCharge, Payout, Reserve, Reversal, Settlement
 from billing.states import AccountKind, ApprovalKind
 from marketplace.core.errors import InvalidValue
 from marketplace.core.money import Money
+from marketplace.models import Event
 from tests.billing import factories
 from tests.billing.test_transfers import World
 
@@ -82,6 +83,19 @@ class TestCharging:
         assert balance(AccountKind.DISPUTE_LOSSES) == 71
         assert balance(AccountKind.OWNER_CLAWBACK, row.owner_id) == 400
         assert books.check(at=AT).ok
+
+    def test_is_told_to_the_owner(self) -> None:
+        row = settled()
+        lost(row)
+        charged(row, amount=400)
+        told = Event.objects.get(kind="dispute.charged")
+        assert (told.organization, told.object_id) == (row.owner, "dp_1")
+        assert told.data == {
+            "amount_minor": 400,
+            "drawn_minor": 0,
+            "currency": "usd",
+            "lease_ids": [row.lease_id],
+        }
 
     @pytest.mark.parametrize("amount", [0, 472])
     def test_is_of_what_nobody_else_bears(self, amount: int) -> None:

@@ -10,6 +10,7 @@ from billing import (
     books,
     checkout,
     ledger,
+    parking,
     promotions,
     purchases,
     receivables,
@@ -23,7 +24,8 @@ from billing.models import Approval, Promotion, Refund
 from billing.states import AccountKind, ApprovalKind, ApprovalStatus
 from marketplace.core.errors import InvalidValue
 from marketplace.core.money import Money
-from marketplace.models import Organization
+from marketplace.core.windows import format_instant
+from marketplace.models import Event, Organization
 from scheduler.details import ReservationDetails
 from scheduler.models import Reservation
 from scheduler.states import PaymentMethod, ReservationStatus
@@ -271,3 +273,26 @@ class TestExpiry:
         assert promotions.expire_due(at=LATER) == 1
         assert left(made) == total(AccountKind.BREAKAGE) == 0
         assert not ledger.is_posted(idempotency_key=f"promo_expired:{made.pk}")
+
+
+class TestEvents:
+    def test_tell_of_a_grant_and_of_what_nobody_used_of_it(self):
+        made = rows.promotion(buyer=rows.tenant(), minor=500, days=2, at=AT)
+        (granted,) = Event.objects.filter(kind__startswith="promotion.")
+        assert (granted.kind, granted.object_id) == ("promotion.granted", made.pk)
+        assert granted.data == {
+            "amount_minor": 500,
+            "currency": "usd",
+            "expires_at": format_instant(made.expires_at),
+        }
+        bought(rows.tenant())
+        for _ in range(2):
+            promotions.expire_due(at=made.expires_at)
+        expired = Event.objects.get(kind="promotion.expired")
+        assert (expired.data["amount_minor"], expired.data["left_minor"]) == (500, 29)
+
+    def test_do_not_tell_of_an_end_while_the_money_is_parked(self):
+        made = rows.promotion(buyer=rows.tenant(), minor=500, days=2, at=AT)
+        parking.park(breaches={rows.tenant().pk: "why"}, at=AT)
+        promotions.expire_due(at=made.expires_at)
+        assert not Event.objects.filter(kind="promotion.expired").exists()

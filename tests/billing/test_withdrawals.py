@@ -18,11 +18,12 @@ from billing.models import (
     WithdrawalPart,
 )
 from billing.provider_states import PaymentMeans, PaymentPurpose, PaymentStatus
+from billing.provider_values import ProviderRefund
 from billing.states import AccountKind, ApprovalKind, EntryKind
 from billing.withdrawals import WithdrawalRefused
 from marketplace.core.errors import InvalidValue, StateConflict
 from marketplace.core.money import Money
-from marketplace.models import Organization
+from marketplace.models import Event, Organization
 from scheduler.states import PaymentMethod
 from tests.billing import factories
 
@@ -92,6 +93,92 @@ def held() -> int:
     return wallet.balance(organization=factories.tenant()).amount_minor
 
 
+def told() -> list[tuple[str, dict[str, object]]]:
+    """Return what the tenant was told of its withdrawals, oldest first, without what is in all of it."""
+    rows = Event.objects.filter(kind__startswith="withdrawal.").order_by("id")
+    return [
+        (
+            row.kind.removeprefix("withdrawal."),
+            {k: v for k, v in row.data.items() if k not in {"amount_minor", "currency"}},
+        )
+        for row in rows
+    ]
+
+
+def end(row: Withdrawal, state: str, *, minor: int | None = None) -> str:
+    """Let the provider say what became of a part of a withdrawal, twice; return the refund's id."""
+    part = row.parts.get(**({} if minor is None else {"refund__amount_minor": minor}))
+    made = ProviderRefund(
+        id=f"re_{part.refund_id}",
+        intent_id="",
+        state=state,
+        amount_minor=part.refund.amount_minor,
+        currency="usd",
+        payment_id="",
+        failure_code="closed",
+        created_at=AT,
+    )
+    for _ in range(2):
+        card_refunds.apply(refund_id=part.refund_id, made=made, at=AT)
+    return part.refund_id
+
+
+class TestEvents:
+    def test_tell_that_it_was_sent_and_when_all_of_it_is_through(self):
+        topped_up(5_000)
+        topped_up(2_000)
+        row = withdraw(3_000)
+        sent = ("sent", {"to_cards_minor": 3_000, "by_bank_minor": 0})
+        assert told() == [("requested", {}), sent]
+        end(row, "succeeded", minor=1_000)
+        end(row, "pending", minor=2_000)
+        assert len(told()) == 2
+        end(row, "succeeded", minor=2_000)
+        assert told()[2:] == [("settled", {"settled_minor": 3_000, "given_back_minor": 0})]
+
+    def test_tell_what_is_in_the_wallet_again(self):
+        topped_up(5_000)
+        topped_up(2_000)
+        row = withdraw(3_000)
+        refund_id = end(row, "failed", minor=1_000)
+        failed = {"refund_id": refund_id, "given_back_minor": 1_000, "code": "closed"}
+        assert told()[2:] == [("failed", failed)]
+        end(row, "succeeded", minor=2_000)
+        assert told()[3:] == [("settled", {"settled_minor": 2_000, "given_back_minor": 1_000})]
+
+    def test_tell_of_a_card_that_was_closed_days_later(self):
+        topped_up(2_000)
+        row = withdraw(2_000)
+        end(row, "succeeded")
+        refund_id = end(row, "failed")
+        failed = {"refund_id": refund_id, "given_back_minor": 2_000, "code": "closed"}
+        assert [kind for kind, _ in told()] == ["requested", "sent", "settled", "failed"]
+        assert told()[3:] == [("failed", failed)]
+
+    def test_tell_that_it_waits_and_went_by_bank(self):
+        factories.fund(factories.tenant(), minor=500)
+        row = withdraw(500)
+        assert told() == [("requested", {})]
+        approve(row)
+        assert told()[1:] == [
+            ("sent", {"to_cards_minor": 0, "by_bank_minor": 500}),
+            ("settled", {"settled_minor": 500, "given_back_minor": 0}),
+        ]
+
+    def test_tell_that_operators_refused_it(self):
+        factories.fund(factories.tenant(), minor=500)
+        row = withdraw(500)
+        approvals.refuse(approval_id=ask(row).pk, at=AT, actor="bert")
+        assert told() == [("requested", {}), ("refused", {})]
+        assert Event.objects.get(kind="withdrawal.refused").object_id == row.pk
+
+    def test_tell_nothing_of_other_refunds(self):
+        payment = topped_up(2_000)
+        refund = card_refunds.write(payment=payment, amount_minor=100, reason="asked", at=AT)
+        card_refunds.refused(refund_id=refund.pk, code="closed", at=AT)
+        assert told() == []
+
+
 class TestBackTheWayItCame:
     def test_returns_the_newest_top_up_first_and_none_by_more_than_it_brought(self):
         old, new = topped_up(5_000), topped_up(2_000)
@@ -126,6 +213,7 @@ class TestBackTheWayItCame:
             currency="usd",
             opened_at=AT,
         )
+        factories.fund(factories.tenant(), minor=1_000)
         assert withdraw(1_000).carried_out_at is None
         assert not CardRefund.objects.exists()
 
