@@ -151,7 +151,9 @@ def open_for_balance(
         organization=reservation.organization,
         purpose=PaymentPurpose.BALANCE,
         reservation=reservation,
-        amount_minor=plan.balance_gross_minor,
+        amount_minor=chargeable.rounded_up(
+            amount_minor=plan.balance_gross_minor, currency=plan.currency
+        ),
         currency=plan.currency,
         due_at=due_at,
     )
