@@ -34,6 +34,7 @@ from billing.models.promotions import Promotion, PromotionQuerySet
 from billing.models.provider import (
     BalanceTransaction,
     Difference,
+    Dismissal,
     InboxEvent,
     Intent,
     ProviderTransition,
@@ -64,6 +65,7 @@ __all__ = [
     "CreditTerms",
     "Deposit",
     "Difference",
+    "Dismissal",
     "Dispute",
     "DisputeCharge",
     "DisputeTransition",
