@@ -160,8 +160,7 @@ def _match_refund(row: BalanceTransaction, at: dt.datetime) -> bool:
     subject_id = _refund_of(row.source_id)
     if subject_id is None:
         return False
-    if not CardRefund.objects.filter(pk=subject_id).exists():
-        # A reservation's refund was booked when it was settled.
+    if _is_booked_by_its_moves(subject_id):
         return _matched(row, subject_id=subject_id, entry=None, at=at)
     entry = _post(
         row,
@@ -179,6 +178,8 @@ def _match_failed_refund(row: BalanceTransaction, at: dt.datetime) -> bool:
     subject_id = _refund_of(row.source_id)
     if subject_id is None:
         return False
+    if _is_booked_by_its_moves(subject_id):
+        return _matched(row, subject_id=subject_id, entry=None, at=at)
     entry = _post(
         row,
         kind=EntryKind.BALANCE_TRANSACTION,
@@ -253,6 +254,11 @@ def _refund_of(object_id: str) -> str | None:
         kind=IntentKind.REFUND, object_id=object_id, status=IntentStatus.DONE
     )
     return asked.values_list("subject_id", flat=True).first()
+
+
+def _is_booked_by_its_moves(refund_id: str) -> bool:
+    """Say whether a refund is a reservation's: what it takes and brings back is booked by its arrows."""
+    return not CardRefund.objects.filter(pk=refund_id).exists()
 
 
 def _post(
