@@ -1,12 +1,16 @@
 """Which amounts the payment provider takes: the least of each currency, and in which steps.
 
-Source: docs.stripe.com/currencies, "Minimum and maximum charge amounts" and "Special cases", as of 2026-11.
+Source of the minima and of the eight digits: a copy of docs.stripe.com/currencies, "Minimum and maximum
+charge amounts", compared on 2026-11-30: all 24 rows agree. They are of the currency that a charge is settled
+in, here the market's own. Source of the step: the same page as of 2022-06, "Three-decimal currencies". The
+later copy has no such section, so that the rule still holds is not confirmed by a source; to keep it costs
+less than ten minor units of a charge. Nor is a least amount in a currency with three decimals confirmed.
 """
 
 from marketplace.core.money import currency_exponent
 
-# In minor units. A currency that is not listed is taken from the equivalent of half a US dollar on, which
-# only the provider can tell; then the least is one step, and its refusal says the rest.
+# In minor units. Of a currency that is not listed the provider says nothing; then the least is one step, and
+# its refusal says the rest.
 LEAST_MINOR = {
     "aed": 200,
     "aud": 50,
@@ -33,7 +37,8 @@ LEAST_MINOR = {
     "thb": 1000,
     "usd": 50,
 }
-MOST_MINOR = 99_999_999  # eight digits, in any currency
+# Eight digits. The provider takes more of some, as of rupees and of yen by card; what is true of all will do.
+MOST_MINOR = 99_999_999
 # Of a currency with three decimals the last digit of a charge or a refund must be 0: 5.124 is refused.
 THREE_DECIMALS_STEP = 10
 

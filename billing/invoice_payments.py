@@ -5,7 +5,7 @@ import hashlib
 
 from django.db import transaction
 
-from billing import payments, receivables
+from billing import chargeable, payments, receivables
 from billing.models import CreditSale, Payment
 from billing.payments import Wishes
 from marketplace import audit
@@ -54,14 +54,17 @@ def through_provider(
 ) -> Payment:
     """Ask for the payment of an invoice by card or bank transfer; whoever drives its intents gets the answer.
 
-    The money comes into the wallet and pays the invoice from there, as far as it is still open then.
+    The money comes into the wallet and pays the invoice from there, as far as it is still open then; what the
+    provider's steps add to the amount stays in the wallet.
 
     :raises receivables.NothingReceivable: when the invoice is not open by so much.
     :raises InvalidValue: when the amount is not one that the provider takes.
     :raises payments.NoSavedCard: when the payment is to be made with one and there is none.
     """
     receivables.lock(sale.organization)
-    amount = _payable(sale, amount_minor=amount_minor)
+    amount = chargeable.rounded_up(
+        amount_minor=_payable(sale, amount_minor=amount_minor), currency=sale.currency
+    )
     return payments.open_for_invoice(
         organization=sale.organization,
         invoice_id=sale.invoice_id,

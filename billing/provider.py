@@ -152,13 +152,22 @@ def _refresh_refund(object_id: str, at: dt.datetime) -> bool:
 
 
 def _refresh_dispute(object_id: str, at: dt.datetime) -> bool:
+    """Take over a dispute after the payment that it is about, and after what its money is on its way to.
+
+    The news of the payment may come later than that of its dispute, and only the payment tells whether it
+    bought its reservation. A refund that is being asked for may be refused because of the dispute: until that
+    is known the wallet does not hold what it has to bear.
+    """
     made = gateway.read_dispute(dispute_id=object_id)
-    payment = (
-        Payment.objects.filter(provider_id=made.payment_id)
-        .select_related("organization", "reservation")
-        .first()
+    if not made.payment_id or not _refresh_payment(made.payment_id, at):
+        return False
+    payment = Payment.objects.select_related("organization", "reservation").get(
+        provider_id=made.payment_id
     )
-    if payment is None:
+    is_going_back = Intent.objects.filter(
+        kind=IntentKind.REFUND, closed_at__isnull=True, subject_id__in=payment.refunds.values("pk")
+    )
+    if is_going_back.exists():
         return False
     # What could not buy its reservation went back, or to the wallet: it bought nothing that is disputed.
     if payment.reservation is None or payment.refunds.exists():

@@ -1,7 +1,8 @@
 """The provider's books against ours: object by object, and booking by booking.
 
 What differs is written down once and stays open until it is gone. How old it may become before somebody is
-called depends on what it is. What can be taken over can be adopted; nothing is adopted by itself.
+called depends on what it is. What can be taken over can be adopted; nothing is adopted by itself. What is
+nobody's here a person dismisses with a reason: it stays listed, and calls nobody any more.
 """
 
 import datetime as dt
@@ -12,16 +13,31 @@ from django.db import transaction
 
 from billing import cash, findings, ledger, provider, provider_books, provider_money
 from billing.findings import Finding
-from billing.models import Account, CardRefund, Difference, Intent, Payment, Transfer
+from billing.models import (
+    Account,
+    CardRefund,
+    Difference,
+    Dismissal,
+    Intent,
+    Payment,
+    Transfer,
+)
 from billing.provider_states import IntentKind
 from billing.provider_values import GatewayError
 from billing.states import AccountKind
 from marketplace import audit
-from marketplace.core.errors import DomainError, StateConflict
+from marketplace.core.errors import DomainError, InvalidValue, StateConflict
 
 log = structlog.get_logger(__name__)
 
 DETAIL_LENGTH_MAX = 500
+# What somebody did there by hand, or another market on the same account: nothing here can end it.
+DISMISSIBLE = (
+    "payment_without_row",
+    "refund_without_row",
+    "transfer_without_row",
+    "dispute_without_row",
+)
 # How long each kind of difference may be open before somebody is called; zero: at once.
 ALERT_AFTER_SECONDS = {
     "payment_without_row": 0,
@@ -80,9 +96,56 @@ def run(*, at: dt.datetime) -> list[Difference]:
 
 
 def is_overdue(*, difference: Difference, at: dt.datetime) -> bool:
-    """Say whether a difference is open for longer than its kind may be."""
+    """Say whether a difference is open for longer than its kind may be, and nobody has dismissed it."""
+    if is_dismissed(difference=difference):
+        return False
     limit = dt.timedelta(seconds=ALERT_AFTER_SECONDS[difference.kind])
     return at - difference.first_seen_at >= limit
+
+
+def is_dismissed(*, difference: Difference) -> bool:
+    """Say whether a person has dismissed a difference: it stays listed, and calls nobody."""
+    return Dismissal.objects.filter(pk=difference.pk).exists()
+
+
+def dismiss(*, difference: Difference, reason: str, at: dt.datetime, actor: str) -> Dismissal:
+    """Dismiss an object of the provider's that is nobody's here, as a person found out. Calls the provider.
+
+    What bears our mark is taken over instead, so that no money of ours is dismissed. The difference stays
+    listed until it is gone there; what was booked for it is a difference of its own.
+
+    :raises InvalidValue: without a reason.
+    :raises StateConflict: when it is resolved or dismissed, is no object of somebody else's, or the provider
+        does not answer.
+    """
+    if not reason.strip():
+        raise InvalidValue("Say what it is.", pointer="/reason")
+    if difference.kind not in DISMISSIBLE:
+        raise StateConflict(f"{difference.kind} {difference.object_id} is ours, and for us to end")
+    if difference.resolved_at is not None or is_dismissed(difference=difference):
+        raise StateConflict(f"difference {difference.pk} was decided before")
+    try:
+        is_ours = _ADOPTERS[difference.kind](difference.object_id, at)
+    except GatewayError as error:
+        raise StateConflict(f"the provider says: {error}") from error
+    if is_ours:
+        raise StateConflict(f"{difference.object_id} bears our mark, and was taken over")
+    with transaction.atomic():
+        made, is_new = Dismissal.objects.get_or_create(
+            pk=difference.pk,
+            defaults={"reason": reason.strip()[:DETAIL_LENGTH_MAX], "actor": actor, "at": at},
+        )
+        if not is_new:
+            raise StateConflict(f"difference {difference.pk} was decided before")
+        audit.record(
+            at=at,
+            actor=actor,
+            action="difference.dismissed",
+            object_id=difference.object_id[:32],
+            organization=None,
+            detail={"kind": difference.kind, "detail": difference.detail, "reason": made.reason},
+        )
+    return made
 
 
 def adopt(*, difference: Difference, at: dt.datetime, actor: str) -> str:

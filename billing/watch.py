@@ -23,8 +23,12 @@ class Waiting:
 
 
 def differences(*, at: dt.datetime) -> Iterator[Waiting]:
-    """Yield every kind of difference between the provider and the ledger, open or not."""
-    opened = Difference.objects.filter(resolved_at__isnull=True).order_by().values("kind")
+    """Yield every kind of difference between the provider and the ledger, open or not.
+
+    What a person has dismissed waits for nobody.
+    """
+    waiting = Difference.objects.filter(resolved_at__isnull=True, dismissal__isnull=True)
+    opened = waiting.order_by().values("kind")
     counted = {
         row["kind"]: row for row in opened.annotate(count=Count("pk"), first=Min("first_seen_at"))
     }

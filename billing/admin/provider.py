@@ -15,6 +15,7 @@ from billing import reconcile, unknown_intents
 from billing.admin.shown import Shown, money
 from billing.models import (
     Difference,
+    Dismissal,
     DisputeCharge,
     InboxEvent,
     Intent,
@@ -108,12 +109,60 @@ class IntentAdmin(Shown):
         return request.user.has_perm("billing.change_intent")
 
 
+class ReasonForm(ActionForm):  # type: ignore[misc] # unfold has no types
+    """What a person found out about an object of the provider's that is nobody's here."""
+
+    reason = forms.CharField(
+        required=False,
+        max_length=reconcile.DETAIL_LENGTH_MAX,
+        label="",
+        widget=UnfoldAdminTextInputWidget(attrs={"placeholder": "To dismiss: what it is"}),
+    )
+
+
 @admin.register(Difference)
 class DifferenceAdmin(Shown):
-    list_display = ["id", "kind", "object_id", "detail", "first_seen_at", "resolved_at"]
-    list_filter = ["kind", ("resolved_at", admin.EmptyFieldListFilter)]
+    list_display = [
+        "id",
+        "kind",
+        "object_id",
+        "detail",
+        "first_seen_at",
+        "resolved_at",
+        "dismissed",
+    ]
+    list_filter = [
+        "kind",
+        ("resolved_at", admin.EmptyFieldListFilter),
+        ("dismissal", admin.EmptyFieldListFilter),
+    ]
+    list_select_related = ["dismissal"]
     search_fields = ["object_id"]
-    actions = ["adopt"]
+    action_form = ReasonForm
+    actions = ["adopt", "dismiss"]
+
+    @admin.display(description="dismissed")
+    def dismissed(self, difference: Difference) -> str:
+        try:
+            return f"{difference.dismissal.actor}: {difference.dismissal.reason}"
+        except Dismissal.DoesNotExist:
+            return ""
+
+    @admin.action(
+        description="Dismiss: it is nobody's here, for this reason", permissions=["decide"]
+    )
+    def dismiss(self, request: HttpRequest, chosen: QuerySet[Difference]) -> None:
+        _each(
+            self,
+            request,
+            chosen,
+            lambda row: reconcile.dismiss(
+                difference=row,
+                reason=request.POST.get("reason", ""),
+                at=timezone.now(),
+                actor=request.user.get_username(),
+            ),
+        )
 
     @admin.action(description="Adopt: take over what Stripe says", permissions=["decide"])
     def adopt(self, request: HttpRequest, chosen: QuerySet[Difference]) -> None:

@@ -35,6 +35,7 @@ from billing.models.promotions import Promotion, PromotionQuerySet
 from billing.models.provider import (
     BalanceTransaction,
     Difference,
+    Dismissal,
     InboxEvent,
     Intent,
     ProviderTransition,
@@ -70,6 +71,7 @@ __all__ = [
     "CreditTerms",
     "Deposit",
     "Difference",
+    "Dismissal",
     "Dispute",
     "DisputeCharge",
     "DisputeTransition",

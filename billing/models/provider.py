@@ -186,3 +186,24 @@ class Difference(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.object_id}"
+
+
+class Dismissal(models.Model):
+    """What a person found out of a difference that nothing here can end: it is nobody's. Never changes."""
+
+    difference = models.OneToOneField(
+        Difference, primary_key=True, on_delete=models.PROTECT, related_name="dismissal"
+    )
+    reason = models.CharField(max_length=500)
+    actor = models.CharField(max_length=100)
+    at = models.DateTimeField()
+
+    class Meta:
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=~Q(reason="") & ~Q(actor=""), name="dismissal_has_reason_and_person"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.difference_id} by {self.actor}"

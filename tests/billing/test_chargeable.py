@@ -1,11 +1,22 @@
 """Which amounts are asked for and sent back in which currency: what the provider takes, and no other."""
 
+from typing import Any
+
 import pytest
 
-from billing import chargeable
+from billing import chargeable, invoice_payments
+from billing.deposits import collecting
+from billing.payments import Wishes
+from billing.provider_states import PaymentMeans
 from marketplace.core.money import currency_exponent
+from tests.billing import debtors
+from tests.billing.card_market import World
+from tests.billing.test_deposits import InTwoParts
 from tests.fakes.stripe import currencies
 from tests.fakes.stripe.world import ApiError
+from tests.scheduler import factories
+
+CARD = Wishes(means=PaymentMeans.CARD)
 
 
 @pytest.mark.parametrize(
@@ -48,3 +59,56 @@ def test_what_is_asked_for_covers_the_price_and_what_goes_back_does_not_exceed_i
 ) -> None:
     assert chargeable.rounded_up(amount_minor=amount, currency=currency) == up
     assert chargeable.rounded_down(amount_minor=amount, currency=currency) == down
+
+
+@pytest.mark.django_db
+class TestInSteps:
+    """Every charge that is asked for is one that the provider takes: here of a dollar with three decimals."""
+
+    @pytest.fixture(autouse=True)
+    def three_decimals(self, monkeypatch: Any, settings: Any) -> None:
+        settings.DEPOSIT_PRICE_MINOR_MIN = 10_000
+        monkeypatch.setattr(chargeable, "currency_exponent", lambda _currency: 3)
+
+    def test_a_deposit_and_its_balance_are_paid(self, provider: Any, clock: Any) -> None:
+        world = InTwoParts(provider, clock)
+        world.booked()
+        payment = collecting.pay_early(
+            organization=world.tenant,
+            reservation_id=world.reservation.pk,
+            wishes=CARD,
+            at=clock(),
+        )
+        parts = ((world.first, world.plan.gross_minor), (payment, world.plan.balance_gross_minor))
+        assert any(part % 10 for _, part in parts)
+        for asked, part in parts:
+            assert asked.amount_minor % 10 == 0
+            assert 0 <= asked.amount_minor - part < 10
+        world.turn()
+        payment.refresh_from_db()
+        world.pays(payment)
+        world.turn()
+        world.see()
+        assert (world.plan.status, world.deferred()) == ("paid", world.reservation.total_minor)
+        assert world.balance() == sum(asked.amount_minor - part for asked, part in parts)
+        world.sound()
+
+    def test_an_invoice_is_paid(self, provider: Any, clock: Any) -> None:
+        world = World(provider, clock)
+        world.tenant = debtors.a_debtor()
+        factories.make_pool()
+        sale = debtors.sale_of(debtors.buy(factories.make_quote(tenant=world.tenant, gpus=2)))
+        payment = invoice_payments.through_provider(
+            sale=sale, amount_minor=None, wishes=CARD, at=clock()
+        )
+        assert sale.amount_minor % 10
+        assert payment.amount_minor == sale.amount_minor + 10 - sale.amount_minor % 10
+        world.turn()
+        payment.refresh_from_db()
+        world.pays(payment)
+        world.turn()
+        assert (debtors.owed(sale), world.balance()) == (
+            0,
+            payment.amount_minor - sale.amount_minor,
+        )
+        world.sound()

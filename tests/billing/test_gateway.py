@@ -21,7 +21,9 @@ from tests.fakes.stripe import StandIn
 from tests.fakes.stripe.webhooks import sign
 
 KEY = os.environ.get("HEADROOM_STRIPE_TEST_KEY", "")
-SKIP = pytest.mark.skip(reason="HEADROOM_STRIPE_TEST_KEY is not set: no call leaves the machine")
+SKIP = pytest.mark.skip(
+    reason="HEADROOM_STRIPE_TEST_KEY holds no key that begins with sk_test_: no call leaves the machine"
+)
 RECEIVER = os.environ.get("HEADROOM_STRIPE_TEST_RECEIVER", "")
 AN_HOUR_AGO = dt.datetime.now(tz=dt.UTC) - dt.timedelta(hours=1)
 PROVIDER_HOSTS = ["api.stripe.com", "127.0.0.1"]

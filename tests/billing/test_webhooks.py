@@ -2,23 +2,21 @@
 
 import contextlib
 import json
-import random
 from dataclasses import replace
 
 import pytest
 import stripe
-from django.db import transaction
 from django.test import Client
 
-from billing import books, card_refunds, inbox, payments, top_up_disputes, wallet
+from billing import books, card_refunds, inbox, ledger, payments, top_up_disputes, wallet
 from billing import provider as doors
-from billing.models import CardRefund, InboxEvent, Intent, Payment, TopUpDispute
+from billing.models import CardRefund, InboxEvent, Intent, TopUpDispute
 from billing.payments import Wishes
 from billing.provider_states import PaymentMeans
+from billing.states import AccountKind
 from marketplace.core.money import Money
 from tests.fakes.stripe import StandIn
 from tests.fakes.stripe.webhooks import Delivery, delivery_of, sign
-from tests.fakes.stripe.world import ApiError
 from tests.scheduler import factories
 
 pytestmark = pytest.mark.django_db
@@ -240,6 +238,51 @@ class TestDisputes:
         )
         assert TopUpDispute.objects.get().status == "won"
 
+    def test_that_are_heard_of_before_their_payment_are_borne_by_its_wallet(
+        self, provider, clock, tenant
+    ):
+        payment = top_up(tenant, clock())
+        pay(provider, payment, "pm_card_createDispute")
+        (made,) = provider.world.all("dispute")
+        provider.control("/_control/close-dispute", {"id": made["id"], "won": False})
+        assert doors.READERS["dispute"](made["id"], clock())
+        payment.refresh_from_db()
+        assert (payment.status, TopUpDispute.objects.get().status) == ("succeeded", "lost")
+        assert wallet.balance(organization=tenant).amount_minor == 0
+        assert losses() == 0
+        self.work_off(provider, clock)
+        assert wallet.balance(organization=tenant).amount_minor == 0
+
+    def test_wait_for_a_refund_that_is_refused_because_of_them(self, provider, clock, tenant):
+        payment = top_up(tenant, clock())
+        pay(provider, payment)
+        self.work_off(provider, clock)
+        payment.refresh_from_db()
+        card_refunds.write(payment=payment, amount_minor=5000, reason="asked", at=clock())
+        made = provider.control("/_control/dispute", {"id": self.charge(payment)})
+        provider.control("/_control/close-dispute", {"id": made["id"], "won": False})
+        assert not doors.READERS["dispute"](made["id"], clock())
+        doors.drive_due(at=clock())
+        assert CardRefund.objects.get().failure_code == "charge_disputed"
+        assert wallet.balance(organization=tenant).amount_minor == 5000
+        assert doors.READERS["dispute"](made["id"], clock())
+        assert (wallet.balance(organization=tenant).amount_minor, losses()) == (0, 0)
+        assert books.check(at=clock()).ok
+
+    def test_of_what_is_no_payment_of_ours_are_left_alone(self, provider, clock):
+        client = stripe.StripeClient("sk_test_x", base_addresses={"api": provider.base_url})
+        client.v1.payment_intents.create(
+            {
+                "amount": 900,
+                "currency": "usd",
+                "confirm": True,
+                "payment_method": "pm_card_createDispute",
+            }
+        )
+        (made,) = provider.world.all("dispute")
+        assert not doors.READERS["dispute"](made["id"], clock())
+        assert not TopUpDispute.objects.exists()
+
     def charge(self, payment):
         payment.refresh_from_db()
         return payment.charge_id
@@ -256,100 +299,12 @@ def _taken(_object_id):
     yield False
 
 
+def losses():
+    return ledger.balance(account=ledger.AccountRef(AccountKind.DISPUTE_LOSSES, "usd"))
+
+
 def provider_dispute(dispute_id):
     return doors.gateway.read_dispute(dispute_id=dispute_id)
-
-
-def final_state():
-    """Return what is true in the end, without the instants and the order of learning it."""
-    return {
-        "payments": sorted(
-            Payment.objects.values_list("pk", "status", "received_minor", "refunded_minor")
-        ),
-        "refunds": sorted(CardRefund.objects.values_list("pk", "status", "amount_minor")),
-        "disputes": sorted(TopUpDispute.objects.values_list("pk", "status")),
-        "wallets": sorted(
-            (p.organization_id, wallet.balance(organization=p.organization).amount_minor)
-            for p in Payment.objects.select_related("organization")
-        ),
-    }
-
-
-def a_history(stand_in, clock, *, payments_made):
-    """Let tenants pay in every way, be declined, dispute and be refunded, while nobody here listens."""
-    chance = random.Random(7)
-    tenants = [factories.make_organization() for _ in range(10)]
-    methods = ["pm_card_bypassPending"] * 5 + [
-        "pm_card_visa_chargeDeclined",
-        "pm_card_threeDSecure2Required",
-        "pm_card_createDispute",
-    ]
-    for number in range(payments_made):
-        payment = top_up(tenants[number % 10], clock(), amount=1000 + number)
-        method = chance.choice(methods)
-        if method == "pm_card_visa_chargeDeclined":
-            with pytest.raises(ApiError, match="declined"):
-                pay(stand_in, payment, method)
-            continue
-        pay(stand_in, payment, method)
-        if method == "pm_card_threeDSecure2Required":
-            passed = chance.random() < 0.7
-            stand_in.control(
-                "/_control/authenticate", {"id": payment.provider_id, "passed": passed}
-            )
-        if method == "pm_card_bypassPending" and chance.random() < 0.4:
-            made = doors.gateway.read_payment(payment_id=payment.provider_id)
-            paid = payments.apply(payment_id=payment.pk, made=made, at=clock())
-            card_refunds.write(payment=paid, amount_minor=500, reason="asked", at=clock())
-    for dispute in stand_in.world.all("dispute"):
-        stand_in.control(
-            "/_control/close-dispute", {"id": dispute["id"], "won": chance.random() < 0.5}
-        )
-    doors.drive_due(at=clock())
-
-
-def in_any_order(stand_in, clock, *, seeds):
-    class Undo(Exception):
-        pass
-
-    def outcome(deliveries):
-        result = {}
-        try:
-            with transaction.atomic():
-                for delivery in deliveries:
-                    receive(delivery, clock())
-                at = clock()
-                while inbox.process_due(at=at):
-                    pass
-                inbox.poll(at=at)
-                while inbox.process_due(at=at):
-                    pass
-                result.update(final_state())
-                result["waiting"] = InboxEvent.objects.filter(processed_at__isnull=True).count()
-                result["sound"] = books.check(at=at).ok
-                raise Undo
-        except Undo:
-            return result
-
-    expected = outcome(stand_in.deliveries())
-    assert (expected["waiting"], expected["sound"]) == (0, True)
-    assert {status for _, status, *_ in expected["payments"]} >= {"open", "succeeded"}
-    for seed in seeds:
-        assert outcome(stand_in.deliveries(duplicate=3, shuffle_seed=seed, drop=0.2)) == expected
-
-
-def test_a_hundred_events_in_any_order_end_the_same(provider, clock):
-    a_history(provider, clock, payments_made=25)
-    assert len(provider.world.events) >= 100
-    in_any_order(provider, clock, seeds=range(3))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_five_hundred_events_in_any_order_end_the_same(provider, clock):
-    a_history(provider, clock, payments_made=130)
-    assert len(provider.world.events) >= 500
-    in_any_order(provider, clock, seeds=range(20))
 
 
 def test_the_gateway_pins_the_version_of_its_library():

@@ -43,9 +43,11 @@ class Command(BaseCommand):
         for difference in opened:
             is_overdue = reconcile.is_overdue(difference=difference, at=at)
             overdue += is_overdue
+            is_dismissed = reconcile.is_dismissed(difference=difference)
+            state = "OVERDUE" if is_overdue else "dismissed" if is_dismissed else "open"
             age_minutes = int((at - difference.first_seen_at).total_seconds()) // 60
             self.stdout.write(
-                f"{'OVERDUE' if is_overdue else 'open   '}  {difference.pk:>6}  {difference.kind:<24}"
+                f"{state:<9}  {difference.pk:>6}  {difference.kind:<24}"
                 f"  {difference.object_id}  {difference.detail}  ({age_minutes} min)"
             )
         if not opened:
