@@ -34,7 +34,7 @@ DROP TRIGGER books_keep_rows ON billing_wallethold;
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0028_note_what_corrections_measured"),
+        ("billing", "0029_dismiss_differences"),
     ]
 
     operations = [
