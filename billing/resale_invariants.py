@@ -28,10 +28,13 @@ RESALE_INVARIANTS = (
             WHERE e.kind = 'resale'
             GROUP BY e.id
         ) posted ON posted.id = x.entry_id
-        WHERE (x.taken_minor, x.share_minor, x.taken_minor - x.share_minor)
-                IS DISTINCT FROM (posted.taken, posted.share, posted.margin)
-            OR (s.owner_id, s.lease_id, r.organization_id, c.id) IS DISTINCT FROM
-                (posted.owner_id, posted.lease_id, posted.tenant_id, posted.subject_id)
+        WHERE (coalesce(x.taken_minor, 0), coalesce(x.share_minor, 0),
+                coalesce(x.taken_minor - x.share_minor, 0))
+                <> (coalesce(posted.taken, 0), coalesce(posted.share, 0), coalesce(posted.margin, 0))
+            OR (posted.id IS NOT NULL AND (s.owner_id, s.lease_id, c.id,
+                    CASE WHEN x.share_minor > 0 THEN r.organization_id END)
+                IS DISTINCT FROM
+                    (posted.owner_id, posted.lease_id, posted.subject_id, posted.tenant_id))
         """,  # noqa: S608 - constants of this file
     ),
     Invariant(

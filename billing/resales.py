@@ -116,16 +116,18 @@ def share_out(*, settlement: Settlement, at: dt.datetime) -> bool:
         amounts = _amounts(
             each, earned=_until(earned, sold, of=whole) - _until(earned, before, of=whole)
         )
-        if amounts.share:
-            _give(each, settlement=settlement, amounts=amounts, at=at)
-            left -= amounts.taken
+        _give(each, settlement=settlement, amounts=amounts, at=at)
+        left -= amounts.taken
     assert left >= 0, settlement.pk
     return True
 
 
 def _earned(settlement: Settlement) -> int:
     """Return what a lease has earned its owner and is not released: fee, credits and corrections are out."""
-    return max(ledger.balance(account=_accrued(settlement)), 0)
+    accrued = accounts.owner_accrued(
+        lease_id=settlement.lease_id, owner=settlement.owner, currency=settlement.currency
+    )
+    return max(ledger.balance(account=accrued), 0)
 
 
 def _until(total_minor: int, part: int, *, of: Fraction) -> int:
@@ -159,18 +161,7 @@ def _give(each: _Slice, *, settlement: Settlement, amounts: _Amounts, at: dt.dat
     the fee goes back to that: nobody gets money for what it has not paid.
     """
     change, reservation, currency = each.fee_share.change, each.reservation, settlement.currency
-    purse = accounts.wallet(organization=each.tenant, currency=currency)
-    margin = accounts.shared(kind=AccountKind.RESALE_MARGIN, currency=currency)
-    accrued = _accrued(settlement)
-    entry = ledger.post(
-        idempotency_key=f"resale:{change.pk}:{settlement.lease_id}",
-        kind=EntryKind.RESALE,
-        subject_id=change.pk,
-        effective_at=at,
-        legs=ledger.differences(
-            [(accrued, purse, amounts.share), (accrued, margin, amounts.taken - amounts.share)]
-        ),
-    )
+    entry = _post(each, settlement=settlement, amounts=amounts, at=at) if amounts.taken else None
     steps.reached("resale.posted")
     row = Resale.objects.create(
         fee_share=each.fee_share,
@@ -197,6 +188,8 @@ def _give(each: _Slice, *, settlement: Settlement, amounts: _Amounts, at: dt.dat
     set_off = receivables.set_credit_off(reservation=reservation, amount_minor=amounts.share, at=at)
     promotions.take_back(reservation=reservation, refunded_minor=amounts.share - set_off, at=at)
     steps.reached("resale.stored")
+    if not amounts.share:
+        return
     events.record(
         organization=each.tenant,
         kind=EventKind.RESALE_CREDITED,
@@ -214,6 +207,24 @@ def _give(each: _Slice, *, settlement: Settlement, amounts: _Amounts, at: dt.dat
     )
 
 
+def _post(each: _Slice, *, settlement: Settlement, amounts: _Amounts, at: dt.datetime) -> Entry:
+    change, currency = each.fee_share.change, settlement.currency
+    purse = accounts.wallet(organization=each.tenant, currency=currency)
+    margin = accounts.shared(kind=AccountKind.RESALE_MARGIN, currency=currency)
+    accrued = accounts.owner_accrued(
+        lease_id=settlement.lease_id, owner=settlement.owner, currency=currency
+    )
+    return ledger.post(
+        idempotency_key=f"resale:{change.pk}:{settlement.lease_id}",
+        kind=EntryKind.RESALE,
+        subject_id=change.pk,
+        effective_at=at,
+        legs=ledger.differences(
+            [(accrued, purse, amounts.share), (accrued, margin, amounts.taken - amounts.share)]
+        ),
+    )
+
+
 def _lock(slices: Sequence[_Slice], *, settlement: Settlement) -> None:
     reservations = {each.reservation.pk for each in slices}
     list(
@@ -225,12 +236,6 @@ def _lock(slices: Sequence[_Slice], *, settlement: Settlement) -> None:
     list(FeeShare.objects.select_for_update(no_key=True).filter(pk__in=shares).order_by("pk"))
     parties = {settlement.owner_id, *(each.tenant.pk for each in slices)}
     list(Organization.objects.select_for_update(no_key=True).filter(pk__in=parties).order_by("pk"))
-
-
-def _accrued(settlement: Settlement) -> ledger.AccountRef:
-    return accounts.owner_accrued(
-        lease_id=settlement.lease_id, owner=settlement.owner, currency=settlement.currency
-    )
 
 
 def _slices(settlement: Settlement) -> list[_Slice]:
@@ -245,6 +250,8 @@ def _slices(settlement: Settlement) -> list[_Slice]:
     found: dict[str, _Slice] = {}
     for (place, window), slots in _sold_again(lease, span=span, left=left).items():
         if place.change.reservation.organization_id == lease.reservation.organization_id:
+            continue
+        if not fee_shares[place.change_id].resale_basis_points:
             continue
         parts = _parts(lease, place=place, window=window, slots=slots)
         each = found.setdefault(place.change_id, _Slice(fee_share=fee_shares[place.change_id]))

@@ -79,6 +79,8 @@ class Migration(migrations.Migration):
                 (
                     "entry",
                     models.OneToOneField(
+                        db_comment="null: nothing was taken",
+                        null=True,
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="resale",
                         to="billing.entry",
@@ -148,12 +150,23 @@ class Migration(migrations.Migration):
             model_name="resale",
             constraint=models.CheckConstraint(
                 condition=models.Q(
-                    ("share_minor__gt", 0),
+                    ("share_minor__gte", 0),
                     ("share_minor__lte", models.F("taken_minor")),
                     ("taken_minor__lte", models.F("earned_minor")),
                     ("taken_minor__lte", models.F("fee_part_minor")),
                 ),
                 name="resale_takes_what_was_paid_twice",
+            ),
+        ),
+        migrations.AddConstraint(
+            model_name="resale",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("entry__isnull", False), ("taken_minor__gt", 0)),
+                    models.Q(("entry__isnull", True), ("taken_minor", 0)),
+                    _connector="OR",
+                ),
+                name="resale_without_entry_takes_nothing",
             ),
         ),
         migrations.AddConstraint(

@@ -60,13 +60,20 @@ class Resale(models.Model):
 
     Append-only, written by the release of the lease's earnings. `worth_micro_seconds` is the part of the
     owner's weight in the change that the slice is, by the price of who left. Of what the owner got twice,
-    `taken_minor`, the smaller of its two parts, goes to the tenant that left, the rest is the market's.
+    `taken_minor`, the share goes to the tenant that left, the rest is the market's. A slice of which nothing
+    is taken has no entry, and counts all the same: what was rounded down is made up for by the next.
     """
 
     id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_resale_id)
     fee_share = models.ForeignKey(FeeShare, on_delete=models.PROTECT, related_name="resales")
     settlement = models.ForeignKey(Settlement, on_delete=models.PROTECT, related_name="resales")
-    entry = models.OneToOneField(Entry, on_delete=models.PROTECT, related_name="resale")
+    entry = models.OneToOneField(
+        Entry,
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="resale",
+        db_comment="null: nothing was taken",
+    )
     currency = models.CharField(max_length=3)
     gpu_seconds = models.BigIntegerField(db_comment="delivered again")
     worth_micro_seconds = models.BigIntegerField(
@@ -83,11 +90,16 @@ class Resale(models.Model):
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["fee_share", "settlement"], name="resale_is_unique"),
             models.CheckConstraint(
-                condition=Q(share_minor__gt=0)
+                condition=Q(share_minor__gte=0)
                 & Q(share_minor__lte=F("taken_minor"))
                 & Q(taken_minor__lte=F("earned_minor"))
                 & Q(taken_minor__lte=F("fee_part_minor")),
                 name="resale_takes_what_was_paid_twice",
+            ),
+            models.CheckConstraint(
+                condition=Q(entry__isnull=False, taken_minor__gt=0)
+                | Q(entry__isnull=True, taken_minor=0),
+                name="resale_without_entry_takes_nothing",
             ),
         ]
 

@@ -24,6 +24,14 @@ KEPT = FUNDS_MINOR - 1882  # by who left what its tests leave
 _deposits = itertools.count(1)
 
 
+def a_node(*, currency: str) -> Organization:
+    """Return an owner that sells eight GPUs for a currency."""
+    owner = factories.make_organization()
+    factories.make_node(owner=owner)
+    factories.make_listing(owner=owner, currency=currency)
+    return owner
+
+
 def a_tenant(*, funds_minor: int = FUNDS_MINOR, currency: str = "usd") -> Organization:
     tenant = factories.make_organization()
     if funds_minor:

@@ -134,9 +134,7 @@ class TestTheWorkedExample:
         self, settings: Any, currency: str, price: int, fee_share: int, share: int
     ) -> None:
         settings.CURRENCY = currency
-        market = factories.make_organization()
-        factories.make_node(owner=market)
-        factories.make_listing(owner=market, currency=currency)
+        resold.a_node(currency=currency)
         first, second = (resold.a_tenant(currency=currency) for _ in range(2))
         reservation = buy(by=first)
         assert reservation.total_minor == price

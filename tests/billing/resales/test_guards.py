@@ -38,6 +38,10 @@ class TestTheDatabase:
             ({}, "resale_is_unique"),
             ({"taken_minor": 1601, "fee_share": other_share(row)}, "resale_takes_what"),
             ({"share_minor": 1601, "fee_share": other_share(row)}, "resale_takes_what"),
+            (
+                {"taken_minor": 0, "share_minor": 0, "fee_share": other_share(row)},
+                "resale_without_entry",
+            ),
         ):
             copy = Resale.objects.get(pk=row.pk)
             copy.pk, copy.entry = f"rsl_{name}", entry

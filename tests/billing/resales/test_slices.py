@@ -1,16 +1,17 @@
 """What counts as sold again: which GPUs, which time, bought when and by whom, and delivered."""
 
 import datetime as dt
+from typing import Any
 
 import pytest
 
-from agents.models import Node
+from agents.models import Gpu, Node
 from billing import changes
 from billing.models import FeeShare, Resale, ResalePart, Settlement
 from billing.states import AccountKind
 from marketplace.models import Organization
 from scheduler import cancellations, extensions, leases, reservations
-from scheduler.models import Reservation
+from scheduler.models import Allocation, Reservation
 from tests.billing.resales import market as resold
 from tests.billing.resales.market import KEPT, buy, deliver, holds, leave, purse, release, slices
 from tests.scheduler.factories import NOW, hours, window_in
@@ -52,6 +53,27 @@ class TestWhatWasSoldAgain:
         assert sum(each[2] for each in slices()) == 1600
         assert purse(left.organization) == KEPT + 1280
         assert margin() == 320
+        holds()
+
+    def test_is_divided_to_the_yen_over_many_buyers(self, settings: Any) -> None:
+        settings.CURRENCY = "jpy"
+        resold.a_node(currency="jpy")
+        window = window_in(8 * 24, length=3)
+        leave(buy(by=resold.a_tenant(currency="jpy"), window=window))
+        assert FeeShare.objects.get().amount_minor == 12  # for 8 GPUs: one and a half for each
+        sold = [
+            buy(by=resold.a_tenant(currency="jpy"), gpus=gpus, window=window)
+            for gpus in (1, 1, 1, 1, 4)
+        ]
+        for reservation in sold:
+            resold.start(reservation)
+        for reservation in sold:
+            resold.finish(reservation)
+        release()
+        assert len(slices()) == 5
+        assert sum(each[1] for each in slices()) == 12
+        assert sum(each[3] for each in slices()) == 10
+        assert resold.shared(AccountKind.RESALE_MARGIN, currency="jpy") == 2
         holds()
 
     def test_is_divided_over_two_who_left_parts_of_it(self, owner: Organization) -> None:
@@ -109,30 +131,15 @@ class TestWhatWasSoldAgain:
     def test_is_nothing_of_what_had_been_bought_before_it_was_left(
         self, owner: Organization
     ) -> None:
-        reservation, sold = buy(gpus=4), buy(gpus=4, window=window_in(50))
-        leave(reservation, at=NOW + hours(1))
-        # Whoever had its hours already is moved onto GPUs that were left: nothing was sold again.
-        Reservation.objects.filter(pk=sold.pk).update(created_at=NOW)
-        place = reservation.changes.get().released_places.get()
-        type(place).objects.bulk_create(
-            [
-                type(place)(
-                    change=place.change,
-                    node=place.node,
-                    slots=place.slots,
-                    lot=place.lot,
-                    period=(NOW + hours(50), NOW + hours(52)),
-                ),
-                type(place)(
-                    change=place.change,
-                    node=place.node,
-                    slots=(place.slots.lower + 4, place.slots.upper + 4),
-                    lot=place.lot,
-                    period=(NOW + hours(50), NOW + hours(52)),
-                ),
-            ]
-        )
-        deliver(sold)
+        reservation, sold = buy(gpus=4), buy(gpus=4)
+        change = leave(reservation, at=NOW + hours(1))
+        # Whoever had its hours already is moved onto the GPUs that were left: nothing was sold again.
+        place = change.released_places.get()
+        Allocation.objects.filter(reservation=sold, live=True).update(slots=place.slots)
+        (lease,) = resold.start(sold)
+        slots = Gpu.objects.filter(uuid__in=lease.gpu_uuids).values_list("slot", flat=True)
+        assert set(slots) == set(range(place.slots.lower, place.slots.upper))
+        resold.finish(sold)
         release()
         assert slices() == []
 
