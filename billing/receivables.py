@@ -1,10 +1,10 @@
-"""What tenants owe on invoices: paid, voided, or written off by two people."""
+"""What tenants owe on invoices: paid, set off, or written off by two people."""
 
 import datetime as dt
 
 from django.db import transaction
 
-from billing import accounts, ledger, parking, promotions, tax, tax_relief
+from billing import accounts, ledger, parking, promotions, tax_relief
 from billing.models import Account, Entry
 from billing.states import AccountKind, EntryKind
 from marketplace import events
@@ -213,41 +213,6 @@ def _set_off(
         effective_at=at,
         legs=ledger.transfer(debited=debited, credited=credited, amount=amount),
     )
-
-
-@transaction.atomic
-def void(*, reservation: Reservation, invoice_id: str, at: dt.datetime) -> None:
-    """Take back the invoice of a reservation that never started; what was paid of it goes to the wallet."""
-    currency = reservation.currency
-    deferred = accounts.of_reservation(
-        kind=AccountKind.DEFERRED, reservation=reservation, currency=currency
-    )
-    still_open = accounts.of_reservation(kind=AccountKind.U_OPEN, reservation=reservation)
-    released = accounts.of_reservation(kind=AccountKind.U_RELEASED, reservation=reservation)
-    owed = account(organization=reservation.organization, invoice_id=invoice_id, currency=currency)
-    lock(reservation.organization)
-    key = f"void:{invoice_id}"
-    if ledger.is_posted(idempotency_key=key):
-        return
-    rest = ledger.kept_balance(account=deferred)
-    part = tax.part_of(reservation=reservation, key=key, refunded=rest)
-    unpaid = min(rest + part.refunded, ledger.kept_balance(account=owed))
-    purse = accounts.wallet(organization=reservation.organization, currency=currency)
-    entry = ledger.post(
-        idempotency_key=key,
-        kind=EntryKind.INVOICE_VOID,
-        subject_id=invoice_id,
-        effective_at=at,
-        legs=ledger.differences(
-            [
-                (deferred, owed, rest),
-                *tax.rows(part, reservation=reservation, payer=owed, payee=owed),
-                (owed, purse, rest + part.refunded - unpaid),
-                (released, still_open, ledger.kept_balance(account=still_open)),
-            ]
-        ),
-    )
-    tax.note(part, reservation=reservation, entry=entry, at=at)
 
 
 @transaction.atomic

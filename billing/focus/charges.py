@@ -32,7 +32,7 @@ def rows_of(fact: Fact, *, frames: Frames, documents: Documents = NO_DOCUMENTS) 
             rows = [shares.on_line(_purchase(fact, frames=frames), documents.charged)]
         case EntryKind.SETTLEMENT:
             rows = _settlement(fact, frames=frames, documents=documents)
-        case EntryKind.REFUND | EntryKind.INVOICE_VOID:
+        case EntryKind.REFUND:
             rows = _given_back(fact, frames=frames, documents=documents)
         case EntryKind.CHANGE:
             rows = _change(fact, frames=frames, documents=documents)

@@ -14,9 +14,10 @@ from billing import (
     receivables,
     tax,
     wallet,
+    wallet_holds,
 )
-from billing.models import Payment
-from billing.states import ApprovalKind
+from billing.models import Payment, PurchaseRequest
+from billing.states import ApprovalKind, PurchaseKind
 from scheduler import change_rules
 from scheduler.models import Reservation
 from scheduler.states import ChangeKind, PaymentMethod, ReservationStatus
@@ -45,11 +46,11 @@ class Buying(Model):
     def top_up(self, amount: int, who: int) -> None:
         payment = self.next_id("pi")
         for _ in range(2):
-            provider_money.top_up(
-                organization=self.tenants[who],
+            factories.topped_up(
+                buyer=self.tenants[who],
                 object_id=payment,
-                amount=self.money(amount),
-                at=factories.START,
+                minor=amount,
+                currency=settings.CURRENCY,
             )
         self.clearing[payment] = amount
 
@@ -92,7 +93,7 @@ class Buying(Model):
             asked = purchases.price_with_tax(reservation=row)
             if method == PaymentMethod.CARD:
                 payment = self.next_id("pi")
-                purchases.capture_payment(reservation=row, object_id=payment, at=factories.START)
+                factories.paid_by_card(row, object_id=payment)
                 self.clearing[payment] = asked
             elif method == PaymentMethod.INVOICE:
                 invoice = factories.bought_on_account(row)
@@ -122,7 +123,18 @@ class Buying(Model):
                 paid=False,
             )
             Reservation.objects.filter(pk=row.pk).update(payment_due_at=FARTHER)
-            purchases.hold(reservation=row, at=factories.START)
+            asked = PurchaseRequest.objects.create(
+                organization=row.organization,
+                kind=PurchaseKind.RESERVATION,
+                quote_id=row.quote_id,
+                amount_minor=price,
+                currency=settings.CURRENCY,
+                requested_by="anna",
+                requested_at=factories.START,
+                expires_at=FARTHER,
+            )
+            gross = purchases.price_with_tax(reservation=row)
+            wallet_holds.hold(request=asked, price=self.money(gross), at=factories.START)
             return row
 
         row = self.attempt(take)
@@ -133,11 +145,12 @@ class Buying(Model):
     @rule(is_captured=st.booleans())
     def resolve(self, *, is_captured: bool) -> None:
         row = self.held.pop()
+        kept = wallet_holds.open_of(quote_id=row.quote_id)
         if is_captured:
-            purchases.capture_hold(reservation=row, at=factories.START)
+            purchases.post(reservation=row, at=factories.START, held=kept)
             self.bought.append(row)
-        else:
-            purchases.void_hold(reservation=row, at=factories.START)
+        elif kept is not None:
+            wallet_holds.void(kept, at=factories.START)
         self.set_status(row, ReservationStatus.ACTIVE if is_captured else ReservationStatus.EXPIRED)
 
     @rule(
@@ -207,11 +220,8 @@ class Buying(Model):
     def charge(self, row: Reservation, *, amount: int) -> None:
         """Let the provider bring an amount that a reservation's tenant pays by card."""
         payment = self.next_id("pi")
-        provider_money.top_up(
-            organization=row.organization,
-            object_id=payment,
-            amount=self.money(amount),
-            at=factories.START,
+        factories.topped_up(
+            buyer=row.organization, object_id=payment, minor=amount, currency=settings.CURRENCY
         )
         self.clearing[payment] = amount
 
@@ -260,8 +270,8 @@ class Buying(Model):
         if invoice not in self.invoices or row.changes.exists():
             return
         self.bought.remove(row)
+        factories.given_back(row)
         self.set_status(row, ReservationStatus.CANCELLED)
-        receivables.void(reservation=row, invoice_id=invoice, at=factories.START)
         del self.invoices[invoice]
 
     @precondition(lambda self: self.invoices)
