@@ -197,7 +197,6 @@ def _reason(sale: CreditSale) -> str:
     told = {
         EntryKind.PAYMENT: "paid",
         EntryKind.OFFSET: "credited",
-        EntryKind.INVOICE_VOID: "credited",
         EntryKind.WRITE_OFF: "written_off",
     }
     last = (

@@ -10,7 +10,8 @@ HOLD_PATIENCE_SECONDS = 300  # what voids a hold that is due runs every few seco
 HOLD_INVARIANTS = (
     Invariant(
         "holds_keep_what_they_say",
-        "An open hold keeps its amount and a resolved one nothing, by the entries that it names.",
+        "An open hold keeps its amount and a resolved one nothing, by the entries that it names; else nothing"
+        " is held.",
         f"""
         SELECT h.purchase_request_id || ' holds ' || h.amount_minor || ' and is '
             || coalesce(nullif(h.resolution, ''), 'open') || '; taken were ' || posted.taken
@@ -32,6 +33,12 @@ HOLD_INVARIANTS = (
                 WHEN 'captured' THEN by.kind NOT IN ('purchase', 'change')
                 ELSE false
             END
+        UNION ALL
+        SELECT a.code || ' keeps ' || a.balance || ' for no request', a.organization_id
+        FROM billing_account a
+        WHERE a.kind = 'hold' AND a.balance <> 0 AND NOT EXISTS (
+            SELECT FROM billing_wallethold h WHERE h.purchase_request_id = a.subject_id
+        )
         """,  # noqa: S608 - constants of this file
     ),
     Invariant(

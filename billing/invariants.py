@@ -7,7 +7,6 @@ organization whose money is to be parked for it.
 from dataclasses import dataclass
 
 SUSPENSE_PATIENCE_SECONDS = 86_400  # a person looks at it within a day
-HOLD_PATIENCE_SECONDS = 300  # the sweep that voids an expired hold runs every few seconds
 
 # Signed by side: what a debit adds, a credit takes away.
 SIGNED = "CASE p.side WHEN 'debit' THEN p.amount ELSE -p.amount END"
@@ -194,18 +193,6 @@ MORE_INVARIANTS = (
             WHERE e.subject_id = d.id AND e.kind IN ('dispute_set_off', 'dispute_charged')
         ) posted
         WHERE (d.set_off_minor, said.charged) <> (posted.set_off, posted.charged)
-        """,  # noqa: S608
-    ),
-    Invariant(
-        "holds_are_resolved",
-        "No hold outlives the time in which its reservation can be paid.",
-        f"""
-        SELECT b.code || ' keeps ' || b.balance, r.organization_id
-        FROM ({_by_kind("hold")}) b JOIN scheduler_reservation r ON r.id = b.subject_id
-        WHERE b.balance <> 0 AND (
-            r.status <> 'payment_pending'
-            OR r.payment_due_at < %(at)s - interval '{HOLD_PATIENCE_SECONDS} seconds'
-        )
         """,  # noqa: S608
     ),
     Invariant(

@@ -9,22 +9,6 @@ from billing import accounts, ledger
 from billing.models import Entry
 from billing.states import AccountKind, EntryKind
 from marketplace.core.money import Money
-from marketplace.models import Organization
-
-
-def top_up(*, organization: Organization, object_id: str, amount: Money, at: dt.datetime) -> Entry:
-    """Credit a wallet with a payment that the provider has taken; once for each of its objects."""
-    return ledger.post(
-        idempotency_key=f"topup:{object_id}",
-        kind=EntryKind.TOP_UP,
-        subject_id=organization.id,
-        effective_at=at,
-        legs=ledger.transfer(
-            debited=_clearing(object_id, amount.currency),
-            credited=accounts.wallet(organization=organization, currency=amount.currency),
-            amount=amount.amount_minor,
-        ),
-    )
 
 
 def match(

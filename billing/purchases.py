@@ -23,9 +23,9 @@ def post(
     With the price goes its tax, by the terms that were frozen when the quote was accepted. Of a price that is
     paid in two parts it is the deposit that moves; the GPU-seconds are bought in full.
 
-    The source is the tenant's wallet where none is named; a card's payment comes from the clearing account
-    of its object, an invoice's from what is receivable. What was held for the order is spent first, but for
-    what promotions have paid into the wallet for it.
+    The source is the tenant's wallet where none is named, into which a card's payment comes as well; that of
+    an invoice is what is receivable. What was held for the order is spent first, but for what promotions
+    have paid into the wallet for it.
 
     :raises ledger.InsufficientFunds: when the wallet does not cover the price.
     :raises parking.MoneyParked: while the tenant's money is parked.
@@ -92,59 +92,6 @@ def post_balance(*, reservation: Reservation, net_minor: int, at: dt.datetime) -
     tax.note(part, reservation=reservation, entry=entry, at=at)
 
 
-def hold(*, reservation: Reservation, at: dt.datetime) -> None:
-    """Take the price with its tax out of the wallet before the purchase: nothing else spends it meanwhile.
-
-    :raises ledger.InsufficientFunds: when the wallet does not cover the price.
-    :raises parking.MoneyParked: while the tenant's money is parked.
-    """
-    tenant, currency = reservation.organization, reservation.currency
-    ledger.post(
-        idempotency_key=f"hold:{reservation.id}",
-        kind=EntryKind.HOLD,
-        subject_id=reservation.id,
-        effective_at=at,
-        legs=ledger.transfer(
-            debited=accounts.wallet(organization=tenant, currency=currency),
-            credited=_hold_of(reservation),
-            amount=price_with_tax(reservation=reservation),
-        ),
-    )
-
-
-def void_hold(*, reservation: Reservation, at: dt.datetime) -> None:
-    """Give a held price back to the wallet: the purchase did not come about.
-
-    :raises parking.MoneyParked: while the tenant's money is parked.
-    """
-    ledger.post(
-        idempotency_key=f"void:{reservation.id}",
-        kind=EntryKind.VOID,
-        subject_id=reservation.id,
-        effective_at=at,
-        legs=ledger.transfer(
-            debited=_hold_of(reservation),
-            credited=accounts.wallet(
-                organization=reservation.organization, currency=reservation.currency
-            ),
-            amount=price_with_tax(reservation=reservation),
-        ),
-    )
-
-
-def capture_hold(*, reservation: Reservation, at: dt.datetime) -> None:
-    """Buy with the price that is held. A hold is captured or voided: the guard lets nobody do both."""
-    post(reservation=reservation, at=at, source=_hold_of(reservation))
-
-
-def capture_payment(*, reservation: Reservation, object_id: str, at: dt.datetime) -> None:
-    """Buy with a payment that the provider has taken: `object_id` names it there."""
-    source = accounts.of_object(
-        kind=AccountKind.PSP_CLEARING, object_id=object_id, currency=reservation.currency
-    )
-    post(reservation=reservation, at=at, source=source)
-
-
 def capture_invoice(*, reservation: Reservation, invoice_id: str, at: dt.datetime) -> None:
     """Buy on account: the invoice is issued, and to be paid later."""
     source = accounts.of_object(
@@ -174,9 +121,3 @@ def due_now_with_tax(*, reservation: Reservation) -> int:
 def gpu_seconds_bought(*, reservation: Reservation) -> int:
     """Return the GPU-seconds that a reservation promises."""
     return reservation.gpus * reservation.window.seconds
-
-
-def _hold_of(reservation: Reservation) -> ledger.AccountRef:
-    return accounts.of_reservation(
-        kind=AccountKind.HOLD, reservation=reservation, currency=reservation.currency
-    )

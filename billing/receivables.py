@@ -1,4 +1,4 @@
-"""What tenants owe on invoices: paid, voided, or written off by two people.
+"""What tenants owe on invoices: paid, set off, or written off by two people.
 
 What was written off is owed no more, and still a loss: what comes of it after all, by a payment, a refund or
 a credit for the same sale, makes that loss smaller before any of it is the tenant's to spend.
@@ -8,7 +8,7 @@ import datetime as dt
 
 from django.db import transaction
 
-from billing import accounts, bad_debts, ledger, parking, promotions, tax, tax_relief
+from billing import accounts, bad_debts, ledger, parking, promotions, tax_relief
 from billing.models import Account, Entry
 from billing.states import AccountKind, EntryKind
 from marketplace import events
@@ -256,45 +256,6 @@ def _recover(
     )
     tax_relief.withdraw_recovered(owed=owed, cause=entry, at=at)
     return covered
-
-
-@transaction.atomic
-def void(*, reservation: Reservation, invoice_id: str, at: dt.datetime) -> None:
-    """Take back the invoice of a reservation that never started; what was paid of it goes to the wallet.
-
-    What was given up of it is no loss any more.
-    """
-    currency = reservation.currency
-    deferred = accounts.of_reservation(
-        kind=AccountKind.DEFERRED, reservation=reservation, currency=currency
-    )
-    still_open = accounts.of_reservation(kind=AccountKind.U_OPEN, reservation=reservation)
-    released = accounts.of_reservation(kind=AccountKind.U_RELEASED, reservation=reservation)
-    owed = account(organization=reservation.organization, invoice_id=invoice_id, currency=currency)
-    lock(reservation.organization)
-    key = f"void:{invoice_id}"
-    if ledger.is_posted(idempotency_key=key):
-        return
-    rest = ledger.kept_balance(account=deferred)
-    part = tax.part_of(reservation=reservation, key=key, refunded=rest)
-    unpaid = min(rest + part.refunded, ledger.kept_balance(account=owed))
-    purse = accounts.wallet(organization=reservation.organization, currency=currency)
-    entry = ledger.post(
-        idempotency_key=key,
-        kind=EntryKind.INVOICE_VOID,
-        subject_id=invoice_id,
-        effective_at=at,
-        legs=ledger.differences(
-            [
-                (deferred, owed, rest),
-                *tax.rows(part, reservation=reservation, payer=owed, payee=owed),
-                (owed, purse, rest + part.refunded - unpaid),
-                (released, still_open, ledger.kept_balance(account=still_open)),
-            ]
-        ),
-    )
-    tax.note(part, reservation=reservation, entry=entry, at=at)
-    _recover(purse, owed, amount=rest + part.refunded - unpaid, at=at)
 
 
 @transaction.atomic

@@ -108,7 +108,6 @@ class EntryKind(TextChoices):
     DISPUTE_SET_OFF = "dispute_set_off"  # what was to go back, and a bank has given back already
     DISPUTE_CHARGED = "dispute_charged"  # to an owner, who answers for it
     RESERVE_DRAWN = "reserve_drawn"  # what was kept back of an owner, for what it owes
-    INVOICE_VOID = "invoice_void"
     PAYMENT = "payment"
     TAX_REMITTANCE = "tax_remittance"  # of collected tax, to its tax office
     RELIEF_WITHDRAWN = "relief_withdrawn"  # of tax that a refund gave back

@@ -38,7 +38,7 @@ _KEPT = """
             FROM billing_account a
             JOIN billing_posting p ON p.account_id = a.id JOIN billing_entry e ON e.id = p.entry_id
             WHERE a.kind = 'deferred' AND a.subject_id = r.id AND p.side = 'debit'
-                AND e.kind IN ('refund', 'invoice_void')) AS kept
+                AND e.kind = 'refund') AS kept
     FROM billing_reservationtax t JOIN scheduler_reservation r ON r.id = t.reservation_id
 """
 _LINES = """

@@ -42,7 +42,7 @@ def rows_of(
             rows = [shares.on_line(_purchase(fact, frames=frames), documents.charged)]
         case EntryKind.SETTLEMENT:
             rows = _settlement(fact, frames=frames, documents=documents, reasons=reasons)
-        case EntryKind.REFUND | EntryKind.INVOICE_VOID:
+        case EntryKind.REFUND:
             rows = _given_back(fact, frames=frames, documents=documents, reasons=reasons)
         case EntryKind.CHANGE:
             rows = _change(fact, frames=frames, documents=documents)

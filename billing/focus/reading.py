@@ -70,14 +70,6 @@ _ENTRIES = """
     LEFT JOIN scheduler_reservation r ON r.id = e.subject_id AND r.organization_id = a.organization_id
     LEFT JOIN scheduler_change c ON c.id = e.subject_id
     WHERE a.organization_id = %(organization)s AND a.kind = 'wallet' AND e.kind = ANY(%(credits)s)
-    UNION ALL
-    SELECT e.id, (
-            SELECT d.subject_id FROM billing_posting q JOIN billing_account d ON d.id = q.account_id
-            WHERE q.entry_id = e.id AND d.kind = 'deferred' LIMIT 1
-        ), NULL
-    FROM billing_account a JOIN billing_posting p ON p.account_id = a.id
-    JOIN billing_entry e ON e.id = p.entry_id
-    WHERE a.organization_id = %(organization)s AND a.kind = 'receivable' AND e.kind = 'invoice_void'
 """
 _SIGNED = "CASE p.side WHEN 'debit' THEN p.amount ELSE -p.amount END"
 

@@ -17,7 +17,7 @@ PRICES = """
         CASE WHEN e.kind IN ('purchase', 'balance') THEN 0 ELSE p.amount END AS refunded
     FROM billing_entry e
     JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
-    WHERE e.kind IN ('purchase', 'balance', 'refund', 'invoice_void') AND a.kind = 'deferred'
+    WHERE e.kind IN ('purchase', 'balance', 'refund') AND a.kind = 'deferred'
     UNION ALL
     SELECT e.id, e.idempotency_key, e.effective_at, e.recorded_at, c.reservation_id,
         c.charged_minor, c.refunded_minor

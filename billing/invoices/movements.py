@@ -29,7 +29,6 @@ KINDS = (
     EntryKind.SETTLEMENT,
     EntryKind.CORRECTION,
     EntryKind.REFUND,
-    EntryKind.INVOICE_VOID,
 )
 _UNTOLD = f"""
     WITH subjects AS (
@@ -44,10 +43,6 @@ _UNTOLD = f"""
         SELECT c.id, c.reservation_id, NULL FROM scheduler_change c
         JOIN scheduler_reservation r ON r.id = c.reservation_id
         WHERE r.organization_id = %(organization)s
-        UNION ALL
-        SELECT i.id, l.reservation_id, NULL FROM billing_invoice i
-        JOIN billing_invoiceline l ON l.invoice_id = i.id
-        WHERE i.organization_id = %(organization)s AND i.due_at IS NOT NULL
     )
     SELECT e.id, e.kind, e.idempotency_key, e.subject_id, l.reservation_id, e.effective_at,
         coalesce(sum(CASE p.side WHEN 'credit' THEN p.amount ELSE -p.amount END)

@@ -47,8 +47,6 @@ def return_of(
     """Describe why something of what was bought goes back."""
     if change is not None:
         word = _RETURNED[ChangeKind(change.kind)]
-    elif kind is EntryKind.INVOICE_VOID:
-        word = "Not started"
     else:
         word = "Not delivered, found later" if kind is EntryKind.CORRECTION else "Not delivered"
     return _cut(f"{word}: {_bought(reservation, window)}")

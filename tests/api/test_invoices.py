@@ -12,6 +12,7 @@ from scheduler.models import Reservation
 from scheduler.states import PaymentMethod, ReservationStatus
 from tests.api.test_month_bills import funded
 from tests.billing import factories as books
+from tests.billing.debtors import grant
 from tests.conftest import ApiClient
 from tests.factories import a_key, an_organization
 
@@ -30,6 +31,7 @@ def month(organization: Organization) -> list[Invoice]:
 
 @pytest.fixture
 def on_account(organization: Organization) -> Invoice:
+    grant(organization, at=books.START)
     row = books.reservation(buyer=organization, paid=False, status=ReservationStatus.SCHEDULED)
     Reservation.objects.filter(pk=row.pk).update(payment_method=PaymentMethod.INVOICE)
     row.refresh_from_db()
@@ -127,8 +129,7 @@ class TestState:
     def test_is_credited_where_it_never_started(self, api: ApiClient, on_account: Invoice) -> None:
         row = on_account.lines.get().reservation
         assert row is not None
-        receivables.void(reservation=row, invoice_id=on_account.pk, at=CLOSED_AT)
-        Reservation.objects.filter(pk=row.pk).update(status=ReservationStatus.CANCELLED)
+        books.given_back(row)
         assert self.state(api, on_account) == ("credited", 0)
         later = CLOSED_AT + dt.timedelta(minutes=5)
         invoices.credit_on_account(organization=on_account.organization, at=later)

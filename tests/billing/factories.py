@@ -9,9 +9,21 @@ from django.conf import settings
 
 from agents import protocol
 from agents.models import Gpu, MeterReading, Node, Outage, Receipt
-from billing import approvals, credit, invoices, purchases, tax, tax_rules, wallet
+from billing import (
+    accounts,
+    approvals,
+    changes,
+    credit,
+    invoices,
+    ledger,
+    purchases,
+    receivables,
+    tax,
+    tax_rules,
+    wallet,
+)
 from billing.models import Promotion
-from billing.states import ApprovalKind
+from billing.states import AccountKind, ApprovalKind, EntryKind
 from marketplace.core.money import Money, amount_for
 from marketplace.core.windows import Window
 from marketplace.models import GpuModel, Organization
@@ -197,6 +209,57 @@ def bought_on_account(row: Reservation) -> str:
     if terms is not None:
         credit.note_sale(terms=terms, reservation=row, change=None, invoice=invoice, at=START)
     return invoice.pk
+
+
+def topped_up(
+    *,
+    buyer: Organization,
+    object_id: str,
+    minor: int,
+    currency: str = "usd",
+    at: dt.datetime = START,
+) -> None:
+    """Let a payment that the provider has taken come into a wallet, as `billing.payments` books it."""
+    ledger.post(
+        idempotency_key=f"topup:{object_id}",
+        kind=EntryKind.TOP_UP,
+        subject_id=object_id,
+        effective_at=at,
+        legs=ledger.transfer(
+            debited=accounts.of_object(
+                kind=AccountKind.PSP_CLEARING, object_id=object_id, currency=currency
+            ),
+            credited=accounts.wallet(organization=buyer, currency=currency),
+            amount=minor,
+        ),
+    )
+
+
+def paid_by_card(row: Reservation, *, object_id: str = "pi_1", at: dt.datetime = START) -> None:
+    """Buy a reservation with what the provider took for it: into the wallet, and from there."""
+    if price := purchases.price_with_tax(reservation=row):
+        topped_up(
+            buyer=row.organization,
+            object_id=object_id,
+            minor=price,
+            currency=row.currency,
+            at=at,
+        )
+    purchases.post(reservation=row, at=at)
+
+
+def given_back(row: Reservation) -> Change:
+    """Cancel what has not begun, without a fee: nothing is owed for it any more."""
+    made = change(
+        of=row,
+        kind=ChangeKind.CANCELLATION,
+        refunded=row.total_minor,
+        released=row.gpus * row.window.seconds,
+    )
+    changes.post(change=made)
+    Reservation.objects.filter(pk=row.pk).update(status=ReservationStatus.CANCELLED)
+    receivables.offset(reservation=row, at=START)
+    return made
 
 
 def lots(*, window: Window, gpus: int, rate: Decimal, fee_basis_points: int) -> Lots:

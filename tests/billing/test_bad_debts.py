@@ -157,14 +157,15 @@ class TestLease:
         assert balance(AccountKind.BAD_DEBT) == given_up(sale) == left
         sound(at=AT)
 
-    def test_whose_invoice_was_taken_back_is_no_loss(self):
+    def test_of_what_never_began_is_no_loss(self):
         tenant = debtors.grant(factories.tenant())
         row = factories.reservation(buyer=tenant, paid=False, status=ReservationStatus.CANCELLED)
         factories.bought_on_account(row)
         sale = CreditSale.objects.get()
         pay_by_bank(sale, 71)
         write_off(sale, 390)
-        receivables.void(reservation=row, invoice_id=sale.invoice_id, at=AT)
+        assert settlements.refund_rest(reservation_id=row.pk, at=AT)
+        receivables.offset(reservation=row, at=AT)
         assert (balance(AccountKind.BAD_DEBT), purse(tenant)) == (0, 71)
         sound(at=AT)
 

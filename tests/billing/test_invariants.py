@@ -13,7 +13,6 @@ from billing import (
     earnings,
     ledger,
     payouts,
-    purchases,
     refunds,
     settlements,
 )
@@ -61,7 +60,7 @@ def story(settings: Any) -> Settlement:
     )
     Reservation.objects.filter(pk=card.pk).update(payment_method=PaymentMethod.CARD)
     card.refresh_from_db()
-    purchases.capture_payment(reservation=card, object_id="pi_1", at=AT)
+    factories.paid_by_card(card, at=AT)
     assert settlements.refund_rest(reservation_id=card.id, at=AT)
     (refund,) = refunds.open_for(reservation_id=card.id, at=AT)
     refunds.send(refund_id=refund.id, at=AT, actor="test")

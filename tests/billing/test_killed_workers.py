@@ -18,7 +18,6 @@ from billing import (
     corrections,
     earnings,
     payouts,
-    purchases,
     refunds,
     settlements,
     steps,
@@ -64,7 +63,7 @@ def world() -> None:
     card = factories.reservation(buyer=buyer, paid=False, status=ReservationStatus.FAILED)
     Reservation.objects.filter(pk=card.pk).update(payment_method=PaymentMethod.CARD)
     card.refresh_from_db()
-    purchases.capture_payment(reservation=card, object_id="pi_1", at=factories.START)
+    factories.paid_by_card(card)
 
 
 def tick() -> None:

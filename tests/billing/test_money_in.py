@@ -1,10 +1,9 @@
-"""Holds, payments by card and by invoice, the provider's books, promotions, and what is never paid."""
+"""Payments by card and by invoice, the provider's books, promotions, and what is never paid."""
 
 import datetime as dt
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, transaction
 
 from billing import (
     accounts,
@@ -24,6 +23,7 @@ from marketplace.core.money import Money
 from scheduler.models import Reservation
 from scheduler.states import PaymentMethod, ReservationStatus
 from tests.billing import factories
+from tests.billing.debtors import grant
 
 pytestmark = pytest.mark.django_db
 
@@ -48,52 +48,10 @@ def unpaid(
     return Reservation.objects.get(pk=row.pk)
 
 
-class TestHold:
-    def test_takes_the_price_out_of_the_wallet_and_a_capture_spends_it(self):
-        row = unpaid(funds_minor=500)
-        purchases.hold(reservation=row, at=AT)
-        assert balance(AccountKind.HOLD, row.id) == 471
-        assert wallet.balance(organization=row.organization) == Money(29, "usd")
-        purchases.capture_hold(reservation=row, at=AT)
-        assert (balance(AccountKind.HOLD, row.id), balance(AccountKind.DEFERRED, row.id)) == (
-            0,
-            471,
-        )
-        assert balance(AccountKind.U_OPEN, row.id, GPU_SECONDS) == 7200
-
-    def test_goes_back_whole_when_it_is_voided(self):
-        row = unpaid(funds_minor=471)
-        purchases.hold(reservation=row, at=AT)
-        for _ in range(2):
-            purchases.void_hold(reservation=row, at=AT)
-        assert wallet.balance(organization=row.organization) == Money(471, "usd")
-        assert books.check(at=LATER).ok
-
-    def test_is_never_both_captured_and_voided(self):
-        row = unpaid(funds_minor=1000)
-        purchases.hold(reservation=row, at=AT)
-        purchases.void_hold(reservation=row, at=AT)
-        with pytest.raises(IntegrityError, match="account_is_not_overdrawn"), transaction.atomic():
-            purchases.capture_hold(reservation=row, at=AT)
-
-    def test_refuses_what_the_wallet_does_not_cover(self):
-        row = unpaid(funds_minor=470)
-        with pytest.raises(ledger.InsufficientFunds):
-            purchases.hold(reservation=row, at=AT)
-
-    def test_that_outlives_its_reservation_is_found(self):
-        row = unpaid(funds_minor=471)
-        purchases.hold(reservation=row, at=AT)
-        Reservation.objects.filter(pk=row.pk).update(status=ReservationStatus.EXPIRED)
-        report = books.check(at=LATER)
-        assert [c.name for c in report.checks if not c.ok] == ["holds_are_resolved"]
-        assert books.breaches_of(report).keys() == {row.organization_id}
-
-
 class TestCard:
     def test_buys_with_what_the_provider_took_and_clears_with_its_books(self):
         row = unpaid(method=PaymentMethod.CARD, status=ReservationStatus.SCHEDULED)
-        purchases.capture_payment(reservation=row, object_id="pi_1", at=AT)
+        factories.paid_by_card(row)
         assert balance(AccountKind.PSP_CLEARING, "pi_1") == 471
         price = Money(471, "usd")
         for _ in range(2):
@@ -105,14 +63,6 @@ class TestCard:
         assert (balance(AccountKind.PSP_FEES), balance(AccountKind.STRIPE_PENDING)) == (44, 0)
         assert balance(AccountKind.STRIPE_AVAILABLE) == 427
         assert books.check(at=LATER).ok
-
-    def test_tops_a_wallet_up_once_for_each_payment(self):
-        buyer = factories.tenant()
-        for _ in range(2):
-            provider_money.top_up(
-                organization=buyer, object_id="pi_2", amount=Money(900, "usd"), at=AT
-            )
-        assert wallet.balance(organization=buyer) == Money(900, "usd")
 
     def test_money_of_nobody_is_put_aside_and_found_after_a_day(self):
         ledger.post(
@@ -161,8 +111,9 @@ class TestInvoice:
         assert books.check(at=LATER).ok
 
     def test_of_a_reservation_that_never_started_can_be_taken_back(self):
-        row = self.bought(status=ReservationStatus.CANCELLED)
-        receivables.void(reservation=row, invoice_id=self.invoice_id, at=AT)
+        grant(factories.tenant(), at=AT)
+        row = self.bought()
+        factories.given_back(row)
         assert balance(AccountKind.RECEIVABLE, self.invoice_id) == 0
         assert balance(AccountKind.U_RELEASED, row.id, GPU_SECONDS) == 7200
         assert books.check(at=LATER).ok
@@ -241,10 +192,9 @@ class TestOtherCurrencies:
 
 
 class TestParked:
-    def test_money_is_neither_held_nor_spent(self):
+    def test_money_is_not_spent(self):
         row = unpaid(funds_minor=471)
         parking.park(breaches={row.organization_id: "a breach"}, at=AT)
-        for verb in (purchases.hold, purchases.post):
-            with pytest.raises(parking.MoneyParked):
-                verb(reservation=row, at=AT)
+        with pytest.raises(parking.MoneyParked):
+            purchases.post(reservation=row, at=AT)
         assert wallet.balance(organization=row.organization) == Money(471, "usd")

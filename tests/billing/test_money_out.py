@@ -11,7 +11,6 @@ from billing import (
     ledger,
     parking,
     payouts,
-    purchases,
     refunds,
     settlements,
     wallet,
@@ -47,7 +46,7 @@ def due_refund() -> Refund:
     )
     Reservation.objects.filter(pk=row.pk).update(payment_method=PaymentMethod.CARD)
     row = Reservation.objects.get(pk=row.pk)
-    purchases.capture_payment(reservation=row, object_id="pi_1", at=AT)
+    factories.paid_by_card(row, at=AT)
     assert settlements.refund_rest(reservation_id=row.id, at=AT)
     assert refunds.open_due(at=AT) == 1
     return Refund.objects.get()

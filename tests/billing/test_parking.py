@@ -26,6 +26,7 @@ from billing import (
     settlements,
     tasks,
     transfers,
+    wallet_holds,
 )
 from billing.models import (
     Entry,
@@ -33,8 +34,10 @@ from billing.models import (
     Payment,
     Payout,
     Promotion,
+    PurchaseRequest,
     Refund,
     Transfer,
+    WalletHold,
 )
 from billing.payments import Wishes
 from billing.provider_states import (
@@ -45,7 +48,7 @@ from billing.provider_states import (
     PaymentPurpose,
     PaymentStatus,
 )
-from billing.states import FACTS, AccountKind, EntryKind
+from billing.states import FACTS, AccountKind, EntryKind, PurchaseKind
 from marketplace.core.money import Money
 from marketplace.models import Organization
 from scheduler.models import Lease, Reservation
@@ -77,10 +80,21 @@ def unpaid() -> Reservation:
     return booked(paid=False, status=ReservationStatus.PAYMENT_PENDING)
 
 
-def held() -> Reservation:
-    row = unpaid()
-    purchases.hold(reservation=row, at=AT)
-    return row
+def requested() -> PurchaseRequest:
+    return PurchaseRequest.objects.create(
+        organization=buyer(),
+        kind=PurchaseKind.RESERVATION,
+        quote_id="qte_1",
+        amount_minor=471,
+        currency="usd",
+        requested_by="anna",
+        requested_at=AT,
+        expires_at=AT,
+    )
+
+
+def hold(request: PurchaseRequest) -> WalletHold | None:
+    return wallet_holds.hold(request=request, price=Money(471, "usd"), at=AT)
 
 
 def on_account() -> tuple[Reservation, str]:
@@ -91,7 +105,7 @@ def on_account() -> tuple[Reservation, str]:
 def to_be_refunded() -> Reservation:
     """Return a reservation that was paid by card, failed, and owes its price."""
     row = booked(method=PaymentMethod.CARD, paid=False, status=ReservationStatus.FAILED)
-    purchases.capture_payment(reservation=row, object_id="pi_1", at=AT)
+    factories.paid_by_card(row, at=AT)
     settlements.refund_rest(reservation_id=row.pk, at=AT)
     return row
 
@@ -144,14 +158,20 @@ def of_tenant(name: str) -> tuple[Organization, Verb]:
             row = unpaid()
             return row.organization, lambda: purchases.post(reservation=row, at=AT)
         case "hold":
-            row = unpaid()
-            return row.organization, lambda: purchases.hold(reservation=row, at=AT)
+            asked = requested()
+            return asked.organization, lambda: hold(asked)
         case "void a hold":
-            row = held()
-            return row.organization, lambda: purchases.void_hold(reservation=row, at=AT)
+            held = hold(requested())
+            assert held is not None
+            return held.purchase_request.organization, lambda: wallet_holds.void(held, at=AT)
+        case "void the holds that are due":
+            asked = requested()
+            assert hold(asked)
+            return asked.organization, lambda: wallet_holds.void_due(at=AT)
         case "capture a hold":
-            row = held()
-            return row.organization, lambda: purchases.capture_hold(reservation=row, at=AT)
+            row, asked = unpaid(), requested()
+            taken = hold(asked)
+            return row.organization, lambda: purchases.post(reservation=row, at=AT, held=taken)
         case "change":
             row = booked()
             change = factories.change(of=row, kind=ChangeKind.EXTENSION, charged=471, added=7200)
@@ -165,11 +185,6 @@ def of_tenant(name: str) -> tuple[Organization, Verb]:
             refund = refund_due()
             return refund.reservation.organization, lambda: refunds.send(
                 refund_id=refund.pk, at=AT, actor="test"
-            )
-        case "take an invoice back":
-            row, invoice_id = on_account()
-            return row.organization, lambda: receivables.void(
-                reservation=row, invoice_id=invoice_id, at=AT
             )
         case "set off":
             row, _ = on_account()
@@ -259,11 +274,11 @@ TENANTS = (
     "purchase",
     "hold",
     "void a hold",
+    "void the holds that are due",
     "capture a hold",
     "change",
     "goodwill",
     "send a refund",
-    "take an invoice back",
     "set off",
     "write off",
     "pay an invoice from the wallet",

@@ -169,7 +169,7 @@ class TestReasons:
         }
 
     def test_are_none_of_what_a_tenant_gave_back(self) -> None:
-        fact = hour(kind="invoice_void", net_minor=-300, deferred_minor=-300, delivered=0)
+        fact = hour(kind="refund", net_minor=-300, deferred_minor=-300, delivered=0)
         (row,) = charges.rows_of(fact._replace(released=3600), frames=frames())
         assert (row["x_UndeliveredReason"], row["x_UndeliveredGpuHours"]) == ("", "0.0")
 

@@ -60,13 +60,12 @@ class TestOnAccount:
 
     def test_is_credited_at_once_when_it_goes_back(self, sold) -> None:
         row, invoice = sold
-        receivables.void(reservation=row, invoice_id=invoice.pk, at=factories.START)
-        Reservation.objects.filter(pk=row.pk).update(status=ReservationStatus.CANCELLED)
+        factories.given_back(row)
         assert invoices.run_due(at=SETTLED_AT) == 1
         assert invoices.run_due(at=SETTLED_AT) == 0
         note = Invoice.objects.get(kind=InvoiceKind.CREDIT_NOTE)
         assert (note.corrects_id, note.total_minor, note.period) == (invoice.pk, 560, "")
-        assert note.lines.get().description.startswith("Not started: ")
+        assert note.lines.get().description.startswith("Cancelled: ")
         assert close(row.organization) == []
 
 

@@ -28,6 +28,7 @@ from marketplace.core.money import Money
 from scheduler.models import Reservation
 from scheduler.states import PaymentMethod, ReservationStatus
 from tests.billing import factories
+from tests.billing.debtors import grant
 
 pytestmark = pytest.mark.django_db
 
@@ -141,20 +142,6 @@ class TestPurchase:
         purchases.post(reservation=Reservation.objects.get(pk=row.pk), at=AT)
         assert (payable(), TaxLine.objects.count()) == (89, 1)
 
-    def test_of_a_held_price_holds_the_tax_too_and_gives_back_both(self):
-        bought, left = (
-            factories.reservation(
-                buyer=buyer(funds=560), paid=False, status=ReservationStatus.PAYMENT_PENDING
-            )
-            for _ in range(2)
-        )
-        for row in (bought, left):
-            purchases.hold(reservation=row, at=AT)
-            assert balance(AccountKind.HOLD, row.id) == 560
-        purchases.capture_hold(reservation=bought, at=AT)
-        purchases.void_hold(reservation=left, at=AT)
-        assert (held(left), payable(), balance(AccountKind.HOLD, bought.id)) == (560, 89, 0)
-
     @pytest.mark.parametrize("treatment", ["reverse_charge", "exempt"])
     def test_that_is_not_taxed_is_in_the_report_all_the_same(self, treatment):
         row = factories.reservation(buyer=buyer(funds=471, treatment=treatment))
@@ -219,7 +206,7 @@ class TestSettlement:
         row = factories.reservation(buyer=buyer(), paid=False)
         row.payment_method = PaymentMethod.CARD
         row.save(update_fields=["payment_method"])
-        purchases.capture_payment(reservation=row, object_id="pi_1", at=AT)
+        factories.paid_by_card(row)
         assert balance(AccountKind.PSP_CLEARING, "pi_1") == 560
         Reservation.objects.filter(pk=row.pk).update(status=ReservationStatus.FAILED)
         settlements.refund_rest(reservation_id=row.id, at=LATER)
@@ -309,10 +296,9 @@ class TestInvoice:
         assert (balance(AccountKind.RECEIVABLE, self.invoice_id), payable()) == (560, 89)
         assert_books_hold()
 
-    def test_that_is_voided_is_owed_by_nobody(self):
-        row = self.on_account()
-        Reservation.objects.filter(pk=row.pk).update(status=ReservationStatus.CANCELLED)
-        receivables.void(reservation=row, invoice_id=self.invoice_id, at=AT)
+    def test_of_what_is_given_back_is_owed_by_nobody(self):
+        grant(factories.tenant(), at=AT)
+        factories.given_back(self.on_account())
         assert (balance(AccountKind.RECEIVABLE, self.invoice_id), payable()) == (0, 0)
         assert_books_hold()
 
