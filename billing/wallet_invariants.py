@@ -5,14 +5,15 @@ organization whose money is to be parked for it. That the refunds of a payment a
 stands in `provider_invariants`.
 """
 
-from billing.invariants import HOLD_PATIENCE_SECONDS, SIGNED, Invariant, sum_of
+from billing.invariants import SIGNED, Invariant, sum_of
 
+UNPARKED_PATIENCE_SECONDS = 300  # what was parked goes on within seconds of its end
 # Money that only waits is late, not wrong: of parked organizations, and of those that moved again just now.
 _PARKED = f"""
     EXISTS (
         SELECT FROM billing_parking k WHERE k.organization_id = p.organization_id AND (
             k.ended_at IS NULL
-            OR k.ended_at > %(at)s - interval '{HOLD_PATIENCE_SECONDS} seconds')
+            OR k.ended_at > %(at)s - interval '{UNPARKED_PATIENCE_SECONDS} seconds')
     )
 """
 _HELD = """

@@ -14,7 +14,7 @@ WHERE status = 'suspended' AND act_due_at IS NULL
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0028_note_what_corrections_measured"),
+        ("billing", "0029_dismiss_differences"),
     ]
 
     operations = [migrations.RunSQL(LOOK_AGAIN, migrations.RunSQL.noop)]

@@ -34,7 +34,7 @@ DROP TRIGGER books_keep_rows ON billing_wallethold;
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0029_dismiss_differences"),
+        ("billing", "0031_let_suspended_cases_go_on"),
     ]
 
     operations = [
