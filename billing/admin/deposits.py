@@ -22,10 +22,10 @@ class DepositAdmin(Shown):
         "reservation",
         "tenant",
         "status",
+        "next_step",
         money("gross_minor", name="deposit, with tax"),
         money("balance_gross_minor", name="balance, with tax"),
         "balance_due_at",
-        "next_step",
     ]
     list_filter = ["status", "balance_due_at", ("closed_at", admin.EmptyFieldListFilter)]
     search_fields = [

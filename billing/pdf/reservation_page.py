@@ -63,7 +63,8 @@ def _head(
     ]
     window = f"{reservation.starts_at:%Y-%m-%d %H:%M} to {reservation.ends_at:%Y-%m-%d %H:%M} UTC"
     top = head(
-        title,
+        # An id breaks the line, and stands in the next one.
+        title if reservation.name else "Bill of a reservation",
         party=buyer,
         about=f"{reservation.pk} · {window} · {reservation.get_status_display()}. {standing}",
         simulated="its GPUs do not exist." if bill.simulated else "",
