@@ -153,8 +153,9 @@ class Buying(Wallets):
         taken = self.call(IntentKind.CAPTURE, payment.pk, at=CAPTURED_AT)
         released = self.call(IntentKind.CANCEL, payment.pk, at=factories.START)
         made = self.payment_made(payment, state="succeeded" if taken else "canceled")
-        if taken or released:
-            self.answer(taken or released, made, at=factories.START)
+        call = taken or released
+        if call is not None:
+            self.answer(call, made, at=factories.START)
             payment.refresh_from_db()
         if payment.status == PaymentStatus.SUCCEEDED:
             self.will_book("charge", payment.charge_id, payment.received_minor, fee=3)

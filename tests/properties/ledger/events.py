@@ -31,6 +31,8 @@ def event(
     money without being the record of a fact.
     """
 
+    refusals: tuple[type[Exception], ...] = (Absent, *_ALWAYS, *refused)
+
     def declare(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def run(self: Model, *args: Any, **kwargs: Any) -> None:
@@ -40,7 +42,7 @@ def event(
             try:
                 with transaction.atomic():
                     function(self, *args, **kwargs)
-            except (Absent, *_ALWAYS, *refused) as refusal:
+            except refusals as refusal:
                 if isinstance(refusal, MoneyParked) and not parked:
                     raise
                 for name, value in before.items():

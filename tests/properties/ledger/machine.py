@@ -97,8 +97,8 @@ class Market(Stories):
             self.set_status(lease.reservation, ReservationStatus.COMPLETED)
 
     def end_disputes(self) -> None:
-        for dispute in TopUpDispute.objects.filter(status=DisputeStatus.OPEN):
-            self.close_top_up_dispute(dispute, is_won=True)
+        for of_top_up in TopUpDispute.objects.filter(status=DisputeStatus.OPEN):
+            self.close_top_up_dispute(of_top_up, is_won=True)
         for dispute in Dispute.objects.filter(status=DisputeStatus.OPEN):
             disputes.win(dispute_id=dispute.pk, at=FAR, actor="test")
 
@@ -112,8 +112,8 @@ class Market(Stories):
             for row in Refund.objects.filter(on_its_way, payment__isnull=False):
                 self.hear_of(row, state="succeeded")
             card_refunds.send_due(at=FARTHER)
-            for row in CardRefund.objects.filter(waits):
-                self.hear_of_refund_to_card(row, state="succeeded")
+            for to_card in CardRefund.objects.filter(waits):
+                self.hear_of_refund_to_card(to_card, state="succeeded")
             if not opened and not Refund.objects.filter(on_its_way).exists():
                 break
         assert not Refund.objects.filter(on_its_way).exists()
@@ -121,8 +121,8 @@ class Market(Stories):
 
     def pay_owners(self) -> None:
         self.release(is_late=True)
-        for row in self.asked_back():
-            self.hear_of_reversal(row, is_there=False)
+        for reversal in self.asked_back():
+            self.hear_of_reversal(reversal, is_there=False)
         while Reserve.objects.filter(released_at=None).exists():
             assert payouts.release_due(at=FARTHER + RESERVED)
         for row in self.sending():

@@ -14,7 +14,16 @@ from tests.properties.ledger.model import DAY, FAR, FARTHER
 from tests.properties.ledger.refunding import Refunding
 
 TRANSFERRED = (EntryKind.TRANSFER, EntryKind.TRANSFER_PAID, EntryKind.TRANSFER_FAILED)
-RELEASED = (EntryKind.RELEASE, EntryKind.RESERVE_RELEASE, EntryKind.CORRECTION_RELEASE)
+RELEASED = (
+    EntryKind.RELEASE,
+    EntryKind.RESERVE_RELEASE,
+    EntryKind.CORRECTION_RELEASE,
+    # What was sold twice is shared with who left it, which may owe for it or have had it of a promotion.
+    EntryKind.RESALE,
+    EntryKind.OFFSET,
+    EntryKind.PROMOTION_RETURNED,
+    EntryKind.PROMOTION_EXPIRY,
+)
 ASKED_AGAIN = dt.timedelta(seconds=clawbacks.ASK_AGAIN_SECONDS) + DAY
 
 

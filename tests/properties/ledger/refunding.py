@@ -48,9 +48,7 @@ class Refunding(Running):
         known = Refund.objects.filter(
             status__in=(RefundStatus.SENT, RefundStatus.SETTLED), payment__isnull=False
         )
-        if known:
-            row = self.pick(data, known.select_related("payment").order_by("pk"))
-            self.hear_of(row, state=state)
+        self.hear_of(self.pick(data, self.read(known.select_related("payment"))), state=state)
 
     @precondition(lambda self: self.undisputed())
     @rule(data=st.data(), fee=st.integers(0, 20), percent=st.integers(1, 100))
@@ -80,7 +78,7 @@ class Refunding(Running):
     @rule(data=st.data(), is_won=st.booleans())
     @event(EntryKind.DISPUTE_WON, EntryKind.DISPUTE_LOST)
     def decide_of_a_top_up(self, data: st.DataObject, *, is_won: bool) -> None:
-        known = TopUpDispute.objects.filter(status=DisputeStatus.OPEN).order_by("pk")
+        known = self.read(TopUpDispute.objects.filter(status=DisputeStatus.OPEN))
         self.close_top_up_dispute(self.pick(data, known), is_won=is_won)
 
     @precondition(lambda self: Dispute.objects.filter(status=DisputeStatus.OPEN).exists())
@@ -93,7 +91,7 @@ class Refunding(Running):
     )
     def decide(self, data: st.DataObject, *, is_won: bool, percent_of_owner: int) -> None:
         """Let a bank decide; of what is lost the owner bears a part, where two people say so."""
-        known = Dispute.objects.filter(status=DisputeStatus.OPEN).order_by("pk")
+        known = self.read(Dispute.objects.filter(status=DisputeStatus.OPEN))
         row = self.pick(data, known)
         if is_won:
             disputes.win(dispute_id=row.pk, at=FAR, actor="test")

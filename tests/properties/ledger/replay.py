@@ -6,9 +6,9 @@ from django.db import connection, transaction
 from django.db.models import Min
 
 from billing import ledger
-from billing.ledger import AccountRef, Leg, Side
+from billing.ledger import AccountRef, Leg
 from billing.models import Account, Entry, Parking
-from billing.states import AccountKind, EntryKind
+from billing.states import AccountKind, EntryKind, Side
 from tests.properties.ledger.model import balances
 
 # What the journal alone does not make, and what refers to it: gone while it is posted again.

@@ -5,6 +5,7 @@ from decimal import Decimal
 
 from django.conf import settings
 
+from agents.models import Gpu
 from marketplace.core.windows import Window
 from marketplace.models import Listing, Organization
 from marketplace.states import ListingStatus, Tier
@@ -70,6 +71,17 @@ def place(row: Reservation) -> None:
             "created_at": factories.START,
             "updated_at": factories.START,
         },
+    )
+    Gpu.objects.bulk_create(
+        Gpu(
+            uuid=f"GPU-{slot}",
+            node=node,
+            slot=slot,
+            product_name="NVIDIA H100",
+            memory_total_bytes=1,
+            first_seen_at=factories.START,
+        )
+        for slot in range(node.slot_base, node.slot_base + row.gpus)
     )
     Allocation.objects.create(
         node=node,

@@ -8,17 +8,18 @@ from hypothesis.stateful import precondition, rule
 
 from agents.models import Receipt
 from agents.protocol import Cause, ReceiptKind
-from billing import corrections, earnings, settlements
+from billing import corrections, earnings, purchases, settlements
+from billing.budgets import BudgetExceeded
 from billing.models import Settlement
 from billing.states import EntryKind
 from scheduler import extension_holds
-from scheduler.models import Lease, Reclaim
+from scheduler.models import Lease, Reclaim, ReleasedPlace
 from scheduler.states import LeaseStatus, ReservationStatus
 from tests.billing import factories
 from tests.properties.ledger import rows
 from tests.properties.ledger.changing import Changing
 from tests.properties.ledger.events import event
-from tests.properties.ledger.model import DURING, FAR, SECONDS
+from tests.properties.ledger.model import DURING, FAR, SECONDS, WHO
 
 
 class Running(Changing):
@@ -52,6 +53,19 @@ class Running(Changing):
                     of=lease, gpu=gpu, seconds=SECONDS, busy=data.draw(st.integers(0, 900))
                 )
 
+    @precondition(lambda self: self.left())
+    @rule(data=st.data(), price=st.integers(500, 3000), who=WHO)
+    @event(EntryKind.PURCHASE, refused=(BudgetExceeded,))
+    def sell_again(self, data: st.DataObject, price: int, who: int) -> None:
+        """Sell time that somebody left for a fee, and hand the same GPUs over."""
+        place = self.pick(data, self.left())
+        gpus = place.slots.upper - place.slots.lower
+        row = self.ordered(who, price=price, gpus=gpus, fee=1500)
+        purchases.post(reservation=row, at=factories.START)
+        lease = factories.lease(of=row, status=LeaseStatus.ACTIVE, on=place.node)
+        for gpu in range(gpus):
+            factories.meter(of=lease, gpu=gpu, seconds=SECONDS, busy=600)
+
     @precondition(lambda self: self.running())
     @rule(
         at=st.integers(0, SECONDS - 1), length=st.integers(1, SECONDS), cause=st.sampled_from(Cause)
@@ -83,7 +97,8 @@ class Running(Changing):
         if handed_over_at is not None:
             ended_at = min(handed_over_at + dt.timedelta(seconds=length), lease.ends_at)
         self.end(lease, at=ended_at)
-        if reclaimed and handed_over_at is not None and lease.starts_at < ended_at < lease.ends_at:
+        was_had = handed_over_at is not None and lease.starts_at < ended_at < lease.ends_at
+        if compensation is not None and was_had:
             Reclaim.objects.create(
                 lease=lease,
                 notice_at=lease.starts_at,
@@ -117,10 +132,8 @@ class Running(Changing):
     @event(EntryKind.CORRECTION, EntryKind.OFFSET, EntryKind.RELIEF_WITHDRAWN)
     def learn_late(self, data: st.DataObject, seconds: int, *, is_more: bool) -> None:
         """Let evidence come after a settlement, of an outage or of a later return, and correct by it."""
-        known = Settlement.objects.filter(review_due_at__isnull=False).select_related("lease__node")
-        if not known:
-            return
-        row = self.pick(data, known.order_by("pk"))
+        known = Settlement.objects.filter(review_due_at__isnull=False)
+        row = self.pick(data, self.read(known.select_related("lease__node")))
         lease = row.lease
         is_told = Receipt.objects.filter(lease_id=lease.pk).exists()
         if is_more and lease.handed_over_at is not None and not is_told:
@@ -129,6 +142,11 @@ class Running(Changing):
             factories.outage(of=lease, seconds=seconds)
         assert row.review_due_at is not None
         corrections.review(settlement_id=row.pk, at=row.review_due_at)
+
+    def left(self) -> list[ReleasedPlace]:
+        """Return the places that were left for a fee and that nobody has had since."""
+        sold = Lease.objects.values("node")
+        return self.read(ReleasedPlace.objects.exclude(node__in=sold).select_related("node"))
 
     def end(self, lease: Lease, *, at: dt.datetime) -> None:
         """End a lease at an instant; one that was never handed over has failed."""

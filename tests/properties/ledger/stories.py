@@ -118,6 +118,18 @@ class Stories(Controls):
             self.collect_a_balance(data=data, is_paid=is_paid)
 
     @rule(data=st.data(), who=WHO, price=PRICE)
+    def story_of_time_sold_twice(self, data: st.DataObject, who: int, price: int) -> None:
+        """Leave for a fee what another tenant buys then, and get a share of what the owner had twice."""
+        self.buy_in_two_parts(price=price, gpus=2, share=5_000, who=who)
+        self.leave_before_the_balance(data=data, notice=20)
+        other = (who + 1) % len(self.tenants)
+        self.deposit(amount=20_000, who=other)
+        self.sell_again(data=data, price=price, who=other)
+        self.finish(data=data, length=SECONDS, compensation=None)
+        self.settle()
+        self.release(is_late=False)
+
+    @rule(data=st.data(), who=WHO, price=PRICE)
     def story_of_added_hours(self, data: st.DataObject, who: int, price: int) -> None:
         """Add an hour by card to what a bank transfer paid; leave, and get all of it back."""
         self.buy_by(PaymentMethod.BANK_TRANSFER, price=price, who=who)

@@ -3,6 +3,7 @@
 import itertools
 from collections import Counter
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from django.db import connection
@@ -56,7 +57,7 @@ def kinds(request, db, settings):
 
 def a_market(base: type[Market] = Market) -> type[Market]:
     """Return a machine that counts for itself."""
-    counts = {"posted": Counter(), "refusals": Counter(), "lengths": []}
+    counts: dict[str, Any] = {"posted": Counter(), "refusals": Counter(), "lengths": []}
     return type(base.__name__, (base,), counts)
 
 
@@ -137,7 +138,7 @@ class TestEvents:
             def lie(self):
                 factories.fund(self.tenants[0], minor=100)
 
-        with pytest.raises(AssertionError, match="deposit"):
+        with pytest.raises(AssertionError, match="DEPOSIT"):
             Liar().lie()
 
     def test_move_no_parked_money(self, db, monkeypatch):

@@ -66,10 +66,9 @@ class Wallets(Provider):
     @rule(data=st.data())
     @event(EntryKind.REVERSAL)
     def take_a_deposit_back(self, data: st.DataObject) -> None:
-        deposits = Entry.objects.filter(kind=EntryKind.DEPOSIT, reversed_by=None).order_by("pk")
-        if deposits:
-            entry = self.pick(data, deposits)
-            ledger.reverse(entry=entry, idempotency_key=f"undo:{entry.pk}", at=FAR)
+        deposits = Entry.objects.filter(kind=EntryKind.DEPOSIT, reversed_by=None)
+        entry = self.pick(data, self.read(deposits))
+        ledger.reverse(entry=entry, idempotency_key=f"undo:{entry.pk}", at=FAR)
 
     @rule(
         amount=st.integers(1, 20_000),
@@ -157,9 +156,8 @@ class Wallets(Provider):
     @event(EntryKind.WITHDRAWAL, EntryKind.REFUND_SENT, EntryKind.REFUND_FAILED)
     def hear_of_a_card_refund(self, data: st.DataObject, state: str) -> None:
         card_refunds.send_due(at=FAR)
-        waiting = CardRefund.objects.exclude(status=CardRefundStatus.FAILED).order_by("pk")
-        if waiting:
-            self.hear_of_refund_to_card(self.pick(data, waiting), state=state)
+        waiting = CardRefund.objects.exclude(status=CardRefundStatus.FAILED)
+        self.hear_of_refund_to_card(self.pick(data, self.read(waiting)), state=state)
 
     def hear_of_refund_to_card(self, row: CardRefund, *, state: str) -> None:
         """Let the provider say what became of a refund; a closed card gives it back days later."""
