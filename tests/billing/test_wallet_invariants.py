@@ -18,7 +18,6 @@ from billing import (
     wallet,
     withdrawals,
 )
-from billing.invariants import HOLD_PATIENCE_SECONDS
 from billing.ledger import AccountRef
 from billing.models import (
     CardRefund,
@@ -29,6 +28,7 @@ from billing.models import (
     Withdrawal,
 )
 from billing.states import AccountKind, ApprovalKind, EntryKind
+from billing.wallet_invariants import UNPARKED_PATIENCE_SECONDS
 from marketplace.core.money import Money
 from marketplace.models import Organization
 from scheduler.models import Reservation
@@ -280,8 +280,8 @@ class TestDisputes:
         say(payment, "won")
         sound()
         parking.end(organization=tenant, at=AT, actor="test")
-        sound(at=AT + dt.timedelta(seconds=HOLD_PATIENCE_SECONDS - 1))
-        finds(DISPUTES, tenant, at=AT + dt.timedelta(seconds=HOLD_PATIENCE_SECONDS + 1))
+        sound(at=AT + dt.timedelta(seconds=UNPARKED_PATIENCE_SECONDS - 1))
+        finds(DISPUTES, tenant, at=AT + dt.timedelta(seconds=UNPARKED_PATIENCE_SECONDS + 1))
 
 
 class TestBadDebts:
