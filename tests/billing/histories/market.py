@@ -32,7 +32,7 @@ from scheduler.models import Reservation
 from tests.billing import factories as books_factories
 from tests.fakes.stripe import StandIn, bank
 from tests.fakes.stripe import balance as standin_balance
-from tests.fakes.stripe.webhooks import Delivery
+from tests.fakes.stripe.webhooks import Delivery, deliveries
 from tests.fakes.stripe.world import ApiError, Request
 from tests.scheduler import factories
 
@@ -139,9 +139,10 @@ class Market:
                 self.beat()
 
     def _receive_new(self) -> None:
-        fresh = self.stand_in.deliveries()[self._heard :]
+        world = self.stand_in.world
+        fresh = world.events[self._heard :]
         self._heard += len(fresh)
-        for delivery in fresh:
+        for delivery in deliveries(world, secrets=[self.stand_in.secret], events=fresh):
             self._receive(delivery)
 
     def _receive(self, delivery: Delivery) -> None:
