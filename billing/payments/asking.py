@@ -112,22 +112,25 @@ def open_for_reservation(*, reservation: Reservation, wishes: Wishes, at: dt.dat
 
     Where a deposit is asked for, the card is saved: the balance is charged to it.
 
+    :raises InvalidValue: when the amount is less than the provider takes.
     :raises NoSavedCard: when the payment is to be made with one and there is none.
     :raises parking.MoneyParked: while the tenant's money is parked.
     """
     in_two_parts = reservation.unpaid_minor > 0
     if in_two_parts:
         wishes = replace(wishes, saves_card=True)
+    amount_minor = chargeable.rounded_up(
+        amount_minor=purchases.due_now_with_tax(reservation=reservation),
+        currency=reservation.currency,
+    )
+    _require_takeable(Money(amount_minor, reservation.currency), pointer="/payment_method")
     starts_soon = reservation.starts_at - at <= dt.timedelta(seconds=HELD_START_WITHIN_SECONDS)
     has_time = reservation.starts_at - at > dt.timedelta(seconds=2 * CAPTURE_BEFORE_START_SECONDS)
     payment = Payment(
         organization=reservation.organization,
         purpose=PaymentPurpose.DEPOSIT if in_two_parts else PaymentPurpose.RESERVATION,
         reservation=reservation,
-        amount_minor=chargeable.rounded_up(
-            amount_minor=purchases.due_now_with_tax(reservation=reservation),
-            currency=reservation.currency,
-        ),
+        amount_minor=amount_minor,
         currency=reservation.currency,
         is_held=wishes.means == PaymentMeans.CARD
         and reservation.tier in HELD_TIERS

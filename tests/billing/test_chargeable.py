@@ -4,12 +4,15 @@ from typing import Any
 
 import pytest
 
-from billing import chargeable, invoice_payments
+from billing import chargeable, invoice_payments, payments
 from billing.deposits import collecting
+from billing.models import Payment
 from billing.payments import Wishes
 from billing.provider_states import PaymentMeans
+from marketplace.core.errors import InvalidValue
 from marketplace.core.money import currency_exponent
 from tests.billing import debtors
+from tests.billing import factories as billed
 from tests.billing.card_market import World
 from tests.billing.test_deposits import InTwoParts
 from tests.fakes.stripe import currencies
@@ -112,3 +115,14 @@ class TestInSteps:
             payment.amount_minor - sale.amount_minor,
         )
         world.sound()
+
+
+@pytest.mark.parametrize("total_minor", [0, 49])
+def test_a_price_that_the_provider_does_not_take_is_refused_before_it_is_asked(
+    db: None, total_minor: int
+) -> None:
+    row = billed.reservation(buyer=billed.tenant(), total_minor=total_minor, paid=False)
+    with pytest.raises(InvalidValue, match="from 50 to 99999999 minor units") as refused:
+        payments.open_for_reservation(reservation=row, wishes=CARD, at=billed.START)
+    assert refused.value.pointer == "/payment_method"
+    assert not Payment.objects.exists()
