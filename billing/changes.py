@@ -22,6 +22,7 @@ from billing import (
     purchase_requests,
     receivables,
     tax,
+    top_up_disputes,
     wallet_holds,
 )
 from billing.models import CreditTerms, FeeShare, WalletHold
@@ -251,6 +252,7 @@ def _require_means(
         return credit.require(
             organization=organization, amount=Money(gross_minor, promised.currency), at=at
         )
+    top_up_disputes.square(organization=organization, at=at)
     given = promotions.lock_minor(organization=organization, currency=promised.currency, at=at)
     ledger.require_funds(
         account=accounts.wallet(organization=organization, currency=promised.currency),

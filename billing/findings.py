@@ -14,6 +14,7 @@ from billing import stripe_gateway as gateway
 from billing.models import (
     Account,
     BalanceTransaction,
+    CardInquiry,
     CardRefund,
     Dispute,
     Intent,
@@ -34,6 +35,7 @@ from billing.states import AccountKind, RefundStatus
 from billing.top_up_disputes import ENDS
 
 Row = TypeVar("Row")
+Disputed = Dispute | TopUpDispute | CardInquiry
 
 # How far back objects are compared: longer than a person is away over a weekend.
 WINDOW_SECONDS = 4 * 86_400
@@ -219,7 +221,8 @@ def _disputes(span: Span) -> Iterator[Finding]:
     for batch in _batches(gateway.disputes_since(since=span.since)):
         ids = [made.id for made in batch]
         seen.update(ids)
-        rows: dict[str, Dispute | TopUpDispute] = {
+        rows: dict[str, Disputed] = {
+            **CardInquiry.objects.in_bulk(ids),
             **Dispute.objects.in_bulk(ids),
             **TopUpDispute.objects.in_bulk(ids),
         }
@@ -233,21 +236,28 @@ def _disputes(span: Span) -> Iterator[Finding]:
                 yield Finding(
                     "dispute_differs",
                     made.id,
-                    f"it is {row.status} for {row.amount_minor}; "
+                    f"it is {_said_of(row)} for {row.amount_minor}; "
                     f"there it is {made.state} for {made.amount_minor}",
                 )
     first = span.since + dt.timedelta(seconds=IN_FLIGHT_SECONDS)
-    for model in (Dispute, TopUpDispute):
+    models: tuple[type[Disputed], ...] = (Dispute, TopUpDispute, CardInquiry)
+    for model in models:
         ours = model.objects.filter(opened_at__gt=first, opened_at__lt=span.settled)
         for object_id in ours.values_list("pk", flat=True).iterator():
             if object_id not in seen:
                 yield Finding("dispute_without_object", object_id, "it is not listed")
 
 
-def _dispute_differs(made: ProviderDispute, row: Dispute | TopUpDispute) -> bool:
+def _dispute_differs(made: ProviderDispute, row: Disputed) -> bool:
     end = ENDS.get(made.state)
     expected = "open" if end is None else end.value
-    return row.status != expected or made.amount_minor != row.amount_minor
+    if isinstance(row, CardInquiry):
+        expected = made.state
+    return _said_of(row) != expected or made.amount_minor != row.amount_minor
+
+
+def _said_of(row: Disputed) -> str:
+    return row.state if isinstance(row, CardInquiry) else row.status
 
 
 def _bookings(*, settled: dt.datetime) -> Iterator[Finding]:

@@ -10,9 +10,11 @@ from billing import (
     card_refunds,
     cash,
     disputes,
+    inquiries,
     intents,
     onboarding,
     payments,
+    receivables,
     reservation_refunds,
     top_up_disputes,
     transfers,
@@ -169,15 +171,25 @@ def _refresh_dispute(object_id: str, at: dt.datetime) -> bool:
     )
     if is_going_back.exists():
         return False
+    _take_dispute_over(payment, made, at=at)
+    return True
+
+
+@transaction.atomic
+def _take_dispute_over(payment: Payment, made: ProviderDispute, *, at: dt.datetime) -> None:
+    """Post a dispute where the money of its payment is; what is only asked about is told."""
+    receivables.lock(payment.organization)
+    if inquiries.is_one(made):
+        inquiries.apply(payment=payment, made=made, at=at)
+        return
     # What could not buy its reservation went back, or to the wallet: it bought nothing that is disputed.
     if payment.reservation is None or payment.refunds.exists():
         top_up_disputes.apply(payment=payment, made=made, at=at)
     else:
         _apply_dispute(payment, payment.reservation, made, at=at)
-    return True
+    inquiries.end_in_dispute(payment=payment, made=made, at=at)
 
 
-@transaction.atomic
 def _apply_dispute(
     payment: Payment, reservation: Reservation, made: ProviderDispute, *, at: dt.datetime
 ) -> None:

@@ -62,6 +62,8 @@ class EventKind(TextChoices):
     DISPUTE_CHARGED = "dispute.charged"
     DISPUTE_CLOSED = "dispute.closed"
     DISPUTE_OPENED = "dispute.opened"
+    INQUIRY_CLOSED = "inquiry.closed"
+    INQUIRY_OPENED = "inquiry.opened"
     INVOICE_ISSUED = "invoice.issued"
     INVOICE_OVERDUE = "invoice.overdue"
     INVOICE_PAID = "invoice.paid"

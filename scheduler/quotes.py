@@ -227,7 +227,8 @@ def get_for_use(*, organization: Organization, quote_id: str) -> Quote:
     """
     # As text: every purchase asks this, and Django takes longer to write it than PostgreSQL to answer.
     found = Quote.objects.raw(
-        "SELECT * FROM scheduler_quote WHERE id = %s AND organization_id = %s FOR NO KEY UPDATE",
+        "SELECT * FROM scheduler_quote AS quote WHERE id = %s AND organization_id = %s AND NOT EXISTS"
+        " (SELECT FROM scheduler_extensionhold WHERE kept_id = quote.id) FOR NO KEY UPDATE",
         [quote_id, organization.pk],
     )
     quote = next(iter(found), None) if "\x00" not in quote_id else None
@@ -281,7 +282,7 @@ def _check_limits(*, organization: Organization, request: QuoteRequest, window: 
     Holds of one tenant are counted one after the other, under an advisory lock; plain quotes are not
     worth a lock, and racing ones may exceed their limit by a few.
     """
-    open_quotes = Quote.objects.filter(organization=organization, status=QuoteStatus.OPEN)
+    open_quotes = Quote.objects.visible_to(organization).filter(status=QuoteStatus.OPEN)
     if not request.hold:
         if open_quotes.count() >= OPEN_QUOTES_MAX:
             raise LimitExceeded(f"at most {OPEN_QUOTES_MAX} open quotes")

@@ -3,7 +3,7 @@
 from django.contrib import admin
 
 from billing.admin.shown import Shown, money, transitions_of
-from billing.models import Dispute, DisputeTransition, Refund, RefundTransition
+from billing.models import CardInquiry, Dispute, DisputeTransition, Refund, RefundTransition
 
 
 @admin.register(Refund)
@@ -22,3 +22,14 @@ class DisputeAdmin(Shown):
     search_fields = ["id", "reservation__id", "reservation__organization__name"]
     list_select_related = ["reservation"]
     inlines = [transitions_of(DisputeTransition)]
+
+
+@admin.register(CardInquiry)
+class CardInquiryAdmin(Shown):
+    list_display = [
+        *("id", "payment", "state", money("amount_minor")),
+        *("opened_at", "closed_at", "disputed_at"),
+    ]
+    list_filter = ["state", "opened_at"]
+    search_fields = ["id", "payment__id", "payment__organization__name"]
+    list_select_related = ["payment"]

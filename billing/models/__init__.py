@@ -16,7 +16,7 @@ from billing.models.credit import (
     DunningTransition,
 )
 from billing.models.deposits import Deposit
-from billing.models.disputes import Dispute, DisputeCharge, DisputeTransition
+from billing.models.disputes import CardInquiry, Dispute, DisputeCharge, DisputeTransition
 from billing.models.earnings import EarnedHour
 from billing.models.exports import ExportDigest
 from billing.models.fee_shares import FeeShare, Resale, ResalePart
@@ -65,6 +65,7 @@ __all__ = [
     "BooksRun",
     "Budget",
     "BudgetQuerySet",
+    "CardInquiry",
     "CardRefund",
     "Correction",
     "CreditSale",

@@ -72,6 +72,36 @@ class DisputeTransition(models.Model):
         return f"{self.dispute_id}: {self.from_status or '∅'} → {self.to_status}"
 
 
+class CardInquiry(models.Model):
+    """What a tenant's bank asks about a card payment before it takes anything back: no money has moved.
+
+    It is open until the bank is content, or makes a dispute of it, which has a row of its own by the same id.
+    """
+
+    id = models.CharField(primary_key=True, max_length=64, db_comment="the provider's")
+    payment = models.ForeignKey(Payment, on_delete=models.PROTECT, related_name="inquiries")
+    state = models.CharField(max_length=30, db_comment="the provider's last word of it")
+    amount_minor = models.BigIntegerField(db_comment="asked about, and not taken")
+    currency = models.CharField(max_length=3)
+    opened_at = models.DateTimeField()
+    closed_at = models.DateTimeField(null=True, db_comment="the bank was content")
+    disputed_at = models.DateTimeField(null=True, db_comment="the bank made a dispute of it")
+
+    class Meta:
+        ordering: ClassVar = ["-opened_at"]
+        verbose_name_plural = "card inquiries"
+        constraints: ClassVar = [
+            models.CheckConstraint(condition=Q(amount_minor__gt=0), name="inquiry_is_positive"),
+            models.CheckConstraint(
+                condition=Q(closed_at__isnull=True) | Q(disputed_at__isnull=True),
+                name="inquiry_ends_once",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.id
+
+
 class DisputeCharge(models.Model):
     """What an owner bears of a dispute that was lost, as two people decided. Nothing of it changes."""
 

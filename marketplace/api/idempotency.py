@@ -164,6 +164,13 @@ def once(
     return _rendered(status=status, text=text)
 
 
+def is_answered(*, organization: Organization, key: str) -> bool:
+    """Say whether a call with this key has an answer, so that its repetition asks for nothing anew."""
+    return IdempotencyRecord.objects.filter(
+        organization=organization, key=key, response_status__isnull=False
+    ).exists()
+
+
 def _run(
     *,
     record: IdempotencyRecord,

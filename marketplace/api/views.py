@@ -123,6 +123,12 @@ class ApiView(APIView):
             then=then,
         )
 
+    def is_repetition(self) -> bool:
+        """Say whether the call's Idempotency-Key has its answer already: `once` gives it, or refuses."""
+        request = self.request._request  # noqa: SLF001 - the framework offers no other way to it
+        key = idempotency.key_of(request, required=False)
+        return key is not None and idempotency.is_answered(organization=self.organization, key=key)
+
     def _check_scope(self, scope: Scope | None) -> None:
         if scope is None:
             return

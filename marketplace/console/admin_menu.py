@@ -72,6 +72,7 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Deposits", "billing.Deposit", "splitscreen"),
             ("Refunds", "billing.Refund", "undo"),
             ("Disputes", "billing.Dispute", "gavel"),
+            ("Card inquiries", "billing.CardInquiry", "contact_support"),
             ("Promotions", "billing.Promotion", "redeem"),
             ("Withdrawals", "billing.Withdrawal", "output"),
             ("Credit", "billing.CreditTerms", "credit_score"),

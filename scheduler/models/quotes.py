@@ -18,7 +18,8 @@ from scheduler.states import (
 
 class QuoteQuerySet(models.QuerySet["Quote"]):
     def visible_to(self, organization: Organization) -> Self:
-        return self.filter(organization=organization)
+        """Return an organization's own; what the market holds for its moves is told to nobody."""
+        return self.filter(organization=organization, kept_for__isnull=True)
 
 
 class Quote(models.Model):

@@ -102,6 +102,18 @@ class TestAnOrder:
         put(api, TEAM, CENTRE)
         return a_quote(api)
 
+    def test_that_was_made_is_answered_again_whatever_is_required_since(
+        self, api: ApiClient, organization: Organization
+    ) -> None:
+        a_fleet()
+        fund(organization)
+        wish, key = {"quote_id": a_quote(api)["id"], "payment_method": "wallet"}, a_new_key()
+        first = api.post("/v1/reservations", wish, key=key)
+        put(api, TEAM)
+        again = api.post("/v1/reservations", wish, key=key)
+        assert (first.status, again.status) == (201, 201)
+        assert again.json == first.json
+
     @pytest.mark.parametrize(
         ("tags", "missing"),
         [

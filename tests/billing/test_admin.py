@@ -48,7 +48,7 @@ class TestLists:
             *("invoice", "billingprofile"),
             *("promotion", "withdrawal", "deposit", "taxremittance"),
             *("payment", "payoutaccount", "intent", "inboxevent", "difference"),
-            *("disputecharge", "reversal"),
+            *("disputecharge", "reversal", "cardinquiry"),
         ],
     )
     def test_show_search_and_refuse_to_add(self, admin_client, model):

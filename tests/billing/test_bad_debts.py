@@ -16,7 +16,7 @@ from billing import (
 )
 from billing.models import CreditSale, Entry, TaxLine
 from billing.states import AccountKind, EntryKind
-from marketplace.core.money import share_of
+from marketplace.core.money import Money, share_of
 from marketplace.models import Organization
 from scheduler.models import Reservation
 from scheduler.states import PaymentMethod, ReservationStatus
@@ -115,6 +115,21 @@ class TestPayment:
         assert purse(sale.organization) == 0
         pay_by_bank(sale, 25)
         assert (balance(AccountKind.BAD_DEBT), purse(sale.organization)) == (0, 20)
+        sound()
+
+    def test_out_of_the_wallet_makes_the_loss_smaller_once(self, sale):
+        write_off(sale, sale.amount_minor)
+        factories.fund(sale.organization, minor=50)
+        for _ in range(2):
+            receivables.pay_from_wallet(
+                organization=sale.organization,
+                invoice_id=sale.invoice_id,
+                payment_id="pay_1",
+                amount=Money(20, "usd"),
+                at=NOW,
+            )
+        assert given_up(sale) == balance(AccountKind.BAD_DEBT) == sale.amount_minor - 20
+        assert purse(sale.organization) == 30
         sound()
 
     def test_while_the_money_is_parked_waits_in_the_wallet(self, sale):

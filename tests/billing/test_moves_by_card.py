@@ -10,7 +10,7 @@ from billing.models import CardRefund, Payer, Payment
 from billing.payment_methods import PaymentMethodUnavailable
 from billing.promised import Promise
 from billing.states import AccountKind, BudgetMode, BudgetPeriod
-from marketplace.core.errors import StateConflict
+from marketplace.core.errors import NotFound, StateConflict
 from marketplace.models import Event
 from scheduler import (
     cancellations,
@@ -131,6 +131,15 @@ def world(provider, clock):
 
 
 class TestOrder:
+    def test_is_held_by_a_quote_that_nobody_reads_or_counts(self, world, monkeypatch):
+        held, _ = world.order()
+        with pytest.raises(NotFound):
+            quotes.get(organization=world.tenant, quote_id=held.kept_id)
+        with pytest.raises(NotFound):
+            quotes.get_for_use(organization=world.tenant, quote_id=held.kept_id)
+        monkeypatch.setattr(quotes, "OPEN_HOLDS_MAX", 1)
+        assert factories.make_quote(tenant=world.tenant, gpus=1, hold=True).hold
+
     @pytest.mark.parametrize("by", [AWAY, OVERLAPPING])
     def test_keeps_the_new_window_beside_the_old_one(self, world, by):
         before = world.places()

@@ -360,3 +360,17 @@ class TestPurchase:
             debtors.buy(second, payment_method="wallet")
         square()
         assert wallet.balance(organization=thief).amount_minor == 0
+
+    def test_of_more_time_does_not_either(self):
+        """The dispute opened on an empty wallet; what came into it since is the bank's first."""
+        market.make_pool()
+        thief = market.make_organization()
+        first = market.make_quote(tenant=thief, gpus=1, at=market.NOW)
+        payment = topped_up(first.total_minor, by=thief)
+        bought = debtors.buy(first, payment_method="wallet")
+        say(payment)
+        factories.fund(thief, minor=first.total_minor)
+        with pytest.raises(InsufficientFunds), transaction.atomic():
+            orders.extend(bought, payment_method="wallet")
+        square()
+        assert wallet.balance(organization=thief).amount_minor == 0

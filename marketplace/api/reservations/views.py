@@ -85,17 +85,18 @@ class ReservationsView(ApiView):
             "in_two_parts": body.pop("payment_plan") == DEPOSIT,
         }
         details = ReservationDetails(**body)
-        # Before anybody is asked to approve what would be refused anyway.
-        tag_policy.require(organization=self.organization, tags=details.tags)
-        # Before the key is used: what another person has approved may be ordered again with the same one.
-        purchase_requests.ask_for_quote(
-            organization=self.organization,
-            quote_id=quote_id,
-            project=details.project,
-            payment_method=payment_method,
-            at=self.now,
-            actor=self.caller.actor,
-        )
+        if not self.is_repetition():
+            # Before anybody is asked to approve what would be refused anyway.
+            tag_policy.require(organization=self.organization, tags=details.tags)
+            # Before the key is used: what another person has approved may be ordered again with the same one.
+            purchase_requests.ask_for_quote(
+                organization=self.organization,
+                quote_id=quote_id,
+                project=details.project,
+                payment_method=payment_method,
+                at=self.now,
+                actor=self.caller.actor,
+            )
         waits = payment_method not in {PaymentMethod.WALLET, PaymentMethod.INVOICE}
         bought: list[Reservation] = []
 

@@ -164,6 +164,48 @@ def fail_payout(world: World, payout_id: str) -> Object:
 
 def open_dispute(world: World, charge_id: str, *, amount: int | None = None) -> Object:
     """Let a card holder dispute a charge: the money and a fee leave at once."""
+    dispute = _ask(world, charge_id, amount=amount, status="needs_response")
+    world.emit("charge.dispute.created", dispute)
+    _withdraw(world, dispute)
+    return dispute
+
+
+def open_inquiry(world: World, charge_id: str, *, amount: int | None = None) -> Object:
+    """Let a card holder's bank ask about a charge before it disputes it: no money leaves."""
+    inquiry = _ask(world, charge_id, amount=amount, status="warning_needs_response")
+    world.emit("charge.dispute.created", inquiry)
+    return inquiry
+
+
+def close_inquiry(world: World, dispute_id: str) -> Object:
+    """Let a bank be content with what it was told."""
+    inquiry = _inquiry(world, dispute_id)
+    inquiry["status"] = "warning_closed"
+    world.emit("charge.dispute.closed", inquiry)
+    return inquiry
+
+
+def escalate_inquiry(world: World, dispute_id: str) -> Object:
+    """Let a bank make a dispute of what it asked about: the money and a fee leave now."""
+    inquiry = _inquiry(world, dispute_id)
+    inquiry |= {"status": "needs_response", "is_charge_refundable": False}
+    world.emit("charge.dispute.updated", inquiry)
+    _withdraw(world, inquiry)
+    return inquiry
+
+
+def is_inquiry(dispute: Object) -> bool:
+    return str(dispute["status"]).startswith("warning_")
+
+
+def _inquiry(world: World, dispute_id: str) -> Object:
+    inquiry = world.get(dispute_id, "dispute")
+    if inquiry["status"] not in ("warning_needs_response", "warning_under_review"):
+        raise ApiError(400, f"{dispute_id} is no open inquiry.")
+    return inquiry
+
+
+def _ask(world: World, charge_id: str, *, amount: int | None, status: str) -> Object:
     charge = world.get(charge_id, "charge")
     disputed = amount or charge["amount"] - charge["amount_refunded"]
     dispute = world.put(
@@ -174,27 +216,29 @@ def open_dispute(world: World, charge_id: str, *, amount: int | None = None) -> 
         charge=charge["id"],
         payment_intent=charge["payment_intent"],
         reason="fraudulent",
-        status="needs_response",
-        is_charge_refundable=False,
+        status=status,
+        is_charge_refundable=status.startswith("warning_"),
         evidence={},
         evidence_details={"due_by": world.now() + 7 * DAY_SECONDS, "submission_count": 0},
         balance_transactions=[],
         metadata={},
     )
     charge |= {"disputed": True, "dispute": dispute["id"]}
+    return dispute
+
+
+def _withdraw(world: World, dispute: Object) -> None:
     row = move(
         world,
         source=dispute,
         kind="adjustment",
         category="dispute",
-        amount=-disputed,
+        amount=-dispute["amount"],
         fee=DISPUTE_FEE_MINOR,
-        currency=charge["currency"],
+        currency=dispute["currency"],
     )
     dispute["balance_transactions"].append(world.shown(row))
-    world.emit("charge.dispute.created", dispute)
     world.emit("charge.dispute.funds_withdrawn", dispute)
-    return dispute
 
 
 def close_dispute(world: World, dispute_id: str, *, won: bool) -> Object:
@@ -220,8 +264,8 @@ def update_dispute(world: World, request: Request, dispute_id: str) -> Object:
     dispute = world.get(dispute_id, "dispute")
     evidence: dict[str, Any] = request.params.get("evidence") or {}
     dispute["evidence"] |= evidence
-    if evidence and dispute["status"] == "needs_response":
-        dispute["status"] = "under_review"
+    if evidence and dispute["status"] in ("needs_response", "warning_needs_response"):
+        dispute["status"] = dispute["status"].replace("needs_response", "under_review")
         dispute["evidence_details"]["submission_count"] += 1
     world.emit("charge.dispute.updated", dispute)
     return dispute

@@ -42,7 +42,8 @@ def create_refund(world: World, request: Request) -> Object:
         )
     if charge["disputed"]:
         dispute = world.get(charge["dispute"], "dispute")
-        if dispute["status"] != "won" and amount > rest - dispute["amount"]:
+        is_taken = dispute["status"] != "won" and not balance.is_inquiry(dispute)
+        if is_taken and amount > rest - dispute["amount"]:
             raise ApiError(400, "This charge has been charged back.", code="charge_disputed")
     refund = world.put(
         "re",

@@ -218,6 +218,9 @@ class StandIn:
                 "close-dispute": lambda: balance.close_dispute(
                     world, values["id"], won=bool(values.get("won"))
                 ),
+                "inquiry": lambda: balance.open_inquiry(world, values["id"]),
+                "close-inquiry": lambda: balance.close_inquiry(world, values["id"]),
+                "escalate-inquiry": lambda: balance.escalate_inquiry(world, values["id"]),
                 "fail-refund": lambda: refunds.fail_refund(world, values["id"]),
                 "fail-payout": lambda: balance.fail_payout(world, values["id"]),
             }
