@@ -252,11 +252,12 @@ def _require_means(
         return credit.require(
             organization=organization, amount=Money(gross_minor, promised.currency), at=at
         )
+    held = wallet_holds.open_of(quote_id=promised.pk)
     top_up_disputes.square(organization=organization, at=at)
     given = promotions.lock_minor(organization=organization, currency=promised.currency, at=at)
     ledger.require_funds(
         account=accounts.wallet(organization=organization, currency=promised.currency),
-        amount=max(gross_minor - given, 0),
+        amount=max(gross_minor - given - (held.amount_minor if held else 0), 0),
     )
     return None
 

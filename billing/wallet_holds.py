@@ -14,7 +14,7 @@ import datetime as dt
 from django.db import transaction
 from django.db.models import Sum
 
-from billing import accounts, ledger, parking, promotions, runs
+from billing import accounts, ledger, parking, promotions, runs, top_up_disputes
 from billing.models import Entry, PurchaseRequest, WalletHold, WalletHoldQuerySet
 from billing.states import AccountKind, EntryKind, HoldResolution
 from marketplace.core.money import Money
@@ -44,6 +44,7 @@ def hold(*, request: PurchaseRequest, price: Money, at: dt.datetime) -> WalletHo
     :raises parking.MoneyParked: while the tenant's money is parked.
     """
     organization, currency = request.organization, price.currency
+    top_up_disputes.square(organization=organization, at=at)
     given = promotions.lock_minor(organization=organization, currency=currency, at=at)
     purse = accounts.wallet(organization=organization, currency=currency)
     ledger.require_funds(account=purse, amount=max(price.amount_minor - given, 0))

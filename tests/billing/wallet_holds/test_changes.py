@@ -7,8 +7,10 @@ import pytest
 from billing import (
     added_hours,
     changes,
+    ledger,
     month_movements,
     purchase_requests,
+    wallet,
 )
 from billing.models import Entry, PurchaseRequest, WalletHold
 from billing.month_movements import month_window
@@ -98,6 +100,28 @@ class TestChange:
         assert moved.charged == row.total_minor + change.charged_minor
         assert (moved.refunded, moved.fees, moved.credits) == (0, 0, 0)
         assert moved.closing == moved.charged
+
+    @pytest.mark.parametrize("kind", ["extension", "move"])
+    def test_is_made_when_all_that_is_left_was_held_for_it(self, kind) -> None:
+        row = self.booked()
+        tenant = row.organization
+        quote = self.longer(row) if kind == "extension" else self.moved(row)
+        asked = self.ask(quote)
+        ledger.post(
+            idempotency_key="everything else",
+            kind=EntryKind.WITHDRAWAL,
+            subject_id="wdr_1",
+            effective_at=NOW,
+            legs=ledger.transfer(
+                debited=wallet.account(organization=tenant, currency="usd"),
+                credited=ledger.AccountRef(AccountKind.BANK, "usd"),
+                amount=free(tenant),
+            ),
+        )
+        decide(purchase_requests.approve, asked)
+        verb = changes.extend if kind == "extension" else changes.rebook
+        verb(**self.of(quote), payment_method="wallet")
+        assert (free(tenant), held(tenant)) == (0, 0)
 
     @pytest.mark.usefixtures("provider")
     def test_by_card_gives_it_back(self) -> None:
