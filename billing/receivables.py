@@ -96,7 +96,7 @@ def pay(
 def pay_from_wallet(
     *, organization: Organization, invoice_id: str, payment_id: str, amount: Money, at: dt.datetime
 ) -> None:
-    """Pay an invoice out of the wallet, as far as it is open; once per payment.
+    """Pay an invoice out of the wallet, as far as it is open, and then what was given up of it; once.
 
     :raises ledger.InsufficientFunds: when the wallet does not hold so much.
     :raises parking.MoneyParked: while the tenant's money is parked.
@@ -105,20 +105,23 @@ def pay_from_wallet(
     owed = account(organization=organization, invoice_id=invoice_id, currency=amount.currency)
     lock(organization)
     key = f"invpay:{payment_id}"
-    covered = min(amount.amount_minor, ledger.kept_balance(account=owed))
-    if not covered or ledger.is_posted(idempotency_key=key):
+    recovery_key = f"recovery:{payment_id}"
+    if any(ledger.is_posted(idempotency_key=each) for each in (key, recovery_key)):
         return
-    ledger.post(
-        idempotency_key=key,
-        kind=EntryKind.PAYMENT,
-        subject_id=invoice_id,
-        effective_at=at,
-        legs=ledger.transfer(
-            debited=accounts.wallet(organization=organization, currency=amount.currency),
-            credited=owed,
-            amount=covered,
-        ),
-    )
+    purse = accounts.wallet(organization=organization, currency=amount.currency)
+    covered = min(amount.amount_minor, ledger.kept_balance(account=owed))
+    if covered:
+        ledger.post(
+            idempotency_key=key,
+            kind=EntryKind.PAYMENT,
+            subject_id=invoice_id,
+            effective_at=at,
+            legs=ledger.transfer(debited=purse, credited=owed, amount=covered),
+        )
+    rest = amount.amount_minor - covered
+    covered += _recover(purse, owed, amount=rest, at=at, key=recovery_key)
+    if not covered:
+        return
     _tell_if_paid(organization=organization, invoice_id=invoice_id, owed=owed, at=at)
 
 
@@ -232,11 +235,17 @@ def _set_off(
 
 
 def _recover(
-    source: ledger.AccountRef, owed: ledger.AccountRef, *, amount: int, at: dt.datetime
+    source: ledger.AccountRef,
+    owed: ledger.AccountRef,
+    *,
+    amount: int,
+    at: dt.datetime,
+    key: str = "",
 ) -> int:
     """Take an amount for what was given up of an invoice, as far as that goes; return how much.
 
-    What a tax office gave up of it is owed again. The caller has locked the organization.
+    What a tax office gave up of it is owed again. The caller has locked the organization, and names the key
+    where it may come again.
     """
     covered = min(amount, bad_debts.given_up_minor(owed=owed)) if amount else 0
     if not covered:
@@ -244,7 +253,7 @@ def _recover(
     invoice_id = owed.subject_id
     number = Entry.objects.filter(kind=EntryKind.RECOVERY, subject_id=invoice_id).count() + 1
     entry = ledger.post(
-        idempotency_key=f"recovery:{invoice_id}:{number}",
+        idempotency_key=key or f"recovery:{invoice_id}:{number}",
         kind=EntryKind.RECOVERY,
         subject_id=invoice_id,
         effective_at=at,

@@ -132,7 +132,7 @@ class Changing(Holding):
 
     @precondition(lambda self: self.owed_sales())
     @rule(data=st.data(), way=st.sampled_from(("bank", "wallet", "provider")))
-    @event(*RECEIVED, *RECOVERED)
+    @event(*RECEIVED)
     def pay_invoice(self, data: st.DataObject, way: str) -> None:
         """Pay an invoice, or a part of it; by bank perhaps more than it says."""
         sale = self.pick(data, self.owed_sales())

@@ -41,6 +41,8 @@ RECEIVED = (
     EntryKind.BALANCE,
     EntryKind.CHANGE,
     EntryKind.PAYMENT,
+    EntryKind.RECOVERY,
+    EntryKind.RELIEF_WITHDRAWN,
     EntryKind.WITHDRAWAL,
 )
 # What moves between a wallet and the disputes of its top-ups, whenever somebody looks.
