@@ -19,7 +19,10 @@ from billing.purchase_requests import ApprovalRequired
 from billing.states import EntryKind, PurchaseKind
 from marketplace.models import Organization
 from scheduler import extension_holds, extensions
+from scheduler.calendar import CapacityTaken
+from scheduler.extension_reach import ExtensionRefused
 from scheduler.models import ChangeQuote, Quote, Reservation
+from scheduler.quotas import LimitExceeded
 from scheduler.states import PaymentMethod, QuoteStatus, ReservationStatus
 from tests.billing import factories
 from tests.properties.ledger import rows
@@ -28,6 +31,8 @@ from tests.properties.ledger.events import event
 from tests.properties.ledger.model import HOURS, WHO, Absent
 from tests.properties.ledger.wallets import RECEIVED
 
+# What may come in the way of an extension after it was agreed to: the order fails, and its hold lapses.
+NOT_EXTENDED = (LimitExceeded, CapacityTaken, ExtensionRefused)
 FATES_OF_HOLDS = ("bought", "refused", "lapsed", "paid otherwise")
 
 
@@ -87,7 +92,7 @@ class Holding(Buying):
 
     @precondition(lambda self: self.held())
     @rule(data=st.data(), fate=st.sampled_from(FATES_OF_HOLDS))
-    @event(EntryKind.VOID, EntryKind.PROMOTION_SPENT, *RECEIVED)
+    @event(EntryKind.VOID, *RECEIVED, refused=NOT_EXTENDED)
     def resolve(self, data: st.DataObject, fate: str) -> None:
         """Buy with what is held once the second person agrees; else it goes back, and so if others pay."""
         held = self.pick(data, self.held())

@@ -40,6 +40,7 @@ RECEIVED = (
     EntryKind.PURCHASE,
     EntryKind.BALANCE,
     EntryKind.CHANGE,
+    EntryKind.PROMOTION_SPENT,  # by what is added to what was not paid by card
     EntryKind.PAYMENT,
     EntryKind.RECOVERY,
     EntryKind.RELIEF_WITHDRAWN,
