@@ -96,7 +96,7 @@ def pay(
 def pay_from_wallet(
     *, organization: Organization, invoice_id: str, payment_id: str, amount: Money, at: dt.datetime
 ) -> None:
-    """Pay an invoice out of the wallet, as far as it is open, then what was given up of it; once per payment.
+    """Pay an invoice out of the wallet, as far as it is open, and then what was given up of it; once.
 
     :raises ledger.InsufficientFunds: when the wallet does not hold so much.
     :raises parking.MoneyParked: while the tenant's money is parked.
@@ -105,7 +105,8 @@ def pay_from_wallet(
     owed = account(organization=organization, invoice_id=invoice_id, currency=amount.currency)
     lock(organization)
     key = f"invpay:{payment_id}"
-    if ledger.is_posted(idempotency_key=key):
+    recovery_key = f"recovery:{payment_id}"
+    if any(ledger.is_posted(idempotency_key=each) for each in (key, recovery_key)):
         return
     purse = accounts.wallet(organization=organization, currency=amount.currency)
     covered = min(amount.amount_minor, ledger.kept_balance(account=owed))
@@ -117,9 +118,8 @@ def pay_from_wallet(
             effective_at=at,
             legs=ledger.transfer(debited=purse, credited=owed, amount=covered),
         )
-    left = min(amount.amount_minor - covered, ledger.locked_balance(account=purse))
-    # Where nothing was open the recovery has the payment's own key: heard of twice, it takes no other money.
-    _recover(purse, owed, amount=left, at=at, key="" if covered else key)
+    rest = min(amount.amount_minor - covered, ledger.locked_balance(account=purse))
+    covered += _recover(purse, owed, amount=rest, at=at, key=recovery_key)
     if not covered:
         return
     _tell_if_paid(organization=organization, invoice_id=invoice_id, owed=owed, at=at)
@@ -244,7 +244,8 @@ def _recover(
 ) -> int:
     """Take an amount for what was given up of an invoice, as far as that goes; return how much.
 
-    What a tax office gave up of it is owed again. The caller has locked the organization.
+    What a tax office gave up of it is owed again. The caller has locked the organization, and names the key
+    where it may come again.
     """
     covered = min(amount, bad_debts.given_up_minor(owed=owed)) if amount else 0
     if not covered:

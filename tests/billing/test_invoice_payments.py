@@ -21,10 +21,11 @@ from billing import provider as doors
 from billing.models import CreditSale, Payment
 from billing.payments import Wishes
 from billing.provider_states import IntentKind, PaymentMeans
+from billing.states import AccountKind
 from marketplace.core.errors import InvalidValue, NotFound
 from marketplace.core.money import Money
 from marketplace.models import AuditEvent, Event, Organization
-from tests.billing.debtors import a_debtor, buy, owed, sale_of
+from tests.billing.debtors import a_debtor, balance, buy, owed, sale_of
 from tests.billing.test_crash_points import STEPS, Case, Died
 from tests.scheduler import factories
 from tests.scheduler.factories import NOW, make_pool, make_quote
@@ -193,6 +194,25 @@ class TestThroughTheProvider:
         invoice_payments.from_wallet(sale=sale, amount_minor=None, at=clock())
         self.pay(payment, provider, clock)
         assert (owed(sale), purse(sale.organization)) == (0, sale.amount_minor)
+        assert is_sound()
+
+    def test_that_comes_after_the_invoice_was_given_up_makes_the_loss_smaller(
+        self, provider, clock
+    ):
+        sale = a_sale()
+        payment = self.ask(sale, clock)
+        receivables.write_off(
+            organization=sale.organization,
+            invoice_id=sale.invoice_id,
+            amount_minor=sale.amount_minor,
+            currency="usd",
+            decision_id="apv_1",
+            at=clock(),
+        )
+        self.pay(payment, provider, clock)
+        doors.read_payment(payment_id=payment.pk, object_id=payment.provider_id, at=clock())
+        assert (purse(sale.organization), balance(AccountKind.BAD_DEBT)) == (0, 0)
+        assert Event.objects.filter(kind="invoice.paid", object_id=sale.invoice_id).count() == 1
         assert is_sound()
 
     def test_that_is_declined_leaves_it_owed(self, provider, clock):

@@ -4,11 +4,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from billing import changes, credit, dunning, invoice_payments, payments, receivables
-from billing.models import CreditSale
+from billing.models import CreditSale, Entry
 from billing.payments import Wishes
 from billing.provider_states import PaymentMeans
 from billing.states import ApprovalKind, EntryKind
 from scheduler import cancellations, extension_holds
+from scheduler.models import Reservation
 from scheduler.states import ChangeKind, ExtensionDropReason, ReservationStatus
 from tests.billing import factories
 from tests.properties.ledger import rows
@@ -17,6 +18,8 @@ from tests.properties.ledger.holding import Holding
 from tests.properties.ledger.model import DAY, FAR
 from tests.properties.ledger.wallets import RECEIVED
 
+# What pays for what was given up: then its tax is owed again.
+RECOVERED = (EntryKind.RECOVERY, EntryKind.RELIEF_WITHDRAWN)
 # What a change writes: itself, its fee's share, and what is set against what is owed or a promotion's.
 CHANGED = (
     EntryKind.CHANGE,
@@ -24,7 +27,7 @@ CHANGED = (
     EntryKind.OFFSET,
     EntryKind.PROMOTION_RETURNED,
     EntryKind.PROMOTION_EXPIRY,
-    EntryKind.RELIEF_WITHDRAWN,
+    *RECOVERED,
 )
 OWED_SINCE = factories.START + 30 * DAY  # when the invoices of START are due
 
@@ -92,7 +95,7 @@ class Changing(Holding):
         if extension_holds.open_of(reservation=row) is not None:
             return
         payment = payments.open_for_added_hours(
-            held=rows.kept_hour(of=row, price=price),
+            held=rows.kept(rows.asked_hour(of=row, price=price), at=factories.START),
             wishes=Wishes(means=PaymentMeans.CARD),
             at=factories.START,
         )
@@ -100,6 +103,32 @@ class Changing(Holding):
             extension_holds.drop_due(at=factories.START + rows.PAYMENT_WINDOW)
         elif fate != "open":
             self.hear(payment, state="succeeded" if fate == "paid" else "canceled")
+
+    @precondition(lambda self: self.placed())
+    @rule(
+        data=st.data(),
+        price=st.integers(50, 2000),
+        hours=st.integers(1, 30),
+        fate=st.sampled_from(("paid", "late", "declined", "dropped")),
+    )
+    @event(*RECEIVED)
+    def move_by_card(self, *, data: st.DataObject, price: int, hours: int, fate: str) -> None:
+        """Keep a later window beside the old one until a card has paid for it, in time, late or never."""
+        row = self.pick(data, self.placed())
+        if extension_holds.open_of(reservation=row) is not None:
+            return
+        at = row.starts_at - DAY
+        held = rows.kept_window(of=row, price=price, hours=hours, at=at)
+        payment = payments.open_for_added_hours(
+            held=held, wishes=Wishes(means=PaymentMeans.CARD), at=at
+        )
+        if fate in {"late", "dropped"}:
+            at += rows.PAYMENT_WINDOW
+            extension_holds.drop_due(at=at)
+        if fate != "dropped":
+            self.hear(payment, state="canceled" if fate == "declined" else "succeeded", at=at)
+        row.refresh_from_db()
+        assert (row.window == held.window) == (fate == "paid")
 
     @precondition(lambda self: self.owed_sales())
     @rule(data=st.data(), way=st.sampled_from(("bank", "wallet", "provider")))
@@ -137,6 +166,19 @@ class Changing(Holding):
         sale = self.pick(data, self.owed_sales())
         self.give_up(sale, amount=max(1, self.owed(sale) * percent // 100))
 
+    @precondition(lambda self: self.written_off())
+    @rule(data=st.data(), amount=st.integers(1, 4_000))
+    @event(EntryKind.PAYMENT, *RECOVERED)
+    def pay_after_all(self, data: st.DataObject, amount: int) -> None:
+        """Pay by bank an invoice of which something was given up."""
+        invoice_payments.record_transfer(
+            sale=self.pick(data, self.written_off()),
+            amount=self.money(amount),
+            idempotency_key=self.next_id("transfer"),
+            at=FAR,
+            actor="test",
+        )
+
     @precondition(lambda self: self.owed_sales())
     @rule(days=st.sampled_from((0, 3, 10, 14, 14)), is_late=st.booleans())
     @event(*CHANGED)
@@ -156,8 +198,22 @@ class Changing(Holding):
             at=FAR,
         )
 
+    def placed(self) -> list[Reservation]:
+        """Return what is bought, has not begun, and stands in the calendar."""
+        return self.reservations(
+            status=ReservationStatus.SCHEDULED,
+            unpaid_minor=0,
+            leases__isnull=True,
+            allocations__live=True,
+        )
+
     def owed_sales(self) -> list[CreditSale]:
         return self.read(credit.still_open().select_related("organization", "invoice"))
+
+    def written_off(self) -> list[CreditSale]:
+        given_up = Entry.objects.filter(kind=EntryKind.WRITE_OFF).values("subject_id")
+        known = CreditSale.objects.filter(invoice__in=given_up)
+        return self.read(known.select_related("organization", "invoice"))
 
     def owed(self, sale: CreditSale) -> int:
         """Return what is open of an invoice: what goes back, and credits, are set against it."""

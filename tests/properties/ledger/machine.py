@@ -1,5 +1,6 @@
 """Every fate that money can have, in any order, and the end of all of it: nothing is left open anywhere."""
 
+from django.conf import settings
 from django.db.models import Q, Sum
 from hypothesis.stateful import rule
 
@@ -13,7 +14,9 @@ from billing import (
     refunds,
     reservation_refunds,
     settlements,
+    top_up_disputes,
     transfers,
+    wallet,
 )
 from billing.invoices import movements
 from billing.models import (
@@ -101,6 +104,22 @@ class Market(Stories):
             self.close_top_up_dispute(of_top_up, is_won=True)
         for dispute in Dispute.objects.filter(status=DisputeStatus.OPEN):
             disputes.win(dispute_id=dispute.pk, at=FAR, actor="test")
+        self.pay_what_disputes_left()
+
+    def pay_what_disputes_left(self) -> None:
+        """Let every tenant pay in what its lost disputes left owed, beyond what is in its wallet."""
+        top_up_disputes.square_due(at=FAR)
+        for tenant in self.tenants:
+            debt = top_up_disputes.owed_minor(organization=tenant, currency=settings.CURRENCY)
+            if debt:
+                wallet.record_deposit(
+                    organization=tenant,
+                    amount=self.money(debt),
+                    idempotency_key=self.next_id("deposit"),
+                    at=FAR,
+                    actor="test",
+                )
+        top_up_disputes.square_due(at=FAR)
 
     def send_all_back(self) -> None:
         """Open, ask for and settle every refund, until none is owed or on its way."""

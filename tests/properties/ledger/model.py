@@ -42,6 +42,7 @@ CREDIT_LIMIT = 10**9  # more than any run buys: it is not limits that are tried 
 # What must hold nothing once everything that was bought is over and everybody has been paid.
 ENDS_AT_ZERO = (
     AccountKind.HOLD,
+    AccountKind.DISPUTE_WITHHELD,
     AccountKind.DEFERRED,
     AccountKind.REFUND_PAYABLE,
     AccountKind.PSP_CLEARING,

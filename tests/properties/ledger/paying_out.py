@@ -9,6 +9,7 @@ from billing import clawbacks, fee_shares, payouts, transfers
 from billing.models import DisputeCharge, Payout, Reversal, Transfer
 from billing.provider_states import IntentKind, ReversalStatus, TransferStatus
 from billing.states import EntryKind, PayoutStatus
+from tests.properties.ledger.changing import RECOVERED
 from tests.properties.ledger.events import event
 from tests.properties.ledger.model import DAY, FAR, FARTHER
 from tests.properties.ledger.refunding import Refunding
@@ -21,6 +22,7 @@ RELEASED = (
     # What was sold twice is shared with who left it, which may owe for it or have had it of a promotion.
     EntryKind.RESALE,
     EntryKind.OFFSET,
+    *RECOVERED,
     EntryKind.PROMOTION_RETURNED,
     EntryKind.PROMOTION_EXPIRY,
 )

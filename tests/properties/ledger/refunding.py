@@ -11,12 +11,15 @@ from billing.provider_values import ProviderDispute
 from billing.states import ApprovalKind, DisputeStatus, EntryKind, RefundStatus
 from scheduler.models import Lease
 from tests.billing import factories
+from tests.properties.ledger.changing import RECOVERED
 from tests.properties.ledger.events import event
 from tests.properties.ledger.model import FAR
 from tests.properties.ledger.running import Running
+from tests.properties.ledger.wallets import SQUARED
 
 OPENED = (
     EntryKind.OFFSET,
+    *RECOVERED,
     EntryKind.DISPUTE_SET_OFF,
     EntryKind.PROMOTION_RETURNED,
     EntryKind.PROMOTION_EXPIRY,
@@ -52,7 +55,7 @@ class Refunding(Running):
 
     @precondition(lambda self: self.undisputed())
     @rule(data=st.data(), fee=st.integers(0, 20), percent=st.integers(1, 100))
-    @event(EntryKind.DISPUTE_OPENED)
+    @event(EntryKind.DISPUTE_OPENED, *SQUARED)
     def dispute(self, data: st.DataObject, fee: int, percent: int) -> None:
         """Let a card holder's bank take back what a payment brought, or a part of it."""
         payment = self.pick(data, self.undisputed())
@@ -76,10 +79,17 @@ class Refunding(Running):
 
     @precondition(lambda self: TopUpDispute.objects.filter(status=DisputeStatus.OPEN).exists())
     @rule(data=st.data(), is_won=st.booleans())
-    @event(EntryKind.DISPUTE_WON, EntryKind.DISPUTE_LOST)
+    @event(EntryKind.DISPUTE_WON, EntryKind.DISPUTE_LOST, *SQUARED)
     def decide_of_a_top_up(self, data: st.DataObject, *, is_won: bool) -> None:
         known = self.read(TopUpDispute.objects.filter(status=DisputeStatus.OPEN))
         self.close_top_up_dispute(self.pick(data, known), is_won=is_won)
+
+    @precondition(lambda self: TopUpDispute.objects.exists())
+    @rule()
+    @event(*SQUARED)
+    def square_disputes(self) -> None:
+        """Withhold, give back and collect what wallets make possible by now."""
+        top_up_disputes.square_due(at=FAR)
 
     @precondition(lambda self: Dispute.objects.filter(status=DisputeStatus.OPEN).exists())
     @rule(data=st.data(), is_won=st.booleans(), percent_of_owner=st.integers(0, 100))

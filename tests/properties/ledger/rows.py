@@ -6,15 +6,17 @@ from decimal import Decimal
 from django.conf import settings
 
 from agents.models import Gpu
+from marketplace.core import ids
 from marketplace.core.windows import Window
 from marketplace.models import Listing, Organization
 from marketplace.states import ListingStatus, Tier
 from scheduler import change_rules
 from scheduler.models import Allocation, ChangeQuote, ExtensionHold, Quote, Reservation
-from scheduler.states import ChangeKind, PaymentMethod, ReservationStatus
+from scheduler.states import ChangeKind, PaymentMethod, QuoteStatus, ReservationStatus
 from tests.billing import factories
 
 PAYMENT_WINDOW = dt.timedelta(minutes=15)
+QUOTED_FOR = dt.timedelta(minutes=10)
 
 
 def waiting(
@@ -56,8 +58,8 @@ def postpone(row: Reservation, *, to: dt.datetime) -> None:
     )
 
 
-def place(row: Reservation) -> None:
-    """Keep GPUs of a node of its own for a reservation."""
+def place(row: Reservation, *, kept: Quote | None = None) -> None:
+    """Keep GPUs of a node of its own for a reservation, or for a quote that waits to become its window."""
     node = factories.node()
     listing, _ = Listing.objects.get_or_create(
         organization=node.organization,
@@ -86,23 +88,25 @@ def place(row: Reservation) -> None:
     Allocation.objects.create(
         node=node,
         listing=listing,
-        reservation=row,
+        reservation=None if kept else row,
+        quote=kept,
         slots=(node.slot_base, node.slot_base + row.gpus),
-        period=(row.starts_at, row.ends_at),
+        period=(row.starts_at, row.ends_at) if kept is None else (kept.starts_at, kept.ends_at),
         created_at=factories.START,
     )
 
 
-def kept_hour(*, of: Reservation, price: int) -> ExtensionHold:
-    """Return an hour that is kept behind a reservation until it is paid for."""
-    window = Window(of.starts_at, of.ends_at + dt.timedelta(hours=1))
+def asked(
+    *, of: Reservation, kind: ChangeKind, window: Window, price: int, at: dt.datetime
+) -> ChangeQuote:
+    """Return the promise of another window, which nobody has ordered yet."""
     lots = factories.lots(
         window=window, gpus=of.gpus, rate=of.rate, fee_basis_points=of.fee_basis_points
     )
-    quote = ChangeQuote.objects.create(
+    return ChangeQuote.objects.create(
         organization=of.organization,
         reservation=of,
-        kind=ChangeKind.EXTENSION,
+        kind=kind,
         rule=change_rules.current(at=factories.START),
         from_status=of.status,
         from_starts_at=of.starts_at,
@@ -118,14 +122,41 @@ def kept_hour(*, of: Reservation, price: int) -> ExtensionHold:
         refund_minor=0,
         fee_minor=0,
         currency=of.currency,
-        created_at=factories.START,
-        expires_at=factories.START + PAYMENT_WINDOW,
-        used_at=factories.START,
+        created_at=at,
+        expires_at=at + QUOTED_FOR,
     )
+
+
+def asked_hour(*, of: Reservation, price: int) -> ChangeQuote:
+    """Return the promise of an hour more."""
+    window = Window(of.starts_at, of.ends_at + dt.timedelta(hours=1))
+    return asked(of=of, kind=ChangeKind.EXTENSION, window=window, price=price, at=factories.START)
+
+
+def kept(used: ChangeQuote, *, at: dt.datetime, places: Quote | None = None) -> ExtensionHold:
+    """Order what a quote promises; it is kept until it is paid for."""
+    used.used_at = at
+    used.save(update_fields=["used_at"])
     return ExtensionHold.objects.create(
-        reservation=of,
-        quote=quote,
-        held_until=factories.START + PAYMENT_WINDOW,
+        reservation=used.reservation,
+        quote=used,
+        kept=places,
+        held_until=at + PAYMENT_WINDOW,
         actor="test",
-        created_at=factories.START,
+        created_at=at,
     )
+
+
+def kept_window(*, of: Reservation, price: int, hours: int, at: dt.datetime) -> ExtensionHold:
+    """Return a later window whose places are kept beside those of a reservation until it is paid for."""
+    later = dt.timedelta(hours=hours)
+    window = Window(of.starts_at + later, of.ends_at + later)
+    used = asked(of=of, kind=ChangeKind.MOVE, window=window, price=price, at=at)
+    places = Quote.objects.get(pk=of.quote_id)
+    places.pk, places.status, places.used_at = ids.new_quote_id(), QuoteStatus.OPEN, None
+    places.starts_at, places.ends_at = window.starts_at, window.ends_at
+    places.total_minor, places.lots = used.total_minor, used.lots
+    places.created_at, places.expires_at = at, at + PAYMENT_WINDOW
+    places.save(force_insert=True)
+    place(of, kept=places)
+    return kept(used, at=at, places=places)

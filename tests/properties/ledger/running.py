@@ -17,7 +17,7 @@ from scheduler.models import Lease, Reclaim, ReleasedPlace
 from scheduler.states import LeaseStatus, ReservationStatus
 from tests.billing import factories
 from tests.properties.ledger import rows
-from tests.properties.ledger.changing import Changing
+from tests.properties.ledger.changing import RECOVERED, Changing
 from tests.properties.ledger.events import event
 from tests.properties.ledger.model import DURING, FAR, SECONDS, WHO
 
@@ -122,14 +122,14 @@ class Running(Changing):
         EntryKind.CREDIT,
         EntryKind.COMPENSATION,
         EntryKind.OFFSET,
-        EntryKind.RELIEF_WITHDRAWN,
+        *RECOVERED,
     )
     def settle(self) -> None:
         settlements.settle_ended(at=FAR)
 
     @precondition(lambda self: Settlement.objects.exists())
     @rule(data=st.data(), seconds=st.integers(1, 3000), is_more=st.booleans())
-    @event(EntryKind.CORRECTION, EntryKind.OFFSET, EntryKind.RELIEF_WITHDRAWN)
+    @event(EntryKind.CORRECTION, EntryKind.OFFSET, *RECOVERED)
     def learn_late(self, data: st.DataObject, seconds: int, *, is_more: bool) -> None:
         """Let evidence come after a settlement, of an outage or of a later return, and correct by it."""
         known = Settlement.objects.filter(review_due_at__isnull=False)

@@ -7,9 +7,11 @@ rules come between: an event that finds nothing to happen to, or is refused, lea
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
+from billing import wallet
 from billing.provider_states import PaymentMeans
 from scheduler.states import PaymentMethod
 from tests.properties.ledger.controls import Controls
+from tests.properties.ledger.holding import FATES_OF_HOLDS
 from tests.properties.ledger.model import SECONDS, WHO
 
 PRICE = st.integers(1_000, 3_000)
@@ -95,6 +97,22 @@ class Stories(Controls):
             self.decide_of_a_top_up(data=data, is_won=is_won)
 
     @rule(data=st.data(), who=WHO, price=PRICE)
+    def story_of_a_spent_top_up(self, data: st.DataObject, who: int, price: int) -> None:
+        """Let a bank take back what is spent by half: out of what comes later, and then what is owed."""
+        rest = wallet.balance(organization=self.tenants[who]).amount_minor
+        self.top_up(amount=price + rest, who=who, means=PaymentMeans.CARD, is_paid=True)
+        half = (price + 2 * rest) * 6 // 10  # more than that with its tax, and less than all
+        self.buy(price=half, gpus=1, fee=1500, who=who, is_promoted=False)
+        self.dispute(data=data, fee=15, percent=100)
+        self.deposit(amount=100, who=who)
+        self.square_disputes()
+        self.decide_of_a_top_up(data=data, is_won=False)
+        self.deposit(amount=20, who=who)
+        self.square_disputes()
+        self.deposit(amount=10_000, who=who)
+        self.withdraw(data=data, who=who)
+
+    @rule(data=st.data(), who=WHO, price=PRICE)
     def story_of_dunning(self, data: st.DataObject, who: int, price: int) -> None:
         """Owe for what begins far ahead until it is taken away, and pay the rest."""
         self.buy_on_account(price=price, gpus=2, fee=1500, who=who, is_far_ahead=True)
@@ -105,9 +123,12 @@ class Stories(Controls):
 
     @rule(data=st.data(), who=TAXED, price=PRICE)
     def story_of_a_bad_debt(self, data: st.DataObject, who: int, price: int) -> None:
-        """Give up a debt with its tax, and then owe that tax to nobody, because nothing was delivered."""
+        """Give up a debt with its tax, get some all the same, and owe tax to nobody: nothing is delivered."""
         self.buy_on_account(price=price, gpus=2, fee=1500, who=who, is_far_ahead=False)
-        self.write_off(data=data, percent=90)
+        self.pay_invoice(data=data, way="provider")
+        self.write_off(data=data, percent=100)
+        self.hear_of_a_payment(data=data, state="succeeded")
+        self.pay_after_all(data=data, amount=price // 2)
         self.leave(data=data, kept=0)
         self.refund()
 
@@ -139,6 +160,23 @@ class Stories(Controls):
         self.hear_of_a_refund(data=data, state="pending")
 
     @rule(data=st.data(), who=WHO, price=PRICE)
+    def story_of_held_hours(self, data: st.DataObject, who: int, price: int) -> None:
+        """Hold what an hour more costs until a second person agrees to it, or does not."""
+        self.deposit(amount=20_000, who=who)
+        self.buy(price=price, gpus=2, fee=1500, who=who, is_promoted=False)
+        for fate in FATES_OF_HOLDS:
+            self.hold_an_hour(data=data, price=500)
+            self.resolve(data=data, fate=fate)
+
+    @rule(data=st.data(), who=WHO, price=PRICE)
+    def story_of_moves(self, data: st.DataObject, who: int, price: int) -> None:
+        """Move by card what is booked far ahead: the money comes in time, or too late."""
+        for fate in ("paid", "late"):
+            self.buy_on_account(price=price, gpus=2, fee=1500, who=who, is_far_ahead=True)
+            self.move_by_card(data=data, price=500, hours=2, fate=fate)
+        self.hear_of_a_card_refund(data=data, state="succeeded")
+
+    @rule(data=st.data(), who=WHO, price=PRICE)
     def story_of_late_evidence(self, data: st.DataObject, who: int, price: int) -> None:
         """Learn after the owner was paid that more was delivered, and then that less was."""
         self.deposit(amount=20_000, who=who)
@@ -155,7 +193,7 @@ class Stories(Controls):
     def story_of_the_market(self, data: st.DataObject, who: int, price: int) -> None:
         """Keep the books: holds, gifts that nobody spent, tax, suspense, and money that is parked."""
         self.deposit(amount=20_000, who=who)
-        for fate in ("bought", "refused", "lapsed"):
+        for fate in FATES_OF_HOLDS:
             self.hold(price=price, who=who)
             self.resolve(data=data, fate=fate)
         self.grant(amount=100, who=who, days=2)

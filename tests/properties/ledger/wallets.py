@@ -40,8 +40,17 @@ RECEIVED = (
     EntryKind.PURCHASE,
     EntryKind.BALANCE,
     EntryKind.CHANGE,
+    EntryKind.PROMOTION_SPENT,  # by what is added to what was not paid by card
     EntryKind.PAYMENT,
+    EntryKind.RECOVERY,
+    EntryKind.RELIEF_WITHDRAWN,
     EntryKind.WITHDRAWAL,
+)
+# What moves between a wallet and the disputes of its top-ups, whenever somebody looks.
+SQUARED = (
+    EntryKind.DISPUTE_WITHHELD,
+    EntryKind.DISPUTE_RELEASED,
+    EntryKind.DISPUTE_REPAID,
 )
 AHEAD = factories.START - DAY / 48  # half an hour: what is sold may still begin
 
@@ -126,7 +135,7 @@ class Wallets(Provider):
         )
 
     @rule(data=st.data(), who=WHO)
-    @event(EntryKind.WITHDRAWAL, refused=(WithdrawalRefused,))
+    @event(EntryKind.WITHDRAWAL, *SQUARED, refused=(WithdrawalRefused,))
     def withdraw(self, data: st.DataObject, who: int) -> None:
         """Take something out of a wallet: at once where it goes back the way it came, else by operators."""
         tenant = self.tenants[who]
