@@ -34,6 +34,8 @@ GUARDS = (
     "billing_deposit.books_keep_rows",
     "billing_deposit.books_keep_table",
     "billing_deposit.row_guard",
+    "billing_dismissal.books_keep_rows",
+    "billing_dismissal.books_keep_table",
     "billing_dispute.books_keep_rows",
     "billing_dispute.books_keep_table",
     "billing_dispute.row_guard",

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from billing import books, earnings, invoices, month_movements, settlements, tax_reports
+from billing import books, budgets, earnings, invoices, month_movements, settlements, tax_reports
 from billing.focus import Dataset
 from marketplace.models import Organization
-from scheduler.models import Lease, Reservation
+from scheduler.details import DetailChanges
+from scheduler.models import Lease
 from scheduler.states import LeaseStatus, ReservationStatus
 from tests.billing import factories
 from tests.billing.focus import world
@@ -151,7 +152,12 @@ def test_names_of_a_closed_month_are_those_of_its_close(buyer: Organization) -> 
     settlements.settle(lease_id=lease.pk, at=MIDNIGHT + dt.timedelta(hours=5))
     invoices.issue_month(organization=buyer, month=NOVEMBER, at=CLOSED_AT)
     closed = world.rows(buyer, month=NOVEMBER)
-    Reservation.objects.update(name="renamed", project="moved", tags={"team": "other"})
+    budgets.change_details(
+        reservation=lease.reservation,
+        changes=DetailChanges(name="renamed", project="moved", tags={"team": "other"}),
+        at=CLOSED_AT,
+        actor="test",
+    )
     Organization.objects.filter(pk=buyer.pk).update(name="Adaline GmbH")
     buyer.refresh_from_db()
     assert world.rows(buyer, month=NOVEMBER) == closed

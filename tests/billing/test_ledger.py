@@ -258,6 +258,7 @@ class TestChart:
             AccountKind.PROMO,
             AccountKind.HOLD,
             AccountKind.DEFERRED,
+            AccountKind.DISPUTE_WITHHELD,
             AccountKind.REFUND_PAYABLE,
             AccountKind.U_OPEN,
         }

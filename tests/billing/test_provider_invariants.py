@@ -105,12 +105,14 @@ class TestRefundsToCards:
     def finds(self, world, *names):
         assert broken(world.clock()) == (list(names), {world.tenant.pk})
 
-    @pytest.mark.parametrize("status", ["due", "failed"])
-    def test_are_as_far_as_their_entries(self, paid, unguarded, status):
+    @pytest.mark.parametrize(
+        ("status", "also"), [("due", ("refunds_to_cards_are_in_one_place",)), ("failed", ())]
+    )
+    def test_are_as_far_as_their_entries(self, paid, unguarded, status, also):
         with unguarded():
             CardRefund.objects.update(status=status)
             Payment.objects.update(refunded_minor=0 if status == "failed" else 2000)
-        self.finds(paid, "card_refunds_equal_their_entries")
+        self.finds(paid, "card_refunds_equal_their_entries", *also)
 
     def test_left_the_wallet_once_they_were_asked_for(self, paid, unguarded):
         refund = CardRefund.objects.get()
@@ -123,7 +125,7 @@ class TestRefundsToCards:
             intent = Intent.objects.get(kind="refund")
             intent.pk, intent.subject_id = "int_other", "crf_other"
             intent.save(force_insert=True)
-        self.finds(paid, "card_refunds_equal_their_entries")
+        self.finds(paid, "card_refunds_equal_their_entries", "refunds_to_cards_are_in_one_place")
 
 
 class TestTransfers:

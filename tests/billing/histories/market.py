@@ -49,6 +49,10 @@ QUIET_ROUNDS_MAX = 12
 CHUNK_MAX = 5  # of events that one look at the inbox finds
 
 
+class Restless(AssertionError):
+    """Something is tried again and again, and comes to nothing."""
+
+
 class Market:
     """What happens at the provider, and what the market does of it.
 
@@ -120,7 +124,7 @@ class Market:
             calls = Intent.objects.filter(status__in=(IntentStatus.NEW, IntentStatus.SENT))
             if not news and not waiting.exists() and not calls.exists():
                 return
-        raise AssertionError([*waiting.values("type", "error"), *calls.values("kind", "status")])
+        raise Restless([*waiting.values("type", "error"), *calls.values("kind", "status")])
 
     def hear(self, *, seed: int | None) -> None:
         """Deliver all that ever happened: thrice, shuffled by a seed and with gaps, or once in order."""

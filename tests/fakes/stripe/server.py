@@ -241,7 +241,7 @@ class StandIn:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            # An answer leaves in one piece: a head of its own waits 40 ms for its receipt before the body goes.
+            # An answer leaves in one piece: a head of its own waits 40 ms for its receipt.
             wbufsize = -1
 
             def do_GET(self) -> None:
