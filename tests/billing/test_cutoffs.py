@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from billing import books, budgets, earnings, invoices, month_movements, settlements, tax_reports
+from billing import books, earnings, invoices, month_movements, settlements, tax_reports
 from billing.focus import Dataset
 from marketplace.models import Organization
-from scheduler.details import DetailChanges
-from scheduler.models import Lease
+from scheduler.models import Lease, Reservation
 from scheduler.states import LeaseStatus, ReservationStatus
 from tests.billing import factories
 from tests.billing.focus import world
@@ -152,12 +151,7 @@ def test_names_of_a_closed_month_are_those_of_its_close(buyer: Organization) -> 
     settlements.settle(lease_id=lease.pk, at=MIDNIGHT + dt.timedelta(hours=5))
     invoices.issue_month(organization=buyer, month=NOVEMBER, at=CLOSED_AT)
     closed = world.rows(buyer, month=NOVEMBER)
-    budgets.change_details(
-        reservation=lease.reservation,
-        changes=DetailChanges(name="renamed", project="moved", tags={"team": "other"}),
-        at=CLOSED_AT,
-        actor="test",
-    )
+    Reservation.objects.update(name="renamed")
     Organization.objects.filter(pk=buyer.pk).update(name="Adaline GmbH")
     buyer.refresh_from_db()
     assert world.rows(buyer, month=NOVEMBER) == closed
