@@ -112,6 +112,15 @@ def cancelled_there(market: Market, name: str) -> Acts:
     market.cancels_there(market.top_up(tenant))
 
 
+def declined_and_cancelled_there(market: Market, name: str) -> Acts:
+    tenant = market.tenant(name)
+    yield
+    yield
+    payment = market.top_up(tenant)
+    market.pays(payment, DECLINED)
+    market.cancels_there(payment)
+
+
 def saved_card_whose_answer_is_lost(market: Market, name: str) -> Acts:
     tenant = market.tenant(name)
     first = market.top_up(tenant, wishes=SAVING)
@@ -650,6 +659,7 @@ STORIES: tuple[Story, ...] = (
     asked_by_the_bank(passed=True),
     asked_by_the_bank(passed=False),
     cancelled_there,
+    declined_and_cancelled_there,
     saved_card_that_is_declined,
     card_saved_unheard,
     sent_by_bank(10_000),
