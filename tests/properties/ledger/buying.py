@@ -14,6 +14,7 @@ from billing.payments import Wishes
 from billing.promised import Promise
 from billing.provider_states import IntentKind, PaymentMeans, PaymentPurpose, PaymentStatus
 from billing.states import BudgetMode, BudgetPeriod, EntryKind
+from marketplace.core.errors import InvalidValue
 from marketplace.core.windows import Window
 from marketplace.states import Tier
 from scheduler import reservations
@@ -100,7 +101,7 @@ class Buying(Wallets):
         method=st.sampled_from(BY_PROVIDER),
         fate=st.sampled_from(("paid", "paid", "paid", "open", "lapsed", "declined")),
     )
-    @event(*RECEIVED, refused=(BudgetExceeded,))
+    @event(*RECEIVED, refused=(BudgetExceeded, InvalidValue))
     def buy_through_the_provider(
         self, *, price: int, gpus: int, who: int, method: PaymentMethod, fate: str
     ) -> None:
@@ -128,7 +129,7 @@ class Buying(Wallets):
         who=WHO,
         fate=st.sampled_from(("taken", "taken", "left", "taken too late")),
     )
-    @event(*RECEIVED)
+    @event(*RECEIVED, refused=(InvalidValue,))
     def hold_on_a_card(self, *, price: int, gpus: int, who: int, fate: str) -> None:
         """Hold a price on a card; it is taken before the start, or released, or taken all the same."""
         row = rows.waiting(
@@ -163,7 +164,7 @@ class Buying(Wallets):
     @rule(
         price=st.integers(200, 3000), gpus=st.integers(1, 4), share=st.integers(1, 9_999), who=WHO
     )
-    @event(*RECEIVED)
+    @event(*RECEIVED, refused=(InvalidValue,))
     def buy_in_two_parts(self, *, price: int, gpus: int, share: int, who: int) -> None:
         """Pay a deposit by card; the balance stays open, and nothing begins before it is paid."""
         net = max(1, price * share // 10_000)

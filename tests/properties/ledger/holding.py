@@ -29,7 +29,7 @@ from tests.properties.ledger import rows
 from tests.properties.ledger.buying import Buying
 from tests.properties.ledger.events import event
 from tests.properties.ledger.model import HOURS, WHO, Absent
-from tests.properties.ledger.wallets import RECEIVED
+from tests.properties.ledger.wallets import RECEIVED, SQUARED
 
 # What may come in the way of an extension after it was agreed to: the order fails, and its hold lapses.
 NOT_EXTENDED = (LimitExceeded, CapacityTaken, ExtensionRefused)
@@ -40,7 +40,7 @@ class Holding(Buying):
     """The rules of orders that wait for a second person."""
 
     @rule(price=st.integers(1, 3000), who=WHO)
-    @event(EntryKind.HOLD)
+    @event(EntryKind.HOLD, *SQUARED)
     def hold(self, price: int, who: int) -> None:
         """Ask for an order that one person may not make alone; its price is kept meanwhile."""
         tenant = self.tenants[who]
@@ -71,7 +71,7 @@ class Holding(Buying):
 
     @precondition(lambda self: self.bought())
     @rule(data=st.data(), price=st.integers(50, 2000))
-    @event(EntryKind.HOLD)
+    @event(EntryKind.HOLD, *SQUARED)
     def hold_an_hour(self, data: st.DataObject, price: int) -> None:
         """Ask for an hour more, which one person may not order alone; its price is kept meanwhile."""
         row = self.pick(data, self.bought())
@@ -92,7 +92,7 @@ class Holding(Buying):
 
     @precondition(lambda self: self.held())
     @rule(data=st.data(), fate=st.sampled_from(FATES_OF_HOLDS))
-    @event(EntryKind.VOID, *RECEIVED, refused=NOT_EXTENDED)
+    @event(EntryKind.VOID, *RECEIVED, *SQUARED, refused=NOT_EXTENDED)
     def resolve(self, data: st.DataObject, fate: str) -> None:
         """Buy with what is held once the second person agrees; else it goes back, and so if others pay."""
         held = self.pick(data, self.held())
