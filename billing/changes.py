@@ -150,12 +150,16 @@ def rebook(
 
 
 def post(
-    *, change: Change, payer: ledger.AccountRef | None = None, held: WalletHold | None = None
+    *,
+    change: Change,
+    payer: ledger.AccountRef | None = None,
+    held: WalletHold | None = None,
+    spends_promotions: bool = True,
 ) -> None:
     """Write a change into the books of its reservation; nothing where nothing was paid.
 
     What is added is charged to the tenant's wallet where no other payer is named: first to what was held of
-    it for the order, but for what promotions pay.
+    it for the order, but for what promotions pay. They pay nothing of what a card has paid for.
 
     :raises ledger.InsufficientFunds: when the wallet does not cover what is added.
     :raises parking.MoneyParked: while the tenant's money is parked.
@@ -170,7 +174,8 @@ def post(
         refunded=change.refunded_minor,
     )
     charged, promoted_minor = change.charged_minor + part.charged, 0
-    if payer is None and change.charged_minor and reservation.payment_method in _AT_ONCE:
+    by_promotions = spends_promotions and payer is None
+    if by_promotions and change.charged_minor and reservation.payment_method in _AT_ONCE:
         promoted_minor = promotions.spend(
             reservation=reservation, amount_minor=charged, key=change.id, at=change.at
         )

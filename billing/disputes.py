@@ -8,6 +8,7 @@ from django.db.models import F, Q
 from billing import accounts, ledger
 from billing.models import Dispute, DisputeTransition, Entry, Intent, Payment, Refund
 from billing.provider_states import IntentKind
+from billing.provider_values import ProviderDispute
 from billing.states import DISPUTE_ARROWS, AccountKind, DisputeStatus, EntryKind
 from marketplace.core.errors import StateConflict
 from scheduler.models import Reservation
@@ -16,6 +17,23 @@ from scheduler.models import Reservation
 REFUSED_AS_DISPUTED = "charge_disputed"
 # The provider tells of a dispute within minutes, and is asked every five; then a refund is tried once more.
 KNOWN_WITHIN_SECONDS = 86_400
+# The provider's words for a dispute that is over; everything else is still open.
+# https://docs.stripe.com/api/disputes/object#dispute_object-status
+_ENDS = {
+    "won": DisputeStatus.WON,
+    "warning_closed": DisputeStatus.WON,
+    "lost": DisputeStatus.LOST,
+}
+# It ended before it was filed. A card network that settles it by itself gives the holder the money of it, as
+# Visa's Rapid Dispute Resolution does: then it is gone, with no fee.
+PREVENTED = "prevented"
+
+
+def end_of(made: ProviderDispute) -> DisputeStatus | None:
+    """Return how a dispute has ended, None while it has not; a prevented one by where its money is."""
+    if made.state == PREVENTED:
+        return DisputeStatus.LOST if made.taken_minor else DisputeStatus.WON
+    return _ENDS.get(made.state)
 
 
 @transaction.atomic

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from django.conf import settings
 from django.db.models import Case, F, Max, Q, QuerySet, Sum, When
 
-from billing import accounts, chargeable, ledger
+from billing import accounts, chargeable, disputes, ledger
 from billing import stripe_gateway as gateway
 from billing.models import (
     Account,
@@ -32,7 +32,6 @@ from billing.provider_values import (
     ProviderTransfer,
 )
 from billing.states import AccountKind, RefundStatus
-from billing.top_up_disputes import ENDS
 
 Row = TypeVar("Row")
 Disputed = Dispute | TopUpDispute | CardInquiry
@@ -249,7 +248,7 @@ def _disputes(span: Span) -> Iterator[Finding]:
 
 
 def _dispute_differs(made: ProviderDispute, row: Disputed) -> bool:
-    end = ENDS.get(made.state)
+    end = disputes.end_of(made)
     expected = "open" if end is None else end.value
     if isinstance(row, CardInquiry):
         expected = made.state

@@ -9,22 +9,23 @@ import datetime as dt
 from django.db import transaction
 
 from billing import receivables
+from billing.disputes import PREVENTED
 from billing.models import CardInquiry, Dispute, Payment, TopUpDispute
 from billing.provider_values import ProviderDispute
 from marketplace import events
 from marketplace.states import EventKind
 
 # The provider's words, https://docs.stripe.com/api/disputes/object#dispute_object-status
-CLOSED = "warning_closed"
-STATES = frozenset({"warning_needs_response", "warning_under_review", CLOSED})
+CLOSED = frozenset({"warning_closed", PREVENTED})
+STATES = frozenset({"warning_needs_response", "warning_under_review", *CLOSED})
 
 
 def is_one(made: ProviderDispute) -> bool:
-    """Say whether a bank only asks, and nothing has been posted under that name.
+    """Say whether a bank only asks, or was content before it took anything, and nothing has been posted.
 
     What was posted as a dispute stays one: its own room closes it.
     """
-    if made.state not in STATES:
+    if made.state not in STATES or made.taken_minor:
         return False
     posted = Dispute.objects.filter(pk=made.id), TopUpDispute.objects.filter(pk=made.id)
     return not any(rows.exists() for rows in posted)
@@ -49,7 +50,7 @@ def apply(*, payment: Payment, made: ProviderDispute, at: dt.datetime) -> CardIn
     if inquiry.closed_at is not None or inquiry.disputed_at is not None:
         return inquiry
     inquiry.state = made.state
-    if made.state == CLOSED:
+    if made.state in CLOSED:
         inquiry.closed_at = at
     inquiry.save(update_fields=["state", "closed_at"])
     if inquiry.closed_at is not None:

@@ -204,7 +204,7 @@ def _apply_dispute(
         at=at,
         actor=ACTOR,
     )
-    end = top_up_disputes.ENDS.get(made.state)
+    end = disputes.end_of(made)
     if dispute.status != DisputeStatus.OPEN or end is None:
         return
     if end == DisputeStatus.WON:

@@ -93,9 +93,12 @@ class ProviderCustomer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderDispute:
+    """A dispute, or what may become one; `taken_minor` is what left our balance for it and is not back."""
+
     id: str
     state: str
     amount_minor: int
+    taken_minor: int
     fee_minor: int
     currency: str
     payment_id: str

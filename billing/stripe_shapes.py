@@ -89,11 +89,13 @@ def account_of(row: Mapping[str, Any]) -> ProviderAccount:
 
 
 def dispute_of(row: Mapping[str, Any]) -> ProviderDispute:
+    bookings = row.get("balance_transactions") or []
     return ProviderDispute(
         id=row["id"],
         state=row["status"],
         amount_minor=row["amount"],
-        fee_minor=sum(booked["fee"] for booked in row.get("balance_transactions") or []),
+        taken_minor=-sum(booked["amount"] for booked in bookings),
+        fee_minor=sum(booked["fee"] for booked in bookings),
         currency=row["currency"],
         payment_id=_id_of(row.get("payment_intent")),
         created_at=_instant(row["created"]),

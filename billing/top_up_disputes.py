@@ -24,7 +24,7 @@ from django.db.models import (
 )
 from django.db.models.functions import Coalesce, Concat
 
-from billing import intents, ledger, parking, receivables, runs, wallet
+from billing import disputes, intents, ledger, parking, receivables, runs, wallet
 from billing.models import Account, Entry, Payment, ProviderTransition, TopUpDispute
 from billing.provider_states import Machine
 from billing.provider_values import ProviderDispute
@@ -33,14 +33,6 @@ from marketplace import events
 from marketplace.core.errors import StateConflict
 from marketplace.models import Organization
 from marketplace.states import EventKind
-
-# The provider's words for a dispute that is over; everything else is still open.
-ENDS = {
-    "won": DisputeStatus.WON,
-    "warning_closed": DisputeStatus.WON,
-    "prevented": DisputeStatus.WON,
-    "lost": DisputeStatus.LOST,
-}
 
 
 @transaction.atomic
@@ -65,7 +57,7 @@ def apply(*, payment: Payment, made: ProviderDispute, at: dt.datetime) -> TopUpD
     _square(dispute, at=at)
     if is_new:
         _tell(dispute, kind=EventKind.DISPUTE_OPENED, at=at)
-    end = ENDS.get(made.state)
+    end = disputes.end_of(made)
     if end is not None and dispute.status == DisputeStatus.OPEN:
         if end == DisputeStatus.LOST:
             _post_loss(dispute, at=at)

@@ -269,7 +269,7 @@ def _spend(
             if payment.purpose == PaymentPurpose.BALANCE:
                 deposits.settle(payment=payment, at=at)
             elif payment.extension is not None:
-                changes.post(change=_made(payment.extension, at=at))
+                changes.post(change=_made(payment.extension, at=at), spends_promotions=False)
             else:
                 _buy(reservation, at=at)
     except DomainError as refusal:

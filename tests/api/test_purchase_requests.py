@@ -176,6 +176,24 @@ class TestAnOrderAboveTheLimit:
         decide(cfo, answer.json["purchase_request_id"])
         assert api.post(f"{path}/extensions", body, key=a_new_key()).status == 201
 
+    def test_that_was_an_extension_and_refused_is_refused_again_whatever_the_limit_since(
+        self, api: ApiClient, cfo: ApiClient, organization: Organization
+    ) -> None:
+        a_fleet()
+        quote = a_quote(api, window=a_window(in_hours=47, hours=4))
+        fund(organization, amount_minor=quote["total"]["amount_minor"])
+        path = f"/v1/reservations/{a_reservation(api, quote=quote)['id']}"
+        wish = a_window(in_hours=47, hours=6).ends_at.isoformat().replace("+00:00", "Z")
+        longer = api.post(f"{path}/extension-quote", {"ends_at": wish}).json
+        body, key = {"quote_id": longer["id"], "payment_method": "wallet"}, a_new_key()
+        first = api.post(f"{path}/extensions", body, key=key)
+        set_limit(cfo, 1)
+        fund(organization)
+        again = api.post(f"{path}/extensions", body, key=key)
+        assert (first.status, first.code) == (402, "payment_required")
+        assert (again.status, again.json) == (first.status, first.json)
+        assert not PurchaseRequest.objects.exists()
+
     def test_that_the_wallet_does_not_cover_is_asked_of_nobody_and_may_be_made_again(
         self, api: ApiClient, cfo: ApiClient, organization: Organization
     ) -> None:

@@ -10,8 +10,10 @@ from billing import (
     added_hours,
     budgets,
     changes,
+    checkout,
     intents,
     ledger,
+    promotions,
     provider,
     refunds,
     reservation_refunds,
@@ -32,10 +34,12 @@ from scheduler import (
     rebookings,
     reservations,
 )
+from scheduler.details import ReservationDetails
 from scheduler.models import Allocation, Change, ExtensionHold, TenantLimit
 from scheduler.quotas import LimitExceeded
 from scheduler.quotes import NotEnoughCapacity
 from tests.billing.card_market import SAVING, World
+from tests.billing.factories import fund, promotion
 from tests.scheduler import factories
 
 pytestmark = pytest.mark.django_db
@@ -46,11 +50,14 @@ class Extending(World):
 
     def __init__(self, stand_in, clock, *, wishes=SAVING):
         super().__init__(stand_in, clock)
+        self.book(wishes)
+        self.reservation.refresh_from_db()
+        self.old_end = self.reservation.ends_at
+
+    def book(self, wishes):
         self.reservation, self.paid = self.reserve(wishes)
         self.pays(self.paid)
         self.turn()
-        self.reservation.refresh_from_db()
-        self.old_end = self.reservation.ends_at
 
     def quote(self, hours=2):
         return extensions.quote(
@@ -102,6 +109,23 @@ class Extending(World):
         assert report.ok, [c for c in report.checks if not c.ok]
 
 
+class ExtendingFromTheWallet(Extending):
+    """The same, its first hours paid with the whole of a wallet."""
+
+    def book(self, wishes):
+        factories.make_pool()
+        quote = factories.make_quote(tenant=self.tenant, gpus=2, window=factories.window_in(24))
+        fund(self.tenant, minor=quote.total_minor)
+        self.reservation = checkout.purchase(
+            organization=self.tenant,
+            quote_id=quote.pk,
+            payment_method="wallet",
+            details=ReservationDetails(),
+            at=self.clock(),
+            actor="test",
+        )
+
+
 @pytest.fixture
 def world(provider, clock):
     return Extending(provider, clock)
@@ -134,6 +158,20 @@ class TestOrder:
         held, payment = world.order(with_saved_card=True)
         assert (payment.status, payment.is_off_session) == ("succeeded", True)
         assert world.end() == held.ends_at
+        world.sound()
+
+    def test_of_what_the_wallet_paid_spends_no_promotion_on_what_the_card_pays(
+        self, provider, clock
+    ):
+        world = ExtendingFromTheWallet(provider, clock)
+        given = promotion(buyer=world.tenant, minor=100, at=clock())
+        held, payment = world.order()
+        world.pays(payment)
+        world.turn()
+        assert world.end() == held.ends_at
+        assert payment.amount_minor == held.quote.charge_minor
+        assert ledger.kept_balance(account=promotions.account(given)) == 100
+        assert world.balance() == 0
         world.sound()
 
     def test_prolongs_a_lease_that_runs(self, world):

@@ -17,10 +17,23 @@ def world(provider, clock):
     return World(provider, clock)
 
 
+def charge_of(world, payment):
+    return world.stand_in.world.get(payment.provider_id, "payment_intent")["latest_charge"]
+
+
+def prevented(world, payment, *, refunded):
+    """Let a dispute of a payment end before it is filed, and the market hear of it twice."""
+    made = balance.prevent_dispute(
+        world.stand_in.world, charge_of(world, payment), refunded=refunded
+    )
+    heard(world, made["id"])
+    heard(world, made["id"])
+    return made["id"]
+
+
 def asked_about(world, payment, *, is_heard=True):
     """Let the bank ask about a payment, and by default the market hear of it."""
-    intent = world.stand_in.world.get(payment.provider_id, "payment_intent")
-    inquiry = balance.open_inquiry(world.stand_in.world, intent["latest_charge"])["id"]
+    inquiry = balance.open_inquiry(world.stand_in.world, charge_of(world, payment))["id"]
     if is_heard:
         heard(world, inquiry)
     return inquiry
@@ -52,6 +65,10 @@ def withheld(world):
 
 def posted():
     return Entry.objects.filter(kind__startswith="dispute").count()
+
+
+def posted_kinds():
+    return set(Entry.objects.values_list("kind", flat=True))
 
 
 def told(kind):
@@ -121,8 +138,7 @@ class TestAnInquiry:
     def test_keeps_nobody_from_giving_the_money_back(self, world, paid):
         payment = paid(world)
         asked_about(world, payment)
-        intent = world.stand_in.world.get(payment.provider_id, "payment_intent")
-        charge = world.stand_in.world.get(intent["latest_charge"], "charge")
+        charge = world.stand_in.world.get(charge_of(world, payment), "charge")
         assert charge["disputed"]
         assert not top_up_disputes.holds_back(payment=payment)
         assert (
@@ -131,3 +147,28 @@ class TestAnInquiry:
             ).amount_minor
             == 100
         )
+
+
+@pytest.mark.parametrize("paid", [paid_top_up, paid_reservation])
+class TestADisputeThatWasPrevented:
+    def test_took_nothing_where_nothing_was_booked(self, world, paid):
+        payment = paid(world)
+        before = world.balance()
+        dispute = prevented(world, payment, refunded=False)
+        row = CardInquiry.objects.get()
+        assert (row.pk, row.state, row.closed_at is None) == (dispute, "prevented", False)
+        assert (world.balance(), withheld(world), posted()) == (before, 0, 0)
+        assert differences(world) == []
+        world.sound()
+
+    def test_is_lost_where_the_cards_network_has_refunded_its_holder(self, world, paid):
+        payment = paid(world)
+        dispute = prevented(world, payment, refunded=True)
+        row = TopUpDispute.objects.get() if paid is paid_top_up else Dispute.objects.get()
+        assert (row.pk, row.status, row.fee_minor) == (dispute, "lost", 0)
+        assert row.amount_minor == payment.received_minor
+        assert not CardInquiry.objects.exists()
+        assert posted_kinds() >= {"dispute_opened", "dispute_lost"}
+        assert world.balance() == 0
+        assert differences(world) == []
+        world.sound()

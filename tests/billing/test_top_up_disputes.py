@@ -51,6 +51,11 @@ def say(
             id=dispute_id,
             state=state,
             amount_minor=payment.received_minor if amount is None else amount,
+            taken_minor=0
+            if state == "won"
+            else payment.received_minor
+            if amount is None
+            else amount,
             fee_minor=15,
             currency="usd",
             payment_id=payment.provider_id,

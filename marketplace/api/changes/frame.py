@@ -109,7 +109,8 @@ class ChangeFrame(ApiView):
     ) -> HttpResponse:
         """Buy what a quote adds: at once, or kept until its card has paid."""
         method, quote_id = body["payment_method"], body["quote_id"]
-        self.ask(reservation_id, quote_id=quote_id, payment_method=method)
+        if not self.is_repetition():
+            self.ask(reservation_id, quote_id=quote_id, payment_method=method)
         order = {
             "organization": self.organization,
             "reservation_id": reservation_id,

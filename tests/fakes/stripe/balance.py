@@ -194,6 +194,16 @@ def escalate_inquiry(world: World, dispute_id: str) -> Object:
     return inquiry
 
 
+def prevent_dispute(world: World, charge_id: str, *, refunded: bool) -> Object:
+    """End a dispute before it is filed; `refunded` has the card's network give its holder the money."""
+    dispute = _ask(world, charge_id, amount=None, status="prevented")
+    world.emit("charge.dispute.created", dispute)
+    if refunded:
+        _withdraw(world, dispute, fee=0)
+    world.emit("charge.dispute.closed", dispute)
+    return dispute
+
+
 def is_inquiry(dispute: Object) -> bool:
     return str(dispute["status"]).startswith("warning_")
 
@@ -227,14 +237,14 @@ def _ask(world: World, charge_id: str, *, amount: int | None, status: str) -> Ob
     return dispute
 
 
-def _withdraw(world: World, dispute: Object) -> None:
+def _withdraw(world: World, dispute: Object, *, fee: int = DISPUTE_FEE_MINOR) -> None:
     row = move(
         world,
         source=dispute,
         kind="adjustment",
         category="dispute",
         amount=-dispute["amount"],
-        fee=DISPUTE_FEE_MINOR,
+        fee=fee,
         currency=dispute["currency"],
     )
     dispute["balance_transactions"].append(world.shown(row))

@@ -220,6 +220,9 @@ class StandIn:
                 ),
                 "inquiry": lambda: balance.open_inquiry(world, values["id"]),
                 "close-inquiry": lambda: balance.close_inquiry(world, values["id"]),
+                "prevent-dispute": lambda: balance.prevent_dispute(
+                    world, values["id"], refunded=bool(values.get("refunded"))
+                ),
                 "escalate-inquiry": lambda: balance.escalate_inquiry(world, values["id"]),
                 "fail-refund": lambda: refunds.fail_refund(world, values["id"]),
                 "fail-payout": lambda: balance.fail_payout(world, values["id"]),

@@ -159,6 +159,7 @@ class Refunding(Running):
             id=dispute_id,
             state=state,
             amount_minor=amount,
+            taken_minor=0 if state == "won" else amount,
             fee_minor=fee,
             currency=payment.currency,
             payment_id=payment.provider_id,
