@@ -91,6 +91,7 @@ class TestReceiving:
             lambda s, e: signed(s, e, "whsec_of_somebody_else"),
             lambda s, e: signed(s, e, s.secret, at=s.world.now() - 301),
             lambda s, e: signed(s, e, s.secret, at=s.world.now() + 301),
+            lambda s, e: _dated_again(signed(s, e, s.secret, at=s.world.now() - 86_400), s),
             lambda s, e: _changed(signed(s, e, s.secret), body=b'{"id": "evt_2"}'),
             lambda s, e: _changed(signed(s, e, s.secret), signature=""),
             lambda s, e: _changed(signed(s, e, s.secret), signature="t=x,v1=y"),
@@ -123,6 +124,10 @@ class TestReceiving:
 
 def _changed(delivery, **changes):
     return replace(delivery, **changes)
+
+
+def _dated_again(delivery, stand_in):
+    return _changed(delivery, signature=f"{delivery.signature},t={stand_in.world.now()}")
 
 
 def receive(delivery, at):
