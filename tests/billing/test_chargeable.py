@@ -14,7 +14,7 @@ from marketplace.core.money import currency_exponent
 from tests.billing import debtors
 from tests.billing import factories as billed
 from tests.billing.card_market import World
-from tests.billing.test_deposits import InTwoParts
+from tests.billing.deposits.market import InTwoParts
 from tests.fakes.stripe import currencies
 from tests.fakes.stripe.world import ApiError
 from tests.scheduler import factories
