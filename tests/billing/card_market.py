@@ -74,6 +74,26 @@ class World:
             "/_control/confirm", {"id": payment.provider_id, "payment_method": method}
         )
 
+    def completes(self, payment, method="pm_card_bypassPending"):
+        """Let a payment be paid and the market hear of it; return it as it is then."""
+        self.pays(payment, method)
+        self.turn()
+        payment.refresh_from_db()
+        return payment
+
+    def paid(self, amount=5000, method="pm_card_bypassPending"):
+        """Return a top-up that was paid."""
+        return self.completes(self.top_up(amount), method)
+
+    def gives_back(self, payment, amount):
+        """Let a part of a top-up go back to its card; return the refund as it is a turn later."""
+        refund = card_refunds.write(
+            payment=payment, amount_minor=amount, reason="asked", at=self.clock()
+        )
+        self.turn()
+        refund.refresh_from_db()
+        return refund
+
     def turn(self, **passed):
         at = self.clock(**passed)
         if self.nodes_report:

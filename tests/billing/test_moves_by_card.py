@@ -362,9 +362,7 @@ class TestLate:
         factories.make_reservation(
             window=factories.window_in(72 + 26, length=1), gpus=8, at=world.clock()
         )
-        world.pays(payment)
-        world.turn()
-        payment.refresh_from_db()
+        world.completes(payment)
         refund = CardRefund.objects.get()
         assert (refund.payment_id, refund.amount_minor) == (payment.pk, payment.amount_minor)
         assert (refund.status, world.balance()) == ("succeeded", 0)

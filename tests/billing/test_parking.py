@@ -53,7 +53,8 @@ from marketplace.core.money import Money
 from marketplace.models import Organization
 from scheduler.models import Lease, Reservation
 from scheduler.states import ChangeKind, LeaseStatus, PaymentMethod, ReservationStatus
-from tests.billing import factories, test_payments, test_transfers
+from tests.billing import factories, test_transfers
+from tests.billing.payments.market import Undelivering
 
 pytestmark = pytest.mark.django_db
 
@@ -351,7 +352,7 @@ class TestEntries:
 class TestCalls:
     @pytest.fixture
     def world(self, provider, clock):
-        return test_payments.World(provider, clock)
+        return Undelivering(provider, clock)
 
     def intent(self, world, kind: IntentKind) -> Intent:
         return intents.write(
@@ -389,10 +390,7 @@ class TestCalls:
         assert not Payment.objects.exists()
 
     def test_that_return_money_wait_and_then_go(self, world):
-        payment = world.top_up()
-        world.pays(payment)
-        world.turn()
-        payment.refresh_from_db()
+        payment = world.paid()
         park(world.tenant)
         refund = card_refunds.write(
             payment=payment, amount_minor=2000, reason="asked", at=world.clock()
@@ -408,10 +406,7 @@ class TestCalls:
         world.sound()
 
     def test_that_return_what_was_spent_meanwhile_go_nowhere(self, world):
-        payment = world.top_up()
-        world.pays(payment)
-        world.turn()
-        payment.refresh_from_db()
+        payment = world.paid()
         park(world.tenant)
         refund = card_refunds.write(
             payment=payment, amount_minor=5000, reason="asked", at=world.clock()
@@ -477,7 +472,7 @@ class TestCalls:
             created_at=world.clock(),
         )
         (first,) = refunds.open_for(reservation_id=reservation.pk, at=world.clock())
-        test_payments.TestRefundsOfReservations().owing(world)
+        world.owing()
         assert first == Refund.objects.order_by("pk").first()
         return first
 

@@ -293,10 +293,7 @@ class TestMoneyThatGoesBack:
 
     def test_that_the_provider_refuses_is_withheld(self, provider, clock):
         world = World(provider, clock)
-        payment = world.top_up()
-        world.pays(payment)
-        world.turn()
-        payment.refresh_from_db()
+        payment = world.paid()
         refund = card_refunds.write(
             payment=payment, amount_minor=5_000, reason="asked", at=world.clock()
         )

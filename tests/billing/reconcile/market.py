@@ -16,13 +16,6 @@ class Market(World):
         for row in stand_in.world.all("balance_transaction"):
             del stand_in.world.objects[row["id"]]  # the endowment of other tests
 
-    def paid(self, amount=5000, method="pm_card_bypassPending"):
-        payment = self.top_up(amount)
-        self.pays(payment, method)
-        self.turn()
-        payment.refresh_from_db()
-        return payment
-
     def client(self):
         return stripe.StripeClient("sk_test_x", base_addresses={"api": self.stand_in.base_url})
 

@@ -53,11 +53,7 @@ class TestBookings:
     def test_of_refunds_that_come_back_end_at_zero(self, world):
         world.paid()
         payment = world.paid(method="pm_card_refundFail")
-        refund = card_refunds.write(
-            payment=payment, amount_minor=2000, reason="asked", at=world.clock()
-        )
-        world.turn()
-        refund.refresh_from_db()
+        refund = world.gives_back(payment, 2000)
         provider_books.fetch(at=world.clock())
         world.clock(days=3)
         made = doors.gateway.read_refund(refund_id=refund.provider_id)

@@ -15,13 +15,7 @@ pytestmark = pytest.mark.django_db
 
 class TestRefunds:
     def given_back(self, world):
-        payment = world.paid()
-        refund = card_refunds.write(
-            payment=payment, amount_minor=2000, reason="asked", at=world.clock()
-        )
-        world.turn()
-        refund.refresh_from_db()
-        return refund
+        return world.gives_back(world.paid(), 2000)
 
     def test_of_which_the_answer_was_lost_are_shown_and_adopted(self, world):
         payment = world.paid()
