@@ -14,7 +14,7 @@ from marketplace.core.errors import InvalidValue
 from marketplace.core.money import Money
 from marketplace.models import Event
 from tests.billing import factories
-from tests.billing.test_transfers import World
+from tests.billing.owner_market import OwnerWorld
 
 pytestmark = pytest.mark.django_db
 
@@ -172,7 +172,7 @@ class TestCollecting:
         self, provider: Any, clock: Any
     ) -> None:
         clock(days=60)
-        world = World(provider, clock)
+        world = OwnerWorld(provider, clock)
         world.onboard()
         payout = world.earn()
         world.turn()

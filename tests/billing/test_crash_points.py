@@ -49,7 +49,7 @@ from scheduler import cancellations, reservations
 from scheduler.details import ReservationDetails
 from scheduler.models import Reservation
 from tests.billing import factories as books_factories
-from tests.billing.test_payouts import released_settlement
+from tests.billing.owner_market import released_settlement
 from tests.fakes.stripe import balance as standin_balance
 from tests.live import database_url
 from tests.scheduler import factories

@@ -25,7 +25,6 @@ from billing import (
     refunds,
     settlements,
     tasks,
-    transfers,
     wallet_holds,
 )
 from billing.models import (
@@ -53,7 +52,8 @@ from marketplace.core.money import Money
 from marketplace.models import Organization
 from scheduler.models import Lease, Reservation
 from scheduler.states import ChangeKind, LeaseStatus, PaymentMethod, ReservationStatus
-from tests.billing import factories, test_transfers
+from tests.billing import factories
+from tests.billing.owner_market import OwnerWorld
 from tests.billing.payments.market import Undelivering
 
 pytestmark = pytest.mark.django_db
@@ -495,13 +495,13 @@ class TestCalls:
 
     def test_that_take_back_from_an_owner_wait(self, provider, clock):
         clock(days=60)
-        story, world = test_transfers.TestTakingBack(), test_transfers.World(provider, clock)
-        payout = story.owing(world, 150)
+        world = OwnerWorld(provider, clock)
+        payout = world.owing(150)
         park(payout.owner)
-        transfers.take_back(owner=payout.owner, currency="usd", amount_minor=150, at=clock())
+        world.ask(payout, 150)
         for is_parked in (True, False):
             world.turn()
             taken = Transfer.objects.get().reversed_minor
             assert taken == (0 if is_parked else 150)
-            assert ledger.balance(account=story.owed(payout)) == 150 - taken
+            assert ledger.balance(account=world.owed(payout)) == 150 - taken
             parking.end(organization=payout.owner, at=clock(), actor="two people")

@@ -1,33 +1,14 @@
 import datetime as dt
-from typing import Any
 
 import pytest
 
-from billing import ledger, payouts, settlements
-from billing.models import Entry, Payout, PayoutTransition, Settlement
+from billing import ledger, payouts
+from billing.models import Entry, Payout, PayoutTransition
 from billing.states import AccountKind
-from scheduler.models import Lease
 from scheduler.states import LeaseStatus
-from tests.billing import factories
+from tests.billing.owner_market import MUCH_LATER, released_settlement, settled
 
 pytestmark = pytest.mark.django_db
-
-MUCH_LATER = factories.START + dt.timedelta(days=60)
-
-
-def settled(**lease_fields: Any) -> Settlement:
-    reservation = factories.reservation(buyer=factories.tenant(funds_minor=471))
-    lease: Lease = factories.lease(of=reservation, **lease_fields)
-    assert lease.closed_at is not None
-    row = settlements.settle(lease_id=lease.id, at=lease.closed_at + dt.timedelta(hours=1))
-    assert row is not None
-    return row
-
-
-def released_settlement() -> Settlement:
-    row = settled()
-    payouts.release_due(at=MUCH_LATER)
-    return row
 
 
 class TestReleaseDue:

@@ -7,8 +7,8 @@ from django.db.models import F
 from billing import books, ledger, payouts, transfers
 from billing.models import CardRefund, Intent, Payment, Payout, Refund, TopUpDispute, Transfer
 from billing.states import AccountKind, EntryKind
-from tests.billing import test_transfers
 from tests.billing.card_market import World
+from tests.billing.owner_market import OwnerWorld
 from tests.billing.payments.market import Undelivering
 
 pytestmark = pytest.mark.django_db
@@ -39,8 +39,8 @@ def paid(provider, clock):
 def sent(provider, clock):
     """Return an owner's world with a payout of 400 that was transferred, and 150 of it taken back."""
     clock(days=60)
-    world = test_transfers.World(provider, clock)
-    payout = test_transfers.TestTakingBack().owing(world, 150)
+    world = OwnerWorld(provider, clock)
+    payout = world.owing(150)
     transfers.take_back(owner=payout.owner, currency="usd", amount_minor=150, at=clock())
     world.turn()
     assert Transfer.objects.get().reversed_minor == 150

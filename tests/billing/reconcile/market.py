@@ -5,7 +5,7 @@ import stripe
 from billing import ledger, reconcile
 from billing.models import Difference, Transfer
 from tests.billing.card_market import World
-from tests.billing.test_transfers import World as Payouts
+from tests.billing.owner_market import OwnerWorld
 
 
 class Market(World):
@@ -26,7 +26,7 @@ class Market(World):
         return [(d.kind, d.object_id) for d in reconcile.run(at=self.clock(**passed))]
 
 
-class Owners(Payouts):
+class Owners(OwnerWorld):
     """An owner with a payout, of whose transfer the two sides tell."""
 
     def __init__(self, stand_in, clock):

@@ -7,8 +7,8 @@ from billing import card_refunds, reconcile, transfers
 from billing import provider as doors
 from billing.models import TopUpDispute, Transfer
 from marketplace.core.errors import StateConflict
+from tests.billing.owner_market import OwnerWorld
 from tests.billing.reconcile.market import Owners, adopt
-from tests.billing.test_transfers import World as Payouts
 
 pytestmark = pytest.mark.django_db
 
@@ -60,7 +60,7 @@ class TestTransfers:
 
     def test_of_which_the_answer_was_lost_are_shown_and_adopted(self, provider, clock):
         clock(days=60)
-        owners = Payouts(provider, clock)
+        owners = OwnerWorld(provider, clock)
         owners.onboard()
         owners.earn()
         provider.fail("timeout_after", "POST /v1/transfers")
