@@ -11,7 +11,6 @@ from billing import (
     budgets,
     changes,
     checkout,
-    intents,
     ledger,
     promotions,
     provider,
@@ -39,6 +38,7 @@ from scheduler.models import Allocation, Change, ExtensionHold, TenantLimit
 from scheduler.quotas import LimitExceeded
 from scheduler.quotes import NotEnoughCapacity
 from tests.billing.card_market import SAVING, World
+from tests.billing.dying import STEPS, dies
 from tests.billing.factories import fund, promotion
 from tests.scheduler import factories
 
@@ -445,15 +445,9 @@ class TestOtherChanges:
         world.sound()
 
 
-class Died(BaseException):
-    """The process is gone: nothing catches it."""
-
-
 class TestDeath:
-    @pytest.mark.parametrize("step", ["claimed", "called", "recorded"])
-    def test_at_any_step_of_the_call_leaves_one_charge_and_one_extension(
-        self, world, monkeypatch, step
-    ):
+    @pytest.mark.parametrize("step", STEPS)
+    def test_at_any_step_of_the_call_leaves_one_charge_and_one_extension(self, world, step):
         held = added_hours.extend(
             organization=world.tenant,
             reservation_id=world.reservation.pk,
@@ -463,15 +457,8 @@ class TestDeath:
             at=world.clock(),
             actor="test",
         )
-
-        def die(*, step, intent, at=step):
-            if step == at and intent.kind == IntentKind.PAYMENT:
-                raise Died
-
-        monkeypatch.setattr(intents, "reached", die)
-        with pytest.raises(Died):
+        with dies(at=step, kind=IntentKind.PAYMENT):
             provider.drive_due(at=world.clock())
-        monkeypatch.undo()
         world.turn(seconds=61)
         assert world.end() == held.ends_at
         assert Payment.objects.filter(status="succeeded").count() == 2

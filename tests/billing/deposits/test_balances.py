@@ -5,7 +5,7 @@ import datetime as dt
 import pytest
 
 from agents.models import Node
-from billing import bills, deposits, intents, payments, payouts, provider, settlements
+from billing import bills, deposits, payments, payouts, provider, settlements
 from billing.deposits import collecting
 from billing.models import CardRefund, FeeShare, Intent, Payer, Payment, Refund
 from billing.provider_states import IntentKind
@@ -17,6 +17,7 @@ from scheduler.models import Allocation, Lease, Reservation
 from tests.billing import factories as books_factories
 from tests.billing.card_market import CARD, SAVED, World
 from tests.billing.deposits.market import DAY
+from tests.billing.dying import STEPS, dies
 from tests.fakes.stripe import currencies
 from tests.scheduler import factories
 
@@ -276,26 +277,15 @@ class TestEarly:
             self.pay(world)
 
 
-class Died(BaseException):
-    """The process is gone: nothing catches it."""
-
-
 class TestDeath:
-    @pytest.mark.parametrize("step", ["claimed", "called", "recorded"])
-    def test_at_any_step_of_the_call_leaves_one_charge(self, world, monkeypatch, step):
+    @pytest.mark.parametrize("step", STEPS)
+    def test_at_any_step_of_the_call_leaves_one_charge(self, world, step):
         world.booked()
         due_at = world.plan.balance_due_at
         world.turn(seconds=(due_at - world.clock()).total_seconds())
         collecting.advance_due(at=world.clock())
-
-        def die(*, step, intent, at=step):
-            if step == at and intent.kind == IntentKind.PAYMENT:
-                raise Died
-
-        monkeypatch.setattr(intents, "reached", die)
-        with pytest.raises(Died):
+        with dies(at=step, kind=IntentKind.PAYMENT):
             provider.drive_due(at=world.clock())
-        monkeypatch.undo()
         world.tick(seconds=61)
         assert world.plan.status == "paid"
         assert len(world.stand_in.world.all("charge")) == 2

@@ -5,13 +5,11 @@ from django.db import IntegrityError, transaction
 
 from billing import ledger, payments
 from billing.models import CardRefund, Payer, Payment
-from billing.payments import Wishes
-from billing.provider_states import PaymentMeans
 from billing.states import AccountKind
 from marketplace.states import Tier
 from scheduler import reservations
 from scheduler.models import Allocation
-from tests.billing.card_market import BANK, CARD, fund_cash
+from tests.billing.card_market import BANK, CARD, SAVED, SAVING, fund_cash
 from tests.scheduler import factories
 
 pytestmark = pytest.mark.django_db
@@ -92,12 +90,12 @@ class TestReservations:
         assert CardRefund.objects.get().status == "succeeded"
 
     def test_fail_at_once_when_the_saved_card_is_declined(self, world):
-        first = world.top_up(wishes=Wishes(means=PaymentMeans.CARD, saves_card=True))
+        first = world.top_up(wishes=SAVING)
         world.pays(first)
         world.turn()
         card = world.stand_in.world.get(Payer.objects.get().saved_card_id, "payment_method")
         card["_behaves"] = "insufficient_funds"
-        reservation, payment = world.reserve(Wishes(means=PaymentMeans.CARD, with_saved_card=True))
+        reservation, payment = world.reserve(SAVED)
         reservation.refresh_from_db()
         assert reservation.status == "payment_failed"
         assert not Allocation.objects.filter(live=True).exists()
@@ -106,12 +104,12 @@ class TestReservations:
         assert (payment.status, payment.failure_code) == ("failed", "insufficient_funds")
 
     def test_wait_for_the_tenant_when_the_saved_card_asks_a_question(self, world):
-        first = world.top_up(wishes=Wishes(means=PaymentMeans.CARD, saves_card=True))
+        first = world.top_up(wishes=SAVING)
         world.pays(first)
         world.turn()
         card = world.stand_in.world.get(Payer.objects.get().saved_card_id, "payment_method")
         card["_behaves"] = "asks"
-        reservation, payment = world.reserve(Wishes(means=PaymentMeans.CARD, with_saved_card=True))
+        reservation, payment = world.reserve(SAVED)
         assert payment.status == "open"
         assert world.told()[-1] == "payment.action_required"
         world.pays(payment)

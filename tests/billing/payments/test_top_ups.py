@@ -4,10 +4,8 @@ import pytest
 
 from billing import ledger, payments
 from billing.models import Payer, Payment
-from billing.payments import Wishes
-from billing.provider_states import PaymentMeans
 from marketplace.core.errors import InvalidValue
-from tests.billing.card_market import BANK, fund_cash
+from tests.billing.card_market import BANK, SAVED, SAVING, fund_cash
 
 pytestmark = pytest.mark.django_db
 
@@ -80,12 +78,11 @@ class TestTopUps:
 
     def test_need_a_saved_card_to_be_made_unasked(self, world):
         with pytest.raises(payments.NoSavedCard):
-            world.top_up(wishes=Wishes(means=PaymentMeans.CARD, with_saved_card=True))
+            world.top_up(wishes=SAVED)
 
     def test_use_the_card_that_was_saved(self, world):
-        first = world.top_up(wishes=Wishes(means=PaymentMeans.CARD, saves_card=True))
+        first = world.top_up(wishes=SAVING)
         world.pays(first)
         world.turn()
-        saved = Wishes(means=PaymentMeans.CARD, with_saved_card=True)
-        assert world.top_up(wishes=saved).status == "succeeded"
+        assert world.top_up(wishes=SAVED).status == "succeeded"
         assert world.balance() == 10_000
