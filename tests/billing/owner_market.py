@@ -3,7 +3,7 @@
 import datetime as dt
 from typing import Any
 
-from billing import ledger, onboarding, payouts, settlements, transfers
+from billing import ledger, onboarding, releases, settlements, transfers
 from billing import provider as doors
 from billing.models import Payout, Settlement
 from billing.states import AccountKind, EntryKind
@@ -27,7 +27,7 @@ def settled(**lease_fields: Any) -> Settlement:
 def released_settlement() -> Settlement:
     """Return the settlement of a lease of which the owner's part is payable."""
     row = settled()
-    payouts.release_due(at=MUCH_LATER)
+    releases.release_due(at=MUCH_LATER)
     return row
 
 

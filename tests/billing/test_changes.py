@@ -17,7 +17,7 @@ from billing import (
     fee_shares,
     ledger,
     parking,
-    payouts,
+    releases,
     settlements,
     wallet,
 )
@@ -279,7 +279,7 @@ class TestRelease:
         assert reserve.amount_minor == share.amount_minor // 10
         assert Payout.objects.get().amount_minor == share.amount_minor - reserve.amount_minor
         assert breaches(at=due_at) == []
-        assert payouts.release_due(at=reserve.release_due_at) == 1
+        assert releases.release_due(at=reserve.release_due_at) == 1
         assert Payout.objects.get(reserve=reserve).owner == owner
         assert breaches(at=reserve.release_due_at) == []
 
@@ -525,7 +525,7 @@ class TestEarlyReturn:
         assert balance(AccountKind.DEFERRED, of=reservation) == 0
         assert gpu_seconds(AccountKind.U_OPEN, of=reservation) == 0
         assert breaches(at=NOW + LONG_AFTER) == []
-        payouts.release_due(at=NOW + LONG_AFTER)
+        releases.release_due(at=NOW + LONG_AFTER)
         assert breaches(at=NOW + LONG_AFTER) == []
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from billing import approvals, books, clawbacks, disputes, ledger, payouts, settlements
+from billing import approvals, books, clawbacks, disputes, ledger, releases, settlements
 from billing import provider as doors
 from billing.approvals import FourEyesNeeded
 from billing.models import DisputeCharge, Payout, Reserve, Reversal, Settlement
@@ -141,7 +141,7 @@ class TestCollecting:
 
     def test_draws_on_the_reserve_first(self) -> None:
         row = settled()
-        payouts.release_due(at=row.release_due_at)
+        releases.release_due(at=row.release_due_at)
         lost(row)
         charge = charged(row, amount=30, at=row.release_due_at)
         reserve = Reserve.objects.get()
@@ -149,20 +149,20 @@ class TestCollecting:
         assert balance(AccountKind.OWNER_CLAWBACK, row.owner_id) == 0
         assert balance(AccountKind.OWNER_RESERVE, row.owner_id) == 10
         assert books.check(at=row.release_due_at).ok
-        payouts.release_due(at=reserve.release_due_at)
+        releases.release_due(at=reserve.release_due_at)
         assert Payout.objects.get(reserve=reserve).amount_minor == 10
         assert books.check(at=reserve.release_due_at).ok
 
     def test_nets_the_rest_with_what_comes_next(self) -> None:
         row = settled()
-        payouts.release_due(at=row.release_due_at)
+        releases.release_due(at=row.release_due_at)
         lost(row)
         charge = charged(row, amount=140, at=row.release_due_at)
         assert charge.drawn_minor == 40
         assert Reserve.objects.get().released_at == row.release_due_at
         assert balance(AccountKind.OWNER_CLAWBACK, row.owner_id) == 100
         later = settled()
-        payouts.release_due(at=later.release_due_at)
+        releases.release_due(at=later.release_due_at)
         # Of 400 earned 100 are owed, and a tenth of the rest is kept back.
         assert Payout.objects.get(settlement=later).amount_minor == 270
         assert balance(AccountKind.OWNER_CLAWBACK, row.owner_id) == 0

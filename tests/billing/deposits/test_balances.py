@@ -5,7 +5,7 @@ import datetime as dt
 import pytest
 
 from agents.models import Node
-from billing import bills, deposits, payments, payouts, provider, settlements
+from billing import bills, deposits, payments, provider, releases, settlements
 from billing.deposits import collecting
 from billing.models import CardRefund, FeeShare, Intent, Payer, Payment, Refund
 from billing.provider_states import IntentKind
@@ -60,7 +60,7 @@ class TestBalance:
         bill = bills.reservation_bill(reservation=world.reservation, at=world.clock())
         assert (bill.bought.amount_minor, bill.final) == (total, True)
         assert world.deferred() == world.account(AccountKind.U_OPEN, GPU_SECONDS) == 0
-        payouts.release_due(at=world.clock(days=20))
+        releases.release_due(at=world.clock(days=20))
         World.sound(world)
 
     def test_is_charged_once_by_a_task_that_runs_twice_and_late(self, world):

@@ -1,6 +1,6 @@
 """Stories of owners: accounts, transfers, and what is taken back."""
 
-from billing import onboarding, payouts, provider, settlements, transfers
+from billing import onboarding, provider, releases, settlements, transfers
 from billing.models import Payout, PayoutAccount, Transfer
 from marketplace.models import Organization
 from tests.billing import factories as books_factories
@@ -101,7 +101,7 @@ def _earns(market: Market, owner: Organization) -> Payout:
         of=books_factories.reservation(buyer=buyer), on=factories.make_node(owner=owner)
     )
     settlements.settle(lease_id=lease.pk, at=market.at)
-    payouts.release_due(at=market.at)
+    releases.release_due(at=market.at)
     return Payout.objects.get(owner=owner)
 
 

@@ -17,6 +17,7 @@ from billing import (
     purchases,
     receivables,
     refunds,
+    releases,
     settlements,
     wallet_holds,
 )
@@ -118,7 +119,7 @@ def returned_early() -> Reservation:
 
 def payout_due() -> Payout:
     settled_lease()
-    assert payouts.release_due(at=RELEASED_AT)
+    assert releases.release_due(at=RELEASED_AT)
     return Payout.objects.get()
 
 
@@ -228,7 +229,7 @@ def of_owner(name: str) -> tuple[Organization, Verb]:
             return lease.node.organization, lambda: earnings.close_due(at=AT)
         case "release":
             settled_lease()
-            return factories.owner(), lambda: payouts.release_due(at=RELEASED_AT)
+            return factories.owner(), lambda: releases.release_due(at=RELEASED_AT)
         case "release a fee's share":
             returned_early()
             return factories.owner(), lambda: fee_shares.release_due(at=RELEASED_AT)
