@@ -43,10 +43,6 @@ def parked() -> set[str]:
     return set(books.breaches_of(books.check(at=MUCH_LATER)))
 
 
-def posting(kind: AccountKind, side: Side) -> Posting:
-    return Posting.objects.filter(account__kind=kind, side=side).latest("id")
-
-
 def allocate(reservation: Reservation) -> None:
     lease = reservation.leases.get()
     listing, _ = Listing.objects.get_or_create(

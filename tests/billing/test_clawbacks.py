@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from billing import approvals, books, clawbacks, disputes, ledger, releases, settlements
+from billing import approvals, books, clawbacks, disputes, releases, settlements
 from billing import provider as doors
 from billing.approvals import FourEyesNeeded
 from billing.models import DisputeCharge, Payout, Reserve, Reversal, Settlement
@@ -15,6 +15,7 @@ from marketplace.core.money import Money
 from marketplace.models import Event
 from tests.billing import factories
 from tests.billing.owner_market import OwnerWorld
+from tests.billing.readings import balance
 
 pytestmark = pytest.mark.django_db
 
@@ -61,10 +62,6 @@ def charged(row: Settlement, *, amount: int, at: dt.datetime = AT, **changes: An
     approval = asked(row, amount=amount, **changes)
     approvals.approve(approval_id=approval.pk, at=at, actor="ben")
     return DisputeCharge.objects.get(approval=approval)
-
-
-def balance(kind: AccountKind, subject_id: str = "") -> int:
-    return ledger.balance(account=ledger.AccountRef(kind, "usd", subject_id))
 
 
 class TestCharging:

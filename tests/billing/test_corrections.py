@@ -13,6 +13,7 @@ from billing.states import AccountKind
 from scheduler.models import Lease
 from scheduler.states import LeaseStatus
 from tests.billing import factories
+from tests.billing.readings import balance
 
 pytestmark = pytest.mark.django_db
 
@@ -32,10 +33,6 @@ def settled(**changes: Any) -> Settlement:
 def held(settlement: Settlement) -> int:
     tenant = settlement.lease.reservation.organization
     return wallet.balance(organization=tenant).amount_minor
-
-
-def balance(kind: AccountKind, subject_id: str = "") -> int:
-    return ledger.balance(account=ledger.AccountRef(kind, "usd", subject_id))
 
 
 class TestReview:

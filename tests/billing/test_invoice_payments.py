@@ -26,8 +26,9 @@ from marketplace.core.money import Money
 from marketplace.models import AuditEvent, Event, Organization
 from tests.billing.card_market import CARD, SAVED
 from tests.billing.crash_case import Case
-from tests.billing.debtors import a_debtor, balance, buy, owed, sale_of
+from tests.billing.debtors import a_debtor, buy, owed, sale_of
 from tests.billing.dying import STEPS, dies
+from tests.billing.readings import balance, purse
 from tests.scheduler import factories
 from tests.scheduler.factories import NOW, make_pool, make_quote
 
@@ -47,10 +48,6 @@ def fund(organization: Organization, amount: int) -> None:
         at=NOW,
         actor="test",
     )
-
-
-def purse(organization: Organization) -> int:
-    return wallet.balance(organization=organization).amount_minor
 
 
 def is_sound() -> bool:

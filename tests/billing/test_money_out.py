@@ -8,7 +8,6 @@ import pytest
 from billing import (
     books,
     disputes,
-    ledger,
     parking,
     payouts,
     refunds,
@@ -23,15 +22,12 @@ from marketplace.core.money import Money
 from scheduler.models import Lease, Reclaim, Reservation
 from scheduler.states import PaymentMethod, ReservationStatus
 from tests.billing import factories
+from tests.billing.readings import balance
 
 pytestmark = pytest.mark.django_db
 
 AT = factories.START + dt.timedelta(hours=2)
 MUCH_LATER = AT + dt.timedelta(days=200)
-
-
-def balance(kind: AccountKind, subject_id: str = "") -> int:
-    return ledger.balance(account=ledger.AccountRef(kind, "usd", subject_id))
 
 
 def settled(*, returned_after_seconds: int | None = None) -> Any:
