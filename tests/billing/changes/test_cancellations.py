@@ -7,8 +7,6 @@ import pytest
 from billing import disputes, fee_shares, ledger, releases, settlements
 from billing.models import Entry, FeeShare, Payout, Reserve
 from billing.states import AccountKind, EntryKind
-from scheduler import change_rules
-from scheduler.change_rules import RuleWish
 from tests.billing.bookings import FUNDS_MINOR, LONG_AFTER, buy, gpu_seconds, leave
 from tests.billing.readings import balance, breaches, purse
 from tests.scheduler import factories
@@ -75,18 +73,7 @@ class TestCancellation:
 
     def test_that_is_free_leaves_no_fee(self) -> None:
         make_pool()
-        change_rules.current(at=NOW)
-        change_rules.publish(
-            wish=RuleWish(
-                ladder=[(0, 0)],
-                extension_opens_seconds=7_200,
-                extension_closes_seconds=3_600,
-                move_closes_seconds=0,
-            ),
-            based_on=1,
-            at=NOW,
-            actor="test",
-        )
+        factories.publish_ladder((0, 0))
         reservation = buy(gpus=2)
         leave(reservation)
         assert purse(reservation.organization) == FUNDS_MINOR

@@ -5,8 +5,7 @@ import pytest
 from billing import releases, settlements
 from billing.models import FeeShare
 from billing.states import AccountKind
-from scheduler import change_rules, leases, reservations
-from scheduler.change_rules import RuleWish
+from scheduler import leases, reservations
 from scheduler.models import Lease, Reservation
 from tests.billing.bookings import FUNDS_MINOR, LONG_AFTER, buy, finish, gpu_seconds, leave, start
 from tests.billing.readings import balance, breaches, purse
@@ -45,18 +44,7 @@ class TestEarlyReturn:
 
     def test_gives_back_what_the_ladder_says(self) -> None:
         make_pool()
-        change_rules.current(at=NOW)
-        change_rules.publish(
-            wish=RuleWish(
-                ladder=[(0, 2_500)],
-                extension_opens_seconds=7_200,
-                extension_closes_seconds=3_600,
-                move_closes_seconds=0,
-            ),
-            based_on=1,
-            at=NOW,
-            actor="test",
-        )
+        factories.publish_ladder((0, 2_500))
         reservation = buy(gpus=2, window=window_in(1))
         start(reservation)
         left_at = reservation.starts_at + seconds(1799)

@@ -4,7 +4,7 @@ import pytest
 
 from billing import bills
 from billing.models import Refund
-from scheduler import change_rules, extensions, rebookings
+from scheduler import extensions, rebookings
 from scheduler.changes import BalanceOpen
 from tests.scheduler import factories
 
@@ -33,17 +33,7 @@ class TestChanges:
         world.until_due()
         world.tick(hours=70)
         # Half of the price would be more than the deposit.
-        change_rules.publish(
-            wish=change_rules.RuleWish(
-                ladder=((0, 5_000),),
-                extension_opens_seconds=3600,
-                extension_closes_seconds=0,
-                move_closes_seconds=0,
-            ),
-            based_on=1,
-            at=world.clock(),
-            actor="test",
-        )
+        factories.publish_ladder((0, 5_000), at=world.clock())
         quote = world.leave()
         assert (quote.fee_minor, quote.refund_minor) == (world.plan.net_minor, 0)
         world.tick()
