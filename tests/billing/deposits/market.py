@@ -1,22 +1,21 @@
 """A tenant that pays in two parts, and what is done with what it has bought."""
 
 from agents.models import Node
-from billing import changes, checkout, ledger, provider, refunds, reservation_refunds
+from billing import checkout, ledger, provider, refunds, reservation_refunds
 from billing.deposits import collecting
 from billing.models import Deposit, Payer, Payment
 from billing.states import GPU_SECONDS, AccountKind
 from marketplace.models import Event
-from scheduler import cancellations, checks
 from scheduler.details import ReservationDetails
 from scheduler.models import Reservation
-from tests.billing.card_market import World
+from tests.billing.card_market import Booked
 from tests.scheduler import factories
 
 DAY = 24
 AHEAD_DAYS = 40
 
 
-class InTwoParts(World):
+class InTwoParts(Booked):
     """A tenant that has bought eight GPUs for a day, forty days ahead, and pays a deposit for them."""
 
     def __init__(self, stand_in, clock):
@@ -75,10 +74,7 @@ class InTwoParts(World):
         self.tick(seconds=(due_at - self.clock()).total_seconds())
 
     def leave(self):
-        """Cancel the reservation; return the quote by which it was left."""
-        who = {"organization": self.tenant, "reservation_id": self.reservation.pk}
-        quote = cancellations.quote(**who, at=self.clock())
-        changes.cancel(**who, quote_id=quote.pk, at=self.clock(), actor="test")
+        quote = super().leave()
         self.tick()
         return quote
 
@@ -90,20 +86,12 @@ class InTwoParts(World):
     def second(self):
         return Payment.objects.filter(purpose="balance").order_by("id").last()
 
-    def deferred(self):
-        return self.account(AccountKind.DEFERRED)
-
     def account(self, kind, currency="usd"):
         return ledger.balance(account=ledger.AccountRef(kind, currency, self.reservation.pk))
 
     def kinds(self):
         told = Event.objects.filter(organization=self.tenant, kind__startswith="balance.")
         return list(told.order_by("at", "id").values_list("kind", flat=True))
-
-    def sound(self):
-        super().sound()
-        report = checks.check(at=self.clock())
-        assert report.ok, [c for c in report.checks if not c.ok]
 
     def ends_empty(self):
         """Nothing is left in the reservation's books but what it was bought for."""
