@@ -19,6 +19,7 @@ def fill() -> None:
         payouts,
         receivables,
         refunds,
+        releases,
         settlements,
     )
     from billing.models import CreditSale, Payout
@@ -66,7 +67,7 @@ def fill() -> None:
                 at=at,
             )
     refunds.open_due(at=late)
-    payouts.release_due(at=late)
+    releases.release_due(at=late)
     payout = Payout.objects.order_by("pk").first()
     assert payout is not None
     payouts.send(payout_id=payout.pk, at=late, actor="test")

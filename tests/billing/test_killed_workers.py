@@ -17,8 +17,8 @@ from billing import (
     books,
     corrections,
     earnings,
-    payouts,
     refunds,
+    releases,
     settlements,
     steps,
 )
@@ -85,7 +85,7 @@ def tick() -> None:
     if not Outage.objects.filter(gpu__uuid=ended.gpu_uuids[0]).exists():
         factories.outage(of=ended, seconds=300)
     corrections.review_due(at=RELEASED_AT)
-    payouts.release_due(at=RELEASED_AT)
+    releases.release_due(at=RELEASED_AT)
     refunds.open_due(at=RELEASED_AT)
     for status, verb in ((RefundStatus.DUE, refunds.send), (RefundStatus.SENT, refunds.settle)):
         for row in Refund.objects.filter(status=status):

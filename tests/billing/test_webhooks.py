@@ -11,16 +11,14 @@ from django.test import Client
 from billing import books, card_refunds, inbox, ledger, payments, top_up_disputes, wallet
 from billing import provider as doors
 from billing.models import CardRefund, InboxEvent, Intent, TopUpDispute
-from billing.payments import Wishes
-from billing.provider_states import PaymentMeans
 from billing.states import AccountKind
 from marketplace.core.money import Money
+from tests.billing.card_market import CARD
 from tests.fakes.stripe import StandIn
 from tests.fakes.stripe.webhooks import Delivery, delivery_of, sign
 from tests.scheduler import factories
 
 pytestmark = pytest.mark.django_db
-CARD = Wishes(means=PaymentMeans.CARD)
 
 
 @pytest.fixture

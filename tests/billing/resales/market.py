@@ -5,7 +5,7 @@ import itertools
 
 from agents.models import Gpu, Node, Outage, Receipt
 from agents.protocol import Cause, Health, ReceiptKind
-from billing import books, changes, checkout, ledger, payouts, settlements, wallet
+from billing import books, changes, checkout, ledger, releases, settlements, wallet
 from billing.models import Resale, Settlement
 from billing.states import AccountKind
 from marketplace.core.money import Money
@@ -128,7 +128,7 @@ def deliver(reservation: Reservation) -> Settlement:
 
 
 def release(*, at: dt.datetime | None = None) -> None:
-    payouts.release_due(at=at or NOW + LONG_AFTER)
+    releases.release_due(at=at or NOW + LONG_AFTER)
 
 
 def purse(organization: Organization) -> int:

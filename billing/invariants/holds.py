@@ -1,4 +1,4 @@
-"""Invariants of what wallets hold for orders: as in `billing.books`, each query returns a row per breach.
+"""Invariants of what wallets hold for orders.
 
 A hold that is late parks nobody: money that is parked is not given back.
 """

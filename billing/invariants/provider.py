@@ -1,8 +1,7 @@
 """Invariants of what comes in and goes out through the payment provider, and of what is only held there.
 
-As in `billing.books`, each query derives everything from postings and returns a row per breach, with the
-organization whose money is to be parked for it. Captured is at most what was authorised, refunded at most
-what was captured, and what owners got, less what was taken back, at most what they earned.
+Captured is at most what was authorised, refunded at most what was captured, and what owners got, less what
+was taken back, at most what they earned.
 """
 
 from billing.invariants import SIGNED, Invariant

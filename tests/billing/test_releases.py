@@ -1,33 +1,14 @@
 import datetime as dt
-from typing import Any
 
 import pytest
 
-from billing import ledger, payouts, settlements
-from billing.models import Entry, Payout, PayoutTransition, Settlement
+from billing import ledger, releases
+from billing.models import Entry, Payout, PayoutTransition
 from billing.states import AccountKind
-from scheduler.models import Lease
 from scheduler.states import LeaseStatus
-from tests.billing import factories
+from tests.billing.owner_market import MUCH_LATER, released_settlement, settled
 
 pytestmark = pytest.mark.django_db
-
-MUCH_LATER = factories.START + dt.timedelta(days=60)
-
-
-def settled(**lease_fields: Any) -> Settlement:
-    reservation = factories.reservation(buyer=factories.tenant(funds_minor=471))
-    lease: Lease = factories.lease(of=reservation, **lease_fields)
-    assert lease.closed_at is not None
-    row = settlements.settle(lease_id=lease.id, at=lease.closed_at + dt.timedelta(hours=1))
-    assert row is not None
-    return row
-
-
-def released_settlement() -> Settlement:
-    row = settled()
-    payouts.release_due(at=MUCH_LATER)
-    return row
 
 
 class TestReleaseDue:
@@ -36,7 +17,7 @@ class TestReleaseDue:
         assert row.release_due_at == row.lease.closed_at + dt.timedelta(
             seconds=settings.PAYOUT_DELAY_SECONDS
         )
-        assert payouts.release_due(at=row.release_due_at) == 1
+        assert releases.release_due(at=row.release_due_at) == 1
         payout = Payout.objects.get()
         assert (payout.amount_minor, payout.status, payout.owner) == (400, "due", row.owner)
         payable = ledger.AccountRef(AccountKind.OWNER_PAYABLE, "usd", row.owner_id)
@@ -48,26 +29,26 @@ class TestReleaseDue:
 
     def test_waits_for_its_time(self):
         row = settled()
-        assert payouts.release_due(at=row.release_due_at - dt.timedelta(seconds=1)) == 0
+        assert releases.release_due(at=row.release_due_at - dt.timedelta(seconds=1)) == 0
         assert not Payout.objects.exists()
 
     def test_changes_nothing_when_it_comes_again(self):
         released_settlement()
-        assert payouts.release_due(at=MUCH_LATER) == 0
+        assert releases.release_due(at=MUCH_LATER) == 0
         assert Payout.objects.count() == 1
         assert Entry.objects.filter(kind="release").count() == 1
 
     def test_makes_no_payout_of_nothing(self):
         row = settled(status=LeaseStatus.FAILED, handed_over_after_seconds=None)
-        assert payouts.release_due(at=MUCH_LATER) == 1
+        assert releases.release_due(at=MUCH_LATER) == 1
         row.refresh_from_db()
         assert row.released_at == MUCH_LATER
         assert not Payout.objects.exists()
 
     def test_is_not_held_up_by_one_that_cannot_be_released(self, monkeypatch):
-        monkeypatch.setattr(payouts, "RELEASES_PER_RUN_MAX", 1)
+        monkeypatch.setattr(releases, "RELEASES_PER_RUN_MAX", 1)
         first, second = settled(), settled()
-        release = payouts.release
+        release = releases.release
 
         def fall_over(*, settlement_id: str, at: dt.datetime) -> bool:
             if settlement_id == first.pk:
@@ -75,6 +56,6 @@ class TestReleaseDue:
             done: bool = release(settlement_id=settlement_id, at=at)
             return done
 
-        monkeypatch.setattr(payouts, "release", fall_over)
-        assert payouts.release_due(at=MUCH_LATER) == 1
+        monkeypatch.setattr(releases, "release", fall_over)
+        assert releases.release_due(at=MUCH_LATER) == 1
         assert Payout.objects.get().settlement == second

@@ -1,45 +1,102 @@
-"""Invariants of what came after the first tables: hours, corrections, credits, refunds, payouts, disputes.
+"""Invariants of finished leases: what they earned, hour by hour, and what their owners are owed."""
 
-As in `billing.books`, each query derives everything from postings and returns a row per breach, with the
-organization whose money is to be parked for it.
+from billing.invariants import Invariant, balances_of, sum_of
+
+# A lease of which nobody tells may wait until nothing can come any more, and then for two people: see
+# `billing.silences`. `l` is the lease.
+SILENT = """
+    coalesce(l.closed_at, l.ends_at) > %(silent_since)s
+    AND NOT EXISTS (SELECT FROM billing_settlement s WHERE s.lease_id = l.id)
+    AND EXISTS (
+        SELECT FROM scheduler_leasetransition t
+        WHERE t.lease_id = l.id AND t.reason = 'return_unconfirmed'
+    )
+    AND NOT EXISTS (
+        SELECT FROM agents_receipt c
+        WHERE c.lease_id = l.id AND c.lease_epoch = l.epoch AND c.kind = 'return'
+    )
+    AND NOT EXISTS (
+        SELECT FROM billing_approval v
+        WHERE v.subject_id = l.id AND v.kind IN ('silence_delivered', 'silence_refunded')
+            AND v.status = 'approved' AND v.decided_at < %(overdue_before)s
+    )
 """
+_SETTLED_AMOUNTS = f"""
+    SELECT s.id, s.owner_id, s.bought_minor, s.owner_minor, s.fee_minor, s.refunded_minor,
+        s.gpu_seconds_bought, s.gpu_seconds_delivered, s.gpu_seconds_busy,
+        {sum_of("a.kind = 'deferred'")} AS deferred,
+        -{sum_of("a.kind = 'owner_accrued'")} AS owner,
+        -{sum_of("a.kind = 'platform_fee'")} AS fee,
+        -{sum_of("a.kind IN ('wallet', 'refund_payable', 'tax_payable')")} AS refunded,
+        -{sum_of("a.kind = 'u_open'")} AS seconds,
+        {sum_of("a.kind = 'u_busy'")} AS busy,
+        {sum_of("a.kind = 'u_idle'")} AS idle,
+        {sum_of("a.kind = 'u_undelivered'")} AS undelivered
+    FROM billing_settlement s
+    CROSS JOIN LATERAL (
+        SELECT s.entry_id
+        UNION SELECT h.entry_id FROM billing_earnedhour h WHERE h.lease_id = s.lease_id
+    ) posted
+    LEFT JOIN billing_posting p ON p.entry_id = posted.entry_id
+    LEFT JOIN billing_account a ON a.id = p.account_id
+    GROUP BY s.id
+"""  # noqa: S608 - constants of this package
 
-from dataclasses import dataclass
-
-SUSPENSE_PATIENCE_SECONDS = 86_400  # a person looks at it within a day
-
-# Signed by side: what a debit adds, a credit takes away.
-SIGNED = "CASE p.side WHEN 'debit' THEN p.amount ELSE -p.amount END"
-
-
-@dataclass(frozen=True, slots=True)
-class Invariant:
-    """A sentence that must hold, and the query that returns a text and an organization per breach."""
-
-    name: str
-    sentence: str
-    breaches: str
-
-
-def sum_of(condition: str) -> str:
-    """Return the SQL of what the postings under a condition add up to, debits first."""
-    return f"coalesce(sum({SIGNED}) FILTER (WHERE {condition}), 0)"
-
-
-def _by_kind(*kinds: str) -> str:
-    """Return the query for what accounts of some kinds hold, by account, in their normal sides."""
-    names = ", ".join(f"'{kind}'" for kind in kinds)
-    return f"""
-        SELECT a.id, a.code, a.kind, a.subject_id, a.currency, a.organization_id,
-            sum(CASE WHEN p.side = a.normal_side THEN p.amount ELSE -p.amount END) AS balance,
-            max(e.recorded_at) AS last_at
-        FROM billing_account a
-        JOIN billing_posting p ON p.account_id = a.id JOIN billing_entry e ON e.id = p.entry_id
-        WHERE a.kind IN ({names}) GROUP BY a.id
-    """  # noqa: S608 - constants of this file
-
-
-MORE_INVARIANTS = (
+SETTLEMENT_INVARIANTS = (
+    Invariant(
+        "settlements_equal_their_entries",
+        "Each settlement says what its entry and the hours before it posted.",
+        f"""
+        SELECT x.id || ' differs from its entries', x.owner_id FROM ({_SETTLED_AMOUNTS}) x
+        WHERE (x.bought_minor, x.owner_minor, x.fee_minor, x.refunded_minor)
+                IS DISTINCT FROM (x.deferred, x.owner, x.fee, x.refunded)
+            OR (x.gpu_seconds_bought, x.gpu_seconds_busy, x.gpu_seconds_delivered)
+                IS DISTINCT FROM (x.seconds, x.busy, x.busy + x.idle)
+            OR x.gpu_seconds_bought <> x.busy + x.idle + x.undelivered
+        """,  # noqa: S608
+    ),
+    Invariant(
+        "finished_leases_are_settled",
+        "Each lease that ended a while ago and is not silent has one settlement; no other lease has any.",
+        f"""
+        SELECT l.id || ' closed at ' || coalesce(l.closed_at::text, 'no instant') || ' and has '
+            || count(s.id) || ' settlements',
+            CASE WHEN count(s.id) > 0 THEN n.organization_id END
+        FROM scheduler_lease l LEFT JOIN billing_settlement s ON s.lease_id = l.id
+        JOIN scheduler_reservation r ON r.id = l.reservation_id
+        JOIN agents_node n ON n.id = l.node_id
+        WHERE NOT EXISTS (
+            SELECT FROM billing_parking k
+            WHERE k.organization_id IN (r.organization_id, n.organization_id) AND k.ended_at IS NULL
+        )
+        AND NOT ({SILENT})
+        GROUP BY l.id, n.organization_id
+        HAVING count(s.id) > 1
+            OR (l.status IN ('ended', 'interrupted', 'failed') AND count(s.id) = 0
+                AND coalesce(l.closed_at, l.ends_at) < %(overdue_before)s)
+            OR (l.status NOT IN ('ended', 'interrupted', 'failed') AND count(s.id) > 0)
+        """,  # noqa: S608
+    ),
+    Invariant(
+        "payouts_equal_releases",
+        "Each payout of a settlement is what its release made payable.",
+        """
+        SELECT s.id || ' earned ' || s.owner_minor || ', payout ' || coalesce(o.amount_minor::text, 'none')
+            || ', posted ' || coalesce(posted.amount::text, 'nothing'), s.owner_id
+        FROM billing_settlement s
+        LEFT JOIN billing_payout o ON o.settlement_id = s.id
+        LEFT JOIN LATERAL (
+            SELECT sum(p.amount) AS amount
+            FROM billing_entry e
+            JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
+            WHERE e.kind = 'release' AND e.subject_id = s.id AND a.kind = 'owner_payable'
+                AND p.side = 'credit' AND a.organization_id = s.owner_id AND a.currency = s.currency
+        ) posted ON true
+        WHERE (o.amount_minor IS DISTINCT FROM posted.amount)
+            OR (o.id IS NOT NULL AND s.released_at IS NULL)
+            OR (o.id IS NOT NULL AND (o.owner_id, o.currency) <> (s.owner_id, s.currency))
+        """,
+    ),
     Invariant(
         "hours_equal_their_entries",
         "Each closed hour says what its entry posted, and no two hours of a lease overlap.",
@@ -61,7 +118,7 @@ MORE_INVARIANTS = (
             ON a.lease_id = b.lease_id AND a.id < b.id
             AND a.starts_at < b.ends_at AND b.starts_at < a.ends_at
         JOIN scheduler_lease l ON l.id = a.lease_id JOIN agents_node n ON n.id = l.node_id
-        """,  # noqa: S608 - constants of this file
+        """,  # noqa: S608
     ),
     Invariant(
         "corrections_equal_their_entries",
@@ -109,7 +166,7 @@ MORE_INVARIANTS = (
         f"""
         SELECT b.code || ' keeps ' || b.balance || ', corrections are due for ' || due.amount, s.owner_id
         FROM billing_settlement s
-        JOIN ({_by_kind("owner_accrued")}) b ON b.subject_id = s.lease_id
+        JOIN ({balances_of("owner_accrued")}) b ON b.subject_id = s.lease_id
         CROSS JOIN LATERAL (
             SELECT coalesce(sum(c.owner_minor), 0) AS amount FROM billing_correction c
             WHERE c.settlement_id = s.id AND c.released_at IS NULL
@@ -122,7 +179,7 @@ MORE_INVARIANTS = (
         "What is payable, in transit and in reserve is what payouts and reserves add up to.",
         f"""
         SELECT b.code || ' keeps ' || b.balance || ', rows say ' || told.amount, b.organization_id
-        FROM ({_by_kind("owner_payable", "payout_in_transit", "owner_reserve")}) b
+        FROM ({balances_of("owner_payable", "payout_in_transit", "owner_reserve")}) b
         CROSS JOIN LATERAL (
             SELECT CASE b.kind
                 WHEN 'owner_payable' THEN (
@@ -141,98 +198,6 @@ MORE_INVARIANTS = (
             END AS amount
         ) told
         WHERE b.balance <> told.amount
-        """,  # noqa: S608
-    ),
-    Invariant(
-        "refunds_are_on_their_way",
-        "What a refund cleared with the provider is what is sent and not yet settled; none is over-promised.",
-        f"""
-        SELECT f.id || ' is ' || f.status || ', its clearing account keeps ' || coalesce(b.balance, 0),
-            r.organization_id
-        FROM billing_refund f
-        JOIN scheduler_reservation r ON r.id = f.reservation_id
-        LEFT JOIN ({_by_kind("psp_clearing")}) b ON b.subject_id = f.id
-        WHERE coalesce(b.balance, 0) <> CASE f.status WHEN 'sent' THEN -f.amount_minor ELSE 0 END
-        UNION ALL
-        SELECT f.id || ' is due for ' || f.amount_minor || ', payable are ' || coalesce(b.balance, 0),
-            r.organization_id
-        FROM billing_refund f
-        JOIN scheduler_reservation r ON r.id = f.reservation_id
-        LEFT JOIN ({_by_kind("refund_payable")}) b ON b.subject_id = r.id
-        WHERE f.status = 'due' AND f.amount_minor > coalesce(b.balance, 0)
-        """,  # noqa: S608
-    ),
-    Invariant(
-        "disputes_hold_what_is_open",
-        "What a dispute holds is its amount while it is open, and nothing after.",
-        f"""
-        SELECT d.id || ' is ' || d.status || ' and holds ' || coalesce(b.balance, 0), r.organization_id
-        FROM billing_dispute d
-        JOIN scheduler_reservation r ON r.id = d.reservation_id
-        LEFT JOIN ({_by_kind("dispute_hold")}) b ON b.subject_id = d.id
-        WHERE coalesce(b.balance, 0) <> CASE d.status WHEN 'open' THEN d.amount_minor ELSE 0 END
-        """,  # noqa: S608
-    ),
-    Invariant(
-        "disputes_cost_what_they_say",
-        "What was set off against a lost dispute, and charged to owners for it, is what was posted.",
-        f"""
-        SELECT d.id || ' says ' || d.set_off_minor || ' set off and ' || said.charged
-            || ' charged, posted ' || posted.set_off || ' and ' || posted.charged, r.organization_id
-        FROM billing_dispute d
-        JOIN scheduler_reservation r ON r.id = d.reservation_id
-        CROSS JOIN LATERAL (
-            SELECT coalesce(sum(c.amount_minor), 0) AS charged FROM billing_disputecharge c
-            WHERE c.dispute_id = d.id
-        ) said
-        CROSS JOIN LATERAL (
-            SELECT {sum_of("a.kind = 'refund_payable' AND e.kind = 'dispute_set_off'")} AS set_off,
-                {sum_of("a.kind = 'owner_clawback' AND e.kind = 'dispute_charged'")} AS charged
-            FROM billing_entry e
-            JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
-            WHERE e.subject_id = d.id AND e.kind IN ('dispute_set_off', 'dispute_charged')
-        ) posted
-        WHERE (d.set_off_minor, said.charged) <> (posted.set_off, posted.charged)
-        """,  # noqa: S608
-    ),
-    Invariant(
-        "sales_on_account_are_owed",
-        "Each sale on account made its tenant owe what its invoice says, once.",
-        f"""
-        SELECT s.invoice_id || ' says ' || s.amount_minor || ', owed became ' || owed.amount,
-            s.organization_id
-        FROM billing_creditsale s
-        CROSS JOIN LATERAL (
-            SELECT {sum_of("p.side = 'debit' AND e.kind IN ('purchase', 'change')")} AS amount
-            FROM billing_account a
-            JOIN billing_posting p ON p.account_id = a.id JOIN billing_entry e ON e.id = p.entry_id
-            WHERE a.kind = 'receivable' AND a.subject_id = s.invoice_id AND a.currency = s.currency
-                AND a.organization_id = s.organization_id
-        ) owed
-        WHERE owed.amount <> s.amount_minor
-        """,  # noqa: S608
-    ),
-    Invariant(
-        "debts_are_watched",
-        "Each sale on account is watched until it is owed no more.",
-        """
-        SELECT s.invoice_id || ' is ' || coalesce(d.status, 'not watched') || ' and open by '
-            || coalesce(a.balance, 0), s.organization_id
-        FROM billing_creditsale s
-        LEFT JOIN billing_dunningcase d ON d.sale_id = s.id
-        LEFT JOIN billing_account a ON a.kind = 'receivable' AND a.subject_id = s.invoice_id
-            AND a.currency = s.currency
-        WHERE d.status IS NULL OR (d.status = 'closed' AND coalesce(a.balance, 0) <> 0)
-        """,
-    ),
-    Invariant(
-        "nothing_stays_in_suspense",
-        "Money of which nobody knows whose it is does not stay so for a day.",
-        f"""
-        SELECT b.currency || ': ' || b.balance || ' since ' || b.last_at, NULL
-        FROM ({_by_kind("suspense")}) b
-        WHERE b.balance <> 0
-            AND b.last_at < %(at)s - interval '{SUSPENSE_PATIENCE_SECONDS} seconds'
         """,  # noqa: S608
     ),
     Invariant(

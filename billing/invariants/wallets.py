@@ -1,8 +1,6 @@
 """Invariants of wallets: of gifts, of what goes back to tenants, of disputed top-ups, and of bad debts.
 
-As in `billing.books`, each query derives everything from postings and returns a row per breach, with the
-organization whose money is to be parked for it. That the refunds of a payment are at most what it brought
-stands in `provider_invariants`.
+That the refunds of a payment are at most what it brought stands in `billing.invariants.provider`.
 """
 
 from billing.invariants import SIGNED, Invariant, sum_of

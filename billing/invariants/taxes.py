@@ -1,7 +1,7 @@
 """Invariants of taxes: what is owed follows from what reservations keep, and from nothing else.
 
-As in `billing.books`, each query returns a row per breach. What a reservation keeps is derived from its
-purchase, changes, settlements, corrections and refunds: the lines of its tax are checked, not believed.
+What a reservation keeps is derived from its purchase, changes, settlements, corrections and refunds: the
+lines of its tax are checked, not believed.
 """
 
 from billing.invariants import SIGNED, Invariant
