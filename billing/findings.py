@@ -32,6 +32,7 @@ from billing.provider_values import (
     ProviderTransfer,
 )
 from billing.states import AccountKind, RefundStatus
+from marketplace.core.money import Money, grouped
 
 
 class Listed(Protocol):
@@ -106,7 +107,16 @@ def find(*, at: dt.datetime) -> Iterator[Finding]:
     for intent in Intent.objects.filter(status=IntentStatus.UNKNOWN):
         yield Finding("intent_unknown", intent.pk, f"{intent.kind} for {intent.subject_id}")
     for payer in Payer.objects.filter(cash_minor__gte=chargeable.least(settings.CURRENCY)):
-        yield Finding("cash_left", payer.customer_id, f"{payer.cash_minor} sent by bank")
+        yield Finding(
+            "cash_left",
+            payer.customer_id,
+            f"{_said(payer.cash_minor, settings.CURRENCY)} sent by bank",
+        )
+
+
+def _said(minor: int, currency: str) -> str:
+    """Return an amount as whoever ends the difference reads it."""
+    return grouped(Money(minor, currency))
 
 
 def _pairs(
@@ -145,14 +155,17 @@ def _payments(span: Span) -> Iterator[Finding]:
             yield Finding(
                 "payment_without_row",
                 made.id,
-                f"{made.state}, {made.received_minor} of {made.amount_minor} {made.currency}",
+                f"{made.state}, {_said(made.received_minor, made.currency)} of "
+                f"{_said(made.amount_minor, made.currency)}",
             )
         elif row.created_at < span.settled and _payment_differs(made, row):
             yield Finding(
                 "payment_differs",
                 made.id,
-                f"{row.pk} is {row.status} with {row.received_minor} of {row.amount_minor}; "
-                f"there it is {made.state} with {made.received_minor} of {made.amount_minor}",
+                f"{row.pk} is {row.status} with {_said(row.received_minor, row.currency)} of "
+                f"{_said(row.amount_minor, row.currency)}; there it is {made.state} with "
+                f"{_said(made.received_minor, made.currency)} of "
+                f"{_said(made.amount_minor, made.currency)}",
             )
     ours = Payment.objects.filter(span.listed).exclude(provider_id="")
     pairs = ours.values_list("pk", "provider_id").iterator()
@@ -173,13 +186,13 @@ def _refunds(span: Span) -> Iterator[Finding]:
     listed = gateway.refunds_since(since=span.since)
     for made, row in _pairs(listed, span=span, rows=_refunds_of, seen=seen):
         if row is None:
-            yield Finding("refund_without_row", made.id, f"{made.amount_minor} {made.currency}")
+            yield Finding("refund_without_row", made.id, _said(made.amount_minor, made.currency))
         elif _refund_differs(made, row):
             yield Finding(
                 "refund_differs",
                 made.id,
-                f"{row.pk} is {row.status} for {row.amount_minor}; "
-                f"there it is {made.state} for {made.amount_minor}",
+                f"{row.pk} is {row.status} for {_said(row.amount_minor, row.currency)}; "
+                f"there it is {made.state} for {_said(made.amount_minor, made.currency)}",
             )
     of_cards = CardRefund.objects.filter(span.listed).exclude(provider_id="")
     of_reservations = Intent.objects.filter(
@@ -217,13 +230,15 @@ def _transfers(span: Span) -> Iterator[Finding]:
     listed = gateway.transfers_since(since=span.since)
     for made, row in _pairs(listed, span=span, rows=rows, seen=seen):
         if row is None:
-            yield Finding("transfer_without_row", made.id, f"{made.amount_minor} {made.currency}")
+            yield Finding("transfer_without_row", made.id, _said(made.amount_minor, made.currency))
         elif _transfer_differs(made, row):
             yield Finding(
                 "transfer_differs",
                 made.id,
-                f"{row.pk} is {row.amount_minor}, {row.reversed_minor} taken back; "
-                f"there it is {made.amount_minor}, {made.reversed_minor} taken back",
+                f"{row.pk} is {_said(row.amount_minor, row.currency)}, "
+                f"{_said(row.reversed_minor, row.currency)} taken back; "
+                f"there it is {_said(made.amount_minor, made.currency)}, "
+                f"{_said(made.reversed_minor, made.currency)} taken back",
             )
     ours = Transfer.objects.filter(span.listed).exclude(provider_id="")
     pairs = ours.values_list("pk", "provider_id").iterator()
@@ -252,8 +267,8 @@ def _disputes(span: Span) -> Iterator[Finding]:
             yield Finding(
                 "dispute_differs",
                 made.id,
-                f"it is {_said_of(row)} for {row.amount_minor}; "
-                f"there it is {made.state} for {made.amount_minor}",
+                f"it is {_state_of(row)} for {_said(row.amount_minor, row.currency)}; "
+                f"there it is {made.state} for {_said(made.amount_minor, made.currency)}",
             )
     first = span.since + dt.timedelta(seconds=IN_FLIGHT_SECONDS)
     models: tuple[type[Disputed], ...] = (Dispute, TopUpDispute, CardInquiry)
@@ -269,10 +284,10 @@ def _dispute_differs(made: ProviderDispute, row: Disputed) -> bool:
     expected = "open" if end is None else end.value
     if isinstance(row, CardInquiry):
         expected = made.state
-    return _said_of(row) != expected or made.amount_minor != row.amount_minor
+    return _state_of(row) != expected or made.amount_minor != row.amount_minor
 
 
-def _said_of(row: Disputed) -> str:
+def _state_of(row: Disputed) -> str:
     return row.state if isinstance(row, CardInquiry) else row.status
 
 
@@ -281,7 +296,7 @@ def _bookings(*, settled: dt.datetime) -> Iterator[Finding]:
         yield Finding(
             "booking_unmatched",
             row.pk,
-            f"{row.category} of {row.source_id or 'nothing'}: {row.amount_minor} {row.currency}",
+            f"{row.category} of {row.source_id or 'nothing'}: {_said(row.amount_minor, row.currency)}",
         )
 
 
@@ -289,7 +304,9 @@ def clearings(*, at: dt.datetime) -> Iterator[Finding]:
     """Yield the clearing accounts that nothing has moved for a while and that are not at zero."""
     for account in open_clearings(at=at):
         yield Finding(
-            "clearing_open", account.subject_id, f"{account.sum} {account.currency} are not matched"
+            "clearing_open",
+            account.subject_id,
+            f"{_said(account.sum, account.currency)} are not matched",
         )
 
 
@@ -318,4 +335,8 @@ def _balances() -> Iterator[Finding]:
         for kind in (AccountKind.STRIPE_PENDING, AccountKind.STRIPE_AVAILABLE)
     )
     if theirs != ours:
-        yield Finding("balance_differs", currency, f"there {theirs}, in our books {ours}")
+        yield Finding(
+            "balance_differs",
+            currency,
+            f"there {_said(theirs, currency)}, in our books {_said(ours, currency)}",
+        )

@@ -94,7 +94,11 @@ class TestDismissal:
         assert not Dismissal.objects.exists()
         admin_client.post(listing, {**form, "reason": "a trial"})
         assert Dismissal.objects.get().actor == "admin"
-        assert "admin: a trial" in admin_client.get(listing).content.decode()
+        assert ">dismissed<" in "".join(admin_client.get(listing).content.decode().split())
+        row = reverse("admin:billing_difference_change", args=[foreign.pk])
+        page = admin_client.get(row).content.decode()
+        assert "by admin, " in page
+        assert ": a trial" in page
 
 
 def waiting_payments(at):

@@ -16,8 +16,8 @@ from unfold.decorators import display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
-from marketplace import deliveries, listings, organizations
-from marketplace.core.errors import DomainError
+from marketplace import listings, organizations
+from marketplace.admin.reporting import actor_of, report
 from marketplace.core.read_only import ReadOnly
 from marketplace.core.windows import format_duration
 from marketplace.models import (
@@ -29,11 +29,8 @@ from marketplace.models import (
     ListingTransition,
     Organization,
     User,
-    WebhookCall,
-    WebhookDelivery,
-    WebhookEndpoint,
 )
-from marketplace.states import DeliveryState, ListingStatus, Scope
+from marketplace.states import ListingStatus, Scope
 
 STATUS_LABELS = {
     ListingStatus.PUBLISHED: "success",
@@ -41,16 +38,6 @@ STATUS_LABELS = {
     ListingStatus.RETIRED: "danger",
     ListingStatus.DRAFT: "info",
 }
-DELIVERY_LABELS = {
-    DeliveryState.DELIVERED: "success",
-    DeliveryState.WAITING: "info",
-    DeliveryState.GIVEN_UP: "danger",
-}
-
-
-def actor_of(request: HttpRequest) -> str:
-    """Return the name under which an operator's doings are recorded."""
-    return f"admin:{request.user.get_username()}"
 
 
 @admin.register(Organization)
@@ -144,7 +131,7 @@ class ApiKeyAdmin(ModelAdmin):  # type: ignore[misc] # unfold ships no types
     @admin.action(description="Revoke the selected keys")
     def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
         for api_key in queryset:
-            _report(
+            report(
                 request,
                 lambda key=api_key: organizations.revoke_api_key(
                     api_key=key, at=timezone.now(), actor=actor_of(request)
@@ -228,7 +215,7 @@ class ListingAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold ships n
 
     def _move(self, request: HttpRequest, queryset: QuerySet[Listing], *, verb: Any) -> None:  # noqa: ANN401 - one of three verbs
         for listing in queryset:
-            _report(
+            report(
                 request,
                 lambda row=listing: verb(listing=row, at=timezone.now(), actor=actor_of(request)),
                 done=f"{listing}: done",
@@ -265,119 +252,6 @@ class IdempotencyRecordAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfo
     exclude = ("response_body",)
 
 
-@admin.register(WebhookEndpoint)
-class WebhookEndpointAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold ships no types
-    """Organizations keep their endpoints through the API; an operator may stop one that does harm."""
-
-    list_display = ("url", "organization", "created_at", "failing_since", "disabled_because")
-    list_filter = (("disabled_at", admin.EmptyFieldListFilter), "disabled_because")
-    list_select_related = ("organization",)
-    search_fields = ("url", "id", "organization__name")
-    ordering = ("-id",)
-    # Who has a secret can sign what we never sent.
-    exclude = ("sealed_secret", "sealed_secret_before", "kinds")
-    readonly_fields = ("wanted",)
-    actions = ("disable",)
-
-    @admin.display(description="kinds of events")
-    def wanted(self, endpoint: WebhookEndpoint) -> str:
-        return ", ".join(endpoint.kinds) or "all"
-
-    @admin.action(description="Call the selected endpoints no more", permissions=["stop"])
-    def disable(self, request: HttpRequest, queryset: QuerySet[WebhookEndpoint]) -> None:
-        for endpoint in queryset:
-            _report(
-                request,
-                lambda row=endpoint: deliveries.stop(
-                    endpoint=row, at=timezone.now(), actor=actor_of(request)
-                ),
-                done=f"{endpoint} is called no more",
-            )
-
-    def has_stop_permission(self, request: HttpRequest) -> bool:
-        return bool(request.user.has_perm("marketplace.change_webhookendpoint"))
-
-
-class WebhookCallInline(ReadOnly, TabularInline):  # type: ignore[misc] # unfold ships no types
-    model = WebhookCall
-    extra = 0
-    hide_title = True
-    fields = ("at", "response_status", "error")
-
-
-class DeliveryStateFilter(admin.SimpleListFilter):
-    title = "status"
-    parameter_name = "status"
-
-    def lookups(self, request: HttpRequest, model_admin: object) -> list[tuple[str, str]]:
-        return [(value, str(label)) for value, label in DeliveryState.choices]
-
-    def queryset(
-        self, request: HttpRequest, queryset: QuerySet[WebhookDelivery]
-    ) -> QuerySet[WebhookDelivery]:
-        value = self.value()
-        found: QuerySet[WebhookDelivery] = (
-            queryset.in_state(DeliveryState(value))  # type: ignore[attr-defined] # of its own class
-            if value in DeliveryState.values
-            else queryset
-        )
-        return found
-
-
-@admin.register(WebhookDelivery)
-class WebhookDeliveryAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold ships no types
-    list_display = (
-        "event_kind",
-        "endpoint",
-        "organization",
-        "shown_state",
-        "attempts",
-        "last_status",
-        "due_at",
-    )
-    list_filter = (DeliveryStateFilter, "event__kind")
-    list_select_related = ("event", "endpoint__organization")
-    search_fields = ("event__id", "event__object_id", "endpoint__url", "endpoint__id")
-    ordering = ("-id",)
-    readonly_fields = ("written_state",)
-    inlines = (WebhookCallInline,)
-    actions = ("resend",)
-
-    @admin.display(description="event", ordering="event__kind")
-    def event_kind(self, delivery: WebhookDelivery) -> str:
-        return delivery.event.kind
-
-    @admin.display(description="organization")
-    def organization(self, delivery: WebhookDelivery) -> str:
-        return str(delivery.endpoint.organization)
-
-    @display(description="status", label=DELIVERY_LABELS)  # type: ignore[untyped-decorator] # unfold ships no types
-    def shown_state(self, delivery: WebhookDelivery) -> tuple[str, str]:
-        return delivery.state.value, str(delivery.state.label)
-
-    @admin.display(description="status")
-    def written_state(self, delivery: WebhookDelivery) -> str:
-        return str(delivery.state.label)
-
-    @admin.action(description="Send the selected ones once more", permissions=["resend"])
-    def resend(self, request: HttpRequest, queryset: QuerySet[WebhookDelivery]) -> None:
-        for delivery in queryset.select_related("endpoint__organization"):
-            _report(
-                request,
-                lambda row=delivery: deliveries.resend(
-                    organization=row.endpoint.organization,
-                    endpoint_id=row.endpoint_id,
-                    event_id=row.event_id,
-                    at=timezone.now(),
-                    actor=actor_of(request),
-                ),
-                done=f"{delivery} is sent once more",
-            )
-
-    def has_resend_permission(self, request: HttpRequest) -> bool:
-        return bool(request.user.has_perm("marketplace.change_webhookdelivery"))
-
-
 admin.site.index_title = "Today"
 admin.site.unregister(Group)
 
@@ -394,13 +268,3 @@ class UserAdmin(DjangoUserAdmin, ModelAdmin):  # type: ignore[misc,type-arg] # u
 @admin.register(Group)
 class GroupAdmin(DjangoGroupAdmin, ModelAdmin):  # type: ignore[misc] # unfold ships no types
     pass
-
-
-def _report(request: HttpRequest, call: Any, *, done: str) -> None:  # noqa: ANN401 - a call without input
-    """Do one thing and tell the operator how it went."""
-    try:
-        call()
-    except DomainError as refusal:
-        messages.error(request, refusal.detail)
-    else:
-        messages.success(request, done)
