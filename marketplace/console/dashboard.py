@@ -44,7 +44,11 @@ def _house() -> list[Card]:
         card(
             "Listings on offer", Listing.objects.filter(status=ListingStatus.PUBLISHED), "published"
         ),
-        card("Quotes open", Quote.objects.filter(status=QuoteStatus.OPEN), "prices promised"),
+        card(
+            "Quotes open",
+            Quote.objects.filter(status=QuoteStatus.OPEN, kept_for__isnull=True),
+            "prices promised",
+        ),
         card(
             "Reservations ahead",
             Reservation.objects.filter(status=ReservationStatus.SCHEDULED),

@@ -9,6 +9,7 @@ from billing import bad_debts, books, parking, receivables, settlements, tax
 from billing.models import CreditSale, Entry, TaxLine
 from billing.states import AccountKind, EntryKind
 from marketplace.core.money import Money, share_of
+from marketplace.models import Event
 from scheduler.models import Reservation
 from scheduler.states import PaymentMethod, ReservationStatus
 from tests.billing import debtors, factories
@@ -118,6 +119,28 @@ class TestPayment:
             )
         assert given_up(sale) == balance(AccountKind.BAD_DEBT) == sale.amount_minor - 20
         assert purse(sale.organization) == 30
+        sound()
+
+    def test_that_pays_what_is_open_takes_nothing_else_of_the_wallet_for_the_loss(self, sale):
+        write_off(sale, sale.amount_minor - 100)
+        factories.fund(sale.organization, minor=500)
+        pay_by_bank(sale, 130)
+        assert (debtors.owed(sale), given_up(sale)) == (0, sale.amount_minor - 130)
+        assert purse(sale.organization) == 500
+        assert Event.objects.filter(kind="invoice.paid", object_id=sale.invoice_id).count() == 1
+        sound()
+
+    def test_out_of_the_wallet_takes_no_more_than_is_in_it(self, sale):
+        write_off(sale, sale.amount_minor)
+        factories.fund(sale.organization, minor=10)
+        receivables.pay_from_wallet(
+            organization=sale.organization,
+            invoice_id=sale.invoice_id,
+            payment_id="pay_1",
+            amount=Money(20, "usd"),
+            at=NOW,
+        )
+        assert (purse(sale.organization), given_up(sale)) == (0, sale.amount_minor - 10)
         sound()
 
     def test_while_the_money_is_parked_waits_in_the_wallet(self, sale):

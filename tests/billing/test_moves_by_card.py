@@ -5,8 +5,15 @@ import datetime as dt
 import pytest
 
 from agents.models import Node
-from billing import added_hours, budgets, changes, provider
-from billing.models import CardRefund, Payer, Payment
+from billing import (
+    added_hours,
+    approval_limits,
+    budgets,
+    changes,
+    provider,
+    purchase_requests,
+)
+from billing.models import CardRefund, Payer, Payment, PurchaseRequest
 from billing.payment_methods import PaymentMethodUnavailable
 from billing.promised import Promise
 from billing.states import BudgetMode, BudgetPeriod
@@ -107,6 +114,21 @@ class TestOrder:
             quotes.get_for_use(organization=world.tenant, quote_id=held.kept_id)
         monkeypatch.setattr(quotes, "OPEN_HOLDS_MAX", 1)
         assert factories.make_quote(tenant=world.tenant, gpus=1, hold=True).hold
+
+    def test_is_held_by_a_quote_that_no_second_person_is_asked_about(self, world):
+        held, _ = world.order()
+        approval_limits.set_limit(
+            organization=world.tenant, amount_minor=1, at=world.clock(), actor="test"
+        )
+        purchase_requests.ask_for_quote(
+            organization=world.tenant,
+            quote_id=held.kept_id,
+            project="",
+            payment_method="wallet",
+            at=world.clock(),
+            actor="test",
+        )
+        assert not PurchaseRequest.objects.exists()
 
     @pytest.mark.parametrize("by", [AWAY, OVERLAPPING])
     def test_keeps_the_new_window_beside_the_old_one(self, world, by):
