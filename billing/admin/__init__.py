@@ -19,6 +19,7 @@ from billing.admin import (
     remittances,
     settlements,
     silences,
+    suspense,
     taxes,
     withdrawals,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "remittances",
     "settlements",
     "silences",
+    "suspense",
     "taxes",
     "withdrawals",
 ]

@@ -103,6 +103,7 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Calls", "billing.Intent", "outbox"),
             ("Inbox", "billing.InboxEvent", "inbox"),
             ("Differences", "billing.Difference", "difference"),
+            ("In suspense", "billing.SuspenseItem", "help_center"),
             ("Reversals", "billing.Reversal", "undo"),
             ("Disputes that owners bear", "billing.DisputeCharge", "gavel"),
         ),
