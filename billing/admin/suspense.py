@@ -101,9 +101,9 @@ class SuspenseItemAdmin(Shown):
         waiting = _waiting(item)
         if waiting is not None:
             address = reverse("admin:billing_approval_change", args=[waiting.pk])
-            return format_html('<a href="{}">{} waits to be decided</a>', address, waiting.pk)
+            return format_html('<a class="text-link" href="{}">Being decided</a>', address)
         address = reverse("admin:billing_suspense_resolve", args=[item.pk])
-        return format_html('<a href="{}">Ask to resolve it</a>', address)
+        return format_html('<a class="text-link" href="{}">Resolve</a>', address)
 
 
 def resolve_view(request: HttpRequest, item_id: str) -> HttpResponse:
@@ -146,7 +146,8 @@ def _came_from(item: SuspenseItem) -> str:
         booked = item.balance_transaction
     except BalanceTransaction.DoesNotExist:
         return f"{item.subject_id}, for which no booking came"
-    return f"{booked.category} of {booked.source_id or 'nothing'}, booked as {booked.pk}"
+    of = f" of {booked.source_id}" if booked.source_id else ""
+    return f"{booked.category}{of}, booked as {booked.pk}"
 
 
 def _waiting(item: SuspenseItem) -> Approval | None:
