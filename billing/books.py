@@ -21,6 +21,7 @@ from billing.invariants.provider import PROVIDER_INVARIANTS
 from billing.invariants.resales import RESALE_INVARIANTS
 from billing.invariants.reservations import RESERVATION_INVARIANTS
 from billing.invariants.settlements import SETTLEMENT_INVARIANTS
+from billing.invariants.suspense import SUSPENSE_INVARIANTS
 from billing.invariants.taxes import TAX_INVARIANTS
 from billing.invariants.wallets import WALLET_INVARIANTS
 from billing.invoices.invariants import INVOICE_INVARIANTS
@@ -61,6 +62,7 @@ INVARIANTS = (
     *LEDGER_INVARIANTS,
     *RESERVATION_INVARIANTS,
     *SETTLEMENT_INVARIANTS,
+    *SUSPENSE_INVARIANTS,
     *DEBT_INVARIANTS,
     *PROVIDER_INVARIANTS,
     *WALLET_INVARIANTS,

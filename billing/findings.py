@@ -51,7 +51,6 @@ Disputed = Dispute | TopUpDispute | CardInquiry
 
 # How far back objects are compared: longer than a person is away over a weekend.
 WINDOW_SECONDS = 4 * 86_400
-DISPUTES_WINDOW_SECONDS = 120 * 86_400  # banks decide for months, and there are few of them
 # What is younger may be on its way between the two.
 IN_FLIGHT_SECONDS = 900
 CLEARING_OPEN_SECONDS = 3600  # a booking follows its object within minutes
@@ -99,7 +98,7 @@ def find(*, at: dt.datetime) -> Iterator[Finding]:
     yield from _refunds(span)
     yield from _transfers(span)
     yield from _disputes(
-        Span(since=at - dt.timedelta(seconds=DISPUTES_WINDOW_SECONDS), settled=settled)
+        Span(since=at - dt.timedelta(seconds=settings.DISPUTE_WINDOW_SECONDS), settled=settled)
     )
     yield from _bookings(settled=settled)
     yield from clearings(at=at)

@@ -7,7 +7,6 @@ from billing import (
     books,
     budgets,
     card_refunds,
-    clawbacks,
     corrections,
     dunning,
     earnings,
@@ -15,6 +14,7 @@ from billing import (
     idle_leases,
     inbox,
     invoices,
+    owner_debts,
     payments,
     promotions,
     provider,
@@ -68,8 +68,13 @@ def drive_intents() -> None:
     if provider.is_connected():
         reservation_refunds.ask_due(at=now)
         transfers.send_due(at=now)
-        clawbacks.collect_due(at=now)
     provider.drive_due(at=now)
+
+
+@shared_task(name="billing.collect_owner_debts")
+def collect_owner_debts() -> None:
+    if provider.is_connected():
+        owner_debts.collect_due(at=timezone.now())
 
 
 @shared_task(name="billing.read_inbox")

@@ -85,6 +85,24 @@ OWNER_RESERVE_BASIS_POINTS = env.integer(
 OWNER_RESERVE_SECONDS = env.integer(
     "HEADROOM_OWNER_RESERVE_SECONDS", default=90 * 86_400, minimum=0, maximum=365 * 86_400
 )
+# How long what an owner owes is only netted with what it earns, before transfers to it are taken back for it:
+# one that sells earns within a fortnight what most debts are about, and a reversal may leave its own account
+# at the provider below zero.
+OWNER_DEBT_PATIENCE_SECONDS = env.integer(
+    "HEADROOM_OWNER_DEBT_PATIENCE_SECONDS", default=14 * 86_400, minimum=0, maximum=365 * 86_400
+)
+# Another account for an owner's money is used so long after its approval: a mail is read over a weekend.
+PAYOUT_ACCOUNT_COOL_OFF_SECONDS = env.integer(
+    "HEADROOM_PAYOUT_ACCOUNT_COOL_OFF_SECONDS",
+    default=72 * 3600,
+    minimum=3600,
+    maximum=30 * 86_400,
+)
+# How long after its beginning a dispute is compared with what the provider says: banks decide for months, and
+# card schemes let one be opened until about 120 days after the delivery, some for 540.
+DISPUTE_WINDOW_SECONDS = env.integer(
+    "HEADROOM_DISPUTE_WINDOW_SECONDS", default=120 * 86_400, minimum=86_400, maximum=540 * 86_400
+)
 # How long a lease whose readings are not complete waits for them, beyond what a silent node gets anyway.
 SETTLEMENT_PATIENCE_SECONDS = env.integer(
     "HEADROOM_SETTLEMENT_PATIENCE_SECONDS",

@@ -20,6 +20,7 @@ from billing.admin import (
     resales,
     settlements,
     silences,
+    suspense,
     taxes,
     withdrawals,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "resales",
     "settlements",
     "silences",
+    "suspense",
     "taxes",
     "withdrawals",
 ]

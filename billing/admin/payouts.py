@@ -74,7 +74,7 @@ class PayoutAccountAdmin(Shown):
     list_select_related = ["owner"]
     actions = ["approve", "withdraw"]
 
-    @admin.action(description="Approve: in use after three days", permissions=["decide"])
+    @admin.action(description="Approve: in use once it has cooled off", permissions=["decide"])
     def approve(self, request: HttpRequest, chosen: QuerySet[PayoutAccount]) -> None:
         self._each(request, chosen, verb=onboarding.approve)
 

@@ -1,8 +1,7 @@
 """Invariants of the ledger itself: its entries, its accounts and what guards them."""
 
-from billing.invariants import SIGNED, Invariant, balances_of
+from billing.invariants import SIGNED, Invariant
 
-SUSPENSE_PATIENCE_SECONDS = 86_400  # a person looks at it within a day
 # Whom the subject of an entry belongs to, where it is one of ours: `e` is the entry.
 _OF_SUBJECT = """
     SELECT o.id AS organization_id FROM marketplace_organization o WHERE o.id = e.subject_id
@@ -95,15 +94,5 @@ LEDGER_INVARIANTS = (
                 AND t.tgname = split_part(guard, '.', 2) AND t.tgenabled IN ('O', 'A')
         )
         """,
-    ),
-    Invariant(
-        "nothing_stays_in_suspense",
-        "Money of which nobody knows whose it is does not stay so for a day.",
-        f"""
-        SELECT b.currency || ': ' || b.balance || ' since ' || b.last_at, NULL
-        FROM ({balances_of("suspense")}) b
-        WHERE b.balance <> 0
-            AND b.last_at < %(at)s - interval '{SUSPENSE_PATIENCE_SECONDS} seconds'
-        """,  # noqa: S608
     ),
 )

@@ -167,10 +167,11 @@ WALLET_INVARIANTS = (
             WHERE a.kind = 'bad_debt' GROUP BY a.currency
         ) b
         CROSS JOIN LATERAL (
-            SELECT -{sum_of("e.kind = 'write_off'")} + {sum_of("e.kind = 'recovery'")} AS given_up
+            SELECT -{sum_of("e.kind <> 'recovery'")} + {sum_of("e.kind = 'recovery'")} AS given_up
             FROM billing_entry e
             JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
             WHERE a.currency = b.currency AND (e.kind = 'write_off' AND a.kind = 'receivable'
+                OR e.kind = 'owner_write_off' AND a.kind = 'owner_clawback'
                 OR e.kind = 'recovery' AND a.kind = 'bad_debt')
         ) x
         CROSS JOIN LATERAL (

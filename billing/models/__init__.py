@@ -50,6 +50,7 @@ from billing.models.purchase_requests import (
 from billing.models.refunds import Refund, RefundQuerySet, RefundTransition
 from billing.models.settlements import Correction, Settlement, SettlementQuerySet
 from billing.models.silences import SilentLease
+from billing.models.suspense import SuspenseItem
 from billing.models.tags import LabelChange, TagRule
 from billing.models.tax import ReservationTax, TaxLine, TaxRemittance, TaxRule, TaxStatus
 from billing.models.withdrawals import Withdrawal, WithdrawalPart, WithdrawalQuerySet
@@ -119,6 +120,7 @@ __all__ = [
     "Settlement",
     "SettlementQuerySet",
     "SilentLease",
+    "SuspenseItem",
     "TagRule",
     "TaxLine",
     "TaxRemittance",

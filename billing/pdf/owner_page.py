@@ -28,6 +28,7 @@ WORDS = {
     LineKind.TRANSFER_RETURNED: "Transfers that came back",
     LineKind.TRANSFER_REVERSED: "Taken back of transfers",
     LineKind.DISPUTE: "Disputes lost",
+    LineKind.WRITE_OFF: "Debts that were given up",
     LineKind.ADJUSTMENT: "Other adjustments",
 }
 _RESOLD = (

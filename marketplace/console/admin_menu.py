@@ -64,6 +64,7 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Limit requests", "billing.LimitRequest", "rule_settings"),
             ("Silent leases", "billing.SilentLease", "hearing_disabled"),
             ("Differences", "billing.Difference", "difference"),
+            ("In suspense", "billing.SuspenseItem", "help_center"),
             ("Parked", "billing.Parking", "local_parking"),
         ),
     ),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from billing import approvals, books, clawbacks, disputes, releases, settlements
+from billing import approvals, books, disputes, owner_debts, releases, settlements
 from billing import provider as doors
 from billing.approvals import FourEyesNeeded
 from billing.models import DisputeCharge, Payout, Reserve, Reversal, Settlement
@@ -176,12 +176,12 @@ class TestCollecting:
         row = Settlement.objects.get()
         lost(row)
         charged(row, amount=200, at=clock())
-        assert clawbacks.collect_due(at=clock(days=13)) == 0
-        assert clawbacks.collect_due(at=clock(days=1)) == 1
-        assert clawbacks.collect_due(at=clock()) == 0
+        assert owner_debts.collect_due(at=clock(days=13)) == 0
+        assert owner_debts.collect_due(at=clock(days=1)) == 1
+        assert owner_debts.collect_due(at=clock()) == 0
         doors.drive_due(at=clock())
         reversal = Reversal.objects.get()
         assert (reversal.status, reversal.amount_minor) == ("done", 160)
         assert balance(AccountKind.OWNER_CLAWBACK, payout.owner_id) == 0
-        assert clawbacks.collect_due(at=clock(days=8)) == 0
+        assert owner_debts.collect_due(at=clock(days=8)) == 0
         assert books.check(at=clock()).ok

@@ -63,9 +63,9 @@ class TestDifferences:
         world.paid()
         standin_balance.move(
             world.stand_in.world,
-            source={"id": "tu_2"},
-            kind="topup",
-            category="topup",
+            source={"id": "adj_1"},
+            kind="adjustment",
+            category="other_adjustment",
             amount=777,
             currency="usd",
         )

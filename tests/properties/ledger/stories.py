@@ -9,6 +9,7 @@ from hypothesis.stateful import rule
 
 from billing import wallet
 from billing.provider_states import PaymentMeans
+from billing.states import ApprovalKind
 from scheduler.states import PaymentMethod
 from tests.properties.ledger.controls import Controls
 from tests.properties.ledger.holding import FATES_OF_HOLDS
@@ -188,6 +189,7 @@ class Stories(Controls):
         self.learn_late(data=data, seconds=600, is_more=True)
         self.release(is_late=False)
         self.learn_late(data=data, seconds=600, is_more=False)
+        self.give_up_a_debt(data=data)
 
     @rule(data=st.data(), who=WHO, price=PRICE)
     def story_of_the_market(self, data: st.DataObject, who: int, price: int) -> None:
@@ -200,6 +202,9 @@ class Stories(Controls):
         self.end_promotions(days=10)
         self.remit_tax(data=data, month="2026-11", comes_back=True)
         self.put_aside(amount=price, is_received=True)
+        self.find_out(data=data, kind=ApprovalKind.SUSPENSE_WALLET, who=who, amount=100)
+        self.put_aside(amount=price, is_received=False)
+        self.find_out(data=data, kind=ApprovalKind.SUSPENSE_FEES, who=who, amount=100)
         self.be_kind(amount=price, who=who)
         self.park(who=who, is_owner=False)
         self.buy(price=price, gpus=1, fee=1500, who=who, is_promoted=True)
