@@ -60,8 +60,8 @@ _UNTOLD = f"""
         LEFT JOIN LATERAL (
             SELECT sum(p.amount) AS refunded
             FROM billing_posting p JOIN billing_account a ON a.id = p.account_id
-            WHERE p.entry_id = e.id AND a.kind = 'deferred'
-        ) rest ON e.kind = 'refund'
+            WHERE e.kind = 'refund' AND p.entry_id = e.id AND a.kind = 'deferred'
+        ) rest ON true
         CROSS JOIN LATERAL (
             SELECT count(*) AS lines, coalesce(bool_or(n.corrects_line_id IS NULL), false) AS is_charged,
                 {_CREDITED.format("net_minor")} AS net, {_CREDITED.format("tax_minor")} AS tax,
