@@ -129,7 +129,8 @@ def transfer_view(request: HttpRequest, sale_id: str) -> HttpResponse:
                 actor=request.user.get_username(),
             )
         except DomainError as refusal:
-            form.add_error(None, refusal.detail)
+            field = (refusal.pointer or "").strip("/")
+            form.add_error(field if field in form.fields else None, refusal.detail)
         else:
             text = amount_text(minor=_open_minor(sale), currency=sale.currency)
             messages.success(request, f"{payment_id}: {text} of {sale.invoice_id} are still open.")

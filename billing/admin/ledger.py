@@ -136,16 +136,19 @@ def deposit_view(request: HttpRequest) -> HttpResponse:
     form = DepositForm(request.POST)
     if form.is_valid():
         organization = form.cleaned_data["organization"]
+        key = str(form.cleaned_data["idempotency_key"])
         try:
+            wallet.require_unused(idempotency_key=key, but=organization)
             entry = wallet.record_deposit(
                 organization=organization,
                 amount=Money(form.cleaned_data["amount_minor"], settings.CURRENCY),
-                idempotency_key=str(form.cleaned_data["idempotency_key"]),
+                idempotency_key=key,
                 at=timezone.now(),
                 actor=request.user.get_username(),
             )
         except DomainError as refusal:
-            form.add_error(None, refusal.detail)
+            field = (refusal.pointer or "").strip("/")
+            form.add_error(field if field in form.fields else None, refusal.detail)
         else:
             held = wallet.balance(organization=organization)
             messages.success(request, f"{entry.id}: the wallet of {organization} holds {held}.")

@@ -146,6 +146,13 @@ INVOICE_INVARIANTS = (
                     SELECT FROM billing_invoiceline l LEFT JOIN ({_CREDITED}) c ON c.corrects_line_id = l.id
                     WHERE l.reservation_id = m.reservation_id AND l.corrects_line_id IS NULL
                         AND l.net_minor > coalesce(c.net, 0)))
+            OR (m.tax_refunded > coalesce((
+                    SELECT sum(l.tax_minor) FROM billing_invoiceline l
+                    WHERE l.entry_key = m.key AND l.corrects_line_id IS NOT NULL), 0)
+                AND EXISTS (
+                    SELECT FROM billing_invoiceline l LEFT JOIN ({_CREDITED}) c ON c.corrects_line_id = l.id
+                    WHERE l.reservation_id = m.reservation_id AND l.corrects_line_id IS NULL
+                        AND l.tax_minor > coalesce(c.tax, 0)))
         """,  # noqa: S608
     ),
 )

@@ -141,6 +141,48 @@ class TestTransfer:
         assert AuditEvent.objects.filter(action="invoice.paid_by_transfer").count() == 2
         assert is_sound()
 
+    def test_of_another_amount_by_the_same_key_is_refused(self):
+        sale = a_sale()
+        self.record(sale, 100)
+        with pytest.raises(ledger.EntryMismatch, match=r"1\.00 USD") as caught:
+            self.record(sale, 200)
+        assert caught.value.pointer == "/amount_minor"
+        assert owed(sale) == sale.amount_minor - 100
+
+    @pytest.mark.parametrize("of_same_tenant", [True, False])
+    def test_of_another_invoice_by_the_same_key_is_refused(self, of_same_tenant):
+        one = a_sale()
+        tenant = one.organization if of_same_tenant else a_debtor()
+        two = sale_of(buy(make_quote(tenant=tenant, gpus=2)))
+        self.record(one, 100)
+        with pytest.raises(ledger.EntryMismatch, match=one.invoice_id):
+            self.record(two, 100)
+        assert owed(two) == two.amount_minor
+        assert AuditEvent.objects.filter(action="invoice.paid_by_transfer").count() == 1
+
+    def test_that_comes_again_is_the_same_however_it_was_divided(self):
+        sale = a_sale()
+        for _ in range(2):
+            self.record(sale, sale.amount_minor + 9)
+        assert (owed(sale), purse(sale.organization)) == (0, 9)
+        self.record(sale, 7, key="two")
+        self.record(sale, 7, key="two")
+        assert purse(sale.organization) == 16
+
+    def test_for_another_tenant_than_the_first_is_refused(self):
+        sale, other = a_sale(), a_debtor()
+        payment = {
+            "invoice_id": sale.invoice_id,
+            "payment_id": "pay_1",
+            "amount_minor": 100,
+            "currency": "usd",
+            "at": NOW,
+            "is_by_bank": True,
+        }
+        receivables.pay(organization=sale.organization, **payment)
+        with pytest.raises(ledger.EntryMismatch):
+            receivables.pay(organization=other, **payment)
+
     def test_beyond_the_invoice_goes_to_the_wallet(self):
         sale = a_sale()
         self.record(sale, sale.amount_minor + 9)
