@@ -10,12 +10,14 @@ from billing.dunning import ACTOR
 from billing.models import CreditSale, DunningCase
 from billing.states import AccountKind
 from marketplace.core.money import Money
+from marketplace.core.windows import Window
 from marketplace.models import Event, Listing, Organization
 from scheduler import rebookings
 from scheduler.models import Change, Reservation
 from scheduler.rebookings import WindowWish
-from tests.billing.credit import orders
-from tests.billing.debtors import a_debtor, balance, buy, owed, pay_by_bank, sale_of
+from tests.billing import bookings
+from tests.billing.debtors import a_debtor, buy, owed, pay_by_bank, sale_of
+from tests.billing.readings import balance, breaches, purse
 from tests.scheduler.factories import NOW, hours, make_pool, make_quote, window_in
 
 pytestmark = pytest.mark.django_db
@@ -43,14 +45,18 @@ def bought(*ways: str, length: float = 1) -> Reservation:
     quote = make_quote(tenant=a_tenant(), gpus=2, window=window_in(STARTS, length=length))
     reservation = buy(quote, payment_method=ways[0])
     for way in ways[1:]:
-        orders.extend(reservation, payment_method=way)
+        bookings.extend(reservation, payment_method=way)
         reservation.refresh_from_db()
     return reservation
 
 
 def moved(reservation: Reservation, *, starts: float, ends: float) -> Reservation:
     """Give a reservation another window, its hours from now, and owe the difference."""
-    orders.rebook(reservation, starts=starts, ends=ends)
+    bookings.rebook(
+        reservation,
+        window=Window(NOW + hours(starts), NOW + hours(ends)),
+        payment_method="invoice",
+    )
     reservation.refresh_from_db()
     return reservation
 
@@ -62,7 +68,7 @@ def dunned(reservation: Reservation) -> Reservation:
         dunning.advance_due(at=at)
         at += hours(24)
     reservation.refresh_from_db()
-    assert orders.breaches(at=at) == []
+    assert breaches(at=at) == []
     return reservation
 
 
@@ -80,11 +86,11 @@ def told(kind: str) -> dict[str, Any]:
 class TestAnUnpaidExtension:
     def test_of_what_the_wallet_paid_is_given_back_alone(self) -> None:
         reservation = bought("wallet", "invoice")
-        paid = FUNDS - orders.purse(reservation.organization)
+        paid = FUNDS - purse(reservation.organization)
         dunned(reservation)
         assert (reservation.status, window_of(reservation)) == ("scheduled", (0, 1))
         assert reservation.total_minor == paid
-        assert orders.purse(reservation.organization) == FUNDS - paid
+        assert purse(reservation.organization) == FUNDS - paid
         # The fee is of what was given back, and that is all that is owed; it ends nothing more.
         shortened = Change.objects.get(actor=ACTOR)
         extended = Change.objects.exclude(pk=shortened.pk).get()
@@ -147,10 +153,10 @@ class TestAnUnpaidExtension:
 class TestAnUnpaidPurchase:
     def test_before_an_extension_that_is_paid_is_given_back_alone(self) -> None:
         reservation = bought("invoice", "wallet")
-        paid = FUNDS - orders.purse(reservation.organization)
+        paid = FUNDS - purse(reservation.organization)
         dunned(reservation)
         assert (reservation.status, window_of(reservation)) == ("scheduled", (1, 3))
-        assert orders.purse(reservation.organization) == FUNDS - paid
+        assert purse(reservation.organization) == FUNDS - paid
         (threatened,) = told("invoice.warned")["will_end"]
         assert threatened["ends_at"] == f"{NOW + hours(STARTS + 1):%Y-%m-%dT%H:%M:%SZ}"
 

@@ -21,10 +21,10 @@ from marketplace.core.money import Money
 from marketplace.models import Organization
 from scheduler import reservations
 from scheduler.models import Reservation
-from tests.billing import factories
-from tests.billing.credit import orders
+from tests.billing import bookings, factories
 from tests.billing.debtors import a_debtor, buy
 from tests.billing.focus import world
+from tests.billing.readings import breaches
 from tests.scheduler.factories import NOW, make_pool, make_quote, window_in
 
 pytestmark = pytest.mark.django_db
@@ -69,7 +69,7 @@ def bought(
     )
     quote = make_quote(tenant=tenant, gpus=2, window=window_in(starts_in_hours))
     reservation = buy(quote, payment_method=ways[0])
-    orders.extend(reservation, payment_method=ways[1])
+    bookings.extend(reservation, payment_method=ways[1])
     reservation.refresh_from_db()
     return reservation
 
@@ -105,7 +105,7 @@ def agree(reservation: Reservation, *, kept: int, at: dt.datetime) -> None:
     tax = tax_kept(reservation)
     assert told(tenant) == (kept, tax)
     assert exported(tenant) == Decimal(kept + tax).scaleb(-2)
-    assert orders.breaches(at=at) == []
+    assert breaches(at=at) == []
     books.run(at=at)
     assert not Parking.objects.exists()
 
@@ -118,7 +118,7 @@ class TestACancellation:
         self, ways, is_taxed, is_early, an_hour_passes: Callable[[], None]
     ) -> None:
         reservation = bought(ways, is_taxed=is_taxed)
-        left = orders.leave(reservation)
+        left = bookings.leave(reservation)
         if is_early:
             (note,) = credit_on_account(
                 organization=reservation.organization, at=NOW + FIVE_MINUTES
@@ -144,7 +144,7 @@ class TestACancellation:
         settings.MONTH_CLOSE_DELAY_SECONDS = 2 * 86_400
         reservation = bought(ways)
         gone_at = MONTH_ENDS_AT + dt.timedelta(hours=9)
-        left = orders.leave(reservation, at=gone_at)
+        left = bookings.leave(reservation, at=gone_at)
         assert invoices.run_due(at=gone_at + FIVE_MINUTES) == 1
         assert told(reservation.organization)[0] == 0
         closed_at = MONTH_ENDS_AT + dt.timedelta(days=2, hours=1)
@@ -159,15 +159,13 @@ class TestACancellation:
     ) -> None:
         reservation = bought(("wallet", "invoice"))
         tenant = reservation.organization
-        left = orders.leave(reservation)
+        left = bookings.leave(reservation)
         credit_on_account(organization=tenant, at=NOW + FIVE_MINUTES)
         with monkeypatch.context() as forgetful:
             forgetful.setattr(month_close, "credit", lambda **_: [])
             invoices.issue_month(organization=tenant, month=MONTH, at=CLOSED_AT)
         an_hour_passes()
-        assert [each.split(":")[0] for each in orders.breaches(at=CLOSED_AT)] == [
-            "closed_months_are_told"
-        ]
+        assert [each.split(":")[0] for each in breaches(at=CLOSED_AT)] == ["closed_months_are_told"]
         kept = file_of(tenant, at=CLOSED_AT + dt.timedelta(hours=2))
         assert invoices.run_due(at=CLOSED_AT + dt.timedelta(hours=3)) == 1
         agree(reservation, kept=left.fee_minor, at=CLOSED_AT + dt.timedelta(hours=3))
