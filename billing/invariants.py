@@ -39,6 +39,17 @@ def _by_kind(*kinds: str) -> str:
     """  # noqa: S608 - constants of this file
 
 
+# What was posted of a dispute that was lost: `d` is the dispute.
+_BORNE = f"""
+    SELECT {sum_of("a.kind = 'refund_payable' AND e.kind = 'dispute_set_off'")} AS set_off,
+        {sum_of("a.kind = 'owner_clawback' AND e.kind = 'dispute_charged'")} AS charged,
+        {sum_of("a.kind = 'dispute_losses' AND e.kind = 'dispute_returned'")} AS returned
+    FROM billing_entry e
+    JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
+    WHERE e.subject_id = d.id
+        AND e.kind IN ('dispute_set_off', 'dispute_charged', 'dispute_returned')
+"""  # noqa: S608 - constants of this file
+
 MORE_INVARIANTS = (
     Invariant(
         "hours_equal_their_entries",
@@ -73,8 +84,10 @@ MORE_INVARIANTS = (
         LEFT JOIN billing_posting p ON p.entry_id = c.entry_id
         LEFT JOIN billing_account a ON a.id = p.account_id
         GROUP BY c.id, s.id
-        HAVING (c.owner_minor, c.fee_minor, c.refunded_minor + c.credit_minor,
-                c.borne_minor + c.credit_minor, c.gpu_seconds_delivered, c.gpu_seconds_busy)
+        HAVING (c.owner_minor - c.credit_of_owner_minor, c.fee_minor,
+                c.refunded_minor + c.credit_minor,
+                c.borne_minor + c.credit_minor - c.credit_of_owner_minor,
+                c.gpu_seconds_delivered, c.gpu_seconds_busy)
             IS DISTINCT FROM (
                 -{sum_of("a.kind IN ('owner_accrued', 'owner_clawback')")},
                 -{sum_of("a.kind = 'platform_fee'")},
@@ -111,7 +124,8 @@ MORE_INVARIANTS = (
         FROM billing_settlement s
         JOIN ({_by_kind("owner_accrued")}) b ON b.subject_id = s.lease_id
         CROSS JOIN LATERAL (
-            SELECT coalesce(sum(c.owner_minor), 0) AS amount FROM billing_correction c
+            SELECT coalesce(sum(c.owner_minor - c.credit_of_owner_minor), 0) AS amount
+            FROM billing_correction c
             WHERE c.settlement_id = s.id AND c.released_at IS NULL
         ) due
         WHERE s.released_at IS NOT NULL AND b.balance <> due.amount
@@ -175,24 +189,37 @@ MORE_INVARIANTS = (
     ),
     Invariant(
         "disputes_cost_what_they_say",
-        "What was set off against a lost dispute, and charged to owners for it, is what was posted.",
+        "What was set off against a lost dispute, charged to owners and given back is what was posted.",
         f"""
-        SELECT d.id || ' says ' || d.set_off_minor || ' set off and ' || said.charged
-            || ' charged, posted ' || posted.set_off || ' and ' || posted.charged, r.organization_id
+        SELECT d.id || ' says ' || d.set_off_minor || ' set off, ' || said.charged || ' charged and '
+            || said.returned || ' given back, posted ' || posted.set_off || ', ' || posted.charged
+            || ' and ' || posted.returned, r.organization_id
         FROM billing_dispute d
         JOIN scheduler_reservation r ON r.id = d.reservation_id
         CROSS JOIN LATERAL (
-            SELECT coalesce(sum(c.amount_minor), 0) AS charged FROM billing_disputecharge c
-            WHERE c.dispute_id = d.id
+            SELECT coalesce((
+                SELECT sum(c.amount_minor) FROM billing_disputecharge c WHERE c.dispute_id = d.id
+            ), 0) AS charged, coalesce((
+                SELECT sum(g.amount_minor) FROM billing_disputereturn g
+                JOIN billing_disputecharge c ON c.id = g.charge_id WHERE c.dispute_id = d.id
+            ), 0) AS returned
         ) said
-        CROSS JOIN LATERAL (
-            SELECT {sum_of("a.kind = 'refund_payable' AND e.kind = 'dispute_set_off'")} AS set_off,
-                {sum_of("a.kind = 'owner_clawback' AND e.kind = 'dispute_charged'")} AS charged
-            FROM billing_entry e
-            JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
-            WHERE e.subject_id = d.id AND e.kind IN ('dispute_set_off', 'dispute_charged')
-        ) posted
-        WHERE (d.set_off_minor, said.charged) <> (posted.set_off, posted.charged)
+        CROSS JOIN LATERAL ({_BORNE}) posted
+        WHERE (d.set_off_minor, said.charged, said.returned)
+            <> (posted.set_off, posted.charged, posted.returned)
+        """,  # noqa: S608
+    ),
+    Invariant(
+        "disputes_are_borne_once",
+        "What was set off and what owners bear of a lost dispute is together at most what it cost.",
+        f"""
+        SELECT d.id || ' cost ' || d.amount_minor || ', set off were ' || posted.set_off
+            || ', charged ' || posted.charged || ', given back ' || posted.returned, r.organization_id
+        FROM billing_dispute d
+        JOIN scheduler_reservation r ON r.id = d.reservation_id
+        CROSS JOIN LATERAL ({_BORNE}) posted
+        WHERE posted.set_off + posted.charged - posted.returned > d.amount_minor
+            OR posted.returned > posted.charged
         """,  # noqa: S608
     ),
     Invariant(
