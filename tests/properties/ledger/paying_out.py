@@ -5,7 +5,7 @@ import datetime as dt
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from billing import clawbacks, fee_shares, payouts, transfers
+from billing import clawbacks, fee_shares, payouts, settlements, transfers
 from billing.models import DisputeCharge, Payout, Reversal, Transfer
 from billing.provider_states import IntentKind, ReversalStatus, TransferStatus
 from billing.states import EntryKind, PayoutStatus
@@ -26,6 +26,8 @@ RELEASED = (
     EntryKind.PROMOTION_RETURNED,
     EntryKind.PROMOTION_EXPIRY,
 )
+# What is settled at `FAR` waits for the last look at its evidence.
+REVIEWED = FAR + dt.timedelta(seconds=settlements.REVIEWS_AFTER_SECONDS[-1])
 ASKED_AGAIN = dt.timedelta(seconds=clawbacks.ASK_AGAIN_SECONDS) + DAY
 
 
@@ -36,7 +38,7 @@ class PayingOut(Refunding):
     @event(*RELEASED)
     def release(self, *, is_late: bool) -> None:
         """Make payable what is due; late enough, also what was kept back."""
-        at = FARTHER if is_late else FAR
+        at = FARTHER if is_late else REVIEWED
         payouts.release_due(at=at)
         fee_shares.release_due(at=at)
 
