@@ -6,7 +6,6 @@ owed when that had its time is taken back out of what they were sent.
 
 import datetime as dt
 
-import structlog
 from django.db import transaction
 
 from billing import accounts, dispute_returns, ledger, reserves, transfers
@@ -17,8 +16,6 @@ from marketplace.core.errors import InvalidValue
 from marketplace.models import Organization
 from marketplace.states import EventKind
 from scheduler.models import Lease
-
-log = structlog.get_logger(__name__)
 
 # An owner that sells earns within a fortnight what most disputes are about; a reversal may leave its own
 # account at the provider below zero.

@@ -16,12 +16,12 @@ from billing import (
     inbox,
     invoices,
     payments,
-    payouts,
     promotions,
     provider,
     provider_books,
     reconcile,
     refunds,
+    releases,
     reservation_refunds,
     settlements,
     spend_anomalies,
@@ -50,9 +50,9 @@ def settle_leases() -> None:
 @shared_task(name="billing.release_earnings")
 def release_earnings() -> None:
     now = timezone.now()
-    payouts.release_due(at=now)
+    releases.release_due(at=now)
     fee_shares.release_due(at=now)
-    payouts.release_due(at=timezone.now())
+    releases.release_due(at=timezone.now())
 
 
 @shared_task(name="billing.drive_intents")

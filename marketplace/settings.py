@@ -116,9 +116,13 @@ PROMOTION_ALONE_MINOR_MAX = env.integer(
 WITHDRAWAL_ALONE_MINOR_MAX = env.integer(
     "HEADROOM_WITHDRAWAL_ALONE_MINOR_MAX", default=100_000, minimum=0, maximum=1_000_000_000
 )
-# How far ahead capacity is sold: less where a payment provider does not like to wait for the delivery.
+# How far ahead capacity is sold. Real money is taken no earlier than a payment provider agrees to: whoever
+# has its word that it waits longer for a delivery may set more.
 HORIZON_DAYS = env.integer(
-    "HEADROOM_HORIZON_DAYS", default=limits.HORIZON_DAYS, minimum=1, maximum=limits.HORIZON_DAYS
+    "HEADROOM_HORIZON_DAYS",
+    default=90 if IS_PRODUCTION else limits.HORIZON_DAYS,
+    minimum=1,
+    maximum=limits.HORIZON_DAYS,
 )
 # Who is named as the host of the GPUs in FOCUS files; empty: whoever issues the invoices.
 HOST_PROVIDER_NAME = env.text("HEADROOM_HOST_PROVIDER_NAME", default="")
@@ -201,6 +205,10 @@ STRIPE_JS_URL = env.text("STRIPE_JS_URL", default="https://js.stripe.com/v3/")
 STRIPE_API_BASE = env.text("STRIPE_API_BASE", default="")
 if STRIPE_SECRET_KEY and not STRIPE_SECRET_KEY.startswith(("sk_", "rk_")):
     raise ImproperlyConfigured("STRIPE_SECRET_KEY should look like sk_live_… or rk_live_…")
+if STRIPE_SECRET_KEY.startswith(("sk_live_", "rk_live_")) and not IS_PRODUCTION:
+    raise ImproperlyConfigured(
+        f"STRIPE_SECRET_KEY moves real money, which the profile {PROFILE} calls simulated"
+    )
 if not all(secret.startswith("whsec_") for secret in STRIPE_WEBHOOK_SECRETS):
     raise ImproperlyConfigured("STRIPE_WEBHOOK_SECRET should look like whsec_…")
 if STRIPE_API_BASE and IS_PRODUCTION:

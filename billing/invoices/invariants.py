@@ -1,7 +1,7 @@
 """Invariants of documents: numbers without gaps, sums that fit, and the ledger told once and in full.
 
-As in `billing.books`, each query returns a row per breach. What an entry charged or gave back is derived
-here from postings and from what changes, settlements and corrections say, and not from the lines.
+As in `billing.invariants`, each query returns a row per breach. What an entry charged or gave back is
+derived here from postings and from what changes, settlements and corrections say, and not from the lines.
 """
 
 from billing.invariants import Invariant

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from agents.models import Node
-from billing import changes, corrections, payouts, settlements
+from billing import changes, corrections, releases, settlements
 from billing.models import FeeShare, Settlement
 from marketplace.models import Organization
 from marketplace.states import Scope
@@ -134,7 +134,7 @@ class TestEarnings:
 class TestPayouts:
     def test_name_the_lease_and_not_the_tenant(self, api: ApiClient, settled: Settlement) -> None:
         assert api.get("/v1/payouts").json["data"] == []
-        payouts.release_due(at=settled.release_due_at)
+        releases.release_due(at=settled.release_due_at)
         answer = api.get("/v1/payouts", status="due")
         (payout,) = answer.json["data"]
         assert payout["lease_id"] == settled.lease_id
@@ -151,15 +151,15 @@ class TestPayouts:
         lost = books.outage(of=lease, seconds=1800)
         settlements.settle_ended(at=LATER)
         row = Settlement.objects.get()
-        payouts.release_due(at=row.release_due_at)
+        releases.release_due(at=row.release_due_at)
         lost.delete()
         assert corrections.review(settlement_id=row.pk, at=row.release_due_at)
-        payouts.release_due(at=LATER + dt.timedelta(days=100))
+        releases.release_due(at=LATER + dt.timedelta(days=100))
         listed = api.get("/v1/payouts").json["data"]
         assert {each["reason"] for each in listed} == {"settlement", "reserve", "correction"}
         assert {each["lease_id"] for each in listed} == {lease.pk}
 
     def test_are_nobody_elses_business(self, settled: Settlement) -> None:
-        payouts.release_due(at=settled.release_due_at)
+        releases.release_due(at=settled.release_due_at)
         _, secret = a_key(organization=an_organization())
         assert ApiClient(secret=secret).get("/v1/payouts").json["data"] == []

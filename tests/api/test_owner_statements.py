@@ -9,7 +9,7 @@ import pytest
 from django.test import Client
 from reportlab.pdfgen.textobject import PDFTextObject
 
-from billing import payouts, settlements
+from billing import payouts, releases, settlements
 from billing.models import Payout
 from marketplace.models import Organization
 from marketplace.states import Scope
@@ -39,7 +39,7 @@ def lease(organization: Organization) -> Lease:
     made = books.lease(of=row, on=books.node(of=organization))
     books.outage(of=made, seconds=1800)
     settlements.settle_ended(at=books.START + dt.timedelta(days=1))
-    payouts.release_due(at=RELEASED)
+    releases.release_due(at=RELEASED)
     payouts.send(payout_id=Payout.objects.get().pk, at=RELEASED, actor="test")
     return made
 

@@ -27,7 +27,6 @@ pytestmark = pytest.mark.django_db
 LATER = books.START + dt.timedelta(days=20)
 DAY = dt.timedelta(days=1)
 NOVEMBER = Window(dt.datetime(2026, 11, 1, tzinfo=dt.UTC), dt.datetime(2026, 12, 1, tzinfo=dt.UTC))
-WORDS = ("idle", "listed", "sold", "delivered", "busy")
 
 
 def ask(api: ApiClient, **changes: Any) -> dict[str, Any]:
@@ -36,10 +35,6 @@ def ask(api: ApiClient, **changes: Any) -> dict[str, Any]:
     assert answer.status == 200, answer.content
     found: dict[str, Any] = answer.json
     return found
-
-
-def seconds(row: dict[str, Any]) -> dict[str, int | None]:
-    return {word: row[f"gpu_seconds_{word}"] for word in WORDS}
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ def fill() -> None:
         payouts,
         receivables,
         refunds,
+        releases,
         settlements,
     )
     from billing.models import CreditSale, Payout
@@ -67,7 +68,7 @@ def fill() -> None:
             )
     refunds.open_due(at=late)
     released = late + dt.timedelta(days=14)
-    payouts.release_due(at=released)
+    releases.release_due(at=released)
     payout = Payout.objects.order_by("pk").first()
     assert payout is not None
     payouts.send(payout_id=payout.pk, at=released, actor="test")

@@ -21,7 +21,7 @@ from marketplace.models import User
 from tests.billing import factories
 from tests.billing.debtors import a_debtor, buy, owed, sale_of
 from tests.billing.focus import world
-from tests.billing.test_payouts import released_settlement
+from tests.billing.owner_market import released_settlement
 from tests.scheduler.factories import make_pool, make_quote
 
 pytestmark = pytest.mark.django_db

@@ -11,11 +11,10 @@ from billing import (
     clawbacks,
     corrections,
     disputes,
-    ledger,
     owner_statements,
     parking,
-    payouts,
     refunds,
+    releases,
     settlements,
 )
 from billing import provider as doors
@@ -37,7 +36,8 @@ from marketplace.core.money import Money
 from marketplace.models import Event
 from scheduler.models import Reservation
 from tests.billing import factories
-from tests.billing.test_transfers import World
+from tests.billing.owner_market import OwnerWorld
+from tests.billing.readings import balance
 
 pytestmark = pytest.mark.django_db
 
@@ -84,10 +84,6 @@ def charged(row: Settlement, *, amount: int, at: dt.datetime = AT, **changes: An
     approval = asked(row, amount=amount, **changes)
     approvals.approve(approval_id=approval.pk, at=at, actor="ben")
     return DisputeCharge.objects.get(approval=approval)
-
-
-def balance(kind: AccountKind, subject_id: str = "") -> int:
-    return ledger.balance(account=ledger.AccountRef(kind, "usd", subject_id))
 
 
 class TestCharging:
@@ -164,7 +160,7 @@ class TestCollecting:
 
     def test_draws_on_the_reserve_first(self) -> None:
         row = settled()
-        payouts.release_due(at=row.release_due_at)
+        releases.release_due(at=row.release_due_at)
         lost(row)
         charge = charged(row, amount=30, at=row.release_due_at)
         reserve = Reserve.objects.get()
@@ -172,20 +168,20 @@ class TestCollecting:
         assert balance(AccountKind.OWNER_CLAWBACK, row.owner_id) == 0
         assert balance(AccountKind.OWNER_RESERVE, row.owner_id) == 10
         assert books.check(at=row.release_due_at).ok
-        payouts.release_due(at=reserve.release_due_at)
+        releases.release_due(at=reserve.release_due_at)
         assert Payout.objects.get(reserve=reserve).amount_minor == 10
         assert books.check(at=reserve.release_due_at).ok
 
     def test_nets_the_rest_with_what_comes_next(self) -> None:
         row = settled()
-        payouts.release_due(at=row.release_due_at)
+        releases.release_due(at=row.release_due_at)
         lost(row)
         charge = charged(row, amount=140, at=row.release_due_at)
         assert charge.drawn_minor == 40
         assert Reserve.objects.get().released_at == row.release_due_at
         assert balance(AccountKind.OWNER_CLAWBACK, row.owner_id) == 100
         later = settled()
-        payouts.release_due(at=later.release_due_at)
+        releases.release_due(at=later.release_due_at)
         # Of 400 earned 100 are owed, and a tenth of the rest is kept back.
         assert Payout.objects.get(settlement=later).amount_minor == 270
         assert balance(AccountKind.OWNER_CLAWBACK, row.owner_id) == 0
@@ -195,7 +191,7 @@ class TestCollecting:
         self, provider: Any, clock: Any
     ) -> None:
         clock(days=60)
-        world = World(provider, clock)
+        world = OwnerWorld(provider, clock)
         world.onboard()
         payout = world.earn()
         world.turn()
@@ -266,11 +262,11 @@ class TestGivingBack:
     def test_pays_out_what_the_owner_does_not_owe(self) -> None:
         row = settled()
         self.by_card(row)
-        payouts.release_due(at=row.release_due_at)
+        releases.release_due(at=row.release_due_at)
         lost(row)
         charged(row, amount=471, at=row.release_due_at)
         settled_later = [settled() for _ in range(2)]
-        payouts.release_due(at=settled_later[0].release_due_at)
+        releases.release_due(at=settled_later[0].release_due_at)
         assert balance(AccountKind.OWNER_CLAWBACK, row.owner_id) == 0
         at = self.half_is_refunded(row)
         # By the correction it owes 100, and the credit of 12.

@@ -7,12 +7,13 @@ import pytest
 from django.db import IntegrityError, transaction
 
 from agents.protocol import Cause, ReceiptKind
-from billing import books, corrections, ledger, payouts, settlements, wallet
+from billing import books, corrections, ledger, releases, settlements, wallet
 from billing.models import Correction, Entry, Payout, Settlement
 from billing.states import AccountKind
 from scheduler.models import Lease, Reclaim
 from scheduler.states import LeaseStatus
 from tests.billing import factories
+from tests.billing.readings import balance
 
 pytestmark = pytest.mark.django_db
 
@@ -32,10 +33,6 @@ def settled(**changes: Any) -> Settlement:
 def held(settlement: Settlement) -> int:
     tenant = settlement.lease.reservation.organization
     return wallet.balance(organization=tenant).amount_minor
-
-
-def balance(kind: AccountKind, subject_id: str = "") -> int:
-    return ledger.balance(account=ledger.AccountRef(kind, "usd", subject_id))
 
 
 class TestReview:
@@ -235,7 +232,7 @@ class TestAfterRelease:
     def released(self, **changes: Any) -> Settlement:
         row = settled(**changes)
         at = row.release_due_at
-        assert payouts.release(settlement_id=row.id, at=at)
+        assert releases.release(settlement_id=row.id, at=at)
         row.refresh_from_db()
         return row
 
@@ -246,7 +243,7 @@ class TestAfterRelease:
         # 100 less are earned, and 12 are its tenant's credit for the owner's hardware.
         assert balance(AccountKind.OWNER_CLAWBACK, row.owner_id) == 112
         other = settled()
-        payouts.release_due(at=MUCH_LATER)
+        releases.release_due(at=MUCH_LATER)
         assert Payout.objects.get(settlement=other).amount_minor == 288
         assert balance(AccountKind.OWNER_CLAWBACK, row.owner_id) == 0
         assert books.check(at=MUCH_LATER).ok
@@ -255,11 +252,11 @@ class TestAfterRelease:
         row = self.released(returned_after_seconds=1800)
         factories.receipt(of=row.lease, kind=ReceiptKind.RETURN)
         corrections.review_due(at=MUCH_LATER)
-        assert payouts.release_due(at=MUCH_LATER) == 1
+        assert releases.release_due(at=MUCH_LATER) == 1
         change = Correction.objects.get()
         # Of 471 the owner gets 400, and had 201 for the first half.
         assert change.payout.amount_minor == change.owner_minor == 199
-        assert payouts.release_due(at=MUCH_LATER) == 0
+        assert releases.release_due(at=MUCH_LATER) == 0
         assert balance(AccountKind.OWNER_ACCRUED, row.lease_id) == 0
         assert books.check(at=MUCH_LATER).ok
 

@@ -8,7 +8,7 @@ from billing import disputes, provider, settlements, watch
 from billing.models import Dispute, Intent, Refund
 from billing.states import AccountKind
 from scheduler import reservations
-from tests.billing.test_deposits import InTwoParts
+from tests.billing.deposits.market import InTwoParts
 from tests.fakes.stripe import balance as standin_balance
 
 pytestmark = pytest.mark.django_db

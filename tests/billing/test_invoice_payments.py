@@ -9,7 +9,6 @@ from billing import (
     books,
     chargeable,
     credit,
-    intents,
     invoice_payments,
     ledger,
     parking,
@@ -20,19 +19,20 @@ from billing import (
 from billing import provider as doors
 from billing.models import CreditSale, Payment
 from billing.payments import Wishes
-from billing.provider_states import IntentKind, PaymentMeans
+from billing.provider_states import IntentKind
 from billing.states import AccountKind
 from marketplace.core.errors import InvalidValue, NotFound
 from marketplace.core.money import Money
 from marketplace.models import AuditEvent, Event, Organization
-from tests.billing.debtors import a_debtor, balance, buy, owed, sale_of
-from tests.billing.test_crash_points import STEPS, Case, Died
+from tests.billing.card_market import CARD, SAVED
+from tests.billing.crash_case import Case
+from tests.billing.debtors import a_debtor, buy, owed, sale_of
+from tests.billing.dying import STEPS, dies
+from tests.billing.readings import balance, purse
 from tests.scheduler import factories
 from tests.scheduler.factories import NOW, make_pool, make_quote
 
 pytestmark = pytest.mark.django_db
-
-CARD = Wishes(means=PaymentMeans.CARD)
 
 
 def a_sale(*, tenant: Organization | None = None, gpus: int = 2) -> CreditSale:
@@ -48,10 +48,6 @@ def fund(organization: Organization, amount: int) -> None:
         at=NOW,
         actor="test",
     )
-
-
-def purse(organization: Organization) -> int:
-    return wallet.balance(organization=organization).amount_minor
 
 
 def is_sound() -> bool:
@@ -233,7 +229,7 @@ class TestThroughTheProvider:
 
     def test_needs_a_saved_card_where_one_is_to_pay(self, provider, clock):
         with pytest.raises(payments.NoSavedCard):
-            self.ask(a_sale(), clock, wishes=Wishes(means=PaymentMeans.CARD, with_saved_card=True))
+            self.ask(a_sale(), clock, wishes=SAVED)
 
     def test_is_not_asked_for_less_than_the_provider_takes(self, provider, clock):
         sale = a_sale()
@@ -253,7 +249,7 @@ class InvoiceCase(Case):
         self.payment = invoice_payments.through_provider(
             sale=self.sale,
             amount_minor=None,
-            wishes=Wishes(means=PaymentMeans.CARD, with_saved_card=True),
+            wishes=SAVED,
             at=self.clock(),
         )
 
@@ -266,17 +262,10 @@ class InvoiceCase(Case):
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("later", [{"seconds": 61}, {"hours": 25}])
-def test_a_death_at_any_step_pays_an_invoice_once(provider, clock, monkeypatch, step, later):
+def test_a_death_at_any_step_pays_an_invoice_once(provider, clock, step, later):
     case = InvoiceCase(provider, clock, "payment")
-
-    def die(*, step, intent, at=step):
-        if step == at and intent.kind == IntentKind.PAYMENT:
-            raise Died
-
-    monkeypatch.setattr(intents, "reached", die)
-    with pytest.raises(Died):
+    with dies(at=step, kind=IntentKind.PAYMENT):
         case.drive()
-    monkeypatch.undo()
     case.drive()  # at once: it is still claimed by the dead
     case.drive(**later)
     case.check()

@@ -9,9 +9,9 @@ from billing import (
     credit,
     disputes,
     invoices,
-    payouts,
     promotions,
     refunds,
+    releases,
     reservation_refunds,
     settlements,
     top_up_disputes,
@@ -143,7 +143,7 @@ class Market(Stories):
         for reversal in self.asked_back():
             self.hear_of_reversal(reversal, is_there=False)
         while Reserve.objects.filter(released_at=None).exists():
-            assert payouts.release_due(at=FARTHER + RESERVED)
+            assert releases.release_due(at=FARTHER + RESERVED)
         for row in self.sending():
             self.hear_of_transfer(row, is_paid=True)
         for payout in self.payable():

@@ -5,7 +5,7 @@ import datetime as dt
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from billing import clawbacks, fee_shares, payouts, settlements, transfers
+from billing import clawbacks, fee_shares, releases, settlements, transfers
 from billing.models import DisputeCharge, Payout, Reversal, Transfer
 from billing.provider_states import IntentKind, ReversalStatus, TransferStatus
 from billing.states import EntryKind, PayoutStatus
@@ -39,7 +39,7 @@ class PayingOut(Refunding):
     def release(self, *, is_late: bool) -> None:
         """Make payable what is due; late enough, also what was kept back."""
         at = FARTHER if is_late else REVIEWED
-        payouts.release_due(at=at)
+        releases.release_due(at=at)
         fee_shares.release_due(at=at)
 
     @precondition(lambda self: self.payable())
