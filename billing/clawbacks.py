@@ -7,7 +7,7 @@ import datetime as dt
 
 from django.db import transaction
 
-from billing import accounts, ledger, reserves
+from billing import accounts, dispute_returns, ledger, reserves
 from billing.models import Approval, Dispute, DisputeCharge
 from billing.states import AccountKind, DisputeStatus, EntryKind
 from marketplace import events
@@ -40,8 +40,8 @@ def charge(*, approval: Approval, at: dt.datetime) -> DisputeCharge:
         raise InvalidValue(
             "Nothing of this owner was leased for what is disputed.", pointer="/organization"
         )
-    charged = sum(row.amount_minor for row in dispute.charges.all())
-    rest = dispute.amount_minor - dispute.set_off_minor - charged
+    borne = dispute_returns.borne_minor(dispute=dispute)
+    rest = dispute.amount_minor - dispute.set_off_minor - borne
     if not 0 < approval.amount_minor <= rest:
         raise InvalidValue(
             f"From 1 to {rest} minor units of it are not borne yet.", pointer="/amount_minor"

@@ -157,7 +157,7 @@ def release_correction(*, correction_id: int, at: dt.datetime) -> bool:
         source=accrued,
         owner=settlement.owner,
         currency=settlement.currency,
-        amount=correction.owner_minor,
+        amount=correction.owner_minor - correction.credit_of_owner_minor,
     )
     Correction.objects.filter(pk=correction.pk).update(released_at=at)
     entry = ledger.post(

@@ -109,6 +109,7 @@ class EntryKind(TextChoices):
     DISPUTE_REPAID = "dispute_repaid"  # by a tenant, of what a dispute that was lost left owed
     DISPUTE_SET_OFF = "dispute_set_off"  # what was to go back, and a bank has given back already
     DISPUTE_CHARGED = "dispute_charged"  # to an owner, who answers for it
+    DISPUTE_RETURNED = "dispute_returned"  # of that, what was set off: nobody lost it
     RESERVE_DRAWN = "reserve_drawn"  # what was kept back of an owner, for what it owes
     PAYMENT = "payment"
     TAX_REMITTANCE = "tax_remittance"  # of collected tax, to its tax office

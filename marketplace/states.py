@@ -62,6 +62,7 @@ class EventKind(TextChoices):
     DISPUTE_CHARGED = "dispute.charged"
     DISPUTE_CLOSED = "dispute.closed"
     DISPUTE_OPENED = "dispute.opened"
+    DISPUTE_RETURNED = "dispute.returned"
     INQUIRY_CLOSED = "inquiry.closed"
     INQUIRY_OPENED = "inquiry.opened"
     INVOICE_ISSUED = "invoice.issued"

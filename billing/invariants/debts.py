@@ -2,6 +2,17 @@
 
 from billing.invariants import Invariant, balances_of, sum_of
 
+# What was posted of a dispute that was lost: `d` is the dispute.
+_BORNE = f"""
+    SELECT {sum_of("a.kind = 'refund_payable' AND e.kind = 'dispute_set_off'")} AS set_off,
+        {sum_of("a.kind = 'owner_clawback' AND e.kind = 'dispute_charged'")} AS charged,
+        {sum_of("a.kind = 'dispute_losses' AND e.kind = 'dispute_returned'")} AS returned
+    FROM billing_entry e
+    JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
+    WHERE e.subject_id = d.id
+        AND e.kind IN ('dispute_set_off', 'dispute_charged', 'dispute_returned')
+"""  # noqa: S608 - constants of this package
+
 DEBT_INVARIANTS = (
     Invariant(
         "refunds_are_on_their_way",
@@ -35,24 +46,37 @@ DEBT_INVARIANTS = (
     ),
     Invariant(
         "disputes_cost_what_they_say",
-        "What was set off against a lost dispute, and charged to owners for it, is what was posted.",
+        "What was set off against a lost dispute, charged to owners and given back is what was posted.",
         f"""
-        SELECT d.id || ' says ' || d.set_off_minor || ' set off and ' || said.charged
-            || ' charged, posted ' || posted.set_off || ' and ' || posted.charged, r.organization_id
+        SELECT d.id || ' says ' || d.set_off_minor || ' set off, ' || said.charged || ' charged and '
+            || said.returned || ' given back, posted ' || posted.set_off || ', ' || posted.charged
+            || ' and ' || posted.returned, r.organization_id
         FROM billing_dispute d
         JOIN scheduler_reservation r ON r.id = d.reservation_id
         CROSS JOIN LATERAL (
-            SELECT coalesce(sum(c.amount_minor), 0) AS charged FROM billing_disputecharge c
-            WHERE c.dispute_id = d.id
+            SELECT coalesce((
+                SELECT sum(c.amount_minor) FROM billing_disputecharge c WHERE c.dispute_id = d.id
+            ), 0) AS charged, coalesce((
+                SELECT sum(g.amount_minor) FROM billing_disputereturn g
+                JOIN billing_disputecharge c ON c.id = g.charge_id WHERE c.dispute_id = d.id
+            ), 0) AS returned
         ) said
-        CROSS JOIN LATERAL (
-            SELECT {sum_of("a.kind = 'refund_payable' AND e.kind = 'dispute_set_off'")} AS set_off,
-                {sum_of("a.kind = 'owner_clawback' AND e.kind = 'dispute_charged'")} AS charged
-            FROM billing_entry e
-            JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
-            WHERE e.subject_id = d.id AND e.kind IN ('dispute_set_off', 'dispute_charged')
-        ) posted
-        WHERE (d.set_off_minor, said.charged) <> (posted.set_off, posted.charged)
+        CROSS JOIN LATERAL ({_BORNE}) posted
+        WHERE (d.set_off_minor, said.charged, said.returned)
+            <> (posted.set_off, posted.charged, posted.returned)
+        """,  # noqa: S608
+    ),
+    Invariant(
+        "disputes_are_borne_once",
+        "What was set off and what owners bear of a lost dispute is together at most what it cost.",
+        f"""
+        SELECT d.id || ' cost ' || d.amount_minor || ', set off were ' || posted.set_off
+            || ', charged ' || posted.charged || ', given back ' || posted.returned, r.organization_id
+        FROM billing_dispute d
+        JOIN scheduler_reservation r ON r.id = d.reservation_id
+        CROSS JOIN LATERAL ({_BORNE}) posted
+        WHERE posted.set_off + posted.charged - posted.returned > d.amount_minor
+            OR posted.returned > posted.charged
         """,  # noqa: S608
     ),
     Invariant(

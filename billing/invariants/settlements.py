@@ -130,8 +130,10 @@ SETTLEMENT_INVARIANTS = (
         LEFT JOIN billing_posting p ON p.entry_id = c.entry_id
         LEFT JOIN billing_account a ON a.id = p.account_id
         GROUP BY c.id, s.id
-        HAVING (c.owner_minor, c.fee_minor, c.refunded_minor + c.credit_minor,
-                c.borne_minor + c.credit_minor, c.gpu_seconds_delivered, c.gpu_seconds_busy)
+        HAVING (c.owner_minor - c.credit_of_owner_minor, c.fee_minor,
+                c.refunded_minor + c.credit_minor,
+                c.borne_minor + c.credit_minor - c.credit_of_owner_minor,
+                c.gpu_seconds_delivered, c.gpu_seconds_busy)
             IS DISTINCT FROM (
                 -{sum_of("a.kind IN ('owner_accrued', 'owner_clawback')")},
                 -{sum_of("a.kind = 'platform_fee'")},
@@ -168,7 +170,8 @@ SETTLEMENT_INVARIANTS = (
         FROM billing_settlement s
         JOIN ({balances_of("owner_accrued")}) b ON b.subject_id = s.lease_id
         CROSS JOIN LATERAL (
-            SELECT coalesce(sum(c.owner_minor), 0) AS amount FROM billing_correction c
+            SELECT coalesce(sum(c.owner_minor - c.credit_of_owner_minor), 0) AS amount
+            FROM billing_correction c
             WHERE c.settlement_id = s.id AND c.released_at IS NULL
         ) due
         WHERE s.released_at IS NOT NULL AND b.balance <> due.amount

@@ -13,7 +13,7 @@ MARKETS_OWN = (
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0035_card_inquiries"),
+        ("billing", "0037_give_back_what_was_set_off"),
     ]
 
     operations = [

@@ -16,7 +16,13 @@ from billing.models.credit import (
     DunningTransition,
 )
 from billing.models.deposits import Deposit
-from billing.models.disputes import CardInquiry, Dispute, DisputeCharge, DisputeTransition
+from billing.models.disputes import (
+    CardInquiry,
+    Dispute,
+    DisputeCharge,
+    DisputeReturn,
+    DisputeTransition,
+)
 from billing.models.earnings import EarnedHour
 from billing.models.exports import ExportDigest
 from billing.models.fee_shares import FeeShare, Resale, ResalePart
@@ -76,6 +82,7 @@ __all__ = [
     "Dismissal",
     "Dispute",
     "DisputeCharge",
+    "DisputeReturn",
     "DisputeTransition",
     "DunningCase",
     "DunningTransition",

@@ -60,8 +60,14 @@ class TestEarnings:
         assert correction is not None
         assert correction.earned_minor < 0
         answer = api.get("/v1/owner/earnings", **period(group_by=group_by)).json
-        for name, column in (("earned", "earned"), ("fee", "fee"), ("net", "owner")):
-            both = getattr(settled, f"{column}_minor") + getattr(correction, f"{column}_minor")
+        borne = correction.credit_of_owner_minor
+        assert borne > 0
+        for name, both in (
+            ("earned", settled.earned_minor + correction.earned_minor),
+            ("fee", settled.fee_minor + correction.fee_minor),
+            ("credits", borne),
+            ("net", settled.owner_minor + correction.owner_minor - borne),
+        ):
             assert answer["total"][name]["amount_minor"] == both
             assert sum(row[name]["amount_minor"] for row in answer["groups"]) == both
         assert [row["leases"] for row in answer["groups"]] == ([1, 0] if group_by == "day" else [1])
@@ -145,9 +151,9 @@ class TestPayouts:
         lost = books.outage(of=lease, seconds=1800)
         settlements.settle_ended(at=LATER)
         row = Settlement.objects.get()
-        releases.release_due(at=LATER)
+        releases.release_due(at=row.release_due_at)
         lost.delete()
-        assert corrections.review(settlement_id=row.pk, at=LATER + dt.timedelta(days=1))
+        assert corrections.review(settlement_id=row.pk, at=row.release_due_at)
         releases.release_due(at=LATER + dt.timedelta(days=100))
         listed = api.get("/v1/payouts").json["data"]
         assert {each["reason"] for each in listed} == {"settlement", "reserve", "correction"}

@@ -38,7 +38,7 @@ def lease(organization: Organization) -> Lease:
     Reservation.objects.filter(pk=row.pk).update(**WORKLOAD)
     made = books.lease(of=row, on=books.node(of=organization))
     books.outage(of=made, seconds=1800)
-    settlements.settle_ended(at=RELEASED)
+    settlements.settle_ended(at=books.START + dt.timedelta(days=1))
     releases.release_due(at=RELEASED)
     payouts.send(payout_id=Payout.objects.get().pk, at=RELEASED, actor="test")
     return made

@@ -29,7 +29,7 @@ def story() -> Reservation:
     )
     lease = factories.lease(of=reservation, handed_over_after_seconds=60)
     factories.meter_fully(of=lease)
-    settlements.settle_ended(at=MUCH_LATER)
+    settlements.settle_ended(at=MUCH_LATER - dt.timedelta(days=30))
     releases.release_due(at=MUCH_LATER)
     return reservation
 

@@ -173,7 +173,7 @@ class TestWholeLife:
         leases.advance(at=closed_at)
         reservations.finish_due(at=closed_at)
         much_later = closed_at + dt.timedelta(days=60)
-        assert settlements.settle_ended(at=much_later) == 2
+        assert settlements.settle_ended(at=closed_at + dt.timedelta(days=1)) == 2
         assert releases.release_due(at=much_later) == 2
         reservation.refresh_from_db()
         bill = bills.reservation_bill(reservation=reservation, at=much_later)

@@ -127,7 +127,7 @@ class TestALease:
         made = corrections.review(settlement_id=found.pk, at=released_by)
         assert made is not None
         (line,) = statement_of(DECEMBER).leases
-        assert line.correction == made.owner_minor < 0
+        assert line.correction == made.owner_minor - made.credit_of_owner_minor < 0
         assert (line.earned, line.gpu_seconds_delivered) == (0, -900)
         assert statement_of(NOVEMBER).leases[0].correction == 0
         assert line.evidence is not None

@@ -2,10 +2,11 @@ import datetime as dt
 
 import pytest
 
-from billing import ledger, releases
+from billing import corrections, ledger, releases, settlements
 from billing.models import Entry, Payout, PayoutTransition
 from billing.states import AccountKind
 from scheduler.states import LeaseStatus
+from tests.billing import factories
 from tests.billing.owner_market import MUCH_LATER, released_settlement, settled
 
 pytestmark = pytest.mark.django_db
@@ -31,6 +32,22 @@ class TestReleaseDue:
         row = settled()
         assert releases.release_due(at=row.release_due_at - dt.timedelta(seconds=1)) == 0
         assert not Payout.objects.exists()
+
+    @pytest.mark.parametrize(("buffer_days", "waits_days"), [(14, 8), (1, 1), (0, 0)])
+    def test_of_what_was_settled_late_waits_for_the_last_look_at_its_evidence(
+        self, settings, buffer_days, waits_days
+    ):
+        settings.PAYOUT_DELAY_SECONDS = buffer_days * 86_400
+        lease = factories.lease(of=factories.reservation(buyer=factories.tenant(funds_minor=471)))
+        late = lease.closed_at + dt.timedelta(days=20)
+        row = settlements.settle(lease_id=lease.id, at=late)
+        assert row.release_due_at == late + dt.timedelta(days=waits_days)
+        assert releases.release_due(at=late) == (waits_days == 0)
+        assert releases.release_due(at=row.release_due_at) == (waits_days > 0)
+        if buffer_days > waits_days:
+            corrections.review_due(at=row.release_due_at)
+            row.refresh_from_db()
+            assert row.review_due_at is None
 
     def test_changes_nothing_when_it_comes_again(self):
         released_settlement()

@@ -100,8 +100,9 @@ def _earns(market: Market, owner: Organization) -> Payout:
     lease = books_factories.lease(
         of=books_factories.reservation(buyer=buyer), on=factories.make_node(owner=owner)
     )
-    settlements.settle(lease_id=lease.pk, at=market.at)
-    releases.release_due(at=market.at)
+    settled = settlements.settle(lease_id=lease.pk, at=market.at)
+    assert settled is not None
+    releases.release_due(at=settled.release_due_at)
     return Payout.objects.get(owner=owner)
 
 

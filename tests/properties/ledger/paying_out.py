@@ -6,7 +6,7 @@ from django.conf import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from billing import fee_shares, owner_debts, releases, reserves, transfers
+from billing import fee_shares, owner_debts, releases, reserves, settlements, transfers
 from billing.models import Payout, Reversal, Transfer
 from billing.provider_states import IntentKind, ReversalStatus, TransferStatus
 from billing.states import ApprovalKind, EntryKind, PayoutStatus
@@ -28,6 +28,8 @@ RELEASED = (
     EntryKind.PROMOTION_RETURNED,
     EntryKind.PROMOTION_EXPIRY,
 )
+# What is settled at `FAR` waits for the last look at its evidence.
+REVIEWED = FAR + dt.timedelta(seconds=settlements.REVIEWS_AFTER_SECONDS[-1])
 ASKED_AGAIN = dt.timedelta(seconds=owner_debts.ASK_AGAIN_SECONDS) + DAY
 
 
@@ -38,7 +40,7 @@ class PayingOut(Refunding):
     @event(*RELEASED)
     def release(self, *, is_late: bool) -> None:
         """Make payable what is due; late enough, also what was kept back."""
-        at = FARTHER if is_late else FAR
+        at = FARTHER if is_late else REVIEWED
         releases.release_due(at=at)
         fee_shares.release_due(at=at)
 

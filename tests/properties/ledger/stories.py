@@ -60,7 +60,10 @@ class Stories(Controls):
 
     @rule(data=st.data(), who=WHO, price=PRICE)
     def story_of_a_lost_dispute(self, data: st.DataObject, who: int, price: int) -> None:
-        """Let the owner bear what a bank took back, out of its reserve and of what it was sent."""
+        """Let the owner bear what a bank took back, out of its reserve and of what it was sent.
+
+        Of its GPUs late evidence tells, so that some of it is set off as well and the owner's again.
+        """
         self.buy_by(PaymentMethod.CARD, price=price, who=who)
         self.start(data=data, nodes=1, handover=0)
         self.finish(data=data, length=SECONDS, compensation=None)
@@ -69,6 +72,8 @@ class Stories(Controls):
         self.pay_out(data=data, fate="paid")
         self.dispute(data=data, fee=15, percent=100)
         self.decide(data=data, is_won=False, percent_of_owner=90)
+        self.learn_late(data=data, seconds=1500, is_more=False)
+        self.refund()
         self.take_back()
         self.hear_of_a_reversal(data=data, is_there=True)
 
