@@ -10,9 +10,11 @@ from collections.abc import Callable
 from django.db import transaction
 
 from billing import changes, payment_methods, payments, provider, wallet_holds
+from billing.models import WalletHold
 from billing.payments import Wishes
 from billing.provider_states import PaymentMeans
 from marketplace.models import Organization
+from scheduler import changes as scheduled
 from scheduler import extensions, held_moves
 from scheduler.models import Change, ChangeQuote, ExtensionHold
 from scheduler.states import PaymentMethod
@@ -108,6 +110,10 @@ def _keep(
     changes.require_allowed(
         organization=organization, reservation_id=reservation_id, quote_id=quote_id, at=at
     )
+    # What was held of the wallet goes back before GPUs are taken: money is locked first.
+    scheduled.locked(organization=organization, reservation_id=reservation_id)
+    if (of_wallet := _held_of_wallet(organization, quote_id=quote_id)) is not None:
+        wallet_holds.void(of_wallet, at=at)
     held = hold(
         organization=organization,
         reservation_id=reservation_id,
@@ -115,14 +121,19 @@ def _keep(
         at=at,
         actor=actor,
     )
-    if (of_wallet := wallet_holds.open_of(quote_id=held.quote_id)) is not None:
-        wallet_holds.void(of_wallet, at=at)
     payments.open_for_added_hours(held=held, wishes=wishes, at=at)
     return held
 
 
 def _by_card(*, with_saved_card: bool, saves_card: bool) -> Wishes:
     return Wishes(means=PaymentMeans.CARD, with_saved_card=with_saved_card, saves_card=saves_card)
+
+
+def _held_of_wallet(organization: Organization, *, quote_id: str) -> WalletHold | None:
+    known = ChangeQuote.objects.visible_to(organization)
+    if "\x00" in quote_id or not known.filter(pk=quote_id).exists():
+        return None
+    return wallet_holds.open_of(quote_id=quote_id)
 
 
 def _costs_nothing(*, organization: Organization, reservation_id: str, quote_id: str) -> bool:

@@ -52,6 +52,9 @@ def cancel(
 
     :raises DomainError: whatever refuses the cancellation; see `scheduler.cancellations.cancel`.
     """
+    receivables.lock_refund(
+        reservation=scheduled.locked(organization=organization, reservation_id=reservation_id)
+    )
     change = cancellations.cancel(
         organization=organization,
         reservation_id=reservation_id,
@@ -233,8 +236,8 @@ def _require_means(
 ) -> CreditTerms | None:
     """Refuse ways to pay that need an answer from outside; return the terms of what is added on account.
 
-    What is changed is changed at once, or not. Locks the reservation, and then what its tenant may owe, or
-    its wallet: money is locked before GPUs, as where they are bought.
+    What is changed is changed at once, or not. Locks the reservation, and then the money that moves: what is
+    held for the order, what its tenant may owe, its promotions and its wallet, before GPUs.
     """
     method = payment_methods.named(payment_method)
     if method not in _AT_ONCE:
@@ -248,16 +251,22 @@ def _require_means(
         reservation=reservation, used_at__isnull=True, expires_at__gt=at
     )
     promised = usable.filter(pk=quote_id).first() if "\x00" not in quote_id else None
-    if promised is None or not promised.charge_minor:
-        return None  # no such quote, which the scheduler refuses; or nothing to pay
+    if promised is None:
+        return None  # the scheduler refuses it
+    if not promised.charge_minor:
+        receivables.lock_refund(reservation=reservation)
+        return None
     gross_minor = tax.gross_minor(
         net_minor=promised.charge_minor, terms=tax.terms_of(reservation=reservation)
     )
+    held = wallet_holds.open_of(quote_id=promised.pk)
     if method == PaymentMethod.INVOICE:
-        return credit.require(
+        terms = credit.require(
             organization=organization, amount=Money(gross_minor, promised.currency), at=at
         )
-    held = wallet_holds.open_of(quote_id=promised.pk)
+        if held is not None:
+            wallet_holds.void(held, at=at)
+        return terms
     top_up_disputes.square(organization=organization, at=at)
     given = promotions.lock_minor(organization=organization, currency=promised.currency, at=at)
     ledger.require_funds(
@@ -269,9 +278,11 @@ def _require_means(
 
 def _post_paid(change: Change, *, terms: CreditTerms | None) -> None:
     """Write a change into the books, what it adds charged to the wallet, or owed where there are terms."""
-    held = wallet_holds.open_of(quote_id=change.quote_id)
-    if terms is None or not change.charged_minor:
-        post(change=change, held=held)
+    if not change.charged_minor:
+        post(change=change)
+        return
+    if terms is None:
+        post(change=change, held=wallet_holds.open_of(quote_id=change.quote_id))
         return
     reservation = change.reservation
     invoice = invoices.issue_for_change(
@@ -284,8 +295,6 @@ def _post_paid(change: Change, *, terms: CreditTerms | None) -> None:
     credit.note_sale(
         terms=terms, reservation=reservation, change=change, invoice=invoice, at=change.at
     )
-    if held is not None:
-        wallet_holds.void(held, at=change.at)
 
 
 def _set_off(change: Change) -> None:

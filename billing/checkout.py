@@ -84,6 +84,8 @@ def purchase(
     parts = _parts_of(quote=quote, method=method, at=at) if in_two_parts else None
     held = wallet_holds.open_of(quote_id=quote.pk)
     terms = _require_means(quote=quote, method=method, held=held, at=at)
+    if held is not None and method != PaymentMethod.WALLET:
+        wallet_holds.void(held, at=at)
     reservation = reservations.accept(
         quote=quote,
         payment_method=payment_method,
@@ -101,8 +103,6 @@ def purchase(
         purchases.post(reservation=reservation, at=at, held=held, promoted_minor=promoted_minor)
         reservations.confirm_in_hand(reservation=reservation, at=at, actor=actor)
         return reservation
-    if held is not None:
-        wallet_holds.void(held, at=at)
     if method == PaymentMethod.INVOICE:
         assert terms is not None, quote_id
         credit.buy(terms=terms, reservation=reservation, at=at)

@@ -124,7 +124,7 @@ def _correct(
     at: dt.datetime,
 ) -> Correction:
     lease, reservation = settlement.lease, settlement.lease.reservation
-    is_owed = receivables.lock_if_owed(reservation=reservation)
+    is_owed = receivables.lock_for_credit(reservation=reservation)
     refunded = amounts.refunded - standing.refunded
     purse = accounts.wallet(organization=reservation.organization, currency=settlement.currency)
     charged = 0

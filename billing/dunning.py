@@ -72,7 +72,7 @@ def advance_due(*, at: dt.datetime) -> int:
     )
     due = watched.filter(act_due_at__lte=at).order_by("act_due_at", "pk")
     return count + ticks.drain(
-        due=due, advance=lambda case: _step(case, at=at), name="dunning", once=True
+        due=due, advance=lambda case: _step(case, at=at), name="dunning", once=True, batch=1
     )
 
 
@@ -136,6 +136,7 @@ def _suspend(sale: CreditSale, *, at: dt.datetime) -> tuple[list[Change], dt.dat
     Return the changes that did it, and when to go on; None where nothing is left.
     """
     waiting = _unpaid(sale)
+    _lock(waiting)
     ended: list[Change] = []
     refused: list[str] = []
     # Each is looked for anew: what is paid meanwhile is not taken.
@@ -152,6 +153,12 @@ def _suspend(sale: CreditSale, *, at: dt.datetime) -> tuple[list[Change], dt.dat
     if not waiting.exists():
         return ended, None
     return ended, at if ended else at + dt.timedelta(seconds=REFUSED_RETRY_SECONDS)
+
+
+def _lock(waiting: QuerySet[Reservation]) -> None:
+    """Lock what a step may cancel, before the first of them locks what their tenant owes."""
+    ids = list(waiting.values_list("pk", flat=True)[:CANCELLATIONS_PER_STEP_MAX])
+    list(Reservation.objects.select_for_update(no_key=True).filter(pk__in=ids).order_by("pk"))
 
 
 def _unpaid(sale: CreditSale) -> QuerySet[Reservation]:

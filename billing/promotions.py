@@ -125,11 +125,19 @@ def spend(*, reservation: Reservation, amount_minor: int, key: str, at: dt.datet
     return amount_minor - wanted
 
 
+def lock_spent(*reservations: Reservation) -> None:
+    """Lock what paid for some reservations, before anything of them goes back to a wallet."""
+    spent = {pk for each in reservations for pk in _spent(each)}
+    if spent:
+        _locked_rows(spent)
+
+
 def take_back(*, reservation: Reservation, refunded_minor: int, at: dt.datetime) -> int:
     """Take out of the wallet what of a refund was a promotion's; return how much that was.
 
-    The refund is in the wallet by the caller's transaction, which has locked the reservation. What the
-    reservation still keeps is paid by promotions as far as they go: what they paid beyond that is theirs.
+    The refund is in the wallet by the caller's transaction, which has locked the reservation, and then what
+    paid for it: `lock_spent`. What the reservation still keeps is paid by promotions as far as they go: what
+    they paid beyond that is theirs.
     """
     wanted = min(surplus_minor(reservation=reservation), refunded_minor)
     if not wanted:

@@ -138,7 +138,8 @@ def offset(*, reservation: Reservation, at: dt.datetime) -> int:
     the provider once took stays to be refunded the way it came.
     The caller has locked the reservation.
     """
-    organization, currency = lock(reservation.organization), reservation.currency
+    lock_refund(reservation=reservation)
+    organization, currency = reservation.organization, reservation.currency
     payable = accounts.of_reservation(
         kind=AccountKind.REFUND_PAYABLE, reservation=reservation, currency=currency
     )
@@ -152,20 +153,42 @@ def offset(*, reservation: Reservation, at: dt.datetime) -> int:
     return waiting - left
 
 
-def lock_if_owed(*, reservation: Reservation) -> bool:
-    """Lock the tenant of a reservation if anything of it is owed, or was given up; say whether it is.
+def lock_refund(*, reservation: Reservation) -> None:
+    """Lock all that giving back may move, in the order of `billing/README.md`.
 
-    To be called before anything of the reservation is posted: who waits for the lock must hold no account.
+    What the tenant owes, what promotions paid, and its wallet. To be called before anything of the
+    reservation is posted, by who has locked it.
     """
+    lock(reservation.organization)
+    promotions.lock_spent(reservation)
+    _lock_wallet(reservation)
+
+
+def lock_for_credit(*, reservation: Reservation) -> bool:
+    """Lock what a credit for a reservation may move: what its tenant owes, if anything, and the wallet.
+
+    Say whether anything is owed, or was given up. To be called before anything of the reservation is posted:
+    who waits for either lock must hold no other account.
+    """
+    is_owed = _is_owed(reservation)
+    if is_owed:
+        lock(reservation.organization)
+    _lock_wallet(reservation)
+    return is_owed
+
+
+def _is_owed(reservation: Reservation) -> bool:
     invoices = reservation.credit_sales.values("invoice_id")
     receivable = Account.objects.filter(
         kind=AccountKind.RECEIVABLE, subject_id__in=invoices, balance__gt=0
     )
     written_off = Entry.objects.filter(kind=EntryKind.WRITE_OFF, subject_id__in=invoices)
-    if not receivable.exists() and not written_off.exists():
-        return False
-    lock(reservation.organization)
-    return True
+    return receivable.exists() or written_off.exists()
+
+
+def _lock_wallet(reservation: Reservation) -> None:
+    purse = accounts.wallet(organization=reservation.organization, currency=reservation.currency)
+    ledger.locked_balance(account=purse)
 
 
 def set_credit_off(*, reservation: Reservation, amount_minor: int, at: dt.datetime) -> int:

@@ -70,6 +70,7 @@ def open_for(*, reservation_id: str, at: dt.datetime) -> list[Refund]:
     if reservation is None or parking.is_parked(organizations=[reservation.organization]):
         return []
     disputes.lock(reservation=reservation)
+    receivables.lock_refund(reservation=reservation)
     if disputes.holds_back(reservation_id=reservation.pk, at=at) and not _set_off(
         reservation, at=at
     ):
@@ -133,6 +134,9 @@ def fail(*, refund_id: str, at: dt.datetime, actor: str, stays_payable: bool = F
     :raises StateConflict: when the refund was not sent, or has failed.
     """
     refund = _of(refund_id)
+    if not stays_payable:
+        reservation = lock(refund)
+        promotions.lock_spent(reservation)
     was_settled = refund.status == RefundStatus.SETTLED
     available = accounts.shared(kind=AccountKind.STRIPE_AVAILABLE, currency=refund.currency)
     failed = _advance(
@@ -149,13 +153,14 @@ def fail(*, refund_id: str, at: dt.datetime, actor: str, stays_payable: bool = F
         actor=actor,
     )
     if not stays_payable:
-        reservation = (
-            Reservation.objects.select_for_update(no_key=True, of=("self",))
-            .select_related("organization")
-            .get(pk=refund.reservation_id)
-        )
         promotions.take_back(reservation=reservation, refunded_minor=refund.amount_minor, at=at)
     return failed
+
+
+def lock(refund: Refund) -> Reservation:
+    """Lock and return the reservation of a refund: before the refund itself, and before the wallet."""
+    rows = Reservation.objects.select_for_update(no_key=True, of=("self",))
+    return rows.select_related("organization").get(pk=refund.reservation_id)
 
 
 def give(

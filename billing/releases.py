@@ -14,6 +14,7 @@ from django.db import transaction
 from billing import accounts, ledger, parking, payouts, resales, reserves, steps
 from billing.models import Correction, Dispute, FeeShare, Payout, Reserve, Settlement
 from billing.states import AccountKind, DisputeStatus, EntryKind
+from marketplace import contention
 from marketplace.models import Organization
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ def release_due(*, at: dt.datetime) -> int:
         if released >= RELEASES_PER_RUN_MAX:
             break
         try:
-            released += verb()
+            released += contention.repeated(verb, name="release")
         except Exception:
             logger.exception("%s could not be released", name)
     return released
@@ -99,21 +100,26 @@ def release(*, settlement_id: str, at: dt.datetime) -> bool:
 
 @transaction.atomic
 def release_reserve(*, reserve_id: int, at: dt.datetime) -> bool:
-    """Move what is left of what was kept back to what is payable, less what the owner owes by then."""
-    reserve = (
-        Reserve.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
-        .filter(pk=reserve_id, released_at__isnull=True, release_due_at__lte=at)
-        .select_related("settlement__owner", "settlement__lease", "fee_share__owner")
-        .select_related("fee_share__change")
-        .first()
+    """Move what is left of what was kept back to what is payable, less what the owner owes by then.
+
+    The owner is locked before what is kept of it, as where a dispute draws on that.
+    """
+    known = Reserve.objects.filter(
+        pk=reserve_id, released_at__isnull=True, release_due_at__lte=at
+    ).select_related(
+        "settlement__owner", "settlement__lease", "fee_share__owner", "fee_share__change"
     )
+    found = known.first()
+    if found is None:
+        return False
+    _lock(found.owner)
+    reserve = known.select_for_update(skip_locked=True, no_key=True, of=("self",)).first()
     if reserve is None:
         return False
     owner, source = reserve.owner, reserve.settlement or reserve.fee_share
     assert source is not None  # reserve_is_of_one_thing
     if is_frozen(owner=owner, reservation_id=_reservation_of(source)):
         return False
-    _lock(owner)
     kept = accounts.of_owner(kind=AccountKind.OWNER_RESERVE, owner=owner, currency=reserve.currency)
     payable, legs = _net(
         source=kept, owner=owner, currency=reserve.currency, amount=reserve.left_minor

@@ -100,7 +100,8 @@ def share_out(*, settlement: Settlement, at: dt.datetime) -> bool:
     To be called in the transaction that releases what the lease earned, before it leaves its account. False
     means that the release has to wait: the money of somebody who is to get a share is parked, or a fee that
     was paid was not any more when its tenant was locked. Locks the reservations that were left, then the
-    owner's parts of fees, then all whose money moves, each in the order of their keys.
+    owner's parts of fees, then all whose money moves, what promotions paid, and the wallets, each in the
+    order of their keys.
     """
     slices = _slices(settlement)
     if not slices:
@@ -238,6 +239,11 @@ def _lock(slices: Sequence[_Slice], *, settlement: Settlement) -> None:
     list(FeeShare.objects.select_for_update(no_key=True).filter(pk__in=shares).order_by("pk"))
     parties = {settlement.owner_id, *(each.tenant.pk for each in slices)}
     list(Organization.objects.select_for_update(no_key=True).filter(pk__in=parties).order_by("pk"))
+    promotions.lock_spent(*(each.reservation for each in slices))
+    tenants = {each.tenant.pk: each.tenant for each in slices}
+    for _, tenant in sorted(tenants.items()):
+        purse = accounts.wallet(organization=tenant, currency=settlement.currency)
+        ledger.locked_balance(account=purse)
 
 
 def _are_paid(slices: Sequence[_Slice], *, settlement: Settlement) -> bool:

@@ -5,7 +5,7 @@ import datetime as dt
 from django.db import transaction
 from django.db.models import Exists, F, OuterRef
 
-from billing import disputes, intents, parking, refunds, runs
+from billing import disputes, intents, parking, receivables, refunds, runs
 from billing.models import Dispute, Payment, Refund
 from billing.provider_states import IntentKind, PaymentStatus
 from billing.provider_values import ProviderRefund
@@ -41,23 +41,29 @@ def ask(*, refund_id: str, at: dt.datetime) -> bool:
     What came otherwise than through the provider, as a later extension from the wallet does, goes to the
     wallet; so does what its payment has no room for any more. While a bank has the money nothing is sent.
     """
+    known = Refund.objects.filter(pk=refund_id, status=RefundStatus.DUE)
+    found = known.first()
+    if found is None:
+        return False
+    refunds.lock(found)
     refund = (
-        Refund.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
-        .filter(pk=refund_id, status=RefundStatus.DUE)
+        known.select_for_update(skip_locked=True, no_key=True, of=("self",))
         .select_related("reservation__organization", "payment")
         .first()
     )
     if refund is None or disputes.holds_back(reservation_id=refund.reservation_id, at=at):
         return False
     payment = refund.payment
-    refunds.send(refund_id=refund.pk, at=at, actor=ACTOR)
     fits = Payment.objects.filter(
         pk=refund.payment_id, received_minor__gte=F("refunded_minor") + refund.amount_minor
     ).update(refunded_minor=F("refunded_minor") + refund.amount_minor)
     if payment is None or not fits:
+        receivables.lock_refund(reservation=refund.reservation)
+        refunds.send(refund_id=refund.pk, at=at, actor=ACTOR)
         refunds.fail(refund_id=refund.pk, at=at, actor=ACTOR)
         _tell(refund, kind=EventKind.REFUND_FAILED, at=at)
         return True
+    refunds.send(refund_id=refund.pk, at=at, actor=ACTOR)
     intents.write(
         kind=IntentKind.REFUND,
         subject_id=refund.pk,
@@ -104,6 +110,7 @@ def _fail(refund: Refund, *, code: str, at: dt.datetime) -> None:
 
 
 def _locked(refund_id: str) -> Refund:
+    refunds.lock(Refund.objects.get(pk=refund_id))
     return (
         Refund.objects.select_for_update(no_key=True, of=("self",))
         .select_related("reservation__organization")

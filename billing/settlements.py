@@ -8,6 +8,7 @@ gets beyond its refund in `billing.service_credits`.
 
 import datetime as dt
 import logging
+from functools import partial
 
 from django.conf import settings
 from django.db import transaction
@@ -37,6 +38,7 @@ from billing.earnings import Posted, money_rows, posted_so_far, seconds_rows
 from billing.models import Account, Settlement
 from billing.month_movements import filed_at, moment_of_lease
 from billing.states import AccountKind, EntryKind
+from marketplace import contention
 from scheduler.models import Lease, Reservation
 from scheduler.states import LEASE_ARROWS, RESERVATION_ARROWS, LeaseStatus, ReservationStatus
 
@@ -76,8 +78,9 @@ def settle_ended(*, at: dt.datetime) -> int:
     for lease_id in _candidate_leases(at=at):
         if settled >= SETTLEMENTS_PER_RUN_MAX:
             return settled
+        verb = partial(settle, lease_id=lease_id, at=at)
         try:
-            settled += settle(lease_id=lease_id, at=at) is not None
+            settled += contention.repeated(verb, name="settle") is not None
         except Exception:
             logger.exception("lease %s could not be settled", lease_id)
     for reservation_id in _candidate_reservations():
@@ -121,7 +124,7 @@ def settle(*, lease_id: str, at: dt.datetime) -> Settlement | None:
         return None
     if silences.is_waiting(lease=lease):
         return None
-    is_owed = receivables.lock_if_owed(reservation=reservation)
+    is_owed = receivables.lock_for_credit(reservation=reservation)
     before = posted_so_far(lease=lease)
     amounts = _within_books(
         lease=lease,
@@ -189,7 +192,7 @@ def refund_rest(*, reservation_id: str, at: dt.datetime) -> bool:
         return False
     if parking.is_parked(organizations=[reservation.organization]):
         return False
-    is_owed = receivables.lock_if_owed(reservation=reservation)
+    is_owed = receivables.lock_for_credit(reservation=reservation)
     deferred = accounts.of_reservation(
         kind=AccountKind.DEFERRED, reservation=reservation, currency=reservation.currency
     )

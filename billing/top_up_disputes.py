@@ -10,6 +10,7 @@ owes: whatever comes into its wallet next pays that.
 
 import datetime as dt
 
+from django.conf import settings
 from django.db import transaction
 from django.db.models import (
     BigIntegerField,
@@ -24,7 +25,7 @@ from django.db.models import (
 )
 from django.db.models.functions import Coalesce, Concat
 
-from billing import disputes, intents, ledger, parking, receivables, runs, wallet
+from billing import disputes, intents, ledger, parking, promotions, receivables, runs, wallet
 from billing.models import Account, Entry, Payment, ProviderTransition, TopUpDispute
 from billing.provider_states import Machine
 from billing.provider_values import ProviderDispute
@@ -82,9 +83,15 @@ def square_due(*, at: dt.datetime) -> int:
 def square(*, organization: Organization, at: dt.datetime) -> None:
     """Do the same for one tenant, before its wallet is spent or withdrawn from.
 
-    The caller holds no lock on an account.
+    The caller holds no lock on an account. The tenant's promotions, which a purchase spends as well, are
+    locked before its wallet.
     """
-    for pk in _to_square().filter(payment__organization=organization).values_list("pk", flat=True):
+    ids = list(_to_square().filter(payment__organization=organization).values_list("pk", flat=True))
+    if not ids:
+        return
+    receivables.lock(organization)
+    promotions.lock_minor(organization=organization, currency=settings.CURRENCY, at=at)
+    for pk in ids:
         _square_one(pk, at=at)
 
 

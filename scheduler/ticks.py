@@ -27,20 +27,22 @@ def drain(
     name: str,
     together: Callable[[Sequence[RowT]], None] | None = None,
     once: bool = False,
+    batch: int = BATCH,
 ) -> int:
     """Call `advance` once for each due row, in its order; return how many moved.
 
     `together` moves a whole batch with few statements; where it raises, its rows are advanced one by one.
-    `once` is for rows that may stay due when they were advanced: each is looked at once.
+    `once` is for rows that may stay due when they were advanced: each is looked at once. `batch` is how many
+    rows share a transaction: one, where a row's step locks more than the row, in an order.
     """
     moved = 0
     left: list[object] = []
-    for _ in range(BATCHES_MAX):
+    for _ in range(BATCHES_MAX * BATCH // batch):
         with transaction.atomic():
             rows = list(
                 due.exclude(pk__in=left).select_for_update(
                     skip_locked=True, no_key=True, of=("self",)
-                )[:BATCH]
+                )[:batch]
             )
             if together is not None and _all_at_once(rows, together=together, name=name):
                 moved += len(rows)
@@ -55,7 +57,7 @@ def drain(
                         left.append(row.pk)
             if once:
                 left += [row.pk for row in rows]
-        if len(rows) < BATCH:
+        if len(rows) < batch:
             break
     return moved
 

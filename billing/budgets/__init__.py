@@ -3,6 +3,7 @@
 from billing.budgets.guard import (
     BudgetExceeded,
     ProjectFrozen,
+    lock,
     require,
     require_move,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "freeze",
     "histories",
     "labels_before",
+    "lock",
     "put",
     "require",
     "require_move",

@@ -69,6 +69,15 @@ def require(
     )
 
 
+def lock(*, organization: Organization, project: str) -> None:
+    """Lock the hard budgets that count a project, before what decides whether they are asked is locked.
+
+    Budgets come first: whoever locks a reservation does not wait for them.
+    """
+    if _rules_of(organization=organization, project=project).is_capped:
+        _locked(Budget.objects.visible_to(organization).counting(project=project))
+
+
 def require_move(*, reservation: Reservation, project: str, at: dt.datetime) -> None:
     """Refuse to count a reservation under a project whose own budget does not cover it.
 

@@ -7,6 +7,7 @@ which opens the GPU-second books in full, the rest by the balance.
 
 from billing.deposits.plans import (
     announce_due,
+    lock,
     mark_asked,
     note_waiting,
     open_plan,
@@ -19,6 +20,7 @@ __all__ = [
     "Parts",
     "PaymentPlanUnavailable",
     "announce_due",
+    "lock",
     "make",
     "mark_asked",
     "note_waiting",

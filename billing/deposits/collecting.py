@@ -45,6 +45,7 @@ def advance_due(*, at: dt.datetime) -> int:
         advance=lambda plan: _step(plan, at=at),
         name="collect_balances",
         once=True,
+        batch=1,  # a plan's reservation is locked before any wallet
     )
 
 

@@ -33,6 +33,11 @@ def open_plan(*, reservation: Reservation, at: dt.datetime) -> None:
     _move(plan, to=DepositStatus.OPEN, at=at, act_due_at=plan.balance_due_at - notice)
 
 
+def lock(*, reservation: Reservation) -> None:
+    """Lock the plan of a reservation that is paid in two parts: before the reservation itself."""
+    _locked(reservation_id=reservation.pk)
+
+
 def announce_due(plan: Deposit, *, at: dt.datetime) -> None:
     """Tell a tenant, once, that its saved card will be charged, and when."""
     Deposit.objects.filter(pk=plan.pk).update(announced_at=at, act_due_at=plan.balance_due_at)

@@ -158,9 +158,8 @@ def _authorize(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> N
 
 
 def _succeed(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> None:
-    # Budgets are locked before the wallet, as they are where an order is accepted; and so is what is paid.
-    refusal = _refused_by_budget(payment, at=at)
     _lock_what_is_paid(payment)
+    refusal = _refused_by_budget(payment, at=at)
     moves.move(payment, to=PaymentStatus.SUCCEEDED, reason="", at=at)
     ledger.post(
         idempotency_key=f"topup:{payment.pk}",
@@ -188,14 +187,22 @@ def _succeed(payment: Payment, made: ProviderPayment, *, at: dt.datetime) -> Non
 
 
 def _lock_what_is_paid(payment: Payment) -> None:
-    """Lock what a payment is for before the wallet, as everybody does who changes it.
+    """Lock what a payment is for before the wallet, as everybody does who changes it, and read it anew.
 
-    Of a balance the plan comes first, and what goes back of its reservation goes to no wallet.
+    The plan comes first, as where a balance is collected; then the budgets, which are asked if what was kept
+    for the payment has lapsed: the reservation tells that, and whoever holds its lock does not wait for them.
     """
     if payment.invoice_id:
         receivables.lock(payment.organization)
-    elif payment.reservation is not None and payment.purpose != PaymentPurpose.BALANCE:
-        scheduled.locked(organization=payment.organization, reservation_id=payment.reservation.pk)
+    elif payment.reservation is not None:
+        reservation = payment.reservation
+        deposits.lock(reservation=reservation)
+        budgets.lock(organization=payment.organization, project=reservation.project)
+        payment.reservation = scheduled.locked(
+            organization=payment.organization, reservation_id=reservation.pk
+        )
+        if payment.extension is not None:
+            payment.extension.refresh_from_db(fields=["dropped_at", "made_at"])
 
 
 def pay_invoices_due(*, at: dt.datetime) -> int:
@@ -302,9 +309,10 @@ def _made(held: ExtensionHold, *, at: dt.datetime) -> Change:
 
 
 def _buy(reservation: Reservation, *, at: dt.datetime) -> None:
-    purchases.post(reservation=reservation, at=at)
+    # GPUs that are looked for again are locked before the accounts of what is bought.
     if reservation.is_payment_held:
         reservations.take_held(reservation_id=reservation.pk)
     else:
         reservations.confirm_late(reservation_id=reservation.pk, at=at, actor=moves.ACTOR)
+    purchases.post(reservation=reservation, at=at)
     deposits.open_plan(reservation=reservation, at=at)

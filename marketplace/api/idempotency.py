@@ -19,6 +19,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -27,6 +28,7 @@ from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from rest_framework.renderers import JSONRenderer
 
+from marketplace import contention
 from marketplace.api import errors
 from marketplace.core.errors import DomainError
 from marketplace.models import IdempotencyRecord, Organization
@@ -109,7 +111,9 @@ def once(
     """Run `action` once per key and return its answer, or the first answer again.
 
     `action` returns a status and plain values to render; what it writes is committed together with the
-    record of the answer. Without a key it simply runs. `then` runs when all of that is committed, outside of
+    record of the answer. Without a key it simply runs. Where PostgreSQL breaks that transaction off for a
+    rival's sake, all of it is done again (`marketplace.contention`): so `action` reads what it changes, and
+    calls nobody outside. `then` runs when all of that is committed, outside of
     any transaction, and may call others; its answer takes the first one's place, and until it is there no
     repetition is answered. A process that dies in between, or takes longer than its claim, has answered with
     the first one.
@@ -118,8 +122,7 @@ def once(
     :raises IdempotencyInFlight: when the first call is still running.
     """
     if key is None:
-        with transaction.atomic():
-            status, body = action()
+        status, body = contention.repeated(partial(_whole, action), name=request.path)
         if then is not None:
             status, body = then()
         return _rendered(status=status, text=_text(body))
@@ -137,12 +140,16 @@ def once(
         response[REPLAYED_HEADER] = "true"
         return response
     try:
-        response = _run(
-            record=record,
-            claimed_until=claimed_until,
-            sealed_until=record.created_at if then is None else claimed_until,
-            request=request,
-            action=action,
+        response = contention.repeated(
+            partial(
+                _run,
+                record=record,
+                claimed_until=claimed_until,
+                sealed_until=record.created_at if then is None else claimed_until,
+                request=request,
+                action=action,
+            ),
+            name=request.path,
         )
     except _ClaimLost:
         raise _in_flight() from None
@@ -162,6 +169,11 @@ def once(
     ):
         return response  # a successor has said it to somebody
     return _rendered(status=status, text=text)
+
+
+def _whole(action: Callable[[], Answer]) -> Answer:
+    with transaction.atomic():
+        return action()
 
 
 def is_answered(*, organization: Organization, key: str) -> bool:

@@ -7,9 +7,18 @@ from collections.abc import Iterator
 import pytest
 from django.db import connection
 
+from tests import lock_order
 from tests.fakes.stripe import StandIn
 from tests.fakes.stripe.server import SECRET
 from tests.scheduler import factories
+
+
+@pytest.fixture(autouse=True)
+def in_the_order_of_locks() -> Iterator[None]:
+    """Refuse a test whose transactions lock rows in another order than billing's README tells."""
+    with lock_order.listening() as listener:
+        yield
+    assert not listener.breaches, listener.breaches
 
 
 @pytest.fixture
