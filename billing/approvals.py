@@ -1,4 +1,5 @@
-"""What takes two people: large refunds, write-offs, credit, remitted tax, silent leases, unparking money.
+"""What takes two people: large refunds, write-offs, credit, remitted tax, silent leases, unparking money, and
+where money goes of which nobody knew whose it is.
 
 One person asks, another one decides; PostgreSQL refuses one who does both. What was asked for happens in the
 transaction of the decision, or the decision does not stand.
@@ -13,17 +14,26 @@ from billing import (
     clawbacks,
     credit,
     ledger,
+    owner_debts,
     parking,
     promotions,
     receivables,
     refunds,
     silences,
     single_decisions,
+    suspense,
     tax_remittances,
     withdrawals,
 )
 from billing.models import NET_DAYS, Approval, ApprovalTransition
-from billing.states import APPROVAL_ARROWS, MARKETS_OWN, RULINGS, ApprovalKind, ApprovalStatus
+from billing.states import (
+    APPROVAL_ARROWS,
+    MARKETS_OWN,
+    RESOLUTIONS,
+    RULINGS,
+    ApprovalKind,
+    ApprovalStatus,
+)
 from marketplace import audit
 from marketplace.core.errors import DomainError, InvalidValue, StateConflict
 from marketplace.core.money import Money
@@ -54,6 +64,7 @@ def request(
 ) -> Approval:
     """Ask for a movement of money; small refunds and promotions happen at once, all else takes two people.
 
+    A write-off is of an invoice, or of what an owner owes: then its subject is the owner itself.
     For credit the amount is the limit, and `net_days` the time to pay an invoice; a limit of 0 ends it. A
     promotion can be spent until `expires_at`.
     What concerns the market alone has no organization, such as tax that goes to a tax office.
@@ -71,6 +82,10 @@ def request(
     _check_remittance(kind=kind, subject_id=subject_id, amount=amount, at=at)
     if kind in RULINGS:
         silences.require_open(lease_id=subject_id, organization=organization)
+    if kind in RESOLUTIONS:
+        suspense.require_open(
+            kind=kind, organization=organization, item_id=subject_id, amount=amount
+        )
     _check_credit(kind=kind, organization=organization, amount=amount, net_days=net_days)
     _check_promotion(
         kind=kind, organization=organization, amount=amount, expires_at=expires_at, at=at
@@ -145,6 +160,8 @@ def _carry_out(approval: Approval, *, at: dt.datetime) -> None:
                 key=approval.id,
                 at=at,
             )
+        case ApprovalKind.WRITE_OFF if approval.subject_id == organization.pk:
+            owner_debts.write_off(approval=approval, at=at)
         case ApprovalKind.WRITE_OFF:
             receivables.write_off(
                 organization=organization,
@@ -169,13 +186,23 @@ def _carry_out(approval: Approval, *, at: dt.datetime) -> None:
             silences.require_open(
                 lease_id=approval.subject_id, organization=organization, but=approval
             )
-        case ApprovalKind.TAX_REMITTANCE | ApprovalKind.REMITTANCE_REVERSAL:
+        case ApprovalKind.SUSPENSE_WALLET:
+            suspense.resolve(approval=approval, at=at)
+        case (
+            ApprovalKind.TAX_REMITTANCE
+            | ApprovalKind.REMITTANCE_REVERSAL
+            | ApprovalKind.SUSPENSE_BANK
+            | ApprovalKind.SUSPENSE_FEES
+            | ApprovalKind.SUSPENSE_MARKET
+        ):
             raise AssertionError(f"{approval.pk} is the market's own")
 
 
 def _carry_out_for_market(approval: Approval, *, kind: ApprovalKind, at: dt.datetime) -> None:
     if kind == ApprovalKind.TAX_REMITTANCE:
         tax_remittances.remit(approval=approval, at=at)
+    elif kind in RESOLUTIONS:
+        suspense.resolve(approval=approval, at=at)
     else:
         assert kind == ApprovalKind.REMITTANCE_REVERSAL, approval
         tax_remittances.take_back(approval=approval, at=at)

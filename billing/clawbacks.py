@@ -1,16 +1,14 @@
-"""Disputes that owners answer for: charged by two people, and collected out of what we owe them first.
+"""Disputes that owners answer for: charged by two people, and drawn on their reserve at once.
 
-Their reserve is drawn on at once. What it does not cover is netted with what they earn next; what is still
-owed when that had its time is taken back out of what they were sent.
+What that does not cover they owe, as other debts of theirs: see `billing.owner_debts`.
 """
 
 import datetime as dt
 
-import structlog
 from django.db import transaction
 
-from billing import accounts, ledger, reserves, transfers
-from billing.models import Approval, Dispute, DisputeCharge, Reversal
+from billing import accounts, dispute_returns, ledger, reserves
+from billing.models import Approval, Dispute, DisputeCharge
 from billing.states import AccountKind, DisputeStatus, EntryKind
 from marketplace import events
 from marketplace.core.errors import InvalidValue
@@ -18,15 +16,6 @@ from marketplace.models import Organization
 from marketplace.states import EventKind
 from scheduler.models import Lease
 
-log = structlog.get_logger(__name__)
-
-# An owner that sells earns within a fortnight what most disputes are about; a reversal may leave its own
-# account at the provider below zero.
-PATIENCE_SECONDS = 14 * 86_400
-ASK_AGAIN_SECONDS = (
-    7 * 86_400
-)  # what was refused for lack of money is not there an hour later either
-OWNERS_PER_RUN_MAX = 50
 LEASES_NAMED_MAX = 100  # a block of hundreds of nodes is one reservation; an event stays small
 
 
@@ -51,8 +40,8 @@ def charge(*, approval: Approval, at: dt.datetime) -> DisputeCharge:
         raise InvalidValue(
             "Nothing of this owner was leased for what is disputed.", pointer="/organization"
         )
-    charged = sum(row.amount_minor for row in dispute.charges.all())
-    rest = dispute.amount_minor - dispute.set_off_minor - charged
+    borne = dispute_returns.borne_minor(dispute=dispute)
+    rest = dispute.amount_minor - dispute.set_off_minor - borne
     if not 0 < approval.amount_minor <= rest:
         raise InvalidValue(
             f"From 1 to {rest} minor units of it are not borne yet.", pointer="/amount_minor"
@@ -103,41 +92,3 @@ def charge(*, approval: Approval, at: dt.datetime) -> DisputeCharge:
         key=f"{dispute.pk}:{EventKind.DISPUTE_CHARGED.value}:{owner.pk}",
     )
     return made
-
-
-def collect_due(*, at: dt.datetime) -> int:
-    """Ask the provider for what owners still owe when netting had its time; return of how many owners.
-
-    Safe to run twice or side by side.
-    """
-    charged = DisputeCharge.objects.filter(
-        charged_at__lte=at - dt.timedelta(seconds=PATIENCE_SECONDS)
-    )
-    recent = Reversal.objects.filter(created_at__gt=at - dt.timedelta(seconds=ASK_AGAIN_SECONDS))
-    due = (
-        charged.exclude(owner__in=recent.values("transfer__owner"))
-        .order_by()
-        .values_list("owner", "currency")
-        .distinct()
-    )
-    count = 0
-    for owner_id, currency in due:
-        if count >= OWNERS_PER_RUN_MAX:
-            break
-        count += _collect(owner_id=owner_id, currency=currency, at=at)
-    return count
-
-
-@transaction.atomic
-def _collect(*, owner_id: str, currency: str, at: dt.datetime) -> bool:
-    owner = (
-        Organization.objects.select_for_update(skip_locked=True, no_key=True)
-        .filter(pk=owner_id)
-        .first()
-    )
-    if owner is None:
-        return False
-    owing = reserves.owed(owner=owner, currency=currency)
-    return bool(
-        owing and transfers.take_back(owner=owner, currency=currency, amount_minor=owing, at=at)
-    )

@@ -4,10 +4,11 @@ A settled lease is looked at again some times while an agent may still hold read
 evidence says then, less what has been posted, is the correction. It is dated when it was found, so that it
 falls into the period that is open then and changes no bill that is closed.
 
-In the tenant's favour it is refunded like the settlement's, with its credit. Against the tenant it is taken
-from the wallet with its tax as far as that covers it, and the market bears the rest, untaxed because nobody
-paid it: nobody is billed twice for one hour. Readings that change neither money nor what was busy, as those
-of an idle hour that a node had kept back, are noted without an entry, so that a bill says what was measured.
+In the tenant's favour it is refunded like the settlement's, with its credit, which the same party bears.
+Against the tenant it is taken from the wallet with its tax as far as that covers it, and the market bears the
+rest, untaxed because nobody paid it: nobody is billed twice for one hour. Readings that change neither money
+nor what was busy, as those of an idle hour that a node had kept back, are noted without an entry, so that a
+bill says what was measured.
 """
 
 import datetime as dt
@@ -47,6 +48,8 @@ class _Standing:
     fee: int
     owner: int
     refunded: int
+    credit: int
+    credit_of_owner: int
     energy_millijoules: int | None
     measured: int | None
     attached: int | None
@@ -134,17 +137,20 @@ def _correct(
     borne = max(-refunded, 0) - charged
     key = f"correction:{settlement.id}:{standing.number + 1}"
     part = tax.part_of(reservation=reservation, key=key, charged=charged, refunded=max(refunded, 0))
-    credit = max(
-        service_credits.credit_for(refunded_minor=amounts.refunded)
-        - service_credits.credit_for(refunded_minor=standing.refunded),
-        0,
+    credit, credit_of_owner = service_credits.added_by_evidence(
+        lease=lease,
+        delivery=delivery,
+        amounts=amounts,
+        given=standing.credit,
+        of_owner=standing.credit_of_owner,
     )
     cost = accounts.shared(kind=AccountKind.SLA_CREDITS, currency=settlement.currency)
     fee = accounts.shared(kind=AccountKind.PLATFORM_FEE, currency=settlement.currency)
     back = accounts.refunds_of(reservation=reservation)
     # What had not been released yet will be, together with the settlement's.
-    is_due_apart = settlement.released_at is not None and amounts.owner > standing.owner
-    share = _owners_account(settlement, difference=amounts.owner - standing.owner)
+    for_owner = amounts.owner - standing.owner - credit_of_owner
+    is_due_apart = settlement.released_at is not None and for_owner > 0
+    share = _owners_account(settlement, difference=for_owner)
     # The clearing account of the entry is the tenant's: what owner and fee gain or lose passes through it.
     tenant = back if refunded > 0 else purse
     legs = ledger.differences(
@@ -153,6 +159,7 @@ def _correct(
             (tenant, fee, amounts.fee - standing.fee),
             (cost, tenant, borne),
             (cost, purse, credit),
+            (share, cost, credit_of_owner),
             *tax.rows(part, reservation=reservation, payer=purse, payee=back),
             *_seconds(lease=lease, delivery=delivery, standing=standing),
         ]
@@ -183,6 +190,7 @@ def _correct(
         refunded_minor=refunded,
         borne_minor=borne,
         credit_minor=credit,
+        credit_of_owner_minor=credit_of_owner,
         evidence=evidence_of(lease=lease, delivery=delivery),
         released_at=None if is_due_apart else at,
         corrected_at=at,
@@ -220,10 +228,12 @@ def _seconds(
 
 
 def _standing(settlement: Settlement) -> _Standing:
-    names = ("delivered", "busy", "metered", "earned", "fee", "owner", "refunded")
+    seconds = ("delivered", "busy", "metered")
+    money = ("earned", "fee", "owner", "refunded", "credit", "credit_of_owner")
+    names = (*seconds, *money)
     columns = (
-        *(f"gpu_seconds_{name}" for name in names[:3]),
-        *(f"{name}_minor" for name in names[3:]),
+        *(f"gpu_seconds_{name}" for name in seconds),
+        *(f"{name}_minor" for name in money),
     )
     corrections = settlement.corrections.all()
     sums = corrections.aggregate(**{name: Sum(name) for name in columns})

@@ -3,20 +3,31 @@
 import datetime as dt
 
 from django.db import transaction
-from django.db.models import F, Q
+from django.db.models import Exists, F, Max, OuterRef, Q, QuerySet, Sum
 
-from billing import accounts, ledger
-from billing.models import Dispute, DisputeTransition, Entry, Intent, Payment, Refund
+from billing import accounts, dispute_returns, ledger
+from billing.models import (
+    Account,
+    Dispute,
+    DisputeTransition,
+    Entry,
+    Intent,
+    Payment,
+    Refund,
+)
 from billing.provider_states import IntentKind
 from billing.provider_values import ProviderDispute
 from billing.states import DISPUTE_ARROWS, AccountKind, DisputeStatus, EntryKind
 from marketplace.core.errors import StateConflict
+from marketplace.models import Organization
 from scheduler.models import Reservation
 
 # The provider's word for a refund of what a bank has taken back, or asks to.
 REFUSED_AS_DISPUTED = "charge_disputed"
 # The provider tells of a dispute within minutes, and is asked every five; then a refund is tried once more.
 KNOWN_WITHIN_SECONDS = 86_400
+# A week of such days: what still is no dispute then never becomes one, and the money finds another way.
+REFUSALS_MAX = 7
 # The provider's words for a dispute that is over; everything else is still open.
 # https://docs.stripe.com/api/disputes/object#dispute_object-status
 _ENDS = {
@@ -115,8 +126,8 @@ def lose(*, dispute_id: str, at: dt.datetime, actor: str) -> Dispute:
 def holds_back(*, reservation_id: str, at: dt.datetime) -> bool:
     """Say whether what a reservation owes its tenant waits: its bank has the money, or may get it.
 
-    That is so while a dispute is open, while one that was lost is not set off, and as long as the provider
-    says so of a dispute of which we have not heard yet.
+    That is so while a dispute is open, while one that was lost is not set off, and for a day after each time
+    that the provider says so of a dispute of which we have not heard yet.
     """
     known = Dispute.objects.filter(reservation=reservation_id)
     if known.filter(
@@ -124,36 +135,67 @@ def holds_back(*, reservation_id: str, at: dt.datetime) -> bool:
         | Q(status=DisputeStatus.LOST, set_off_minor__lt=F("amount_minor"))
     ).exists():
         return True
-    refused = Intent.objects.filter(
-        kind=IntentKind.REFUND,
-        refusal_code=REFUSED_AS_DISPUTED,
-        closed_at__gt=at - dt.timedelta(seconds=KNOWN_WITHIN_SECONDS),
-        subject_id__in=Refund.objects.filter(reservation=reservation_id).values("pk"),
+    since = at - dt.timedelta(seconds=KNOWN_WITHIN_SECONDS)
+    refused = Payment.objects.filter(
+        reservation_refunds__in=Refund.objects.filter(
+            reservation=reservation_id, pk__in=_refusals().values("subject_id")
+        )
+    ).distinct()
+    return any(
+        not _is_closed(payment) and _unexplained(payment).filter(closed_at__gt=since).exists()
+        for payment in refused
     )
-    return not known.exists() and refused.exists()
+
+
+def room_minor(*, payment: Payment) -> int:
+    """Return how much a reservation's payment can still give back, in minor units.
+
+    Not there is what a bank has taken of it or may get, and nothing is where the provider takes no refund.
+    """
+    if _is_closed(payment):
+        return 0
+    disputed: int = (
+        payment.disputes.exclude(status=DisputeStatus.WON).aggregate(sum=Sum("amount_minor"))["sum"]
+        or 0
+    )
+    return max(payment.received_minor - payment.refunded_minor - disputed, 0)
+
+
+def unexplained_refusals() -> QuerySet[Intent]:
+    """Return the refusals of refunds as disputed that no dispute explains, where the money is still to go."""
+    owing = Account.objects.filter(kind=AccountKind.REFUND_PAYABLE, balance__gt=0)
+    waiting = Refund.objects.filter(reservation__in=owing.values("subject_id"))
+    heard = DisputeTransition.objects.filter(
+        dispute__reservation__refunds=OuterRef("subject_id"), at__gte=OuterRef("closed_at")
+    )
+    return _refusals().filter(~Exists(heard), subject_id__in=waiting.values("pk"))
+
+
+def lock(*, reservation: Reservation) -> None:
+    """Lock what setting off may move: what was lost, then who was charged for it and the tenant, by id.
+
+    To be called before any money of the tenant is locked, by who has locked the reservation.
+    """
+    charged = Organization.objects.filter(dispute_charges__dispute__in=list(_lost(reservation)))
+    owners = set(charged.values_list("pk", flat=True))
+    if owners:
+        parties = Organization.objects.filter(pk__in={*owners, reservation.organization_id})
+        list(parties.select_for_update(no_key=True).order_by("pk"))
 
 
 def set_off(*, reservation: Reservation, at: dt.datetime) -> int:
     """Set what a reservation owes its tenant off against what the tenant's bank took back for good.
 
-    Return how much that was. The caller holds the lock on the reservation's row.
+    Return how much that was; an owner who bears what was set off gets it back. While the money of one who was
+    charged is parked, all of it waits. The caller has locked the reservation, and then with `lock`.
     """
-    lost = (
-        Dispute.objects.select_for_update(no_key=True, of=("self",))
-        .filter(
-            reservation=reservation,
-            status=DisputeStatus.LOST,
-            set_off_minor__lt=F("amount_minor"),
-        )
-        .order_by("opened_at", "pk")
-    )
     total = 0
-    for dispute in lost:
+    for dispute in _lost(reservation):
         payable = accounts.of_reservation(
             kind=AccountKind.REFUND_PAYABLE, reservation=reservation, currency=dispute.currency
         )
         part = min(ledger.balance(account=payable), dispute.amount_minor - dispute.set_off_minor)
-        if part <= 0:
+        if part <= 0 or dispute_returns.is_parked(dispute=dispute):
             break
         number = Entry.objects.filter(kind=EntryKind.DISPUTE_SET_OFF, subject_id=dispute.pk).count()
         ledger.post(
@@ -165,8 +207,51 @@ def set_off(*, reservation: Reservation, at: dt.datetime) -> int:
         )
         dispute.set_off_minor += part
         dispute.save(update_fields=["set_off_minor"])
+        dispute_returns.give_back(dispute=dispute, at=at)
         total += part
     return total
+
+
+def _lost(reservation: Reservation) -> QuerySet[Dispute]:
+    """Return the disputes of which something is to be set off, and lock them."""
+    return (
+        Dispute.objects.select_for_update(no_key=True, of=("self",))
+        .filter(
+            reservation=reservation,
+            status=DisputeStatus.LOST,
+            set_off_minor__lt=F("amount_minor"),
+        )
+        .order_by("opened_at", "pk")
+    )
+
+
+def _refusals() -> QuerySet[Intent]:
+    return Intent.objects.filter(kind=IntentKind.REFUND, refusal_code=REFUSED_AS_DISPUTED)
+
+
+def _of(payment: Payment) -> QuerySet[Dispute]:
+    """Return the disputes of a payment, and those of its reservation of which no payment is known."""
+    return Dispute.objects.filter(
+        Q(payment=payment) | Q(payment=None, reservation=payment.reservation_id)
+    )
+
+
+def _unexplained(payment: Payment) -> QuerySet[Intent]:
+    """Return the refusals to give back by a payment since we heard of a dispute of it last."""
+    refusals = _refusals().filter(subject_id__in=payment.reservation_refunds.values("pk"))
+    heard = DisputeTransition.objects.filter(dispute__in=_of(payment)).aggregate(at=Max("at"))["at"]
+    return refusals.filter(closed_at__gt=heard) if heard else refusals
+
+
+def _is_closed(payment: Payment) -> bool:
+    """Say whether the provider takes no refund of a payment any more.
+
+    That is so where it refuses what a bank has left of it, and where it refused for so long without a dispute
+    of which we know that none is to come.
+    """
+    refusals = _unexplained(payment).count()
+    limit = 1 if _of(payment).filter(status=DisputeStatus.LOST).exists() else REFUSALS_MAX
+    return refusals >= limit
 
 
 def _losses(dispute: Dispute) -> ledger.AccountRef:

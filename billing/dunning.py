@@ -2,42 +2,48 @@
 
 From the instant in which an invoice is overdue nothing more is sold on account; that is read from the books
 (`billing.credit`), and so is that it has been paid. What is taken here is what takes a decision in time: two
-reminders, and then what its tenant has bought on account, not paid and not begun is cancelled by the ladder
+reminders, and then what its tenant has bought on account, not paid and not begun is given back by the ladder
 of any cancellation. To hold it back instead would keep the GPUs from those who pay and leave its owners
 without either; the ladder gives the tenant what it would get for leaving by itself, and what goes back is
-owed no more. What is paid is not touched, and a lease that runs is never cut.
+owed no more. What is paid is not touched: a reservation of which some hours are paid is shortened to those
+(`billing.unpaid_hours`), and stays as it is where that cannot be. A lease that runs is never cut.
 
 Whoever is told late is not punished early: between two steps there is always the time that is meant to be.
 
-The last step cancels a part at a time: a suspended case stays due until there is nothing left to cancel. What
+The last step ends a part at a time: a suspended case stays due until there is nothing left to end. What
 the case itself is about comes last, so that a debt which is gone before that was paid, and ends the rest.
+What an end leaves of a debt is the ladder's fee: it is asked for, and ends nothing more.
 """
 
 import datetime as dt
+from collections.abc import Mapping
 
 import structlog
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Case, Exists, OuterRef, QuerySet, Value, When
 
-from billing import changes, credit, parking, receivables
+from billing import changes, credit, parking, receivables, unpaid_hours
 from billing.models import CreditSale, DunningCase, DunningTransition, Entry
 from billing.states import DUNNING_ARROWS, DunningStatus, EntryKind
 from marketplace import events
 from marketplace.core.errors import DomainError, StateConflict
-from marketplace.core.windows import format_instant
+from marketplace.core.windows import Window, format_instant
 from marketplace.states import EventKind
-from scheduler import cancellations, ticks
-from scheduler.models import Reservation
-from scheduler.states import ReservationStatus
+from scheduler import cancellations, rebookings, ticks
+from scheduler import changes as scheduled
+from scheduler.models import Change, Reservation
+from scheduler.rebookings import WindowWish
+from scheduler.states import ChangeKind, PaymentMethod, ReservationStatus
 
 log = structlog.get_logger(__name__)
 
 ACTOR = "billing.dunning"
-# Each reservation is a cancellation of its own, some 30 ms; the next tick goes on where this one stopped.
+# Each reservation is a change of its own, some 30 ms; the next tick goes on where this one stopped.
 CANCELLATIONS_PER_STEP_MAX = 100
-# What refuses to be cancelled has most often just begun; a limit on open quotes is gone by then as well.
+# What refuses to be ended has most often just begun; a limit on open quotes is gone by then as well.
 REFUSED_RETRY_SECONDS = 3600
+WARNED_OF_MAX = 100  # reservations that a warning names: some ten kilobytes
 _NEXT = {
     DunningStatus.WAITING: DunningStatus.OVERDUE,
     DunningStatus.OVERDUE: DunningStatus.REMINDED,
@@ -92,17 +98,18 @@ def _step(case: DunningCase, *, at: dt.datetime) -> None:
     to = _NEXT.get(came_from, DunningStatus.SUSPENDED)
     if to != DunningStatus.SUSPENDED:
         _move(case, to=to, act_due_at=_next_due_at(case.sale, taken=to, at=at), reason="", at=at)
-        _tell(case, key=f"{case.pk}:{to}", cancelled=None, at=at)
+        threat = _threat(case.sale) if to == DunningStatus.WARNED else {}
+        _tell(case, key=f"{case.pk}:{to}", data=threat, at=at)
         return
-    cancelled, act_due_at = _suspend(case.sale, at=at)
+    ended, act_due_at = _suspend(case.sale, at=at)
     if came_from != DunningStatus.SUSPENDED:
         _move(case, to=to, act_due_at=act_due_at, reason="", at=at)
-        _tell(case, key=f"{case.pk}:{to}", cancelled=cancelled, at=at)
+        _tell(case, key=f"{case.pk}:{to}", data=_named(ended), at=at)
         return
     _go_on(case, act_due_at=act_due_at)
-    if cancelled:
-        # A reservation is cancelled once, so this names the part of it.
-        _tell(case, key=f"{case.pk}:{to}:{cancelled[0]}", cancelled=cancelled, at=at)
+    if ended:
+        # A change is made once, so this names the part of the step.
+        _tell(case, key=f"{case.pk}:{to}:{ended[0].pk}", data=_named(ended), at=at)
 
 
 def _delay_seconds(status: DunningStatus) -> int:
@@ -123,24 +130,29 @@ def _next_due_at(sale: CreditSale, *, taken: DunningStatus, at: dt.datetime) -> 
     return max(planned, at + dt.timedelta(seconds=between))
 
 
-def _suspend(sale: CreditSale, *, at: dt.datetime) -> tuple[list[str], dt.datetime | None]:
-    """Cancel a part of what a tenant has not paid and that has not begun.
+def _suspend(sale: CreditSale, *, at: dt.datetime) -> tuple[list[Change], dt.datetime | None]:
+    """End a part of what a tenant has not paid and that has not begun.
 
-    Return the ids of the cancelled reservations, and when to go on; None where nothing is left.
+    Return the changes that did it, and when to go on; None where nothing is left.
     """
     waiting = _unpaid(sale)
     _lock(waiting)
-    cancelled: list[str] = []
+    ended: list[Change] = []
     refused: list[str] = []
     # Each is looked for anew: what is paid meanwhile is not taken.
-    while len(cancelled) + len(refused) < CANCELLATIONS_PER_STEP_MAX:
-        found = waiting.exclude(pk__in=[*cancelled, *refused]).values_list("pk", flat=True).first()
+    while len(ended) + len(refused) < CANCELLATIONS_PER_STEP_MAX:
+        tried = [*(each.reservation_id for each in ended), *refused]
+        found = waiting.exclude(pk__in=tried).values_list("pk", flat=True).first()
         if found is None:
             break
-        (cancelled if _cancel(sale, reservation_id=found, at=at) else refused).append(found)
+        change = _end(sale, reservation_id=found, at=at)
+        if change is None:
+            refused.append(found)
+        else:
+            ended.append(change)
     if not waiting.exists():
-        return cancelled, None
-    return cancelled, at if cancelled else at + dt.timedelta(seconds=REFUSED_RETRY_SECONDS)
+        return ended, None
+    return ended, at if ended else at + dt.timedelta(seconds=REFUSED_RETRY_SECONDS)
 
 
 def _lock(waiting: QuerySet[Reservation]) -> None:
@@ -151,36 +163,100 @@ def _lock(waiting: QuerySet[Reservation]) -> None:
 
 def _unpaid(sale: CreditSale) -> QuerySet[Reservation]:
     """Return what a tenant has not paid and that has not begun; what the sale itself is of comes last."""
-    unpaid = credit.still_open().filter(reservation=OuterRef("pk"))
+    unpaid = _not_ended().filter(reservation=OuterRef("pk"))
     waiting = Reservation.objects.filter(
         Exists(unpaid), organization=sale.organization, status=ReservationStatus.SCHEDULED
     )
-    is_own = Case(When(pk=sale.reservation_id, then=Value(1)), default=Value(0))
-    return waiting.order_by(is_own, "pk")
+    is_last = Case(When(pk=sale.reservation_id, then=Value(1)), default=Value(0))
+    return waiting.order_by(is_last, "starts_at", "pk")
 
 
-def _cancel(sale: CreditSale, *, reservation_id: str, at: dt.datetime) -> bool:
-    """Cancel a reservation by the ladder; say whether it let itself be cancelled."""
+def _not_ended() -> QuerySet[CreditSale]:
+    """Return what is owed of sales whose hours were not given back here: of others it is the fee."""
+    given_back = Change.objects.filter(
+        reservation=OuterRef("reservation"), actor=ACTOR, at__gte=OuterRef("created_at")
+    )
+    return credit.still_open().filter(~Exists(given_back))
+
+
+def _kept(reservation: Reservation) -> Window | None:
+    """Return the window of what is paid of a reservation, None where nothing of it is."""
+    unpaid = _not_ended().filter(reservation=reservation)
+    return unpaid_hours.kept(reservation=reservation, unpaid=list(unpaid))
+
+
+def _end(sale: CreditSale, *, reservation_id: str, at: dt.datetime) -> Change | None:
+    """Give back by the ladder what of a reservation is not paid; None where it does not let itself be."""
+    organization = sale.organization
     try:
         with transaction.atomic():
-            quote = cancellations.quote(
-                organization=sale.organization, reservation_id=reservation_id, at=at
-            )
-            changes.cancel(
-                organization=sale.organization,
+            found = scheduled.locked(organization=organization, reservation_id=reservation_id)
+            kept = _kept(found)
+            if kept is None:
+                left = cancellations.quote(
+                    organization=organization, reservation_id=reservation_id, at=at
+                )
+                return changes.cancel(
+                    organization=organization,
+                    reservation_id=reservation_id,
+                    quote_id=left.pk,
+                    at=at,
+                    actor=ACTOR,
+                )
+            # Where all that is not paid lies between hours that are, nothing would change: that is refused.
+            shorter = rebookings.quote(
+                organization=organization,
                 reservation_id=reservation_id,
-                quote_id=quote.pk,
+                wish=WindowWish(starts_at=kept.starts_at, ends_at=kept.ends_at),
+                at=at,
+            )
+            return changes.rebook(
+                organization=organization,
+                reservation_id=reservation_id,
+                quote_id=shorter.pk,
+                payment_method=PaymentMethod.WALLET,
                 at=at,
                 actor=ACTOR,
             )
     except DomainError as refusal:
-        # It has just begun, or its tenant was faster: then it is not ours to take.
+        # It has just begun, or its tenant was faster, or its owners sell nothing so short: it is not ours.
         log.info("dunning_leaves", reservation_id=reservation_id, why=refusal.detail)
-        return False
-    return True
+        return None
 
 
-def _tell(case: DunningCase, *, key: str, cancelled: list[str] | None, at: dt.datetime) -> None:
+def _threat(sale: CreditSale) -> dict[str, object]:
+    """Return what the next step would end as things stand: per reservation the hours that are not paid."""
+    threatened = []
+    waiting = _unpaid(sale)
+    for reservation in waiting.select_related("quote")[:WARNED_OF_MAX]:
+        kept, window = _kept(reservation), reservation.window
+        threatened += [
+            {
+                "reservation_id": reservation.pk,
+                "starts_at": format_instant(part.starts_at),
+                "ends_at": format_instant(part.ends_at),
+            }
+            for part in ([window] if kept is None else window.less(kept))
+        ]
+    return {"will_end": threatened, "will_end_reservations": waiting.count()}
+
+
+def _named(ended: list[Change]) -> dict[str, object]:
+    """Return which reservations some changes have cancelled, and which they have shortened."""
+    return {
+        name: [
+            each.reservation_id
+            for each in ended
+            if (each.kind == ChangeKind.CANCELLATION) == is_cancellation
+        ]
+        for name, is_cancellation in (
+            ("cancelled_reservation_ids", True),
+            ("shortened_reservation_ids", False),
+        )
+    }
+
+
+def _tell(case: DunningCase, *, key: str, data: Mapping[str, object], at: dt.datetime) -> None:
     sale = case.sale
     events.record(
         organization=sale.organization,
@@ -192,7 +268,7 @@ def _tell(case: DunningCase, *, key: str, cancelled: list[str] | None, at: dt.da
             "currency": sale.currency,
             "due_at": format_instant(sale.due_at),
             "next_step_at": case.act_due_at and format_instant(case.act_due_at),
-            **({} if cancelled is None else {"cancelled_reservation_ids": cancelled}),
+            **data,
         },
         at=at,
         key=key,

@@ -5,7 +5,7 @@ import logging
 
 from django.db import transaction
 
-from billing import accounts, ledger, payouts, reserves
+from billing import accounts, ledger, payouts, releases, reserves
 from billing.models import FeeShare, Payout
 from billing.states import AccountKind, EntryKind
 from marketplace.models import Organization
@@ -45,7 +45,7 @@ def release(*, share_id: str, at: dt.datetime) -> bool:
         .select_related("owner", "change")
         .first()
     )
-    if share is None or payouts.is_frozen(
+    if share is None or releases.is_frozen(
         owner=share.owner, reservation_id=share.change.reservation_id
     ):
         return False

@@ -1,10 +1,10 @@
 """On what the payment provider and our books disagree now: object by object, booking by booking."""
 
 import datetime as dt
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from django.conf import settings
 from django.db.models import Case, F, Max, Q, QuerySet, Sum, When
@@ -32,13 +32,25 @@ from billing.provider_values import (
     ProviderTransfer,
 )
 from billing.states import AccountKind, RefundStatus
+from marketplace.core.money import Money, grouped
 
+
+class Listed(Protocol):
+    """What the provider lists of its objects."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def created_at(self) -> dt.datetime: ...
+
+
+Made = TypeVar("Made", bound=Listed)
 Row = TypeVar("Row")
 Disputed = Dispute | TopUpDispute | CardInquiry
 
 # How far back objects are compared: longer than a person is away over a weekend.
 WINDOW_SECONDS = 4 * 86_400
-DISPUTES_WINDOW_SECONDS = 120 * 86_400  # banks decide for months, and there are few of them
 # What is younger may be on its way between the two.
 IN_FLIGHT_SECONDS = 900
 CLEARING_OPEN_SECONDS = 3600  # a booking follows its object within minutes
@@ -86,7 +98,7 @@ def find(*, at: dt.datetime) -> Iterator[Finding]:
     yield from _refunds(span)
     yield from _transfers(span)
     yield from _disputes(
-        Span(since=at - dt.timedelta(seconds=DISPUTES_WINDOW_SECONDS), settled=settled)
+        Span(since=at - dt.timedelta(seconds=settings.DISPUTE_WINDOW_SECONDS), settled=settled)
     )
     yield from _bookings(settled=settled)
     yield from clearings(at=at)
@@ -94,42 +106,69 @@ def find(*, at: dt.datetime) -> Iterator[Finding]:
     for intent in Intent.objects.filter(status=IntentStatus.UNKNOWN):
         yield Finding("intent_unknown", intent.pk, f"{intent.kind} for {intent.subject_id}")
     for payer in Payer.objects.filter(cash_minor__gte=chargeable.least(settings.CURRENCY)):
-        yield Finding("cash_left", payer.customer_id, f"{payer.cash_minor} sent by bank")
+        yield Finding(
+            "cash_left",
+            payer.customer_id,
+            f"{_said(payer.cash_minor, settings.CURRENCY)} sent by bank",
+        )
 
 
-def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    iterator = iter(rows)
+def _said(minor: int, currency: str) -> str:
+    """Return an amount as whoever ends the difference reads it."""
+    return grouped(Money(minor, currency))
+
+
+def _pairs(
+    listed: Iterable[Made],
+    *,
+    span: Span,
+    rows: Callable[[list[str]], Mapping[str, Row]],
+    seen: set[str],
+) -> Iterator[tuple[Made, Row | None]]:
+    """Yield what the provider lists and is settled with our row of it, if any; note all of it as seen."""
+    iterator = iter(listed)
     while batch := list(islice(iterator, ROWS_AT_ONCE)):
-        yield batch
+        ids = [made.id for made in batch]
+        seen.update(ids)
+        ours = rows(ids)
+        for made in batch:
+            if made.created_at < span.settled:
+                yield made, ours.get(made.id)
+
+
+def _unlisted(kind: str, ours: Iterable[tuple[str, str]], *, seen: set[str]) -> Iterator[Finding]:
+    """Yield those of our rows, by id and object, whose object the provider did not list."""
+    for pk, object_id in ours:
+        if object_id not in seen:
+            yield Finding(kind, pk, f"{object_id} is not listed")
 
 
 def _payments(span: Span) -> Iterator[Finding]:
+    def rows(ids: list[str]) -> dict[str, Payment]:
+        return {row.provider_id: row for row in Payment.objects.filter(provider_id__in=ids)}
+
     seen: set[str] = set()
-    for batch in _batches(gateway.payments_since(since=span.since)):
-        ids = [made.id for made in batch]
-        seen.update(ids)
-        rows = {row.provider_id: row for row in Payment.objects.filter(provider_id__in=ids)}
-        for made in batch:
-            if made.created_at >= span.settled:
-                continue
-            row = rows.get(made.id)
-            if row is None:
-                yield Finding(
-                    "payment_without_row",
-                    made.id,
-                    f"{made.state}, {made.received_minor} of {made.amount_minor} {made.currency}",
-                )
-            elif row.created_at < span.settled and _payment_differs(made, row):
-                yield Finding(
-                    "payment_differs",
-                    made.id,
-                    f"{row.pk} is {row.status} with {row.received_minor} of {row.amount_minor}; "
-                    f"there it is {made.state} with {made.received_minor} of {made.amount_minor}",
-                )
+    listed = gateway.payments_since(since=span.since)
+    for made, row in _pairs(listed, span=span, rows=rows, seen=seen):
+        if row is None:
+            yield Finding(
+                "payment_without_row",
+                made.id,
+                f"{made.state}, {_said(made.received_minor, made.currency)} of "
+                f"{_said(made.amount_minor, made.currency)}",
+            )
+        elif row.created_at < span.settled and _payment_differs(made, row):
+            yield Finding(
+                "payment_differs",
+                made.id,
+                f"{row.pk} is {row.status} with {_said(row.received_minor, row.currency)} of "
+                f"{_said(row.amount_minor, row.currency)}; there it is {made.state} with "
+                f"{_said(made.received_minor, made.currency)} of "
+                f"{_said(made.amount_minor, made.currency)}",
+            )
     ours = Payment.objects.filter(span.listed).exclude(provider_id="")
-    for pk, object_id in ours.values_list("pk", "provider_id").iterator():
-        if object_id not in seen:
-            yield Finding("payment_without_object", pk, f"{object_id} is not listed")
+    pairs = ours.values_list("pk", "provider_id").iterator()
+    yield from _unlisted("payment_without_object", pairs, seen=seen)
 
 
 def _payment_differs(made: ProviderPayment, row: Payment) -> bool:
@@ -143,39 +182,38 @@ def _payment_differs(made: ProviderPayment, row: Payment) -> bool:
 
 def _refunds(span: Span) -> Iterator[Finding]:
     seen: set[str] = set()
-    for batch in _batches(gateway.refunds_since(since=span.since)):
-        ids = [made.id for made in batch]
-        seen.update(ids)
-        rows: dict[str, CardRefund | Refund] = {
-            row.provider_id: row for row in CardRefund.objects.filter(provider_id__in=ids)
-        }
-        asked = Intent.objects.filter(kind=IntentKind.REFUND, object_id__in=ids)
-        subjects = dict(asked.values_list("subject_id", "object_id"))
-        for refund in Refund.objects.filter(pk__in=subjects):
-            rows[subjects[refund.pk]] = refund
-        for made in batch:
-            if made.created_at >= span.settled:
-                continue
-            row = rows.get(made.id)
-            if row is None:
-                yield Finding("refund_without_row", made.id, f"{made.amount_minor} {made.currency}")
-            elif _refund_differs(made, row):
-                yield Finding(
-                    "refund_differs",
-                    made.id,
-                    f"{row.pk} is {row.status} for {row.amount_minor}; "
-                    f"there it is {made.state} for {made.amount_minor}",
-                )
+    listed = gateway.refunds_since(since=span.since)
+    for made, row in _pairs(listed, span=span, rows=_refunds_of, seen=seen):
+        if row is None:
+            yield Finding("refund_without_row", made.id, _said(made.amount_minor, made.currency))
+        elif _refund_differs(made, row):
+            yield Finding(
+                "refund_differs",
+                made.id,
+                f"{row.pk} is {row.status} for {_said(row.amount_minor, row.currency)}; "
+                f"there it is {made.state} for {_said(made.amount_minor, made.currency)}",
+            )
     of_cards = CardRefund.objects.filter(span.listed).exclude(provider_id="")
     of_reservations = Intent.objects.filter(
         span.listed, kind=IntentKind.REFUND, status=IntentStatus.DONE
     ).exclude(subject_id__in=of_cards.values("pk"))
-    for pk, object_id in (
-        *of_cards.values_list("pk", "provider_id").iterator(),
-        *of_reservations.values_list("subject_id", "object_id").iterator(),
+    for pairs in (
+        of_cards.values_list("pk", "provider_id"),
+        of_reservations.values_list("subject_id", "object_id"),
     ):
-        if object_id not in seen:
-            yield Finding("refund_without_object", pk, f"{object_id} is not listed")
+        yield from _unlisted("refund_without_object", pairs.iterator(), seen=seen)
+
+
+def _refunds_of(ids: list[str]) -> dict[str, CardRefund | Refund]:
+    """Return our refunds by their objects: to cards those that name it, of reservations by their intent."""
+    rows: dict[str, CardRefund | Refund] = {
+        row.provider_id: row for row in CardRefund.objects.filter(provider_id__in=ids)
+    }
+    asked = Intent.objects.filter(kind=IntentKind.REFUND, object_id__in=ids)
+    subjects = dict(asked.values_list("subject_id", "object_id"))
+    for refund in Refund.objects.filter(pk__in=subjects):
+        rows[subjects[refund.pk]] = refund
+    return rows
 
 
 def _refund_differs(made: ProviderRefund, row: CardRefund | Refund) -> bool:
@@ -184,30 +222,26 @@ def _refund_differs(made: ProviderRefund, row: CardRefund | Refund) -> bool:
 
 
 def _transfers(span: Span) -> Iterator[Finding]:
+    def rows(ids: list[str]) -> dict[str, Transfer]:
+        return {row.provider_id: row for row in Transfer.objects.filter(provider_id__in=ids)}
+
     seen: set[str] = set()
-    for batch in _batches(gateway.transfers_since(since=span.since)):
-        ids = [made.id for made in batch]
-        seen.update(ids)
-        rows = {row.provider_id: row for row in Transfer.objects.filter(provider_id__in=ids)}
-        for made in batch:
-            if made.created_at >= span.settled:
-                continue
-            row = rows.get(made.id)
-            if row is None:
-                yield Finding(
-                    "transfer_without_row", made.id, f"{made.amount_minor} {made.currency}"
-                )
-            elif _transfer_differs(made, row):
-                yield Finding(
-                    "transfer_differs",
-                    made.id,
-                    f"{row.pk} is {row.amount_minor}, {row.reversed_minor} taken back; "
-                    f"there it is {made.amount_minor}, {made.reversed_minor} taken back",
-                )
+    listed = gateway.transfers_since(since=span.since)
+    for made, row in _pairs(listed, span=span, rows=rows, seen=seen):
+        if row is None:
+            yield Finding("transfer_without_row", made.id, _said(made.amount_minor, made.currency))
+        elif _transfer_differs(made, row):
+            yield Finding(
+                "transfer_differs",
+                made.id,
+                f"{row.pk} is {_said(row.amount_minor, row.currency)}, "
+                f"{_said(row.reversed_minor, row.currency)} taken back; "
+                f"there it is {_said(made.amount_minor, made.currency)}, "
+                f"{_said(made.reversed_minor, made.currency)} taken back",
+            )
     ours = Transfer.objects.filter(span.listed).exclude(provider_id="")
-    for pk, object_id in ours.values_list("pk", "provider_id").iterator():
-        if object_id not in seen:
-            yield Finding("transfer_without_object", pk, f"{object_id} is not listed")
+    pairs = ours.values_list("pk", "provider_id").iterator()
+    yield from _unlisted("transfer_without_object", pairs, seen=seen)
 
 
 def _transfer_differs(made: ProviderTransfer, row: Transfer) -> bool:
@@ -216,28 +250,25 @@ def _transfer_differs(made: ProviderTransfer, row: Transfer) -> bool:
 
 
 def _disputes(span: Span) -> Iterator[Finding]:
-    seen: set[str] = set()
-    for batch in _batches(gateway.disputes_since(since=span.since)):
-        ids = [made.id for made in batch]
-        seen.update(ids)
-        rows: dict[str, Disputed] = {
+    def rows(ids: list[str]) -> dict[str, Disputed]:
+        return {
             **CardInquiry.objects.in_bulk(ids),
             **Dispute.objects.in_bulk(ids),
             **TopUpDispute.objects.in_bulk(ids),
         }
-        for made in batch:
-            if made.created_at >= span.settled:
-                continue
-            row = rows.get(made.id)
-            if row is None:
-                yield Finding("dispute_without_row", made.id, f"{made.state} of {made.payment_id}")
-            elif _dispute_differs(made, row):
-                yield Finding(
-                    "dispute_differs",
-                    made.id,
-                    f"it is {_said_of(row)} for {row.amount_minor}; "
-                    f"there it is {made.state} for {made.amount_minor}",
-                )
+
+    seen: set[str] = set()
+    listed = gateway.disputes_since(since=span.since)
+    for made, row in _pairs(listed, span=span, rows=rows, seen=seen):
+        if row is None:
+            yield Finding("dispute_without_row", made.id, f"{made.state} of {made.payment_id}")
+        elif _dispute_differs(made, row):
+            yield Finding(
+                "dispute_differs",
+                made.id,
+                f"it is {_state_of(row)} for {_said(row.amount_minor, row.currency)}; "
+                f"there it is {made.state} for {_said(made.amount_minor, made.currency)}",
+            )
     first = span.since + dt.timedelta(seconds=IN_FLIGHT_SECONDS)
     models: tuple[type[Disputed], ...] = (Dispute, TopUpDispute, CardInquiry)
     for model in models:
@@ -252,10 +283,10 @@ def _dispute_differs(made: ProviderDispute, row: Disputed) -> bool:
     expected = "open" if end is None else end.value
     if isinstance(row, CardInquiry):
         expected = made.state
-    return _said_of(row) != expected or made.amount_minor != row.amount_minor
+    return _state_of(row) != expected or made.amount_minor != row.amount_minor
 
 
-def _said_of(row: Disputed) -> str:
+def _state_of(row: Disputed) -> str:
     return row.state if isinstance(row, CardInquiry) else row.status
 
 
@@ -264,7 +295,7 @@ def _bookings(*, settled: dt.datetime) -> Iterator[Finding]:
         yield Finding(
             "booking_unmatched",
             row.pk,
-            f"{row.category} of {row.source_id or 'nothing'}: {row.amount_minor} {row.currency}",
+            f"{row.category} of {row.source_id or 'nothing'}: {_said(row.amount_minor, row.currency)}",
         )
 
 
@@ -272,7 +303,9 @@ def clearings(*, at: dt.datetime) -> Iterator[Finding]:
     """Yield the clearing accounts that nothing has moved for a while and that are not at zero."""
     for account in open_clearings(at=at):
         yield Finding(
-            "clearing_open", account.subject_id, f"{account.sum} {account.currency} are not matched"
+            "clearing_open",
+            account.subject_id,
+            f"{_said(account.sum, account.currency)} are not matched",
         )
 
 
@@ -301,4 +334,8 @@ def _balances() -> Iterator[Finding]:
         for kind in (AccountKind.STRIPE_PENDING, AccountKind.STRIPE_AVAILABLE)
     )
     if theirs != ours:
-        yield Finding("balance_differs", currency, f"there {theirs}, in our books {ours}")
+        yield Finding(
+            "balance_differs",
+            currency,
+            f"there {_said(theirs, currency)}, in our books {_said(ours, currency)}",
+        )

@@ -41,6 +41,8 @@ GUARDS = (
     "billing_dispute.row_guard",
     "billing_disputecharge.books_keep_rows",
     "billing_disputecharge.books_keep_table",
+    "billing_disputereturn.books_keep_rows",
+    "billing_disputereturn.books_keep_table",
     "billing_disputetransition.books_keep_rows",
     "billing_disputetransition.books_keep_table",
     "billing_dunningcase.books_keep_rows",

@@ -17,7 +17,7 @@ from billing.bills import ratio
 from billing.models import IdleStretch
 from billing.promised import Promise
 from marketplace import events
-from marketplace.core.money import Money
+from marketplace.core.money import Money, share_of
 from marketplace.core.windows import Window, format_instant, grid_ceiling
 from marketplace.states import EventKind
 from scheduler.models import Lease
@@ -84,7 +84,11 @@ def _tell(lease: Lease, *, attachment: Attachment, at: dt.datetime) -> bool:
     reservation = lease.reservation
     rest = Window(grid_ceiling(at, grid_seconds=1), lease.ends_at)
     # The part of one lease among several goes by the number of its GPUs: a hint, no offer.
-    worth = Promise.of(reservation).part_minor(within=rest)
+    left_minor = share_of(
+        total_minor=Promise.of(reservation).part_minor(within=rest),
+        part=len(lease.gpu_uuids),
+        whole=reservation.gpus,
+    )
     return events.record(
         organization=reservation.organization,
         kind=EventKind.LEASE_IDLE,
@@ -99,9 +103,7 @@ def _tell(lease: Lease, *, attachment: Attachment, at: dt.datetime) -> bool:
             ),
             "ends_at": format_instant(lease.ends_at),
             "left_gpu_seconds": len(lease.gpu_uuids) * rest.seconds,
-            "left": _json(
-                Money(worth * len(lease.gpu_uuids) // reservation.gpus, reservation.currency)
-            ),
+            "left": _json(Money(left_minor, reservation.currency)),
             "return_with": f"POST /v1/reservations/{reservation.pk}/cancellation-quote",
         },
         at=at,

@@ -83,7 +83,7 @@ def record_transfer(
     What is beyond the invoice goes to the wallet.
 
     :raises receivables.NothingReceivable: when the amount is not positive, or of another currency.
-    :raises ledger.EntryMismatch: when the key was used for another amount.
+    :raises ledger.EntryMismatch: when the key was used for another tenant, invoice or amount.
     """
     if amount.amount_minor <= 0 or amount.currency != sale.currency:
         raise receivables.NothingReceivable(

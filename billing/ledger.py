@@ -60,6 +60,7 @@ _DEBIT_NORMAL = frozenset(
         AccountKind.BANK,
         AccountKind.STRIPE_PENDING,
         AccountKind.STRIPE_AVAILABLE,
+        AccountKind.STRIPE_RESERVED,
         AccountKind.PSP_CLEARING,
         AccountKind.RECEIVABLE,
         AccountKind.OWNER_CLAWBACK,

@@ -1,7 +1,7 @@
 """Owners as receivers at the payment provider: asked for, onboarded on its own pages, changed with care.
 
 The first account is used as soon as the provider lets it receive. Another one takes a second person and then
-three days, in which the owner is told and the old one stays in use.
+days of cooling off, in which the owner is told and the old one stays in use.
 """
 
 import datetime as dt
@@ -21,7 +21,6 @@ from marketplace.core.errors import DomainError, InvalidValue, NotFound, StateCo
 from marketplace.models import Organization
 from marketplace.states import EventKind
 
-COOL_OFF_SECONDS = 72 * 3600  # long enough that a mail is read over a weekend
 SEEN_FRESH_SECONDS = 900  # what the provider said of an account is good for this long
 ACCOUNTS_PER_RUN_MAX = 50
 EMAIL_LENGTH_MAX = 254
@@ -101,7 +100,7 @@ def approve(*, account_id: str, at: dt.datetime, actor: str) -> PayoutAccount:
     account = PayoutAccount.objects.select_related("owner").get(pk=account_id)
     if account.requested_by == actor:
         raise NotAnotherPerson(f"{actor} asked for this account")
-    usable_at = at + dt.timedelta(seconds=COOL_OFF_SECONDS)
+    usable_at = at + dt.timedelta(seconds=settings.PAYOUT_ACCOUNT_COOL_OFF_SECONDS)
     changed = PayoutAccount.objects.filter(
         pk=account_id, approved_by="", usable_at__isnull=True, retired_at__isnull=True
     ).update(approved_by=actor, usable_at=usable_at)

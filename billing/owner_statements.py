@@ -39,7 +39,8 @@ class LineKind(StrEnum):
     TRANSFER_REVERSED = (
         "transfer_reversed"  # taken back of what was sent, so that it is owed no more
     )
-    DISPUTE = "dispute"  # lost by the owner's fault
+    DISPUTE = "dispute"  # lost by the owner's fault; what of that was given back is positive
+    WRITE_OFF = "write_off"  # of what the owner owed, and owes no more
     ADJUSTMENT = "adjustment"  # anything else, such as the reversal of an entry
 
 
@@ -56,6 +57,8 @@ _KINDS = {
     EntryKind.TRANSFER_REVERSAL: LineKind.TRANSFER_REVERSED,
     EntryKind.DISPUTE_LOST: LineKind.DISPUTE,
     EntryKind.DISPUTE_CHARGED: LineKind.DISPUTE,
+    EntryKind.OWNER_WRITE_OFF: LineKind.WRITE_OFF,
+    EntryKind.DISPUTE_RETURNED: LineKind.DISPUTE,
 }
 _OF_LEASES = (LineKind.EARNED, LineKind.SLA_SHARE, LineKind.COMPENSATION, LineKind.CORRECTION)
 _NAMED = (LineKind.FEE_SHARE, LineKind.TRANSFER, LineKind.TRANSFER_RETURNED)

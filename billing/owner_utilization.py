@@ -83,7 +83,7 @@ _EARNED = """
             AND least(l.closed_at, l.ends_at) <= %(ends_at)s
         UNION ALL
         SELECT s.lease_id, c.corrected_at, c.gpu_seconds_delivered, c.gpu_seconds_busy,
-            c.gpu_seconds_busy <> 0, c.owner_minor
+            c.gpu_seconds_busy <> 0, c.owner_minor - c.credit_of_owner_minor
         FROM billing_correction c JOIN billing_settlement s ON s.id = c.settlement_id
         WHERE s.owner_id = %(owner)s AND s.currency = %(currency)s
             AND c.corrected_at >= %(starts_at)s AND c.corrected_at < %(ends_at)s

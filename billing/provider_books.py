@@ -1,8 +1,10 @@
 """What the provider booked on our balance, fetched one by one and matched with what we know of it.
 
 Each booking is fetched once. Some make an entry here: a charge clears the payment it belongs to and brings
-the provider's fee, a refund that came back clears the refund. Others only confirm an entry that was made when
-we learnt of their object. What matches nothing stays unmatched, and the reconciliation lists it.
+the provider's fee, a refund that came back clears the refund, and what moved between the provider and our own
+bank account, or into what it holds back, is our own money. Others only confirm an entry that was made when we
+learnt of their object. What matches nothing stays unmatched, and the reconciliation lists it; a person may
+put it aside, and two resolve it then: see `billing.suspense`.
 """
 
 import datetime as dt
@@ -11,7 +13,7 @@ from collections.abc import Callable
 import structlog
 from django.db import transaction
 
-from billing import accounts, ledger, provider, provider_money, watermarks
+from billing import accounts, ledger, provider, provider_money, runs, watermarks
 from billing import stripe_gateway as gateway
 from billing.models import (
     BalanceTransaction,
@@ -34,6 +36,13 @@ WATERMARK = "balance_transactions"
 OVERLAP_SECONDS = 3600  # a booking may appear in the list after later ones
 BEGINS_SECONDS = 7 * 86_400  # how far back the first look goes
 ROWS_PER_RUN_MAX = 500  # some seconds of work; the next tick takes the rest
+# The balance of which `available` and `pending` tell. What is booked on another one of the provider's, such
+# as what it holds back, is booked on this one too, with the other sign.
+PAYMENTS_BALANCE = "payments"
+# What brings money that can be used later only.
+_PENDING_FIRST = ("charge", "topup")
+
+Movement = tuple[ledger.AccountRef, ledger.AccountRef, int]  # debited, credited, of either sign
 
 
 def fetch(*, at: dt.datetime) -> int:
@@ -58,62 +67,78 @@ def fetch(*, at: dt.datetime) -> int:
 
 
 def match_all(*, at: dt.datetime) -> int:
-    """Match the bookings whose objects are known by now; return how many were."""
-    waiting = BalanceTransaction.objects.filter(matched_at__isnull=True).order_by(
-        "created_at", "pk"
-    )
+    """Match the bookings whose objects are known by now; return how many were.
+
+    One that cannot be matched is logged and left; it keeps no other one waiting.
+    """
+    waiting = BalanceTransaction.objects.filter(
+        matched_at__isnull=True, category__in=_MATCHERS
+    ).order_by("created_at", "pk")
     ids = list(waiting.values_list("pk", flat=True)[:ROWS_PER_RUN_MAX])
-    return sum(_match(transaction_id=pk, at=at) for pk in ids)
+    return runs.one_by_one(ids, lambda pk: _match(transaction_id=pk, at=at), name="match_bookings")
 
 
 def make_available(*, at: dt.datetime) -> int:
-    """Move what charges brought to what can be used, once the provider lets it be; return how many."""
-    due = BalanceTransaction.objects.filter(
-        category="charge",
-        matched_at__isnull=False,
-        made_available_at__isnull=True,
-        available_at__lte=at,
+    """Move what was brought to what can be used, once the provider lets it be; return how many.
+
+    One that cannot be moved is logged and left. What was put aside went to what can be used at once.
+    """
+    due = (
+        BalanceTransaction.objects.filter(
+            category__in=_PENDING_FIRST,
+            matched_at__isnull=False,
+            made_available_at__isnull=True,
+            available_at__lte=at,
+        )
+        .exclude(subject_id="")
+        .order_by("available_at", "pk")
     )
-    count = 0
-    for pk in due.order_by("available_at").values_list("pk", flat=True)[:ROWS_PER_RUN_MAX]:
-        with transaction.atomic():
-            row = BalanceTransaction.objects.select_for_update(no_key=True).get(pk=pk)
-            if row.made_available_at is not None:
-                continue
-            net = Money(row.amount_minor - row.fee_minor, row.currency)
-            provider_money.make_available(transaction_id=row.pk, amount=net, at=at)
-            row.made_available_at = at
-            row.save(update_fields=["made_available_at"])
-            count += 1
-    return count
+    ids = list(due.values_list("pk", flat=True)[:ROWS_PER_RUN_MAX])
+    return runs.one_by_one(
+        ids, lambda pk: _make_available(transaction_id=pk, at=at), name="make_available"
+    )
 
 
 @transaction.atomic
-def put_aside(*, transaction_id: str, at: dt.datetime) -> Entry:
-    """Book what matches nothing as nobody's yet: in or out of suspense.
+def put_aside(*, transaction_id: str, at: dt.datetime) -> Entry | None:
+    """Book what matches nothing as nobody's yet, in or out of suspense; None where it moved nothing.
 
     :raises StateConflict: when it is matched.
     """
     row = BalanceTransaction.objects.select_for_update(no_key=True).get(pk=transaction_id)
     if row.matched_at is not None:
         raise StateConflict(f"{transaction_id} is matched")
-    net = row.amount_minor - row.fee_minor
     available = _shared(AccountKind.STRIPE_AVAILABLE, row)
     suspense = _shared(AccountKind.SUSPENSE, row)
     entry = _post(
         row,
+        (available, suspense, row.amount_minor - row.fee_minor),
         kind=EntryKind.SUSPENSE,
         subject_id=row.pk,
-        debited=available if net > 0 else suspense,
-        credited=suspense if net > 0 else available,
-        amount=abs(net),
         at=at,
     )
     _matched(row, subject_id="", entry=entry, at=at)
     return entry
 
 
+def _make_available(*, transaction_id: str, at: dt.datetime) -> bool:
+    row = (
+        BalanceTransaction.objects.select_for_update(skip_locked=True, no_key=True)
+        .filter(pk=transaction_id, made_available_at__isnull=True)
+        .first()
+    )
+    if row is None:
+        return False
+    net = Money(row.amount_minor - row.fee_minor, row.currency)
+    provider_money.make_available(transaction_id=row.pk, amount=net, at=at)
+    row.made_available_at = at
+    row.save(update_fields=["made_available_at"])
+    return True
+
+
 def _store(row: ProviderTransaction) -> bool:
+    if row.balance != PAYMENTS_BALANCE:
+        return False
     _, is_new = BalanceTransaction.objects.get_or_create(
         pk=row.id,
         defaults={
@@ -129,7 +154,6 @@ def _store(row: ProviderTransaction) -> bool:
     return is_new
 
 
-@transaction.atomic
 def _match(*, transaction_id: str, at: dt.datetime) -> bool:
     row = (
         BalanceTransaction.objects.select_for_update(skip_locked=True, no_key=True)
@@ -161,15 +185,22 @@ def _match_refund(row: BalanceTransaction, at: dt.datetime) -> bool:
     if subject_id is None:
         return False
     if _is_of_reservation(subject_id):
-        # It was booked when it was settled.
-        return _matched(row, subject_id=subject_id, entry=None, at=at)
+        # It was booked when it was settled; all but what the provider takes for it, or gives back.
+        entry = _post(
+            row,
+            _fee_of(row),
+            kind=EntryKind.BALANCE_TRANSACTION,
+            subject_id=subject_id,
+            at=at,
+        )
+        return _matched(row, subject_id=subject_id, entry=entry, at=at)
+    available = _shared(AccountKind.STRIPE_AVAILABLE, row)
     entry = _post(
         row,
+        (_clearing(subject_id, row), available, -row.amount_minor),
+        _fee_of(row),
         kind=EntryKind.REFUND_SETTLED,
         subject_id=subject_id,
-        debited=_clearing(subject_id, row),
-        credited=_shared(AccountKind.STRIPE_AVAILABLE, row),
-        amount=-row.amount_minor,
         at=at,
     )
     return _matched(row, subject_id=subject_id, entry=entry, at=at)
@@ -181,14 +212,21 @@ def _match_failed_refund(row: BalanceTransaction, at: dt.datetime) -> bool:
         return False
     if _is_of_reservation(subject_id):
         # It was booked when it failed: out of what we have there if it had been settled, else out of its way.
-        return _matched(row, subject_id=subject_id, entry=None, at=at)
+        entry = _post(
+            row,
+            _fee_of(row),
+            kind=EntryKind.BALANCE_TRANSACTION,
+            subject_id=subject_id,
+            at=at,
+        )
+        return _matched(row, subject_id=subject_id, entry=entry, at=at)
+    available = _shared(AccountKind.STRIPE_AVAILABLE, row)
     entry = _post(
         row,
+        (available, _clearing(subject_id, row), row.amount_minor),
+        _fee_of(row),
         kind=EntryKind.BALANCE_TRANSACTION,
         subject_id=subject_id,
-        debited=_shared(AccountKind.STRIPE_AVAILABLE, row),
-        credited=_clearing(subject_id, row),
-        amount=row.amount_minor,
         at=at,
     )
     return _matched(row, subject_id=subject_id, entry=entry, at=at)
@@ -213,36 +251,55 @@ def _match_dispute(row: BalanceTransaction, at: dt.datetime) -> bool:
     return is_known and _matched(row, subject_id=row.source_id, entry=None, at=at)
 
 
-def _match_payout(row: BalanceTransaction, at: dt.datetime) -> bool:
-    """Book what the provider sent to our own bank account, or could not."""
-    bank, available = (
-        _shared(kind, row) for kind in (AccountKind.BANK, AccountKind.STRIPE_AVAILABLE)
-    )
-    is_sent = row.amount_minor < 0
+def _match_bank(row: BalanceTransaction, at: dt.datetime) -> bool:
+    """Book what went from the provider to our own bank account or back, with what that cost."""
+    return _match_own(row, at, other=AccountKind.BANK)
+
+
+def _match_held_back(row: BalanceTransaction, at: dt.datetime) -> bool:
+    """Book what the provider holds back of our money, or lets go: ours, and not to be used."""
+    return _match_own(row, at, other=AccountKind.STRIPE_RESERVED)
+
+
+def _match_own(row: BalanceTransaction, at: dt.datetime, *, other: AccountKind) -> bool:
     entry = _post(
         row,
+        (_shared(AccountKind.STRIPE_AVAILABLE, row), _shared(other, row), row.amount_minor),
+        _fee_of(row),
         kind=EntryKind.BALANCE_TRANSACTION,
         subject_id=row.pk,
-        debited=bank if is_sent else available,
-        credited=available if is_sent else bank,
-        amount=abs(row.amount_minor),
         at=at,
     )
-    return _matched(row, subject_id=row.source_id, entry=entry, at=at)
+    return _matched(row, subject_id=row.source_id or row.pk, entry=entry, at=at)
+
+
+def _match_top_up(row: BalanceTransaction, at: dt.datetime) -> bool:
+    """Book what we sent to the provider from our own bank account: it can be used once it is available."""
+    bank, pending, fees = (
+        _shared(kind, row)
+        for kind in (AccountKind.BANK, AccountKind.STRIPE_PENDING, AccountKind.PSP_FEES)
+    )
+    entry = _post(
+        row,
+        (pending, bank, row.amount_minor - row.fee_minor),
+        (fees, bank, row.fee_minor),
+        kind=EntryKind.BALANCE_TRANSACTION,
+        subject_id=row.pk,
+        at=at,
+    )
+    return _matched(row, subject_id=row.source_id or row.pk, entry=entry, at=at)
 
 
 def _match_fee(row: BalanceTransaction, at: dt.datetime) -> bool:
-    cost = row.fee_minor - row.amount_minor
+    """Book what the provider, a card network or a tax office takes for its services, or gives back."""
     fees, available = (
         _shared(kind, row) for kind in (AccountKind.PSP_FEES, AccountKind.STRIPE_AVAILABLE)
     )
     entry = _post(
         row,
+        (fees, available, row.fee_minor - row.amount_minor),
         kind=EntryKind.BALANCE_TRANSACTION,
         subject_id=row.pk,
-        debited=fees if cost > 0 else available,
-        credited=available if cost > 0 else fees,
-        amount=abs(cost),
         at=at,
     )
     return _matched(row, subject_id=row.pk, entry=entry, at=at)
@@ -263,22 +320,28 @@ def _refund_of(object_id: str) -> str | None:
     return asked.values_list("subject_id", flat=True).first()
 
 
+def _fee_of(row: BalanceTransaction) -> Movement:
+    """Return what the provider takes for a booking, or gives back of that, beside its amount."""
+    return (
+        _shared(AccountKind.PSP_FEES, row),
+        _shared(AccountKind.STRIPE_AVAILABLE, row),
+        row.fee_minor,
+    )
+
+
 def _post(
-    row: BalanceTransaction,
-    *,
-    kind: EntryKind,
-    subject_id: str,
-    debited: ledger.AccountRef,
-    credited: ledger.AccountRef,
-    amount: int,
-    at: dt.datetime,
-) -> Entry:
+    row: BalanceTransaction, *moved: Movement, kind: EntryKind, subject_id: str, at: dt.datetime
+) -> Entry | None:
+    """Post what a booking moved; None where that is nothing."""
+    legs = ledger.differences(moved)
+    if not legs:
+        return None
     return ledger.post(
         idempotency_key=f"bt:{row.pk}",
         kind=kind,
         subject_id=subject_id,
         effective_at=at,
-        legs=ledger.transfer(debited=debited, credited=credited, amount=amount),
+        legs=legs,
     )
 
 
@@ -300,7 +363,8 @@ def _clearing(object_id: str, row: BalanceTransaction) -> ledger.AccountRef:
     )
 
 
-# By the provider's reporting category, which is what it asks accountants to go by.
+# By the provider's reporting category, which is what it asks accountants to go by
+# (docs.stripe.com/reports/reporting-categories). An `other_adjustment` explains nothing: a person does.
 _MATCHERS: dict[str, Callable[[BalanceTransaction, dt.datetime], bool]] = {
     "charge": _match_charge,
     "refund": _match_refund,
@@ -309,7 +373,13 @@ _MATCHERS: dict[str, Callable[[BalanceTransaction, dt.datetime], bool]] = {
     "transfer_reversal": _match_intent,
     "dispute": _match_dispute,
     "dispute_reversal": _match_dispute,
-    "payout": _match_payout,
-    "payout_reversal": _match_payout,
+    "payout": _match_bank,
+    "payout_reversal": _match_bank,
+    "topup": _match_top_up,
+    "topup_reversal": _match_bank,
+    "risk_reserved_funds": _match_held_back,
+    "connect_reserved_funds": _match_held_back,
     "fee": _match_fee,
+    "network_cost": _match_fee,
+    "tax": _match_fee,
 }

@@ -108,6 +108,7 @@ class ProviderDispute:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderTransaction:
     id: str
+    balance: str
     category: str
     amount_minor: int
     fee_minor: int

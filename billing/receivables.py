@@ -65,6 +65,8 @@ def pay(
     """Take a payment for an invoice: by bank transfer, or through the provider; once per payment.
 
     What is paid beyond the invoice, and beyond what was given up of it, goes to the wallet.
+
+    :raises ledger.EntryMismatch: when the payment was taken before for another tenant, invoice or amount.
     """
     owed = account(organization=organization, invoice_id=invoice_id, currency=currency)
     source = (
@@ -77,7 +79,9 @@ def pay(
     purse = accounts.wallet(organization=organization, currency=currency)
     lock(organization)
     key = f"invpay:{payment_id}"
-    if ledger.is_posted(idempotency_key=key):
+    taken = Entry.objects.filter(idempotency_key=key).first()
+    if taken is not None:
+        _require_same(taken, source=source, payees=(owed, purse), amount_minor=amount_minor)
         return
     covered = min(amount_minor, ledger.kept_balance(account=owed))
     ledger.post(
@@ -218,6 +222,39 @@ def _settle_debts(
     for owed in debts:
         left -= _recover(source, owed, amount=left, at=at)
     return amount - left
+
+
+def _require_same(
+    taken: Entry,
+    *,
+    source: ledger.AccountRef,
+    payees: tuple[ledger.AccountRef, ledger.AccountRef],
+    amount_minor: int,
+) -> None:
+    """Refuse to take for a repetition what differs; how a payment was divided then, its entry alone knows.
+
+    :raises ledger.EntryMismatch: when its tenant, its invoice or its amount is another one.
+    """
+    owed, purse = payees
+    came, others = 0, set()
+    for posting in taken.postings.select_related("account"):
+        if (posting.account.code, posting.account.currency) == (source.code, source.currency):
+            came += posting.amount
+        else:
+            others.add((posting.account.code, posting.account.organization_id))
+    tenant = purse.organization
+    assert tenant is not None, purse
+    same_payees = {(owed.code, tenant.pk), (purse.code, tenant.pk)}
+    if taken.subject_id != owed.subject_id or not others <= same_payees:
+        raise ledger.EntryMismatch(
+            f"This was recorded for {taken.subject_id} before; begin anew to record another payment."
+        )
+    if came != amount_minor:
+        before = Money(came, source.currency)
+        raise ledger.EntryMismatch(
+            f"This was recorded as {before} before; begin anew to record another payment.",
+            pointer="/amount_minor",
+        )
 
 
 def _tell_if_paid(

@@ -57,9 +57,9 @@ def open_for(*, reservation_id: str, at: dt.datetime) -> list[Refund]:
 
     What it has to give back is set off first against what the tenant's bank has taken back for good, and then
     against what its tenant owes for it; while a dispute is open all of it waits. The rest is split over the
-    payments that the provider took for it, the newest first and of each no more than it brought: what was
-    added last is given back first, and the charge that the bank knows best. What they do not cover came
-    another way, and is a refund of its own.
+    payments that the provider took for it, the newest first and of each no more than it has left of what it
+    brought: what was added last is given back first, and the charge that the bank knows best. What they do
+    not cover came another way, or cannot go back by theirs, and is a refund of its own.
     """
     reservation = (
         Reservation.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
@@ -69,6 +69,7 @@ def open_for(*, reservation_id: str, at: dt.datetime) -> list[Refund]:
     )
     if reservation is None or parking.is_parked(organizations=[reservation.organization]):
         return []
+    disputes.lock(reservation=reservation)
     receivables.lock_refund(reservation=reservation)
     if disputes.holds_back(reservation_id=reservation.pk, at=at) and not _set_off(
         reservation, at=at
@@ -200,12 +201,12 @@ def _set_off(reservation: Reservation, *, at: dt.datetime) -> bool:
 def _ways_back(
     reservation: Reservation, *, owed_minor: int
 ) -> Iterator[tuple[Payment | None, int]]:
-    """Yield by which payment how much goes back; None is what no payment brought."""
+    """Yield by which payment how much goes back; None is what no payment brought, or can give back."""
     taken = reservation.provider_payments.filter(status=PaymentStatus.SUCCEEDED)
     left = owed_minor
     for payment in taken.order_by("-id") if left else ():
         part = chargeable.rounded_down(
-            amount_minor=min(left, payment.received_minor - payment.refunded_minor),
+            amount_minor=min(left, disputes.room_minor(payment=payment)),
             currency=payment.currency,
         )
         if part:

@@ -98,9 +98,10 @@ def share_out(*, settlement: Settlement, at: dt.datetime) -> bool:
     """Share what an owner got twice with those who left the time that a lease sold again.
 
     To be called in the transaction that releases what the lease earned, before it leaves its account. False
-    means that the release has to wait: the money of somebody who is to get a share is parked. Locks the
-    reservations that were left, then the owner's parts of fees, then all whose money moves, what promotions
-    paid, and the wallets, each in the order of their keys.
+    means that the release has to wait: the money of somebody who is to get a share is parked, or a fee that
+    was paid was not any more when its tenant was locked. Locks the reservations that were left, then the
+    owner's parts of fees, then all whose money moves, what promotions paid, and the wallets, each in the
+    order of their keys.
     """
     slices = _slices(settlement)
     if not slices:
@@ -108,6 +109,8 @@ def share_out(*, settlement: Settlement, at: dt.datetime) -> bool:
     if parking.is_parked(organizations=[each.tenant for each in slices]):
         return False
     _lock(slices, settlement=settlement)
+    if not _are_paid(slices, settlement=settlement):
+        return False
     left = _earned(settlement)
     whole = delivery_of(lease=settlement.lease).worth * _MICRO_SECONDS
     earned, sold = left, 0
@@ -241,6 +244,12 @@ def _lock(slices: Sequence[_Slice], *, settlement: Settlement) -> None:
     for _, tenant in sorted(tenants.items()):
         purse = accounts.wallet(organization=tenant, currency=settlement.currency)
         ledger.locked_balance(account=purse)
+
+
+def _are_paid(slices: Sequence[_Slice], *, settlement: Settlement) -> bool:
+    """Say whether the fees are still paid for which slices were found before anything was locked."""
+    found = {each.fee_share.change_id for each in slices}
+    return found == set(_paid_shares(settlement, change_ids=found))
 
 
 def _slices(settlement: Settlement) -> list[_Slice]:

@@ -44,7 +44,7 @@ def post_for_lease(
     if reclaim is not None:
         return _compensate(reclaim=reclaim, lease=lease, earned_by_owner=amounts.owner, at=at)
     credit = credit_for(refunded_minor=amounts.refunded)
-    of_owner = min(credit, amounts.owner) if _is_owners_fault(lease, delivery) else 0
+    of_owner = min(credit, amounts.owner) if is_owners_fault(lease, delivery) else 0
     _post(
         key=f"sla:{lease.id}",
         kind=EntryKind.CREDIT,
@@ -56,6 +56,23 @@ def post_for_lease(
         at=at,
     )
     return credit, of_owner
+
+
+def added_by_evidence(
+    *, lease: Lease, delivery: Delivery, amounts: Amounts, given: int, of_owner: int
+) -> tuple[int, int]:
+    """Return what evidence that came late adds to a lease's credit, and to the part that its owner bears.
+
+    `given` and `of_owner` are what there was of both, in minor units. Together they are what the settlement
+    would have given had it known, and come to the same party: so nobody gains by telling late. What was given
+    is not taken back, and stays with who bears it; the owner's part may fall with what the lease earned. A
+    lease that was reclaimed has its compensation and no credit, now as then.
+    """
+    if Reclaim.objects.filter(lease=lease).exists():
+        return 0, 0
+    more = max(credit_for(refunded_minor=amounts.refunded) - given, 0)
+    borne = given + more if is_owners_fault(lease, delivery) else of_owner
+    return more, min(borne, amounts.owner) - of_owner
 
 
 def post_for_rest(*, reservation: Reservation, refunded_minor: int, at: dt.datetime) -> int:
@@ -128,7 +145,7 @@ def _cost(lease: Lease, kind: AccountKind) -> ledger.AccountRef:
     return accounts.shared(kind=kind, currency=lease.reservation.currency)
 
 
-def _is_owners_fault(lease: Lease, delivery: Delivery) -> bool:
+def is_owners_fault(lease: Lease, delivery: Delivery) -> bool:
     """Say whether anything speaks for the owner's doing: a lost lease, or an outage of the hardware's."""
     if lease.status in {LeaseStatus.FAILED, LeaseStatus.INTERRUPTED}:
         return True

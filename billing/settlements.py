@@ -168,7 +168,7 @@ def settle(*, lease_id: str, at: dt.datetime) -> Settlement | None:
         credit_of_owner_minor=credit_of_owner,
         evidence=evidence_of(lease=lease, delivery=delivery),
         settled_at=at,
-        release_due_at=lease.closed_at + dt.timedelta(seconds=settings.PAYOUT_DELAY_SECONDS),
+        release_due_at=_release_due_at(closed_at=lease.closed_at, settled_at=at),
         review_due_at=at + dt.timedelta(seconds=REVIEWS_AFTER_SECONDS[0]),
     )
     steps.reached("settlement.stored")
@@ -225,6 +225,17 @@ def refund_rest(*, reservation_id: str, at: dt.datetime) -> bool:
         receivables.set_credit_off(reservation=reservation, amount_minor=credit, at=at)
     steps.reached("rest.credited")
     return True
+
+
+def _release_due_at(*, closed_at: dt.datetime, settled_at: dt.datetime) -> dt.datetime:
+    """Return when what a lease earned becomes payable: the dispute buffer counts from the lease's end.
+
+    What was settled late waits for the last look at its evidence all the same, unless the market's buffer is
+    shorter than that: until then nobody could have objected to it.
+    """
+    buffer_seconds = settings.PAYOUT_DELAY_SECONDS
+    looked_at = settled_at + dt.timedelta(seconds=min(buffer_seconds, REVIEWS_AFTER_SECONDS[-1]))
+    return max(closed_at + dt.timedelta(seconds=buffer_seconds), looked_at)
 
 
 def _within_books(*, lease: Lease, delivery: Delivery, before: Posted, wanted: Amounts) -> Amounts:

@@ -16,6 +16,7 @@ class AccountKind(TextChoices):
     BANK = "bank"  # debit: money received outside of a payment provider
     STRIPE_PENDING = "stripe_pending"  # debit: at the provider, not yet available
     STRIPE_AVAILABLE = "stripe_available"  # debit: at the provider, available
+    STRIPE_RESERVED = "stripe_reserved"  # debit: at the provider, held back by it against losses
     PSP_CLEARING = "psp_clearing"  # debit, one per object there: until it is matched
     RECEIVABLE = "receivable"  # debit, guarded, one per invoice or dispute lost: not yet paid
     OWNER_CLAWBACK = "owner_clawback"  # debit: what an owner owes us
@@ -42,8 +43,8 @@ class AccountKind(TextChoices):
     DISPUTE_LOSSES = "dispute_losses"  # debit: disputes that were lost
     DISPUTE_FEES = "dispute_fees"  # debit: what the provider takes for a dispute
     PROMO_COST = "promo_cost"  # debit: what promotions cost us
-    BAD_DEBT = "bad_debt"  # debit: invoices that nobody pays
-    ROUNDING_FX = "rounding_fx"  # debit: what exchange leaves over
+    BAD_DEBT = "bad_debt"  # debit: invoices that nobody pays, and what owners never gave back
+    ROUNDING_FX = "rounding_fx"  # debit: what exchange leaves over, and what nobody can explain
     U_BOUGHT = "u_bought"  # credit: GPU-seconds that a reservation bought
     U_OPEN = "u_open"  # debit, guarded: of these, not yet accounted for
     U_BUSY = "u_busy"  # debit: delivered, and a kernel ran
@@ -75,6 +76,7 @@ class EntryKind(TextChoices):
     PROMOTION_RETURNED = "promotion_returned"  # of what a reservation gave back
     BALANCE_TRANSACTION = "balance_transaction"  # what the provider booked for an object of ours
     SUSPENSE = "suspense"  # money of which nobody knows yet whose it is
+    SUSPENSE_RESOLVED = "suspense_resolved"  # somebody found out, and two people agree
     HOLD = "hold"  # of the price of an order that a second person decides
     VOID = "void"  # of a hold, or of what its order left of it
     PURCHASE = "purchase"  # of the price, or of the part of it that is a deposit
@@ -107,6 +109,7 @@ class EntryKind(TextChoices):
     DISPUTE_REPAID = "dispute_repaid"  # by a tenant, of what a dispute that was lost left owed
     DISPUTE_SET_OFF = "dispute_set_off"  # what was to go back, and a bank has given back already
     DISPUTE_CHARGED = "dispute_charged"  # to an owner, who answers for it
+    DISPUTE_RETURNED = "dispute_returned"  # of that, what was set off: nobody lost it
     RESERVE_DRAWN = "reserve_drawn"  # what was kept back of an owner, for what it owes
     PAYMENT = "payment"
     TAX_REMITTANCE = "tax_remittance"  # of collected tax, to its tax office
@@ -115,6 +118,7 @@ class EntryKind(TextChoices):
         "offset"  # what a reservation gives back or a credit for it, against what is owed for it
     )
     WRITE_OFF = "write_off"
+    OWNER_WRITE_OFF = "owner_write_off"  # of what an owner owes
     RECOVERY = "recovery"  # of what was written off: paid after all, or given back
     REVERSAL = "reversal"
 
@@ -220,10 +224,27 @@ class ApprovalKind(TextChoices):
     REMITTANCE_REVERSAL = "remittance_reversal"  # of a transfer that came back
     SILENCE_DELIVERED = "silence_delivered"  # that what nobody tells of a lease was delivered
     SILENCE_REFUNDED = "silence_refunded"  # that it was not
+    SUSPENSE_BANK = "suspense_bank"  # that it is our own, from or to our bank account
+    SUSPENSE_WALLET = "suspense_wallet"  # that it is a tenant's
+    SUSPENSE_FEES = "suspense_fees"  # that the provider took it for its services, or gave it back
+    SUSPENSE_MARKET = "suspense_market"  # that nobody can explain it: our loss, or gain
 
 
 # What concerns the market alone, and no organization.
-MARKETS_OWN = (ApprovalKind.TAX_REMITTANCE, ApprovalKind.REMITTANCE_REVERSAL)
+MARKETS_OWN = (
+    ApprovalKind.TAX_REMITTANCE,
+    ApprovalKind.REMITTANCE_REVERSAL,
+    ApprovalKind.SUSPENSE_BANK,
+    ApprovalKind.SUSPENSE_FEES,
+    ApprovalKind.SUSPENSE_MARKET,
+)
+# What is decided of money of which nobody knew whose it is.
+RESOLUTIONS = (
+    ApprovalKind.SUSPENSE_BANK,
+    ApprovalKind.SUSPENSE_WALLET,
+    ApprovalKind.SUSPENSE_FEES,
+    ApprovalKind.SUSPENSE_MARKET,
+)
 # What is decided of a lease of whose time nobody tells.
 RULINGS = (ApprovalKind.SILENCE_DELIVERED, ApprovalKind.SILENCE_REFUNDED)
 

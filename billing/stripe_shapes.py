@@ -105,6 +105,7 @@ def dispute_of(row: Mapping[str, Any]) -> ProviderDispute:
 def transaction_of(row: Mapping[str, Any]) -> ProviderTransaction:
     return ProviderTransaction(
         id=row["id"],
+        balance=row.get("balance_type") or "payments",  # older versions of the API knew one only
         category=row["reporting_category"],
         amount_minor=row["amount"],
         fee_minor=row["fee"],

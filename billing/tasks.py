@@ -7,7 +7,6 @@ from billing import (
     books,
     budgets,
     card_refunds,
-    clawbacks,
     corrections,
     dunning,
     earnings,
@@ -15,13 +14,14 @@ from billing import (
     idle_leases,
     inbox,
     invoices,
+    owner_debts,
     payments,
-    payouts,
     promotions,
     provider,
     provider_books,
     reconcile,
     refunds,
+    releases,
     reservation_refunds,
     settlements,
     spend_anomalies,
@@ -50,9 +50,9 @@ def settle_leases() -> None:
 @shared_task(name="billing.release_earnings")
 def release_earnings() -> None:
     now = timezone.now()
-    payouts.release_due(at=now)
+    releases.release_due(at=now)
     fee_shares.release_due(at=now)
-    payouts.release_due(at=timezone.now())
+    releases.release_due(at=timezone.now())
 
 
 @shared_task(name="billing.drive_intents")
@@ -68,8 +68,13 @@ def drive_intents() -> None:
     if provider.is_connected():
         reservation_refunds.ask_due(at=now)
         transfers.send_due(at=now)
-        clawbacks.collect_due(at=now)
     provider.drive_due(at=now)
+
+
+@shared_task(name="billing.collect_owner_debts")
+def collect_owner_debts() -> None:
+    if provider.is_connected():
+        owner_debts.collect_due(at=timezone.now())
 
 
 @shared_task(name="billing.read_inbox")

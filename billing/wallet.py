@@ -71,9 +71,8 @@ def record_deposit(
         raise DepositRefused(
             f"A deposit is from 1 to {DEPOSIT_MINOR_MAX} minor units.", pointer="/amount_minor"
         )
-    digest = hashlib.sha256(idempotency_key.encode()).hexdigest()
     entry = ledger.post(
-        idempotency_key=f"deposit:{organization.id}:{digest}",
+        idempotency_key=_deposit_key(organization_id=organization.id, key=idempotency_key),
         kind=EntryKind.DEPOSIT,
         subject_id=organization.id,
         effective_at=at,
@@ -94,6 +93,29 @@ def record_deposit(
             detail={"amount_minor": amount.amount_minor, "currency": amount.currency},
         )
     return entry
+
+
+def require_unused(*, idempotency_key: str, but: Organization) -> None:
+    """Refuse a form whose deposit was recorded for another tenant than the one that it names now.
+
+    :raises ledger.EntryMismatch: then; what was recorded for the wrong tenant is not its correction.
+    """
+    others = Organization.objects.filter(is_tenant=True).exclude(pk=but.pk)
+    keys = [
+        _deposit_key(organization_id=organization_id, key=idempotency_key)
+        for organization_id in others.values_list("pk", flat=True)
+    ]
+    before = Entry.objects.filter(idempotency_key__in=keys).first()
+    if before is not None:
+        raise ledger.EntryMismatch(
+            f"This was recorded for {before.subject_id} before, as {before.pk}; begin anew to record another "
+            "deposit.",
+            pointer="/organization",
+        )
+
+
+def _deposit_key(*, organization_id: str, key: str) -> str:
+    return f"deposit:{organization_id}:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
 def entries(*, organization: Organization) -> QuerySet[Posting]:

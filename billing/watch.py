@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from django.db.models import Count, Min, QuerySet
 
-from billing import findings, reconcile, silences
+from billing import disputes, findings, reconcile, silences
 from billing.models import Difference, Intent, Parking
 from billing.provider_states import IntentStatus
 from scheduler.models import Lease
@@ -51,6 +51,14 @@ def people(*, at: dt.datetime) -> Iterator[Waiting]:
     yield _of(silences.candidates(), "silent_lease", "closed_at", at=at)
     unknown = Intent.objects.filter(status=IntentStatus.UNKNOWN)
     yield _of(unknown, "unknown_call", "sent_at", at=at)
+    # Tried once a day and a week long; after the first the provider would have told of a dispute.
+    yield _of(
+        disputes.unexplained_refusals(),
+        "refused_refund",
+        "closed_at",
+        at=at,
+        limit_seconds=disputes.KNOWN_WITHIN_SECONDS,
+    )
     # Where nothing has moved for that long, the first is as old as its last posting.
     clearings = list(findings.open_clearings(at=at))
     yield Waiting(
@@ -67,13 +75,14 @@ def _of(
     column: str,
     *,
     at: dt.datetime,
+    limit_seconds: int = 0,
 ) -> Waiting:
     counted = rows.order_by().aggregate(count=Count("pk"), first=Min(column))
     return Waiting(
         kind=kind,
         count=counted["count"],
         oldest_seconds=_age(counted["first"], at=at) if counted["first"] else 0,
-        limit_seconds=0,
+        limit_seconds=limit_seconds,
     )
 
 

@@ -42,6 +42,7 @@ _CADENCES_SECONDS: dict[str, float] = {
     "scheduler.prune_prices": 3600,
     "billing.collect_debts": 60,
     "billing.collect_balances": 60,
+    "billing.collect_owner_debts": 600,
     "billing.settle_leases": 2,
     "billing.release_earnings": 5,
     "billing.drive_intents": 2,

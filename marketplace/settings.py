@@ -85,6 +85,24 @@ OWNER_RESERVE_BASIS_POINTS = env.integer(
 OWNER_RESERVE_SECONDS = env.integer(
     "HEADROOM_OWNER_RESERVE_SECONDS", default=90 * 86_400, minimum=0, maximum=365 * 86_400
 )
+# How long what an owner owes is only netted with what it earns, before transfers to it are taken back for it:
+# one that sells earns within a fortnight what most debts are about, and a reversal may leave its own account
+# at the provider below zero.
+OWNER_DEBT_PATIENCE_SECONDS = env.integer(
+    "HEADROOM_OWNER_DEBT_PATIENCE_SECONDS", default=14 * 86_400, minimum=0, maximum=365 * 86_400
+)
+# Another account for an owner's money is used so long after its approval: a mail is read over a weekend.
+PAYOUT_ACCOUNT_COOL_OFF_SECONDS = env.integer(
+    "HEADROOM_PAYOUT_ACCOUNT_COOL_OFF_SECONDS",
+    default=72 * 3600,
+    minimum=3600,
+    maximum=30 * 86_400,
+)
+# How long after its beginning a dispute is compared with what the provider says: banks decide for months, and
+# card schemes let one be opened until about 120 days after the delivery, some for 540.
+DISPUTE_WINDOW_SECONDS = env.integer(
+    "HEADROOM_DISPUTE_WINDOW_SECONDS", default=120 * 86_400, minimum=86_400, maximum=540 * 86_400
+)
 # How long a lease whose readings are not complete waits for them, beyond what a silent node gets anyway.
 SETTLEMENT_PATIENCE_SECONDS = env.integer(
     "HEADROOM_SETTLEMENT_PATIENCE_SECONDS",
@@ -116,9 +134,13 @@ PROMOTION_ALONE_MINOR_MAX = env.integer(
 WITHDRAWAL_ALONE_MINOR_MAX = env.integer(
     "HEADROOM_WITHDRAWAL_ALONE_MINOR_MAX", default=100_000, minimum=0, maximum=1_000_000_000
 )
-# How far ahead capacity is sold: less where a payment provider does not like to wait for the delivery.
+# How far ahead capacity is sold. Real money is taken no earlier than a payment provider agrees to: whoever
+# has its word that it waits longer for a delivery may set more.
 HORIZON_DAYS = env.integer(
-    "HEADROOM_HORIZON_DAYS", default=limits.HORIZON_DAYS, minimum=1, maximum=limits.HORIZON_DAYS
+    "HEADROOM_HORIZON_DAYS",
+    default=90 if IS_PRODUCTION else limits.HORIZON_DAYS,
+    minimum=1,
+    maximum=limits.HORIZON_DAYS,
 )
 # Who is named as the host of the GPUs in FOCUS files; empty: whoever issues the invoices.
 HOST_PROVIDER_NAME = env.text("HEADROOM_HOST_PROVIDER_NAME", default="")
@@ -201,6 +223,10 @@ STRIPE_JS_URL = env.text("STRIPE_JS_URL", default="https://js.stripe.com/v3/")
 STRIPE_API_BASE = env.text("STRIPE_API_BASE", default="")
 if STRIPE_SECRET_KEY and not STRIPE_SECRET_KEY.startswith(("sk_", "rk_")):
     raise ImproperlyConfigured("STRIPE_SECRET_KEY should look like sk_live_… or rk_live_…")
+if STRIPE_SECRET_KEY.startswith(("sk_live_", "rk_live_")) and not IS_PRODUCTION:
+    raise ImproperlyConfigured(
+        f"STRIPE_SECRET_KEY moves real money, which the profile {PROFILE} calls simulated"
+    )
 if not all(secret.startswith("whsec_") for secret in STRIPE_WEBHOOK_SECRETS):
     raise ImproperlyConfigured("STRIPE_WEBHOOK_SECRET should look like whsec_…")
 if STRIPE_API_BASE and IS_PRODUCTION:

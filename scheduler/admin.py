@@ -1,6 +1,5 @@
 """Staff's view of promises and facts. Everything is read-only: statuses move by verbs alone."""
 
-import datetime as dt
 from typing import Any, ClassVar
 
 from django.contrib import admin
@@ -12,7 +11,7 @@ from unfold.admin import ModelAdmin, TabularInline
 
 from agents.admin import GpuAdmin
 from agents.models import Gpu
-from marketplace.core.money import Money
+from marketplace.core.money import Money, grouped
 from marketplace.core.read_only import ReadOnly
 from scheduler import (
     onoffer,
@@ -41,19 +40,21 @@ class Priced:
 
     @admin.display(description="total", ordering="total_minor")
     def total(self, priced: Quote | Reservation) -> str:
-        return str(Money(priced.total_minor, priced.currency))
+        return grouped(Money(priced.total_minor, priced.currency))
 
 
 class ReservationTransitionInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold has no types
     model = ReservationTransition
     fields: ClassVar = ["at", "from_status", "to_status", "reason", "actor"]
     extra = 0
+    hide_title = True
 
 
 class LeaseTransitionInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold has no types
     model = LeaseTransition
     fields: ClassVar = ["at", "from_status", "to_status", "reason", "actor"]
     extra = 0
+    hide_title = True
 
 
 class LeaseInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold has no types
@@ -61,22 +62,26 @@ class LeaseInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold has 
     fields: ClassVar = ["id", "node", "status", "handed_over_at", "returned_at", "closed_at"]
     show_change_link = True
     extra = 0
+    hide_title = True
 
 
 class RelocationInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold has no types
     model = Relocation
     fields: ClassVar = ["at", "from_node", "gpus", "reason", "actor"]
     extra = 0
+    hide_title = True
 
 
 class ReplacementInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold has no types
     model = Replacement
     fields: ClassVar = ["opened_at", "due_at", "attempts", "closed_at", "outcome"]
     extra = 0
+    hide_title = True
 
 
 class ReclaimInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold has no types
     model = Reclaim
+    currency_of = "lease__reservation__currency"
     fields: ClassVar = [
         "notice_at",
         "due_at",
@@ -87,12 +92,14 @@ class ReclaimInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold ha
         "actor",
     ]
     extra = 0
+    hide_title = True
 
 
 class AllocationInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold has no types
     model = Allocation
     fields: ClassVar = ["node", "listing", "slots", "period", "live"]
     extra = 0
+    hide_title = True
 
 
 @admin.register(Quote)
@@ -146,17 +153,10 @@ class LeaseAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]  # unfold has no t
 
 @admin.register(ExtensionHold)
 class ExtensionHoldAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]  # unfold has no types
-    """Hours that are kept behind a reservation until they are paid for, made, or dropped for a reason."""
+    """Hours that are kept for a reservation until they are paid for, made, or dropped for a reason."""
 
     list_display: ClassVar = [
-        "id",
-        "reservation",
-        "tenant",
-        "state",
-        "wanted_until",
-        "price",
-        "held_until",
-        "created_at",
+        *("id", "tenant", "kind", "state", "price", "wanted", "held_until", "reservation"),
     ]
     list_filter: ClassVar = [
         "drop_reason",
@@ -171,6 +171,12 @@ class ExtensionHoldAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]  # unfold 
         "reservation__organization__name",
     ]
     list_select_related: ClassVar = ["reservation__organization", "quote"]
+    # What its quote says of it is told here: quotes of changes have no page.
+    fields: ClassVar = [
+        *("id", "reservation", "tenant", "kind", "state", "wanted", "price", "held_until"),
+        *("kept", "actor", "created_at", "made_at", "dropped_at", "drop_reason"),
+    ]
+    readonly_fields: ClassVar = ["tenant", "state", "kind", "wanted", "price"]
 
     @admin.display(description="tenant", ordering="reservation__organization__name")
     def tenant(self, hold: ExtensionHold) -> str:
@@ -183,13 +189,19 @@ class ExtensionHoldAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]  # unfold 
             return f"made{late}"
         return f"dropped: {hold.get_drop_reason_display()}" if hold.dropped_at else "held"
 
-    @admin.display(description="asked until")
-    def wanted_until(self, hold: ExtensionHold) -> dt.datetime:
-        return hold.ends_at
+    @admin.display(description="kind", ordering="quote__kind")
+    def kind(self, hold: ExtensionHold) -> str:
+        return str(hold.quote.get_kind_display())
+
+    @admin.display(description="asked for")
+    def wanted(self, hold: ExtensionHold) -> str:
+        """Return the window that the reservation is to have."""
+        window = hold.window
+        return f"{window.starts_at:%Y-%m-%d %H:%M} to {window.ends_at:%Y-%m-%d %H:%M} UTC"
 
     @admin.display(description="price")
     def price(self, hold: ExtensionHold) -> str:
-        return str(Money(hold.quote.charge_minor, hold.reservation.currency))
+        return grouped(Money(hold.quote.charge_minor, hold.reservation.currency))
 
 
 @admin.register(Allocation)

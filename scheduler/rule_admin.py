@@ -14,8 +14,7 @@ from unfold.admin import ModelAdmin
 from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
 from marketplace.core.errors import DomainError
-from marketplace.core.money import Money
-from marketplace.core.read_only import ReadOnly
+from marketplace.core.read_only import ReadOnly, money
 from marketplace.core.windows import format_duration, parse_duration
 from scheduler import change_rules, quotas
 from scheduler.change_rules import RuleWish
@@ -182,19 +181,10 @@ class TenantLimitAdmin(ModelAdmin):  # type: ignore[misc] # unfold has no types
 
 @admin.register(Change)
 class ChangeAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] # unfold has no types
-    list_display = ("id", "reservation", "kind", "at", "actor", "charged", "refunded", "fee")
+    list_display = (
+        *("id", "reservation", "kind", "at", "actor"),
+        *(money("charged_minor"), money("refunded_minor"), money("fee_minor")),
+    )
     list_filter = ("kind", "at")
     search_fields = ("id", "reservation__id", "reservation__organization__name")
     list_select_related = ("reservation",)
-
-    @admin.display(description="charged", ordering="charged_minor")
-    def charged(self, change: Change) -> str:
-        return str(Money(change.charged_minor, change.currency))
-
-    @admin.display(description="refunded", ordering="refunded_minor")
-    def refunded(self, change: Change) -> str:
-        return str(Money(change.refunded_minor, change.currency))
-
-    @admin.display(description="fee", ordering="fee_minor")
-    def fee(self, change: Change) -> str:
-        return str(Money(change.fee_minor, change.currency))

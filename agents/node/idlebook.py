@@ -151,10 +151,6 @@ class IdleBook:
         """Remember that a report with the last look was sent."""
         self._withdrawn = False
 
-    def curing(self) -> frozenset[str]:
-        """Return the GPUs on which the agent itself has a context open just now."""
-        return frozenset(self._curing)
-
     def _standing(self, uuid: str, *, health: Health, leased: bool, at: dt.datetime) -> Standing:
         if health is Health.LOST:
             return Standing(state=IdleState.UNKNOWN, since=None, reason="it is lost")

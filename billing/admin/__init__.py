@@ -17,8 +17,10 @@ from billing.admin import (
     provider,
     refunds,
     remittances,
+    resales,
     settlements,
     silences,
+    suspense,
     taxes,
     withdrawals,
 )
@@ -37,8 +39,10 @@ __all__ = [
     "provider",
     "refunds",
     "remittances",
+    "resales",
     "settlements",
     "silences",
+    "suspense",
     "taxes",
     "withdrawals",
 ]

@@ -1,5 +1,7 @@
 """Movements of money that take two people: asked for, and decided by somebody else."""
 
+from collections.abc import Sequence
+
 from django import forms
 from django.conf import settings
 from django.contrib import admin, messages
@@ -17,14 +19,30 @@ from unfold.widgets import (
 
 from billing import approvals, wallet
 from billing.admin.asking import REASON_LENGTH_MAX, REQUEST_PERMISSION, ask
-from billing.admin.shown import Shown, amount_text, money, page, transitions_of
+from billing.admin.shown import (
+    MINOR_UNITS_HELP,
+    Shown,
+    amount_text,
+    badge,
+    link_to,
+    linked,
+    money,
+    page,
+    transitions_of,
+)
 from billing.models import NET_DAYS, Approval, ApprovalTransition
-from billing.states import MARKETS_OWN, ApprovalKind
+from billing.states import MARKETS_OWN, ApprovalKind, ApprovalStatus
 from marketplace.core.errors import DomainError
 from marketplace.core.money import Money
+from marketplace.core.read_only import Column
 from marketplace.models import Organization
 
 DECIDE_PERMISSION = "billing.change_approval"
+_STATUSES = {
+    ApprovalStatus.REQUESTED.value: "warning",
+    ApprovalStatus.APPROVED.value: "success",
+    ApprovalStatus.REFUSED.value: "danger",
+}
 
 
 class RequestForm(forms.Form):
@@ -47,7 +65,8 @@ class RequestForm(forms.Form):
         min_value=0,
         max_value=wallet.DEPOSIT_MINOR_MAX,
         label="Amount in minor units",
-        help_text="the limit of a credit; 0 ends it, and lets parked money move again",
+        help_text=f"{MINOR_UNITS_HELP}. Of a credit it is the limit, and 0 ends it; "
+        "0 where nothing is paid, as to let parked money move again",
         widget=UnfoldAdminIntegerFieldWidget,
     )
     net_days = forms.TypedChoiceField(
@@ -71,19 +90,21 @@ class RequestForm(forms.Form):
 @admin.register(Approval)
 class ApprovalAdmin(Shown):
     list_display = [
-        "id",
-        "kind",
-        "organization",
-        "subject_id",
-        money("amount_minor"),
-        "status",
-        "requested_by",
-        "decided_by",
+        *("id", "kind", money("amount_minor"), badge("status", _STATUSES)),
+        *("requested_by", "decided_by", "organization", linked("subject_id", name="about")),
     ]
     list_filter = ["status", "kind"]
     search_fields = ["id", "subject_id", "organization__name"]
     list_select_related = ["organization"]
     inlines = [transitions_of(ApprovalTransition)]
+
+    def get_fields(self, request: HttpRequest, obj: Approval | None = None) -> Sequence[Column]:
+        """Leave out the terms that only approvals of another kind have."""
+        others = {
+            *(() if obj and obj.kind == ApprovalKind.CREDIT else ("net_days",)),
+            *(() if obj and obj.kind == ApprovalKind.PROMOTION else ("expires_at",)),
+        }
+        return [each for each in super().get_fields(request, obj) if each not in others]
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view
@@ -143,16 +164,57 @@ def decide_view(request: HttpRequest, approval_id: str) -> HttpResponse:
         else:
             messages.success(request, f"{decided.id} is {decided.status}.")
             return HttpResponseRedirect(reverse("admin:billing_approval_change", args=[decided.pk]))
-    amount = amount_text(minor=approval.amount_minor, currency=approval.currency)
     return page(
         request,
         "admin/billing/form.html",
         title=f"Decide {approval.id}",
         form=form,
-        intro=(
-            f"{approval.requested_by} asks for: {approval.get_kind_display().lower()} of {amount} for "
-            f"{approval.organization or 'the market itself'}, about {approval.subject_id}. "
-            f"Reason: {approval.reason}"
-        ),
-        buttons=[("approve", "Let it happen"), ("refuse", "Refuse")],
+        facts=_facts(approval),
+        intro=_standing(approval, request=request),
+        buttons=_buttons(approval, request=request),
     )
+
+
+def _facts(approval: Approval) -> list[tuple[str, object]]:
+    """Return what whoever decides has to know, each as a name and what to say of it."""
+    whose = approval.organization
+    facts: list[tuple[str, object]] = [
+        ("What", approval.get_kind_display()),
+        ("Amount", amount_text(minor=approval.amount_minor, currency=approval.currency)),
+        ("For", link_to(whose.pk, words=whose.name) if whose else "the market itself"),
+        ("About", link_to(approval.subject_id)),
+        ("Reason", approval.reason),
+        ("Asked by", approval.requested_by),
+        ("Asked at", f"{approval.requested_at:%Y-%m-%d %H:%M:%S} UTC"),
+    ]
+    if approval.net_days is not None:
+        facts.append(("Time to pay an invoice", f"{approval.net_days} days"))
+    if approval.expires_at is not None:
+        facts.append(("Can be spent until", f"{approval.expires_at:%Y-%m-%d %H:%M:%S} UTC"))
+    if approval.kind == ApprovalKind.REFUND:
+        facts.append(("Sent back before", _sent_back(approval)))
+    return facts
+
+
+def _sent_back(approval: Approval) -> str:
+    """Return what earlier approvals refunded of the same, so that nobody does it twice unawares."""
+    before = Approval.objects.filter(
+        kind=approval.kind, subject_id=approval.subject_id, status=ApprovalStatus.APPROVED
+    ).exclude(pk=approval.pk)
+    total = sum(before.values_list("amount_minor", flat=True))
+    return amount_text(minor=total, currency=approval.currency)
+
+
+def _standing(approval: Approval, *, request: HttpRequest) -> str:
+    if approval.status != ApprovalStatus.REQUESTED:
+        return f"It is {approval.status}, by {approval.decided_by}: nothing is left to decide."
+    if approval.requested_by == request.user.get_username():
+        return "You asked for it yourself: it takes somebody else to decide it."
+    return "It happens at once when you let it: look at what it is about first."
+
+
+def _buttons(approval: Approval, *, request: HttpRequest) -> list[tuple[str, str]]:
+    is_own = approval.requested_by == request.user.get_username()
+    if is_own or approval.status != ApprovalStatus.REQUESTED:
+        return []
+    return [("approve", "Let it happen"), ("refuse", "Refuse")]

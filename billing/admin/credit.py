@@ -15,7 +15,7 @@ from unfold.widgets import UnfoldAdminIntegerFieldWidget
 
 from billing import invoice_payments, receivables, wallet
 from billing.admin.ledger import DEPOSIT_PERMISSION
-from billing.admin.shown import Shown, amount_text, money, page, transitions_of
+from billing.admin.shown import MINOR_UNITS_HELP, Shown, amount_text, money, page, transitions_of
 from billing.models import CreditSale, CreditTerms, DunningCase, DunningTransition
 from billing.states import ApprovalKind
 from marketplace.core.errors import DomainError
@@ -29,6 +29,7 @@ class TransferForm(forms.Form):
         min_value=1,
         max_value=wallet.DEPOSIT_MINOR_MAX,
         label="Amount in minor units",
+        help_text=MINOR_UNITS_HELP,
         widget=UnfoldAdminIntegerFieldWidget,
     )
     idempotency_key = forms.UUIDField(widget=forms.HiddenInput)
@@ -48,7 +49,14 @@ class CreditTermsAdmin(Shown):
 class CreditSaleAdmin(Shown):
     """What was bought on account; what was paid of it by bank is recorded here."""
 
-    list_display = ["invoice", "organization", "reservation", money("amount_minor"), "due_at"]
+    list_display = [
+        "invoice",
+        "organization",
+        "reservation",
+        money("amount_minor"),
+        "open_written",
+        "due_at",
+    ]
     list_filter = ["currency", "due_at"]
     search_fields = [
         "id",
@@ -58,6 +66,10 @@ class CreditSaleAdmin(Shown):
         "reservation__id",
     ]
     list_select_related = ["organization", "invoice"]
+
+    @admin.display(description="open")
+    def open_written(self, sale: CreditSale) -> str:
+        return amount_text(minor=_open_minor(sale), currency=sale.currency)
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view
@@ -98,7 +110,7 @@ class DunningCaseAdmin(Shown):
             "amount_minor": still_open,
         }
         address = f"{reverse('admin:billing_request')}?{urlencode(wish)}"
-        return format_html('<a href="{}">Ask for a write-off</a>', address)
+        return format_html('<a class="text-link" href="{}">Ask for a write-off</a>', address)
 
 
 def transfer_view(request: HttpRequest, sale_id: str) -> HttpResponse:
@@ -117,7 +129,8 @@ def transfer_view(request: HttpRequest, sale_id: str) -> HttpResponse:
                 actor=request.user.get_username(),
             )
         except DomainError as refusal:
-            form.add_error(None, refusal.detail)
+            field = (refusal.pointer or "").strip("/")
+            form.add_error(field if field in form.fields else None, refusal.detail)
         else:
             text = amount_text(minor=_open_minor(sale), currency=sale.currency)
             messages.success(request, f"{payment_id}: {text} of {sale.invoice_id} are still open.")

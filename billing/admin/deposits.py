@@ -4,7 +4,7 @@ from django.contrib import admin
 from django.urls import reverse
 from django.utils.html import format_html_join
 
-from billing.admin.shown import Shown, money
+from billing.admin.shown import Shown, money, whose
 from billing.models import Deposit, Payment, ProviderTransition
 from billing.provider_states import DepositStatus, Machine
 
@@ -20,7 +20,7 @@ _NEXT = {
 class DepositAdmin(Shown):
     list_display = [
         "reservation",
-        "tenant",
+        whose("reservation__organization", name="tenant"),
         "status",
         "next_step",
         money("gross_minor", name="deposit, with tax"),
@@ -35,10 +35,6 @@ class DepositAdmin(Shown):
     ]
     list_select_related = ["reservation__organization"]
     readonly_fields = ["next_step", "payments", "moves"]
-
-    @admin.display(description="tenant", ordering="reservation__organization__name")
-    def tenant(self, plan: Deposit) -> str:
-        return str(plan.reservation.organization)
 
     @admin.display(description="next")
     def next_step(self, plan: Deposit) -> str:
@@ -59,7 +55,7 @@ class DepositAdmin(Shown):
             )
             for row in rows
         )
-        each = '<div><a class="underline" href="{}">{}</a> {}, {}</div>'
+        each = '<div><a class="text-link" href="{}">{}</a> {}, {}</div>'
         return format_html_join("", each, links) or "none"
 
     @admin.display(description="moves")

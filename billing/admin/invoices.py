@@ -8,20 +8,20 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
-from unfold.admin import TabularInline
 
 from billing import pdf
-from billing.admin.shown import Shown
+from billing.admin.shown import Shown, ShownInline, money
 from billing.invoices import reading
 from billing.models import BillingProfile, Invoice, InvoiceLine
 from billing.states import InvoiceState
-from marketplace.core.money import Money
-from marketplace.core.read_only import ReadOnly
+from marketplace.core.money import Money, grouped
 
 
-class InvoiceLineInline(ReadOnly, TabularInline):  # type: ignore[misc] # unfold has no types
+class InvoiceLineInline(ShownInline):
     model = InvoiceLine
     fk_name = "invoice"
+    currency_of = "invoice__currency"
+    verbose_name_plural = "Lines"
     fields = [
         "position",
         "description",
@@ -31,7 +31,6 @@ class InvoiceLineInline(ReadOnly, TabularInline):  # type: ignore[misc] # unfold
         "tax_minor",
         "tax_note",
     ]
-    extra = 0
 
 
 class StateFilter(admin.SimpleListFilter):
@@ -54,7 +53,7 @@ class InvoiceAdmin(Shown):
         "kind",
         "state",
         "organization",
-        "total",
+        money("total_minor"),
         "owed",
         "issued_at",
         "due_at",
@@ -93,18 +92,14 @@ class InvoiceAdmin(Shown):
     def state(self, invoice: Any) -> str:  # noqa: ANN401 - a row with what `reading` adds
         return InvoiceState(invoice.state).label if invoice.state else "—"
 
-    @admin.display(description="Total")
-    def total(self, invoice: Invoice) -> str:
-        return str(Money(invoice.total_minor, invoice.currency))
-
     @admin.display(description="Owed")
     def owed(self, invoice: Any) -> str:  # noqa: ANN401 - a row with what `reading` adds
-        return str(Money(invoice.owed_minor, invoice.currency))
+        return grouped(Money(invoice.owed_minor, invoice.currency))
 
     @admin.display(description="PDF")
     def file(self, invoice: Invoice) -> str:
         address = reverse("admin:billing_invoice_pdf", args=[invoice.pk])
-        return format_html('<a href="{}">PDF</a>', address)
+        return format_html('<a class="text-link" href="{}">PDF</a>', address)
 
 
 @admin.register(BillingProfile)

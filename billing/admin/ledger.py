@@ -1,6 +1,7 @@
 """Accounts, entries and postings as they stand, and deposits through their verb."""
 
 import uuid
+from urllib.parse import urlencode
 
 from django import forms
 from django.conf import settings
@@ -11,15 +12,14 @@ from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
-from unfold.admin import TabularInline
+from django.utils.html import format_html
 from unfold.widgets import UnfoldAdminIntegerFieldWidget, UnfoldAdminSelectWidget
 
 from billing import wallet
-from billing.admin.shown import Shown, amount_text, money, page
+from billing.admin.shown import MINOR_UNITS_HELP, Shown, ShownInline, amount_text, linked, page
 from billing.models import Account, Entry, Posting
 from marketplace.core.errors import DomainError
 from marketplace.core.money import Money
-from marketplace.core.read_only import ReadOnly
 from marketplace.models import Organization
 
 # Whoever may enter money that arrived on the bank account.
@@ -38,16 +38,21 @@ class DepositForm(forms.Form):
         min_value=1,
         max_value=wallet.DEPOSIT_MINOR_MAX,
         label="Amount in minor units",
-        help_text=f"of {settings.CURRENCY.upper()}: 1250 is what people write as 12.50 in US dollars",
+        help_text=f"of {settings.CURRENCY.upper()}: {MINOR_UNITS_HELP}",
         widget=UnfoldAdminIntegerFieldWidget,
     )
     idempotency_key = forms.UUIDField(widget=forms.HiddenInput)
 
 
-class PostingInline(ReadOnly, TabularInline):  # type: ignore[misc] # unfold has no types
+@admin.display(description="amount", ordering="amount")
+def _amount(posting: Posting) -> str:
+    """Return money, or GPU-seconds of the second set of books."""
+    return amount_text(minor=posting.amount, currency=posting.account.currency)
+
+
+class PostingInline(ShownInline):
     model = Posting
-    fields = ["account", "side", "amount"]
-    extra = 0
+    fields = ["account", "side", _amount]
 
 
 @admin.register(Account)
@@ -57,6 +62,9 @@ class AccountAdmin(Shown):
     search_fields = ["code", "organization__name", "organization__id"]
     list_select_related = ["organization"]
     ordering = ["code", "currency"]
+    # Kept for guarded accounts alone; what postings make is the balance of every account.
+    exclude = ["balance"]
+    readonly_fields = ["derived_balance", "postings"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Account]:
         """Add the balance as postings make it, in the account's normal side."""
@@ -81,6 +89,12 @@ class AccountAdmin(Shown):
     def derived_balance(self, account: Account) -> str:
         return amount_text(minor=account.derived, currency=account.currency)  # type: ignore[attr-defined] # annotated
 
+    @admin.display(description="postings")
+    def postings(self, account: Account) -> str:
+        address = reverse("admin:billing_posting_changelist")
+        query = urlencode({"q": account.code})
+        return format_html('<a class="text-link" href="{}?{}">All of them</a>', address, query)
+
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view
         return [
@@ -91,7 +105,7 @@ class AccountAdmin(Shown):
 
 @admin.register(Entry)
 class EntryAdmin(Shown):
-    list_display = ["id", "kind", "subject_id", "effective_at", "recorded_at"]
+    list_display = ["id", "kind", linked("subject_id", name="about"), "effective_at", "recorded_at"]
     list_filter = ["kind", "effective_at"]
     search_fields = ["id", "subject_id", "idempotency_key"]
     inlines = [PostingInline]
@@ -99,7 +113,8 @@ class EntryAdmin(Shown):
 
 @admin.register(Posting)
 class PostingAdmin(Shown):
-    list_display = ["id", "entry", "account", "side", money("amount", currency="account__currency")]
+    list_display = ["id", "entry", "account", "side", _amount]
+    fields = ["entry", "account", "side", _amount]
     list_filter = ["side", "account__kind", "account__currency", "entry__kind"]
     search_fields = ["entry__id", "entry__subject_id", "account__code"]
     list_select_related = ["entry", "account"]
@@ -121,16 +136,19 @@ def deposit_view(request: HttpRequest) -> HttpResponse:
     form = DepositForm(request.POST)
     if form.is_valid():
         organization = form.cleaned_data["organization"]
+        key = str(form.cleaned_data["idempotency_key"])
         try:
+            wallet.require_unused(idempotency_key=key, but=organization)
             entry = wallet.record_deposit(
                 organization=organization,
                 amount=Money(form.cleaned_data["amount_minor"], settings.CURRENCY),
-                idempotency_key=str(form.cleaned_data["idempotency_key"]),
+                idempotency_key=key,
                 at=timezone.now(),
                 actor=request.user.get_username(),
             )
         except DomainError as refusal:
-            form.add_error(None, refusal.detail)
+            field = (refusal.pointer or "").strip("/")
+            form.add_error(field if field in form.fields else None, refusal.detail)
         else:
             held = wallet.balance(organization=organization)
             messages.success(request, f"{entry.id}: the wallet of {organization} holds {held}.")

@@ -13,7 +13,7 @@ from django.utils import timezone
 from unfold.widgets import UnfoldAdminIntegerFieldWidget, UnfoldAdminSelectWidget
 
 from billing import approval_limits, wallet
-from billing.admin.shown import Shown, page, transitions_of
+from billing.admin.shown import MINOR_UNITS_HELP, Shown, money, page, transitions_of
 from billing.models import ApprovalLimit, LimitRequest, LimitRequestTransition
 from billing.states import ApprovalStatus
 from marketplace.core.errors import DomainError
@@ -36,7 +36,8 @@ class LimitForm(forms.Form):
         min_value=0,
         max_value=wallet.DEPOSIT_MINOR_MAX,
         label="Limit in minor units",
-        help_text=f"of {settings.CURRENCY.upper()}, net of tax; empty: one person orders anything",
+        help_text=f"of {settings.CURRENCY.upper()}, net of tax: {MINOR_UNITS_HELP}; "
+        "empty: one person orders anything",
         widget=UnfoldAdminIntegerFieldWidget,
     )
 
@@ -60,7 +61,14 @@ class ApprovalLimitAdmin(Shown):
 class LimitRequestAdmin(Shown):
     """What tenants, or other operators, want raised; where a tenant has one key alone, we decide."""
 
-    list_display = ("organization", "before", "amount", "status", "decider", "requested_by")
+    list_display = (
+        "organization",
+        money("before_minor"),
+        "amount",
+        "status",
+        "decider",
+        "requested_by",
+    )
     list_filter = ("status", "requested_at")
     list_select_related = ("organization",)
     search_fields = ("id", "organization__id", "organization__name", "requested_by")

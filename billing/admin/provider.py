@@ -8,11 +8,12 @@ from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
+from unfold.decorators import display
 from unfold.forms import ActionForm
 from unfold.widgets import UnfoldAdminTextInputWidget
 
 from billing import reconcile, unknown_intents
-from billing.admin.shown import Shown, money
+from billing.admin.shown import NOT_SET, Shown, badge, linked, money, whose
 from billing.models import (
     Difference,
     Dismissal,
@@ -22,19 +23,46 @@ from billing.models import (
     Payment,
     Reversal,
 )
+from billing.provider_states import IntentStatus, PaymentStatus
 from marketplace.core.errors import DomainError
+
+_PAYMENTS = {
+    PaymentStatus.SUCCEEDED.value: "success",
+    PaymentStatus.FAILED.value: "danger",
+    PaymentStatus.CANCELLED.value: "warning",
+}
+_CALLS = {
+    IntentStatus.DONE.value: "success",
+    IntentStatus.REFUSED.value: "warning",
+    IntentStatus.UNKNOWN.value: "danger",
+}
+# What a person has to know of each kind of difference before ending or dismissing one.
+MEANINGS = {
+    "payment_without_row": "Somebody paid at the provider, and nothing here asked for it.",
+    "payment_without_object": "A payment of ours is not in the provider's list.",
+    "payment_differs": "State or amount of a payment is another one at the provider.",
+    "refund_without_row": "Money went back at the provider, and nothing here asked for it.",
+    "refund_without_object": "A refund of ours is not in the provider's list.",
+    "refund_differs": "State or amount of a refund is another one at the provider.",
+    "transfer_without_row": "Money was sent to an owner at the provider, and not by us.",
+    "transfer_without_object": "A transfer of ours is not in the provider's list.",
+    "transfer_differs": "Amount of a transfer, or what was taken back of it, is another one there.",
+    "dispute_without_row": "A bank disputes a payment, and nothing here has heard of it.",
+    "dispute_without_object": "A dispute of ours is not in the provider's list.",
+    "dispute_differs": "State or amount of a dispute is another one at the provider.",
+    "booking_unmatched": "The provider booked money for which no entry of ours was found.",
+    "clearing_open": "The provider has taken money, and its booking of it has not come.",
+    "balance_differs": "What lies at the provider is not what the books say.",
+    "intent_unknown": "Nobody knows whether a call of ours has happened there.",
+    "cash_left": "Money that a tenant sent by bank lies at the provider, for no payment.",
+}
 
 
 @admin.register(Payment)
 class PaymentAdmin(Shown):
     list_display = [
-        "id",
-        "organization",
-        "purpose",
-        "means",
-        money("amount_minor"),
-        "status",
-        "due_at",
+        *("id", whose("organization", name="tenant"), "purpose", "means", money("amount_minor")),
+        *(badge("status", _PAYMENTS), "due_at"),
     ]
     list_filter = ["status", "purpose", "means", "created_at"]
     search_fields = ["id", "organization__name", "provider_id", "charge_id", "reservation__id"]
@@ -71,7 +99,10 @@ class OutcomeForm(ActionForm):  # type: ignore[misc] # unfold has no types
 
 @admin.register(Intent)
 class IntentAdmin(Shown):
-    list_display = ["id", "kind", "subject_id", "status", "attempts", "refusal_code", "due_at"]
+    list_display = [
+        *("id", "kind", linked("subject_id", name="about"), badge("status", _CALLS)),
+        *("attempts", "refusal_code", "due_at"),
+    ]
     list_filter = ["status", "kind", "created_at"]
     search_fields = ["id", "subject_id", "object_id"]
     action_form = OutcomeForm
@@ -122,15 +153,14 @@ class ReasonForm(ActionForm):  # type: ignore[misc] # unfold has no types
 
 @admin.register(Difference)
 class DifferenceAdmin(Shown):
+    """What the provider and the books disagree on. It ends by itself, by a person, or is dismissed by one."""
+
     list_display = [
-        "id",
-        "kind",
-        "object_id",
-        "detail",
-        "first_seen_at",
-        "resolved_at",
-        "dismissed",
+        *("kind", linked("object_id", name="object"), "state", "detail"),
+        *("first_seen_at", "resolved_at"),
     ]
+    names_of_others = {"object_id": "object"}
+    readonly_fields = ["meaning", "dismissed"]
     list_filter = [
         "kind",
         ("resolved_at", admin.EmptyFieldListFilter),
@@ -141,12 +171,25 @@ class DifferenceAdmin(Shown):
     action_form = ReasonForm
     actions = ["adopt", "dismiss"]
 
+    @display(  # type: ignore[untyped-decorator] # unfold has no types
+        description="state",
+        label={"open": "danger", "dismissed": "info", "resolved": "success"},
+    )
+    def state(self, difference: Difference) -> str:
+        if difference.resolved_at is not None:
+            return "resolved"
+        return "dismissed" if _dismissal_of(difference) else "open"
+
+    @admin.display(description="what it means")
+    def meaning(self, difference: Difference) -> str:
+        return MEANINGS.get(difference.kind, NOT_SET)
+
     @admin.display(description="dismissed")
     def dismissed(self, difference: Difference) -> str:
-        try:
-            return f"{difference.dismissal.actor}: {difference.dismissal.reason}"
-        except Dismissal.DoesNotExist:
-            return ""
+        found = _dismissal_of(difference)
+        if found is None:
+            return "by nobody"
+        return f"by {found.actor}, {found.at:%Y-%m-%d %H:%M} UTC: {found.reason}"
 
     @admin.action(
         description="Dismiss: it is nobody's here, for this reason", permissions=["decide"]
@@ -179,6 +222,13 @@ class DifferenceAdmin(Shown):
         return request.user.has_perm("billing.change_difference")
 
 
+def _dismissal_of(difference: Difference) -> Dismissal | None:
+    try:
+        return difference.dismissal
+    except Dismissal.DoesNotExist:
+        return None
+
+
 @admin.register(InboxEvent)
 class InboxEventAdmin(Shown):
     list_display = ["id", "type", "object_id", "source", "received_at", "outcome", "attempts"]
@@ -196,6 +246,7 @@ class DisputeChargeAdmin(Shown):
 
 @admin.register(Reversal)
 class ReversalAdmin(Shown):
+    currency_of = "transfer__currency"
     list_display = [
         "id",
         "transfer",

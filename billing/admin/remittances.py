@@ -19,7 +19,7 @@ from unfold.widgets import (
 
 from billing import tax_remittances, tax_reports
 from billing.admin.asking import REASON_LENGTH_MAX, REQUEST_PERMISSION, ask
-from billing.admin.shown import Shown, amount_text, money, page
+from billing.admin.shown import MINOR_UNITS_HELP, Shown, amount_text, link_to, money, page
 from billing.models import Approval, TaxRemittance
 from billing.states import ApprovalKind, ApprovalStatus
 from billing.tax_remittances import Period
@@ -42,7 +42,7 @@ class RemitForm(forms.Form):
     amount_minor = forms.IntegerField(
         min_value=1,
         label="Amount in minor units",
-        help_text="at most what is open: 1250 is what people write as 12.50 in US dollars",
+        help_text=f"at most what is open: {MINOR_UNITS_HELP}",
         widget=UnfoldAdminIntegerFieldWidget,
     )
     reason = forms.CharField(
@@ -71,17 +71,17 @@ class ReasonForm(forms.Form):
 @admin.register(TaxRemittance)
 class TaxRemittanceAdmin(Shown):
     list_display = [
-        "jurisdiction",
-        "month",
-        money("amount_minor"),
-        "at",
-        "asked_by",
-        "decided_by",
+        *("tax_office", "month", money("amount_minor"), "at", "asked_by", "decided_by"),
         "came_back",
     ]
+    readonly_fields = ["asked_by", "decided_by", "came_back"]
     list_filter = ["jurisdiction", "month"]
     search_fields = ["approval__id", "entry__id"]
     list_select_related = ["approval", "entry__reversed_by"]
+
+    @admin.display(description="tax office", ordering="jurisdiction")
+    def tax_office(self, remittance: TaxRemittance) -> str:
+        return remittance.jurisdiction
 
     @admin.display(description="asked by")
     def asked_by(self, remittance: TaxRemittance) -> str:
@@ -91,9 +91,13 @@ class TaxRemittanceAdmin(Shown):
     def decided_by(self, remittance: TaxRemittance) -> str:
         return remittance.approval.decided_by
 
-    @admin.display(description="came back", boolean=True)
-    def came_back(self, remittance: TaxRemittance) -> bool:
-        return hasattr(remittance.entry, "reversed_by")
+    @admin.display(description="came back")
+    def came_back(self, remittance: TaxRemittance) -> str:
+        """Lead to the entry that took it back, if the bank returned it."""
+        back = getattr(remittance.entry, "reversed_by", None)
+        if back is None:
+            return "no"
+        return link_to(back.pk, words=f"yes, {back.effective_at:%Y-%m-%d}")
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view
@@ -129,7 +133,7 @@ def offices_view(request: HttpRequest) -> HttpResponse:
         month=month,
         month_form=MonthForm(initial={"month": month}),
         refused=refused,
-        rows=[(each, *_amounts(each), _waiting(each)) for each in periods],
+        rows=[(each, *_amounts(each), *_waiting(each)) for each in periods],
         form=form,
         buttons=[("ask", "Ask to remit")],
     )
@@ -180,15 +184,16 @@ def _ask(
     )
 
 
-def _waiting(period: Period) -> Approval | None:
-    """Return the request that waits for its decision."""
+def _waiting(period: Period) -> tuple[Approval | None, str]:
+    """Return the request that waits for its decision, and how much it asks for."""
     subject = tax_remittances.subject_of(jurisdiction=period.jurisdiction, month=period.month)
-    return Approval.objects.filter(
+    found = Approval.objects.filter(
         kind=ApprovalKind.TAX_REMITTANCE,
         subject_id=subject,
         currency=period.currency,
         status=ApprovalStatus.REQUESTED,
     ).first()
+    return found, _written(found.amount_minor, period) if found else ""
 
 
 def _amounts(period: Period) -> tuple[str, str, str]:

@@ -28,6 +28,7 @@ class SettlementAdmin(Shown):
 
 @admin.register(EarnedHour)
 class EarnedHourAdmin(Shown):
+    currency_of = _OF_LEASE
     list_display = [
         "lease",
         "starts_at",
@@ -43,6 +44,7 @@ class EarnedHourAdmin(Shown):
 
 @admin.register(Correction)
 class CorrectionAdmin(Shown):
+    currency_of = "settlement__currency"
     list_display = [
         "settlement",
         "number",

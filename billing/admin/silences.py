@@ -52,5 +52,8 @@ class SilentLeaseAdmin(Shown):
             for kind in RULINGS
         )
         return format_html(
-            '<a href="{}">it was delivered</a> · <a href="{}">it was not</a>', delivered, refunded
+            '<a class="text-link" href="{}">it was delivered</a> · '
+            '<a class="text-link" href="{}">it was not</a>',
+            delivered,
+            refunded,
         )

@@ -9,13 +9,11 @@ from django.db import transaction
 from django.db.models import Model
 from django.http import HttpRequest
 from django.utils import timezone
-from unfold.admin import TabularInline
 
 from billing import tax, tax_rules
-from billing.admin.shown import Shown
+from billing.admin.shown import Shown, ShownInline
 from billing.models import ReservationTax, TaxLine, TaxRule, TaxStatus
 from marketplace.core.errors import DomainError
-from marketplace.core.read_only import ReadOnly
 
 
 class _VersionForm(forms.ModelForm):  # type: ignore[type-arg] # not generic at run time
@@ -111,8 +109,9 @@ class TaxStatusAdmin(_Versions):
     autocomplete_fields = ["organization"]
 
 
-class TaxLineInline(ReadOnly, TabularInline):  # type: ignore[misc] # unfold has no types
+class TaxLineInline(ShownInline):
     model = TaxLine
+    verbose_name_plural = "What moved of it"
     fields = [
         "at",
         "entry",
@@ -122,7 +121,6 @@ class TaxLineInline(ReadOnly, TabularInline):  # type: ignore[misc] # unfold has
         "tax_refunded_minor",
         "is_relief",
     ]
-    extra = 0
 
 
 @admin.register(ReservationTax)

@@ -6,18 +6,16 @@ from django.contrib import admin
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
-from unfold.admin import TabularInline
 
-from billing.admin.shown import Shown, money
+from billing.admin.shown import Shown, ShownInline, money
 from billing.models import Withdrawal, WithdrawalPart, WithdrawalQuerySet
 from billing.states import ApprovalKind
-from marketplace.core.read_only import ReadOnly
 
 
-class PartInline(ReadOnly, TabularInline):  # type: ignore[misc] # unfold has no types
+class PartInline(ShownInline):
     model = WithdrawalPart
     fields = ["refund"]
-    extra = 0
+    verbose_name_plural = "Goes back to cards by"
 
 
 @admin.register(Withdrawal)
@@ -33,6 +31,7 @@ class WithdrawalAdmin(Shown):
     list_filter = [("carried_out_at", admin.EmptyFieldListFilter), "requested_at"]
     search_fields = ["id", "organization__name", "organization__id"]
     list_select_related = ["organization"]
+    readonly_fields = ["outcome"]
     inlines = [PartInline]
 
     def get_queryset(self, request: HttpRequest) -> WithdrawalQuerySet:

@@ -1,6 +1,6 @@
 """Invariants of prices in two parts.
 
-As in `billing.books`, each query returns a row per breach.
+As in `billing.invariants`, each query returns a row per breach.
 """
 
 from billing.invariants import Invariant

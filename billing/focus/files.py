@@ -47,7 +47,7 @@ def lines(
     pages: Iterator[Iterable[Row]]
     match dataset:
         case Dataset.COST_AND_USAGE:
-            pages = _charges(organization=organization, payer=payer, names=names)
+            pages = _charges(organization=organization, payer=payer, close=close)
         case Dataset.CONTRACT_COMMITMENT:
             pages = commitments.pages(organization=organization, payer=payer)
         case Dataset.INVOICE_DETAIL:
@@ -102,9 +102,9 @@ def _charges(
     organization: Organization,
     payer: Payer,
     reservation_ids: Sequence[str] | None = None,
-    names: Mapping[str, Any] = MappingProxyType({}),
+    close: MonthClose | None = None,
 ) -> Iterator[Iterable[Row]]:
-    called = names.get("reservations", {})
+    called = close.names.get("reservations", {}) if close is not None else {}
     for page in reading.pages(
         organization=organization, payer=payer, reservation_ids=reservation_ids
     ):
@@ -113,7 +113,7 @@ def _charges(
         )
         deals = {key: _renamed(deal, called.get(key, {})) for key, deal in deals.items()}
         documents = reading.documents(
-            entry_keys={fact.entry_key for fact in page if fact.entry_key}
+            entry_keys={fact.entry_key for fact in page if fact.entry_key}, close=close
         )
         reasons = reading.reasons(facts=page)
         yield _rows(page, payer=payer, deals=deals, documents=documents, reasons=reasons)

@@ -12,10 +12,11 @@ import datetime as dt
 from collections.abc import Iterator, Sequence
 
 from django.db import connection
+from django.db.models import Q
 
 from billing import budgets, list_prices, undelivered
 from billing.focus.facts import Deal, Documents, Fact, Payer, Place
-from billing.models import Entry, InvoiceLine, Settlement
+from billing.models import Entry, InvoiceLine, MonthClose, Settlement
 from billing.month_movements import (
     CREDITS,
     ENTRY_IS_IN_TIME,
@@ -236,10 +237,21 @@ def reasons(*, facts: Sequence[Fact]) -> dict[str, undelivered.Reasons]:
     return found
 
 
-def documents(*, entry_keys: set[str]) -> dict[str, Documents]:
-    """Return where the entries of a page stand in invoices and credit notes; one query."""
+def documents(*, entry_keys: set[str], close: MonthClose | None) -> dict[str, Documents]:
+    """Return where the entries of a page stand in invoices and credit notes; one query.
+
+    Those of a closed month stand on what had been issued when it was closed: its file stays as it was, should
+    a later document tell something of it after all.
+    """
     found: dict[str, Documents] = {}
     lines = InvoiceLine.objects.filter(entry_key__in=entry_keys).order_by("pk")
+    if close is not None:
+        is_late = Q(invoice__period__gt=close.month) | Q(
+            invoice__period="",
+            invoice__corrects__isnull=False,
+            invoice__issued_at__gt=close.closed_at,
+        )
+        lines = lines.exclude(is_late)
     wanted = (
         "entry_key",
         "corrects_line_id",

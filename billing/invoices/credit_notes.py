@@ -1,7 +1,8 @@
 """Credit notes: what goes back of what was invoiced, line by line, and never more of a line than it says.
 
 What a reservation gives back is taken from the line that was invoiced last: an extension goes before the
-purchase. What exceeds everything that was invoiced for it is no price, and on no document.
+purchase. What exceeds everything that was invoiced for it so far waits for the documents that invoice the
+rest; what exceeds all that ever is invoiced is no price, and on no document.
 """
 
 import datetime as dt
@@ -94,7 +95,8 @@ def credit(
 def credit_on_account(*, organization: Organization, at: dt.datetime) -> list[Invoice]:
     """Issue the credit notes of what has gone back so far of purchases on account; return them.
 
-    A tenant that is still to pay must not wait for the month's end to see what it owes. Safe to run twice.
+    A tenant that is still to pay must not wait for the month's end to see what it owes. What it has paid
+    before is invoiced at the month's end alone, and credited with that. Safe to run twice.
     """
     with transaction.atomic():
         lock(organization)

@@ -1,7 +1,7 @@
 """Invariants of documents: numbers without gaps, sums that fit, and the ledger told once and in full.
 
-As in `billing.books`, each query returns a row per breach. What an entry charged or gave back is derived
-here from postings and from what changes, settlements and corrections say, and not from the lines.
+As in `billing.invariants`, each query returns a row per breach. What an entry charged or gave back is
+derived here from postings and from what changes, settlements and corrections say, and not from the lines.
 """
 
 from billing.invariants import Invariant
@@ -146,6 +146,13 @@ INVOICE_INVARIANTS = (
                     SELECT FROM billing_invoiceline l LEFT JOIN ({_CREDITED}) c ON c.corrects_line_id = l.id
                     WHERE l.reservation_id = m.reservation_id AND l.corrects_line_id IS NULL
                         AND l.net_minor > coalesce(c.net, 0)))
+            OR (m.tax_refunded > coalesce((
+                    SELECT sum(l.tax_minor) FROM billing_invoiceline l
+                    WHERE l.entry_key = m.key AND l.corrects_line_id IS NOT NULL), 0)
+                AND EXISTS (
+                    SELECT FROM billing_invoiceline l LEFT JOIN ({_CREDITED}) c ON c.corrects_line_id = l.id
+                    WHERE l.reservation_id = m.reservation_id AND l.corrects_line_id IS NULL
+                        AND l.tax_minor > coalesce(c.tax, 0)))
         """,  # noqa: S608
     ),
 )

@@ -4,6 +4,9 @@ A price is charged by purchases, extensions and moves, and by corrections agains
 changes, settlements, corrections, and refunds of the rest. What the market gives beyond the price (credits
 for what was not delivered, compensation, shares of resales, goodwill) is no part of what was sold, and on no
 document.
+
+A charge is told by one line, whole. What goes back is told by amount: a credit note takes no more than was
+invoiced by then, and what is left of it is told by a later one, once what it takes back is invoiced too.
 """
 
 import datetime as dt
@@ -30,6 +33,7 @@ KINDS = (
     EntryKind.CORRECTION,
     EntryKind.REFUND,
 )
+_CREDITED = "coalesce(sum(n.{}) FILTER (WHERE n.corrects_line_id IS NOT NULL), 0)::bigint"
 _UNTOLD = f"""
     WITH subjects AS (
         SELECT r.id, r.id AS reservation_id, NULL::timestamptz AS ends_at
@@ -43,27 +47,53 @@ _UNTOLD = f"""
         SELECT c.id, c.reservation_id, NULL FROM scheduler_change c
         JOIN scheduler_reservation r ON r.id = c.reservation_id
         WHERE r.organization_id = %(organization)s
+    ),
+    entries AS MATERIALIZED (
+        SELECT e.id, e.kind, e.idempotency_key, e.subject_id, l.reservation_id, e.effective_at,
+            told.is_charged, told.net, told.tax, told.gpu_seconds
+        FROM subjects l
+        JOIN billing_entry e ON e.subject_id = l.id AND e.kind = ANY(%(kinds)s)
+        LEFT JOIN scheduler_change c ON c.id = e.subject_id
+        LEFT JOIN billing_settlement s ON s.entry_id = e.id
+        LEFT JOIN billing_correction k ON k.entry_id = e.id
+        LEFT JOIN billing_taxline t ON t.entry_id = e.id
+        LEFT JOIN LATERAL (
+            SELECT sum(p.amount) AS refunded
+            FROM billing_posting p JOIN billing_account a ON a.id = p.account_id
+            WHERE e.kind = 'refund' AND p.entry_id = e.id AND a.kind = 'deferred'
+        ) rest ON true
+        CROSS JOIN LATERAL (
+            SELECT count(*) AS lines, coalesce(bool_or(n.corrects_line_id IS NULL), false) AS is_charged,
+                {_CREDITED.format("net_minor")} AS net, {_CREDITED.format("tax_minor")} AS tax,
+                {_CREDITED.format("gpu_seconds")} AS gpu_seconds
+            FROM billing_invoiceline n WHERE n.entry_key = e.idempotency_key
+        ) told
+        WHERE {MOMENT} < %(before)s AND (
+            told.lines = 0 OR coalesce(t.tax_refunded_minor, 0) > told.tax
+            OR coalesce(c.refunded_minor, s.refunded_minor, k.refunded_minor, rest.refunded, 0) > told.net
+        )
     )
-    SELECT e.id, e.kind, e.idempotency_key, e.subject_id, l.reservation_id, e.effective_at,
+    SELECT e.*,
         coalesce(sum(CASE p.side WHEN 'credit' THEN p.amount ELSE -p.amount END)
             FILTER (WHERE a.kind = 'deferred'), 0) AS deferred,
         coalesce(sum(p.amount) FILTER (WHERE a.kind = 'u_bought' AND p.side = 'credit'), 0) AS bought,
         coalesce(sum(p.amount) FILTER (
             WHERE a.kind IN ('u_undelivered', 'u_released') AND p.side = 'debit'), 0) AS given_back,
         coalesce(bool_or(a.kind = 'receivable' AND p.side = 'debit'), false) AS is_on_account
-    FROM subjects l
-    JOIN billing_entry e ON e.subject_id = l.id AND e.kind = ANY(%(kinds)s)
+    FROM entries e
     JOIN billing_posting p ON p.entry_id = e.id JOIN billing_account a ON a.id = p.account_id
-    WHERE {MOMENT} < %(before)s
-        AND NOT EXISTS (SELECT FROM billing_invoiceline l WHERE l.entry_key = e.idempotency_key)
-    GROUP BY e.id, l.reservation_id
+    GROUP BY e.id, e.kind, e.idempotency_key, e.subject_id, e.reservation_id, e.effective_at,
+        e.is_charged, e.net, e.tax, e.gpu_seconds
     ORDER BY e.effective_at, e.id
 """  # noqa: S608 - constants of this file and of the bill of a month
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Movement:
-    """What one entry charged, or gave back, of a reservation's price; minor units, none negative."""
+    """What one entry charged of a reservation's price, or what of it goes back and is not told yet.
+
+    In minor units, none negative.
+    """
 
     entry_key: str
     reservation: Reservation
@@ -85,7 +115,7 @@ class Untold:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One entry, with what its postings add up to."""
+    """One entry, with what its postings add up to, and what documents say of it so far."""
 
     entry_id: str
     kind: str
@@ -93,6 +123,10 @@ class _Row:
     subject_id: str
     reservation_id: str
     effective_at: dt.datetime
+    is_charged: bool
+    credited_net: int
+    credited_tax: int
+    credited_seconds: int
     deferred: int
     bought: int
     given_back: int
@@ -130,10 +164,12 @@ def untold(*, organization: Organization, before: dt.datetime) -> Untold:
     charges, returns = [], []
     for row in rows:
         charged, refunded = _net(row, facts)
-        if charged > 0 and not row.is_on_account:
+        if charged > 0 and not row.is_charged and not row.is_on_account:
             charges.append(_movement(row, facts, net=charged, is_return=False))
         if refunded > 0:
-            returns.append(_movement(row, facts, net=refunded, is_return=True))
+            back = _movement(row, facts, net=refunded - row.credited_net, is_return=True)
+            if back.net_minor or back.tax_minor:
+                returns.append(back)
     return Untold(charges=charges, returns=returns)
 
 
@@ -190,12 +226,16 @@ def _movement(row: _Row, facts: _Facts, *, net: int, is_return: bool) -> Movemen
     moved = 0
     if taxed is not None:
         moved = taxed.tax_refunded_minor if is_return else taxed.tax_charged_minor
+    seconds = int(row.given_back if is_return else row.bought)
+    if is_return:
+        moved -= row.credited_tax
+        seconds = max(seconds - row.credited_seconds, 0)
     return Movement(
         entry_key=row.key,
         reservation=reservation,
         window=window,
         description=description,
-        gpu_seconds=int(row.given_back if is_return else row.bought),
+        gpu_seconds=seconds,
         net_minor=net,
         tax_minor=moved,
         terms=tax.terms_of(reservation=reservation),

@@ -16,7 +16,13 @@ from billing.models.credit import (
     DunningTransition,
 )
 from billing.models.deposits import Deposit
-from billing.models.disputes import CardInquiry, Dispute, DisputeCharge, DisputeTransition
+from billing.models.disputes import (
+    CardInquiry,
+    Dispute,
+    DisputeCharge,
+    DisputeReturn,
+    DisputeTransition,
+)
 from billing.models.earnings import EarnedHour
 from billing.models.exports import ExportDigest
 from billing.models.fee_shares import FeeShare, Resale, ResalePart
@@ -50,6 +56,7 @@ from billing.models.purchase_requests import (
 from billing.models.refunds import Refund, RefundQuerySet, RefundTransition
 from billing.models.settlements import Correction, Settlement, SettlementQuerySet
 from billing.models.silences import SilentLease
+from billing.models.suspense import SuspenseItem
 from billing.models.tags import LabelChange, TagRule
 from billing.models.tax import ReservationTax, TaxLine, TaxRemittance, TaxRule, TaxStatus
 from billing.models.withdrawals import Withdrawal, WithdrawalPart, WithdrawalQuerySet
@@ -75,6 +82,7 @@ __all__ = [
     "Dismissal",
     "Dispute",
     "DisputeCharge",
+    "DisputeReturn",
     "DisputeTransition",
     "DunningCase",
     "DunningTransition",
@@ -119,6 +127,7 @@ __all__ = [
     "Settlement",
     "SettlementQuerySet",
     "SilentLease",
+    "SuspenseItem",
     "TagRule",
     "TaxLine",
     "TaxRemittance",

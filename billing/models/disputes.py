@@ -5,6 +5,7 @@ from typing import ClassVar
 from django.db import models
 from django.db.models import F, Q
 
+from billing.models.books import Entry
 from billing.models.controls import Approval
 from billing.models.payments import Payment
 from billing.states import DISPUTE_ARROWS, DisputeStatus
@@ -130,3 +131,29 @@ class DisputeCharge(models.Model):
 
     def __str__(self) -> str:
         return f"{self.dispute_id} to {self.owner_id}"
+
+
+class DisputeReturn(models.Model):
+    """What an owner got back of a charge, because it was set off as well. Nothing of it changes."""
+
+    charge = models.ForeignKey(DisputeCharge, on_delete=models.PROTECT, related_name="returns")
+    entry = models.OneToOneField(Entry, on_delete=models.PROTECT, related_name="dispute_return")
+    amount_minor = models.BigIntegerField()
+    netted_minor = models.BigIntegerField(
+        db_comment="of it, what the owner owed and owes no more; the rest is a payout"
+    )
+    currency = models.CharField(max_length=3)
+    returned_at = models.DateTimeField()
+
+    class Meta:
+        ordering: ClassVar = ["id"]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(amount_minor__gt=0, netted_minor__gte=0)
+                & Q(netted_minor__lte=F("amount_minor")),
+                name="dispute_return_makes_sense",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.amount_minor} of {self.charge}"

@@ -6,6 +6,7 @@ from django.db import models
 from django.db.models import F, Q
 
 from billing.models.books import Entry
+from billing.models.disputes import DisputeReturn
 from billing.models.fee_shares import FeeShare
 from billing.models.settlements import Correction, Settlement
 from billing.states import (
@@ -79,7 +80,7 @@ class PayoutQuerySet(models.QuerySet["Payout"]):
 
 
 class Payout(models.Model):
-    """Money to an owner: for a settlement, a part of a fee, what was kept back, or a correction."""
+    """Money to an owner: of a settlement, a fee, a reserve, a correction, or a charge that was given back."""
 
     id = models.CharField(primary_key=True, max_length=ids.ID_LENGTH_MAX, default=ids.new_payout_id)
     owner = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="payouts")
@@ -95,6 +96,9 @@ class Payout(models.Model):
     correction = models.OneToOneField(
         Correction, null=True, on_delete=models.PROTECT, related_name="payout"
     )
+    dispute_return = models.OneToOneField(
+        DisputeReturn, null=True, on_delete=models.PROTECT, related_name="payout"
+    )
     entry = models.OneToOneField(Entry, on_delete=models.PROTECT, related_name="payout")
     status = models.CharField(max_length=20, choices=PayoutStatus, default=PayoutStatus.DUE)
     amount_minor = models.BigIntegerField()
@@ -109,7 +113,9 @@ class Payout(models.Model):
         constraints: ClassVar = [
             models.CheckConstraint(condition=Q(amount_minor__gt=0), name="payout_is_positive"),
             models.CheckConstraint(
-                condition=_exactly_one_of("settlement", "fee_share", "reserve", "correction"),
+                condition=_exactly_one_of(
+                    "settlement", "fee_share", "reserve", "correction", "dispute_return"
+                ),
                 name="payout_is_for_one_thing",
             ),
         ]

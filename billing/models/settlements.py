@@ -121,7 +121,11 @@ class Correction(models.Model):
         db_comment="of what was charged again, the part that the wallet did not cover"
     )
     credit_minor = models.BigIntegerField(
-        default=0, db_comment="beyond what was refunded by it; the market bears it"
+        default=0, db_comment="beyond what was refunded; what a settlement would have given as well"
+    )
+    credit_of_owner_minor = models.BigIntegerField(
+        default=0,
+        db_comment="difference; what more of all credits the owner bears, negative: the market does",
     )
     evidence = models.JSONField(db_comment="as a settlement's")
     released_at = models.DateTimeField(
@@ -150,6 +154,7 @@ class Correction(models.Model):
                     fee_minor=0,
                     borne_minor=0,
                     credit_minor=0,
+                    credit_of_owner_minor=0,
                 ),
                 name="correction_without_entry_moves_nothing",
             ),

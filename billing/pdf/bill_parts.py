@@ -80,10 +80,12 @@ def funnel(figures: Figures, *, costs: Mapping[str, str | None], when: str = "")
     energy = NOT_MEASURED
     if costs["energy_kwh"] is not None:
         energy = f"{round_to(Fraction(costs['energy_kwh']), quantum=_CENT):,} kWh"
-    measured = NOT_MEASURED if coverage is None else f"{in_percent(Decimal(coverage))} %"
+    # Where nothing was delivered, there is nothing of which a part could be measured.
+    measured = ""
+    if coverage is not None:
+        measured = f" · measured {in_percent(Decimal(coverage))} % of what was delivered"
     note = (
-        f"Given back {hours(books.released)} · bought{when} {hours(books.bought)} · "
-        f"measured {measured} of what was delivered · "
+        f"Given back {hours(books.released)} · bought{when} {hours(books.bought)}{measured} · "
         f"energy {energy}"
     )
     drawing.add(String(0, 1 * mm, note, fontName=PLAIN, fontSize=7, fillColor=QUIET))

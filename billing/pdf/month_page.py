@@ -116,7 +116,7 @@ def _groups(groups: Sequence[Group], bill: MonthBill, *, columns: int = 2) -> Fl
     if len(named) > bill_parts.GROUPS_MAX:
         cells.append([f"and {len(named) - bill_parts.GROUPS_MAX} more", "", "", "", ""])
     cells += [_group(each, bill.currency) for each in rest]
-    return table(cells, widths=[5, 3, 3, 3, 2], columns=columns)
+    return table(cells, widths=[9, 6, 5, 6, 5], columns=columns)
 
 
 def _group(group: Group, currency: str) -> list[str]:

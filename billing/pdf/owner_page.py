@@ -23,17 +23,22 @@ WORDS = {
     LineKind.COMPENSATION: "Compensation for reclaimed leases",
     LineKind.CORRECTION: "Corrections by late evidence",
     LineKind.FEE_SHARE: "Shares of cancellation fees",
-    LineKind.RESALE: "Given to who left the time that was sold again",
+    LineKind.RESALE: "Given back for time sold again",
     LineKind.TRANSFER: "Transfers sent",
     LineKind.TRANSFER_RETURNED: "Transfers that came back",
     LineKind.TRANSFER_REVERSED: "Taken back of transfers",
     LineKind.DISPUTE: "Disputes lost",
+    LineKind.WRITE_OFF: "Debts that were given up",
     LineKind.ADJUSTMENT: "Other adjustments",
 }
+_RESOLD = (
+    "Given back for time sold again: you had a part of the fee of who left, and the lease named here sold "
+    "the same time once more. What you got twice goes back."
+)
 _MOVES = {
-    EntryKind.RELEASE: "Earnings released",
-    EntryKind.RESERVE_RELEASE: "Reserve released",
-    EntryKind.CORRECTION_RELEASE: "Correction released",
+    EntryKind.RELEASE: "Earnings",
+    EntryKind.RESERVE_RELEASE: "Reserve",
+    EntryKind.CORRECTION_RELEASE: "Correction",
 }
 
 
@@ -135,6 +140,8 @@ def _leases(found: Statement) -> list[Flowable]:
 def _lease(line: LeaseLine, found: Statement) -> list[str]:
     lease = line.lease
     price = Money(line.price, found.currency)
+    # A correction changes the hours and not the price: one by the other would be a rate that nobody paid.
+    per_hour = None if line.correction else cost_per_hour(price, line.gpu_seconds_delivered)
     return [
         "\n".join(
             [
@@ -146,7 +153,7 @@ def _lease(line: LeaseLine, found: Statement) -> list[str]:
             ]
         ),
         hours(line.gpu_seconds_delivered),
-        cost_per_hour(price, line.gpu_seconds_delivered) or "—",
+        per_hour or "—",
         _signed(line.price, found),
         _signed(-line.fee, found),
         _signed(line.sla_share + line.compensation, found),
@@ -179,8 +186,10 @@ def _lines(found: Statement) -> list[Flowable]:
         return []
     rows = [["Date", "Movement", "Reference", f"Amount, {found.currency.upper()}"]]
     rows += [_row(line, found) for line in found.lines]
+    resold = any(line.kind == LineKind.RESALE for line in found.lines)
     return [
         *heading("Other movements"),
+        *([text(_RESOLD, size=7, color=QUIET)] if resold else []),
         table(rows, widths=[3, 6, 7, 4], texts=3),
     ]
 
@@ -202,7 +211,7 @@ def _moves(found: Statement) -> list[Flowable]:
     return [
         *heading("Between your accounts"),
         text("These change no balance: what a lease earned becomes payable.", size=7, color=QUIET),
-        table(rows, widths=[6, 6, 9, 4, 4, 4, 4], texts=3),
+        table(rows, widths=[11, 8, 20, 8, 8, 8, 8], texts=3),
     ]
 
 

@@ -37,12 +37,12 @@ _SUMS_OF_BOTH = {
         "earned_minor",
         "fee_minor",
         "owner_minor",
+        "credit_of_owner_minor",
     )
 }
 _SUMS = {
     "leases": Count("id"),
     "gpu_seconds_sold": Coalesce(Sum("gpu_seconds_bought"), 0),
-    "credit_of_owner_minor": Coalesce(Sum("credit_of_owner_minor"), 0),
     **_SUMS_OF_BOTH,
 }
 _SUMS_OF_SHARES = {"share_minor": Coalesce(Sum("amount_minor"), 0)}
@@ -230,7 +230,7 @@ def _row(*, key: str, sums: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_PAYOUT_REASONS = ("settlement", "reserve", "correction", "fee_share")
+_PAYOUT_REASONS = ("settlement", "reserve", "correction", "fee_share", "dispute_return")
 
 
 def _settlement_of(payout: Payout) -> Settlement | None:
@@ -240,10 +240,12 @@ def _settlement_of(payout: Payout) -> Settlement | None:
 
 
 class PayoutSerializer(serializers.Serializer[Any]):
-    """Money to the owner for one settled lease, what was kept back or corrected of it, or a part of a fee."""
+    """Money to the owner: of one settled lease, a part of a fee, or of a charge that was given back."""
 
     id = serializers.CharField()
-    lease_id = serializers.SerializerMethodField(help_text="null for a part of a fee")
+    lease_id = serializers.SerializerMethodField(
+        help_text="null for a part of a fee or of a charge"
+    )
     reason = serializers.SerializerMethodField(help_text="what became payable")
     settlement_id = serializers.CharField(allow_null=True)
     fee_share_id = serializers.CharField(allow_null=True)

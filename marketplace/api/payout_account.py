@@ -70,7 +70,7 @@ class PayoutAccountView(ApiView):
     @operation(
         summary="Ask for an account to be paid to, or change it",
         description="The first account is used as soon as the provider lets it receive. A change takes "
-        "the market's approval and then three days, in which the old account stays in use.",
+        "the market's approval and then days of cooling off, in which the old account stays in use.",
         request=PayoutAccountRequestSerializer,
         responses={201: PayoutAccountSerializer},
         refusals=(

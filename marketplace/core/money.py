@@ -67,6 +67,12 @@ class Money:
         )
 
 
+def grouped(money: Money) -> str:
+    """Return an amount as people read it, in groups of three digits: `1,250.00 USD`."""
+    exponent = currency_exponent(money.currency)
+    return f"{Decimal(money.amount_minor).scaleb(-exponent):,.{exponent}f} {money.currency.upper()}"
+
+
 def divide_half_even(numerator: int, denominator: int) -> int:
     """Round a quotient to the nearest integer, ties to even: the only rounding of money we do.
 

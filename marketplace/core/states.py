@@ -36,10 +36,6 @@ class Arrows(Generic[StatusT]):
     def is_final(self, status: StatusT) -> bool:
         return not self._moves[status]
 
-    def sources_of(self, to_status: StatusT) -> frozenset[StatusT]:
-        """Return the statuses from which one arrow leads to `to_status`."""
-        return frozenset(s for s, targets in self._moves.items() if to_status in targets)
-
     def as_check(self) -> Q:
         """Return the condition under which a row (from_status, to_status) is a legal move.
 

@@ -40,9 +40,6 @@ class Window:
         """Return the length in whole seconds, rounded down."""
         return self.duration // dt.timedelta(seconds=1)
 
-    def contains(self, instant: dt.datetime) -> bool:
-        return self.starts_at <= instant < self.ends_at
-
     def covers(self, other: "Window") -> bool:
         return self.starts_at <= other.starts_at and other.ends_at <= self.ends_at
 

@@ -14,7 +14,6 @@ LINE_LIMIT_BYTES = 16 * 1024
 
 # Bright, then plain shades that both dark and light terminals show.
 COLOURS = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
-ERROR_COLOUR = 31
 
 # What a stranger sends may reach a log line; a terminal must not obey it.
 CONTROL_CHARACTERS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")

@@ -77,12 +77,6 @@ class PriceTable:
         micros = int(floor_rate.scaleb(RATE_DECIMAL_PLACES))
         return with_fee(micros, fee_basis_points=self.fee_basis_points)
 
-    @property
-    def changes_seconds(self) -> Seconds:
-        """Return the instants at which the rate changes, seconds since the Unix epoch."""
-        hours: Seconds = np.flatnonzero(np.diff(self.rate_micros)) + 1
-        return self.first_hour_seconds + hours * SECONDS_PER_HOUR
-
     def multiplier(self, *, rate_micros: int, floor_rate: Decimal) -> Decimal:
         """Return a rate ÷ the larger of the base and the floor with the fee on top."""
         base = max(self.base_micros, self.gross_micros(floor_rate))

@@ -3,10 +3,7 @@
 import datetime as dt
 from dataclasses import dataclass
 
-import numpy as np
-
 from marketplace.core.windows import to_instant
-from scheduler.pricing.limits import Micros
 from scheduler.pricing.rule import BASIS_POINTS
 
 SECONDS_PER_HOUR = 3600
@@ -26,11 +23,6 @@ class HourFacts:
     on_offer: int
     sold: int
     fitting_basis_points: int
-
-
-def driving_hour(*, rate_micros: Micros) -> int:
-    """Return the index of the dearest of a window's hours; of equals, the earliest."""
-    return int(np.argmax(rate_micros))
 
 
 def words(*, hour: int, facts: HourFacts) -> str:

@@ -7,7 +7,7 @@ from django.utils import timezone
 
 from billing.models import Payment
 from marketplace.models import Organization
-from scheduler.models import ExtensionHold
+from scheduler.models import ExtensionHold, Quote
 from tests.api.test_changes import extend, extension_quote, later
 from tests.api.test_top_ups import pays, stand_in
 from tests.api.world import a_fleet, a_new_key, a_quote, a_reservation, a_window, fund
@@ -146,6 +146,18 @@ class TestWindowByCard:
         _, answer = self.order(api, reservation, use_saved_card=True)
         assert (answer.status, answer.code) == (409, "no_saved_card")
         assert shown(api, reservation)["pending_change"] is None
+
+    def test_is_held_by_a_quote_that_is_shown_and_sold_to_nobody(
+        self, api: ApiClient, reservation
+    ) -> None:
+        """Not even to the tenant for whose window it holds the places."""
+        self.order(api, reservation)
+        kept = ExtensionHold.objects.get().kept_id
+        assert api.get(f"/v1/quotes/{kept}").status == 404
+        bought = {"quote_id": kept, "payment_method": "wallet"}
+        answer = api.post("/v1/reservations", bought, key=a_new_key())
+        assert (answer.status, answer.code) == (404, "not_found")
+        assert Quote.objects.get(pk=kept).status == "open"
 
     def test_is_hidden_from_other_organizations(self, api: ApiClient, reservation) -> None:
         _, answer = self.order(api, reservation)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from agents.models import Node
-from billing import changes, corrections, payouts, settlements
+from billing import changes, corrections, releases, settlements
 from billing.models import FeeShare, Settlement
 from marketplace.models import Organization
 from marketplace.states import Scope
@@ -60,8 +60,14 @@ class TestEarnings:
         assert correction is not None
         assert correction.earned_minor < 0
         answer = api.get("/v1/owner/earnings", **period(group_by=group_by)).json
-        for name, column in (("earned", "earned"), ("fee", "fee"), ("net", "owner")):
-            both = getattr(settled, f"{column}_minor") + getattr(correction, f"{column}_minor")
+        borne = correction.credit_of_owner_minor
+        assert borne > 0
+        for name, both in (
+            ("earned", settled.earned_minor + correction.earned_minor),
+            ("fee", settled.fee_minor + correction.fee_minor),
+            ("credits", borne),
+            ("net", settled.owner_minor + correction.owner_minor - borne),
+        ):
             assert answer["total"][name]["amount_minor"] == both
             assert sum(row[name]["amount_minor"] for row in answer["groups"]) == both
         assert [row["leases"] for row in answer["groups"]] == ([1, 0] if group_by == "day" else [1])
@@ -128,7 +134,7 @@ class TestEarnings:
 class TestPayouts:
     def test_name_the_lease_and_not_the_tenant(self, api: ApiClient, settled: Settlement) -> None:
         assert api.get("/v1/payouts").json["data"] == []
-        payouts.release_due(at=settled.release_due_at)
+        releases.release_due(at=settled.release_due_at)
         answer = api.get("/v1/payouts", status="due")
         (payout,) = answer.json["data"]
         assert payout["lease_id"] == settled.lease_id
@@ -145,15 +151,15 @@ class TestPayouts:
         lost = books.outage(of=lease, seconds=1800)
         settlements.settle_ended(at=LATER)
         row = Settlement.objects.get()
-        payouts.release_due(at=LATER)
+        releases.release_due(at=row.release_due_at)
         lost.delete()
-        assert corrections.review(settlement_id=row.pk, at=LATER + dt.timedelta(days=1))
-        payouts.release_due(at=LATER + dt.timedelta(days=100))
+        assert corrections.review(settlement_id=row.pk, at=row.release_due_at)
+        releases.release_due(at=LATER + dt.timedelta(days=100))
         listed = api.get("/v1/payouts").json["data"]
         assert {each["reason"] for each in listed} == {"settlement", "reserve", "correction"}
         assert {each["lease_id"] for each in listed} == {lease.pk}
 
     def test_are_nobody_elses_business(self, settled: Settlement) -> None:
-        payouts.release_due(at=settled.release_due_at)
+        releases.release_due(at=settled.release_due_at)
         _, secret = a_key(organization=an_organization())
         assert ApiClient(secret=secret).get("/v1/payouts").json["data"] == []

@@ -9,7 +9,7 @@ import pytest
 from django.test import Client
 from reportlab.pdfgen.textobject import PDFTextObject
 
-from billing import payouts, settlements
+from billing import payouts, releases, settlements
 from billing.models import Payout
 from marketplace.models import Organization
 from marketplace.states import Scope
@@ -38,8 +38,8 @@ def lease(organization: Organization) -> Lease:
     Reservation.objects.filter(pk=row.pk).update(**WORKLOAD)
     made = books.lease(of=row, on=books.node(of=organization))
     books.outage(of=made, seconds=1800)
-    settlements.settle_ended(at=RELEASED)
-    payouts.release_due(at=RELEASED)
+    settlements.settle_ended(at=books.START + dt.timedelta(days=1))
+    releases.release_due(at=RELEASED)
     payouts.send(payout_id=Payout.objects.get().pk, at=RELEASED, actor="test")
     return made
 

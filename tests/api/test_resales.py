@@ -10,7 +10,7 @@ import time_machine
 from django.test import Client
 
 from agents.models import Node
-from billing import payouts, settlements
+from billing import releases, settlements
 from billing.models import Settlement
 from marketplace.models import Organization
 from scheduler import leases, reservations
@@ -82,7 +82,7 @@ def test_leave_another_buys_and_a_share_comes_back(
     other = key_of(buyer)
     sold = a_reservation(other, quote=a_quote(other, gpus=8, window=window))
     settled = deliver(sold["id"])
-    payouts.release_due(at=settled.release_due_at)
+    releases.release_due(at=settled.release_due_at)
     clock.move_to(settled.release_due_at + dt.timedelta(minutes=1))
 
     # Of the owner's part of the fee four fifths: 85 % of it, and 80 % of that.
@@ -141,7 +141,7 @@ def test_earnings_by_group_add_up_with_it(
     other = key_of(buyer)
     sold = a_reservation(other, quote=a_quote(other, gpus=8, window=window))
     settled = deliver(sold["id"])
-    payouts.release_due(at=settled.release_due_at)
+    releases.release_due(at=settled.release_due_at)
     told = (
         key_of(node.organization)
         .get(

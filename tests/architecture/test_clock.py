@@ -9,7 +9,7 @@ from tests.architecture.sources import dotted, violations, violations_of_project
 
 EDGES = (
     *("marketplace/api/", "marketplace/console/", "marketplace/management/", "agents/node/"),
-    "billing/admin/",
+    *("billing/admin/", "marketplace/admin/"),
 )
 EDGE_FILES = {"tasks.py", "admin.py", "rule_admin.py"}
 READERS = {

@@ -19,6 +19,7 @@ def fill() -> None:
         payouts,
         receivables,
         refunds,
+        releases,
         settlements,
     )
     from billing.models import CreditSale, Payout
@@ -66,11 +67,12 @@ def fill() -> None:
                 at=at,
             )
     refunds.open_due(at=late)
-    payouts.release_due(at=late)
+    released = late + dt.timedelta(days=14)
+    releases.release_due(at=released)
     payout = Payout.objects.order_by("pk").first()
     assert payout is not None
-    payouts.send(payout_id=payout.pk, at=late, actor="test")
-    payouts.confirm(payout_id=payout.pk, at=late, actor="test")
+    payouts.send(payout_id=payout.pk, at=released, actor="test")
+    payouts.confirm(payout_id=payout.pk, at=released, actor="test")
     invoices.run_due(at=late)
 
 

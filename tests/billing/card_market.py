@@ -1,14 +1,24 @@
 """A market, its provider and a tenant that pays by card: what tests of money that comes in share."""
 
 from agents.models import Node
-from billing import books, card_refunds, payments, provider, top_up_disputes, wallet
+from billing import (
+    books,
+    card_refunds,
+    changes,
+    ledger,
+    payments,
+    provider,
+    top_up_disputes,
+    wallet,
+)
 from billing.models import CardRefund, Payment
 from billing.payments import Wishes
 from billing.provider_states import PaymentMeans
+from billing.states import AccountKind
 from marketplace.core.money import Money
 from marketplace.models import Event
 from marketplace.states import Tier
-from scheduler import extension_holds, reservations
+from scheduler import cancellations, checks, extension_holds, reservations
 from scheduler.details import ReservationDetails
 from tests.fakes.stripe import balance as standin_balance
 from tests.fakes.stripe import bank
@@ -74,6 +84,26 @@ class World:
             "/_control/confirm", {"id": payment.provider_id, "payment_method": method}
         )
 
+    def completes(self, payment, method="pm_card_bypassPending"):
+        """Let a payment be paid and the market hear of it; return it as it is then."""
+        self.pays(payment, method)
+        self.turn()
+        payment.refresh_from_db()
+        return payment
+
+    def paid(self, amount=5000, method="pm_card_bypassPending"):
+        """Return a top-up that was paid."""
+        return self.completes(self.top_up(amount), method)
+
+    def gives_back(self, payment, amount):
+        """Let a part of a top-up go back to its card; return the refund as it is a turn later."""
+        refund = card_refunds.write(
+            payment=payment, amount_minor=amount, reason="asked", at=self.clock()
+        )
+        self.turn()
+        refund.refresh_from_db()
+        return refund
+
     def turn(self, **passed):
         at = self.clock(**passed)
         if self.nodes_report:
@@ -105,6 +135,49 @@ class World:
 
     def sound(self):
         report = books.check(at=self.clock())
+        assert report.ok, [c for c in report.checks if not c.ok]
+
+
+class Booked(World):
+    """A tenant with a reservation that it paid by card, and what it does with it."""
+
+    def of(self, quote):
+        """Return what every verb of a change is told, of the terms of a quote."""
+        return {
+            "organization": self.tenant,
+            "reservation_id": self.reservation.pk,
+            "quote_id": quote.pk,
+            "at": self.clock(),
+            "actor": "test",
+        }
+
+    def leave(self):
+        """Cancel the reservation; return the quote by which it was left."""
+        quote = cancellations.quote(
+            organization=self.tenant, reservation_id=self.reservation.pk, at=self.clock()
+        )
+        changes.cancel(**self.of(quote))
+        return quote
+
+    def asked_for(self, held):
+        """Return what is kept for a change, and its payment, once the provider was asked for it."""
+        payment = Payment.objects.get(extension=held.pk)
+        provider.drive_payment(payment_id=payment.pk, at=self.clock())
+        payment.refresh_from_db()
+        held.refresh_from_db()
+        return held, payment
+
+    def deferred(self):
+        return ledger.balance(
+            account=ledger.AccountRef(AccountKind.DEFERRED, "usd", self.reservation.pk)
+        )
+
+    def sound(self):
+        super().sound()
+        self.capacity_is_sound()
+
+    def capacity_is_sound(self):
+        report = checks.check(at=self.clock())
         assert report.ok, [c for c in report.checks if not c.ok]
 
 

@@ -3,9 +3,9 @@
 import datetime as dt
 import itertools
 
-from billing import approvals, checkout, ledger, receivables
+from billing import approvals, checkout, receivables
 from billing.models import Approval, CreditSale
-from billing.states import AccountKind, ApprovalKind
+from billing.states import ApprovalKind
 from marketplace.core.money import Money
 from marketplace.models import Organization
 from scheduler.details import ReservationDetails
@@ -85,7 +85,3 @@ def pay_by_bank(sale: CreditSale, amount: int, *, at: dt.datetime = NOW) -> None
         at=at,
         is_by_bank=True,
     )
-
-
-def balance(kind: AccountKind, subject_id: str = "", *, currency: str = "usd") -> int:
-    return ledger.balance(account=ledger.AccountRef(kind, currency, subject_id))

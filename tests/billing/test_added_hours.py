@@ -11,7 +11,6 @@ from billing import (
     budgets,
     changes,
     checkout,
-    intents,
     ledger,
     promotions,
     provider,
@@ -22,30 +21,23 @@ from billing.models import CardRefund, Intent, Payer, Payment, Refund
 from billing.payment_methods import PaymentMethodUnavailable
 from billing.promised import Promise
 from billing.provider_states import IntentKind
-from billing.states import AccountKind, BudgetMode, BudgetPeriod
+from billing.states import BudgetMode, BudgetPeriod
 from marketplace.core.errors import StateConflict
 from marketplace.models import Event
-from scheduler import (
-    cancellations,
-    checks,
-    extension_holds,
-    extensions,
-    quotas,
-    rebookings,
-    reservations,
-)
+from scheduler import extension_holds, extensions, quotas, rebookings, reservations
 from scheduler.details import ReservationDetails
 from scheduler.models import Allocation, Change, ExtensionHold, TenantLimit
 from scheduler.quotas import LimitExceeded
 from scheduler.quotes import NotEnoughCapacity
-from tests.billing.card_market import SAVING, World
+from tests.billing.card_market import SAVING, Booked
+from tests.billing.dying import STEPS, dies
 from tests.billing.factories import fund, promotion
 from tests.scheduler import factories
 
 pytestmark = pytest.mark.django_db
 
 
-class Extending(World):
+class Extending(Booked):
     """A tenant with a reservation of two GPUs, a day ahead and paid by card, that wants two hours more."""
 
     def __init__(self, stand_in, clock, *, wishes=SAVING):
@@ -70,19 +62,9 @@ class Extending(World):
 
     def order(self, quote=None, *, with_saved_card=False):
         held = added_hours.extend(
-            organization=self.tenant,
-            reservation_id=self.reservation.pk,
-            quote_id=(quote or self.quote()).pk,
-            with_saved_card=with_saved_card,
-            saves_card=False,
-            at=self.clock(),
-            actor="test",
+            **self.of(quote or self.quote()), with_saved_card=with_saved_card, saves_card=False
         )
-        payment = Payment.objects.get(extension=held.pk)
-        provider.drive_payment(payment_id=payment.pk, at=self.clock())
-        payment.refresh_from_db()
-        held.refresh_from_db()
-        return held, payment
+        return self.asked_for(held)
 
     def end(self):
         self.reservation.refresh_from_db()
@@ -97,16 +79,6 @@ class Extending(World):
     def drops(self):
         told = Event.objects.filter(kind="reservation.extension_dropped").order_by("at")
         return [event.data["reason"] for event in told]
-
-    def deferred(self):
-        return ledger.balance(
-            account=ledger.AccountRef(AccountKind.DEFERRED, "usd", self.reservation.pk)
-        )
-
-    def sound(self):
-        super().sound()
-        report = checks.check(at=self.clock())
-        assert report.ok, [c for c in report.checks if not c.ok]
 
 
 class ExtendingFromTheWallet(Extending):
@@ -343,9 +315,7 @@ class TestLate:
         Node.objects.update(last_report_at=world.clock())
         window = factories.window_in(26, length=1)
         other = factories.make_reservation(window=window, gpus=8, at=world.clock())
-        world.pays(payment)
-        world.turn()
-        payment.refresh_from_db()
+        world.completes(payment)
         refund = CardRefund.objects.get()
         assert (refund.payment_id, refund.amount_minor) == (payment.pk, payment.amount_minor)
         assert (refund.status, payment.refunded_minor) == ("succeeded", payment.amount_minor)
@@ -359,16 +329,7 @@ class TestLate:
 
     def test_money_goes_back_when_the_reservation_was_cancelled_meanwhile(self, world):
         _, payment = world.order()
-        quote = cancellations.quote(
-            organization=world.tenant, reservation_id=world.reservation.pk, at=world.clock()
-        )
-        changes.cancel(
-            organization=world.tenant,
-            reservation_id=world.reservation.pk,
-            quote_id=quote.pk,
-            at=world.clock(),
-            actor="test",
-        )
+        world.leave()
         assert world.drops() == ["reservation_changed"]
         world.pays(payment)
         world.turn()
@@ -408,14 +369,7 @@ class TestOtherChanges:
             wish=wish,
             at=world.clock(),
         )
-        changes.rebook(
-            organization=world.tenant,
-            reservation_id=world.reservation.pk,
-            quote_id=quote.pk,
-            payment_method="wallet",
-            at=world.clock(),
-            actor="test",
-        )
+        changes.rebook(**world.of(quote), payment_method="wallet")
         assert world.kept_until() == {world.end()}
         world.turn()
         payment.refresh_from_db()
@@ -426,16 +380,7 @@ class TestOtherChanges:
         held, payment = world.order()
         world.pays(payment)
         world.turn()
-        quote = cancellations.quote(
-            organization=world.tenant, reservation_id=world.reservation.pk, at=world.clock()
-        )
-        changes.cancel(
-            organization=world.tenant,
-            reservation_id=world.reservation.pk,
-            quote_id=quote.pk,
-            at=world.clock(),
-            actor="test",
-        )
+        quote = world.leave()
         refunds.open_due(at=world.clock())
         reservation_refunds.ask_due(at=world.clock())
         world.turn()
@@ -447,33 +392,12 @@ class TestOtherChanges:
         world.sound()
 
 
-class Died(BaseException):
-    """The process is gone: nothing catches it."""
-
-
 class TestDeath:
-    @pytest.mark.parametrize("step", ["claimed", "called", "recorded"])
-    def test_at_any_step_of_the_call_leaves_one_charge_and_one_extension(
-        self, world, monkeypatch, step
-    ):
-        held = added_hours.extend(
-            organization=world.tenant,
-            reservation_id=world.reservation.pk,
-            quote_id=world.quote().pk,
-            with_saved_card=True,
-            saves_card=False,
-            at=world.clock(),
-            actor="test",
-        )
-
-        def die(*, step, intent, at=step):
-            if step == at and intent.kind == IntentKind.PAYMENT:
-                raise Died
-
-        monkeypatch.setattr(intents, "reached", die)
-        with pytest.raises(Died):
+    @pytest.mark.parametrize("step", STEPS)
+    def test_at_any_step_of_the_call_leaves_one_charge_and_one_extension(self, world, step):
+        held = added_hours.extend(**world.of(world.quote()), with_saved_card=True, saves_card=False)
+        with dies(at=step, kind=IntentKind.PAYMENT):
             provider.drive_due(at=world.clock())
-        monkeypatch.undo()
         world.turn(seconds=61)
         assert world.end() == held.ends_at
         assert Payment.objects.filter(status="succeeded").count() == 2
@@ -483,13 +407,7 @@ class TestDeath:
 
     def test_after_the_hold_and_before_the_call_is_made_good_by_the_beat(self, world):
         held = added_hours.extend(
-            organization=world.tenant,
-            reservation_id=world.reservation.pk,
-            quote_id=world.quote().pk,
-            with_saved_card=False,
-            saves_card=False,
-            at=world.clock(),
-            actor="test",
+            **world.of(world.quote()), with_saved_card=False, saves_card=False
         )
         world.turn(seconds=5)
         payment = Payment.objects.get(extension=held)

@@ -21,7 +21,7 @@ from marketplace.models import User
 from tests.billing import factories
 from tests.billing.debtors import a_debtor, buy, owed, sale_of
 from tests.billing.focus import world
-from tests.billing.test_payouts import released_settlement
+from tests.billing.owner_market import released_settlement
 from tests.scheduler.factories import make_pool, make_quote
 
 pytestmark = pytest.mark.django_db
@@ -176,6 +176,15 @@ class TestDeposit:
         assert b"other content" in answer.content
         assert wallet.balance(organization=buyer) == Money(500, "usd")
 
+    def test_says_when_the_form_was_sent_before_for_another_tenant(self, admin_client):
+        buyer, other = factories.tenant(), factories.tenant(name="The right one")
+        form = {"organization": buyer.pk, "amount_minor": 500, "idempotency_key": uuid.uuid4()}
+        admin_client.post(reverse(DEPOSIT), form)
+        answer = admin_client.post(reverse(DEPOSIT), {**form, "organization": other.pk})
+        (refusal,) = answer.context["form"].errors["organization"]
+        assert buyer.pk in refusal
+        assert wallet.balance(organization=other) == Money(0, "usd")
+
 
 class TestFourEyes:
     def asked(self, client, **changes: object):
@@ -310,8 +319,30 @@ class TestCredit:
         assert sale.invoice_id in admin_client.get(address).content.decode()
         form = {"amount_minor": "100", "idempotency_key": str(uuid.uuid4())}
         for _ in range(2):
-            admin_client.post(address, form)
+            assert admin_client.post(address, form).status_code == 302
         assert owed(sale) == sale.amount_minor - 100
+
+    def test_says_at_the_amount_that_the_form_has_recorded_another_one(self, admin_client):
+        make_pool()
+        sale = sale_of(buy(make_quote(tenant=a_debtor())))
+        address = reverse("admin:billing_transfer_received", args=[sale.pk])
+        form = {"amount_minor": "100", "idempotency_key": str(uuid.uuid4())}
+        admin_client.post(address, form)
+        answer = admin_client.post(address, {**form, "amount_minor": "200"})
+        assert answer.status_code == 200
+        (refusal,) = answer.context["form"].errors["amount_minor"]
+        assert "1.00 USD" in refusal
+        assert owed(sale) == sale.amount_minor - 100
+
+    def test_says_that_the_form_has_recorded_another_invoice(self, admin_client):
+        make_pool()
+        one, two = (sale_of(buy(make_quote(tenant=a_debtor()))) for _ in range(2))
+        form = {"amount_minor": "100", "idempotency_key": str(uuid.uuid4())}
+        for sale in (one, two):
+            address = reverse("admin:billing_transfer_received", args=[sale.pk])
+            answer = admin_client.post(address, form)
+        assert one.invoice_id in answer.content.decode()
+        assert owed(two) == two.amount_minor
 
     def test_is_not_paid_by_people_who_may_only_look(self, client):
         make_pool()

@@ -143,7 +143,7 @@ class TestSingleDecisions:
 
 class TestWriteOff:
     def test_takes_two_whatever_the_amount(self):
-        approval = ask(kind=ApprovalKind.WRITE_OFF, amount=1)
+        approval = ask(kind=ApprovalKind.WRITE_OFF, amount=1, subject_id="inv_nobody")
         assert approval.status == ApprovalStatus.REQUESTED
         with pytest.raises(receivables.NothingReceivable), transaction.atomic():
             approvals.approve(approval_id=approval.id, at=AT, actor="bert")

@@ -5,24 +5,17 @@ import datetime as dt
 import pytest
 from django.conf import LazySettings
 
-from billing import (
-    bad_debts,
-    books,
-    parking,
-    receivables,
-    settlements,
-    tax,
-    wallet,
-)
+from billing import bad_debts, books, parking, receivables, settlements, tax
 from billing.models import CreditSale, Entry, TaxLine
 from billing.states import AccountKind, EntryKind
 from marketplace.core.money import Money, share_of
-from marketplace.models import Organization
+from marketplace.models import Event
 from scheduler.models import Reservation
 from scheduler.states import PaymentMethod, ReservationStatus
 from tests.billing import debtors, factories
-from tests.billing.credit import orders
-from tests.billing.debtors import balance, pay_by_bank
+from tests.billing.bookings import extend, leave
+from tests.billing.debtors import pay_by_bank
+from tests.billing.readings import balance, purse
 from tests.scheduler import factories as market
 from tests.scheduler.factories import NOW
 
@@ -50,10 +43,6 @@ def given_up(sale: CreditSale) -> int:
     )
 
 
-def purse(organization: Organization) -> int:
-    return wallet.balance(organization=organization).amount_minor
-
-
 def sound(*, at: dt.datetime = NOW) -> None:
     report = books.check(at=at)
     assert report.ok, [check for check in report.checks if not check.ok]
@@ -70,7 +59,7 @@ def sale() -> CreditSale:
 class TestRefund:
     def test_of_what_was_written_off_makes_the_loss_smaller(self, sale):
         write_off(sale, sale.amount_minor)
-        change = orders.leave(sale.reservation)
+        change = leave(sale.reservation)
         assert change.refunded_minor > 0
         assert purse(sale.organization) == 0
         assert balance(AccountKind.REFUND_PAYABLE, sale.reservation_id) == 0
@@ -80,7 +69,7 @@ class TestRefund:
     def test_gives_to_the_wallet_only_what_was_paid(self, sale):
         pay_by_bank(sale, sale.amount_minor - 100)
         write_off(sale, 100)
-        change = orders.leave(sale.reservation)
+        change = leave(sale.reservation)
         assert change.refunded_minor > 100
         assert balance(AccountKind.BAD_DEBT) == given_up(sale) == 0
         assert purse(sale.organization) == change.refunded_minor - 100
@@ -88,7 +77,7 @@ class TestRefund:
 
     def test_pays_what_is_still_owed_first(self, sale):
         write_off(sale, sale.amount_minor - 10)
-        change = orders.leave(sale.reservation)
+        change = leave(sale.reservation)
         assert debtors.owed(sale) == 0
         assert balance(AccountKind.BAD_DEBT) == sale.amount_minor - change.refunded_minor
         assert purse(sale.organization) == 0
@@ -96,11 +85,11 @@ class TestRefund:
 
     def test_of_an_invoice_pays_the_loss_of_another_one_of_the_same_reservation(self, sale):
         pay_by_bank(sale, sale.amount_minor)
-        added = orders.extend(sale.reservation)
+        added = extend(sale.reservation, payment_method="invoice")
         second = CreditSale.objects.get(change=added)
         pay_by_bank(second, second.amount_minor - 100)
         write_off(second, 100)
-        change = orders.leave(Reservation.objects.get(pk=sale.reservation_id))
+        change = leave(Reservation.objects.get(pk=sale.reservation_id))
         assert change.refunded_minor > 100
         assert (given_up(second), balance(AccountKind.BAD_DEBT)) == (0, 0)
         assert purse(sale.organization) == change.refunded_minor - 100
@@ -130,6 +119,28 @@ class TestPayment:
             )
         assert given_up(sale) == balance(AccountKind.BAD_DEBT) == sale.amount_minor - 20
         assert purse(sale.organization) == 30
+        sound()
+
+    def test_that_pays_what_is_open_takes_nothing_else_of_the_wallet_for_the_loss(self, sale):
+        write_off(sale, sale.amount_minor - 100)
+        factories.fund(sale.organization, minor=500)
+        pay_by_bank(sale, 130)
+        assert (debtors.owed(sale), given_up(sale)) == (0, sale.amount_minor - 130)
+        assert purse(sale.organization) == 500
+        assert Event.objects.filter(kind="invoice.paid", object_id=sale.invoice_id).count() == 1
+        sound()
+
+    def test_out_of_the_wallet_takes_no_more_than_is_in_it(self, sale):
+        write_off(sale, sale.amount_minor)
+        factories.fund(sale.organization, minor=10)
+        receivables.pay_from_wallet(
+            organization=sale.organization,
+            invoice_id=sale.invoice_id,
+            payment_id="pay_1",
+            amount=Money(20, "usd"),
+            at=NOW,
+        )
+        assert (purse(sale.organization), given_up(sale)) == (0, sale.amount_minor - 10)
         sound()
 
     def test_while_the_money_is_parked_waits_in_the_wallet(self, sale):

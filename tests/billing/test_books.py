@@ -8,7 +8,7 @@ from django.core.management import call_command
 from django.db import connection
 from psycopg.types.range import Range
 
-from billing import books, payouts, settlements
+from billing import books, releases, settlements
 from billing.models import Account, Entry, Payout, Posting, Settlement
 from billing.states import AccountKind, EntryKind, Side
 from marketplace.models import Listing
@@ -29,8 +29,8 @@ def story() -> Reservation:
     )
     lease = factories.lease(of=reservation, handed_over_after_seconds=60)
     factories.meter_fully(of=lease)
-    settlements.settle_ended(at=MUCH_LATER)
-    payouts.release_due(at=MUCH_LATER)
+    settlements.settle_ended(at=MUCH_LATER - dt.timedelta(days=30))
+    releases.release_due(at=MUCH_LATER)
     return reservation
 
 
@@ -41,10 +41,6 @@ def broken() -> list[str]:
 def parked() -> set[str]:
     """Return whose money the breaches would park."""
     return set(books.breaches_of(books.check(at=MUCH_LATER)))
-
-
-def posting(kind: AccountKind, side: Side) -> Posting:
-    return Posting.objects.filter(account__kind=kind, side=side).latest("id")
 
 
 def allocate(reservation: Reservation) -> None:

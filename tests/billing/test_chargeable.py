@@ -7,19 +7,15 @@ import pytest
 from billing import chargeable, invoice_payments, payments
 from billing.deposits import collecting
 from billing.models import Payment
-from billing.payments import Wishes
-from billing.provider_states import PaymentMeans
 from marketplace.core.errors import InvalidValue
 from marketplace.core.money import currency_exponent
 from tests.billing import debtors
 from tests.billing import factories as billed
-from tests.billing.card_market import World
-from tests.billing.test_deposits import InTwoParts
+from tests.billing.card_market import CARD, World
+from tests.billing.deposits.market import InTwoParts
 from tests.fakes.stripe import currencies
 from tests.fakes.stripe.world import ApiError
 from tests.scheduler import factories
-
-CARD = Wishes(means=PaymentMeans.CARD)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 from django.db import connections
 
-from billing import bills, books, checkout, ledger, payouts, settlements, wallet
+from billing import bills, books, checkout, ledger, releases, settlements, wallet
 from billing.ledger import InsufficientFunds
 from billing.models import Entry, Settlement
 from billing.payment_methods import PaymentMethodUnavailable
@@ -173,8 +173,8 @@ class TestWholeLife:
         leases.advance(at=closed_at)
         reservations.finish_due(at=closed_at)
         much_later = closed_at + dt.timedelta(days=60)
-        assert settlements.settle_ended(at=much_later) == 2
-        assert payouts.release_due(at=much_later) == 2
+        assert settlements.settle_ended(at=closed_at + dt.timedelta(days=1)) == 2
+        assert releases.release_due(at=much_later) == 2
         reservation.refresh_from_db()
         bill = bills.reservation_bill(reservation=reservation, at=much_later)
         assert bill.final

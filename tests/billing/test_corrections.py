@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 from django.db import IntegrityError, transaction
 
-from agents.protocol import ReceiptKind
-from billing import books, corrections, ledger, payouts, settlements, wallet
+from agents.protocol import Cause, ReceiptKind
+from billing import books, corrections, ledger, releases, settlements, wallet
 from billing.models import Correction, Entry, Payout, Settlement
 from billing.states import AccountKind
-from scheduler.models import Lease
+from scheduler.models import Lease, Reclaim
 from scheduler.states import LeaseStatus
 from tests.billing import factories
+from tests.billing.readings import balance
 
 pytestmark = pytest.mark.django_db
 
@@ -32,10 +33,6 @@ def settled(**changes: Any) -> Settlement:
 def held(settlement: Settlement) -> int:
     tenant = settlement.lease.reservation.organization
     return wallet.balance(organization=tenant).amount_minor
-
-
-def balance(kind: AccountKind, subject_id: str = "") -> int:
-    return ledger.balance(account=ledger.AccountRef(kind, "usd", subject_id))
 
 
 class TestReview:
@@ -146,11 +143,96 @@ class TestReview:
         assert row.review_due_at == REVIEWED_AT
 
 
+class TestCredit:
+    """Told late it is what it would have been in time, and at the same party's cost."""
+
+    @pytest.mark.parametrize(("cause", "of_owner"), [(Cause.HARDWARE, 12), (Cause.UNKNOWN, 0)])
+    def test_is_borne_as_if_the_settlement_had_known(self, cause, of_owner):
+        row = settled()
+        factories.outage(of=row.lease, seconds=1800, cause=cause)
+        corrections.review_due(at=REVIEWED_AT)
+        change = Correction.objects.get()
+        assert (change.credit_minor, change.credit_of_owner_minor) == (12, of_owner)
+        assert balance(AccountKind.OWNER_ACCRUED, row.lease_id) == 300 - of_owner
+        assert balance(AccountKind.SLA_CREDITS) == 12 - of_owner
+        assert held(row) == 118 + 12
+        assert books.check(at=MUCH_LATER).ok
+
+    def test_grows_with_what_is_refunded(self):
+        row = settled()
+        for gpu, given in ((0, 12), (1, 24)):
+            factories.outage(of=row.lease, gpu=gpu, seconds=1800)
+            row.refresh_from_db()
+            corrections.review_due(at=row.review_due_at)
+            assert sum(change.credit_minor for change in Correction.objects.all()) == given
+        assert balance(AccountKind.OWNER_ACCRUED, row.lease_id) == 201 - 24
+        assert books.check(at=MUCH_LATER).ok
+
+    def test_is_given_once_however_often_the_evidence_turns(self):
+        row = settled(status=LeaseStatus.ENDED, returned_after_seconds=1800)
+        assert (row.refunded_minor, row.credit_minor) == (235, 24)
+        factories.receipt(of=row.lease, kind=ReceiptKind.RETURN)
+        corrections.review_due(at=REVIEWED_AT)
+        factories.outage(of=row.lease, seconds=1800)
+        row.refresh_from_db()
+        corrections.review_due(at=row.review_due_at)
+        back, lost = Correction.objects.all()
+        assert (back.refunded_minor, lost.refunded_minor) == (-235, 118)
+        # 24 are more than the 12 that go with 118: nothing is added, and nothing taken back.
+        assert (back.credit_minor, lost.credit_minor) == (0, 0)
+        assert held(row) == 118 + 24
+        # Now something speaks for the owner's hardware, so the credit is the owner's cost.
+        assert (back.credit_of_owner_minor, lost.credit_of_owner_minor) == (0, 24)
+        assert balance(AccountKind.SLA_CREDITS) == 0
+        assert books.check(at=MUCH_LATER).ok
+
+    def test_costs_the_owner_no_more_than_the_lease_earned(self):
+        row = settled()
+        for gpu, seconds in ((0, 1800), (1, None)):
+            factories.outage(of=row.lease, gpu=gpu, seconds=seconds)
+            row.refresh_from_db()
+            corrections.review_due(at=row.review_due_at)
+        factories.outage(of=row.lease, from_second=1800, seconds=None)
+        row.refresh_from_db()
+        corrections.review_due(at=row.review_due_at)
+        assert [change.credit_of_owner_minor for change in Correction.objects.all()] == [
+            12,
+            23,
+            -35,
+        ]
+        assert balance(AccountKind.OWNER_ACCRUED, row.lease_id) == 0
+        assert balance(AccountKind.SLA_CREDITS) == 47
+        assert held(row) == 471 + 47
+        assert books.check(at=MUCH_LATER).ok
+
+    def test_is_none_beside_the_compensation_for_a_lease_that_was_taken_back(self):
+        reservation = factories.reservation(buyer=factories.tenant(funds_minor=471))
+        lease = factories.lease(of=reservation, returned_after_seconds=1800)
+        Reclaim.objects.create(
+            lease=lease,
+            notice_at=lease.starts_at,
+            due_at=lease.starts_at + dt.timedelta(seconds=1800),
+            promised_until=lease.ends_at,
+            remaining_minor=235,
+            compensation_minor=59,
+            currency="usd",
+            actor="test",
+        )
+        row = settlements.settle(lease_id=lease.id, at=SETTLED_AT)
+        assert (row.credit_minor, row.credit_of_owner_minor) == (59, 59)
+        factories.outage(of=lease, seconds=600)
+        corrections.review_due(at=REVIEWED_AT)
+        change = Correction.objects.get()
+        assert change.refunded_minor > 0
+        assert (change.credit_minor, change.credit_of_owner_minor) == (0, 0)
+        assert books.check(at=MUCH_LATER).ok
+
+
 class TestAfterRelease:
     def released(self, **changes: Any) -> Settlement:
         row = settled(**changes)
         at = row.release_due_at
-        assert payouts.release(settlement_id=row.id, at=at)
+        assert releases.release(settlement_id=row.id, at=at)
         row.refresh_from_db()
         return row
 
@@ -158,10 +240,11 @@ class TestAfterRelease:
         row = self.released()
         factories.outage(of=row.lease, seconds=1800)
         corrections.review_due(at=MUCH_LATER)
-        assert balance(AccountKind.OWNER_CLAWBACK, row.owner_id) == 100
+        # 100 less are earned, and 12 are its tenant's credit for the owner's hardware.
+        assert balance(AccountKind.OWNER_CLAWBACK, row.owner_id) == 112
         other = settled()
-        payouts.release_due(at=MUCH_LATER)
-        assert Payout.objects.get(settlement=other).amount_minor == 300
+        releases.release_due(at=MUCH_LATER)
+        assert Payout.objects.get(settlement=other).amount_minor == 288
         assert balance(AccountKind.OWNER_CLAWBACK, row.owner_id) == 0
         assert books.check(at=MUCH_LATER).ok
 
@@ -169,11 +252,11 @@ class TestAfterRelease:
         row = self.released(returned_after_seconds=1800)
         factories.receipt(of=row.lease, kind=ReceiptKind.RETURN)
         corrections.review_due(at=MUCH_LATER)
-        assert payouts.release_due(at=MUCH_LATER) == 1
+        assert releases.release_due(at=MUCH_LATER) == 1
         change = Correction.objects.get()
         # Of 471 the owner gets 400, and had 201 for the first half.
         assert change.payout.amount_minor == change.owner_minor == 199
-        assert payouts.release_due(at=MUCH_LATER) == 0
+        assert releases.release_due(at=MUCH_LATER) == 0
         assert balance(AccountKind.OWNER_ACCRUED, row.lease_id) == 0
         assert books.check(at=MUCH_LATER).ok
 

@@ -15,7 +15,8 @@ from marketplace.core.money import Money
 from marketplace.models import Event, Organization
 from scheduler import reservations
 from scheduler.models import Allocation, Reservation
-from tests.billing.debtors import a_debtor, balance, buy, owed, pay_by_bank, sale_of
+from tests.billing.debtors import a_debtor, buy, owed, pay_by_bank, sale_of
+from tests.billing.readings import balance
 from tests.scheduler.factories import NOW, make_pool, make_quote, seconds, window_in
 
 pytestmark = pytest.mark.django_db

@@ -24,8 +24,10 @@ from tests.billing.histories import (
     TakenBack,
     final_state,
     play,
+    told,
 )
-from tests.billing.histories.stories import late_payment_disputed_unheard, top_up_disputed_unheard
+from tests.billing.histories.reservations import late_payment_disputed_unheard
+from tests.billing.histories.top_ups import top_up_disputed_unheard
 from tests.fakes.stripe import StandIn
 from tests.fakes.stripe.server import SECRET
 from tests.scheduler import factories
@@ -134,7 +136,10 @@ def ends_otherwise(market, *, seed, than):
 
 
 def test_the_order_matters_where_a_dispute_does_not_wait_for_its_payment(opened, monkeypatch):
-    stories = (top_up_disputed_unheard(won=False), late_payment_disputed_unheard(won=False))
+    stories = (
+        told(top_up_disputed_unheard, won=False),
+        told(late_payment_disputed_unheard, won=False),
+    )
     expected = heard_at_once(opened, stories)
     market = unheard(opened, stories)
     assert heard_late(market, seed=0) == expected

@@ -8,7 +8,7 @@ from django.core.management import call_command
 from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.db.models import ProtectedError
 
-from billing import books, ledger, payouts, settlements, wallet
+from billing import books, ledger, releases, settlements, wallet
 from billing.guards import GUARDS
 from billing.models import Account, Entry, Payout, PayoutTransition, Posting, Settlement
 from billing.states import AccountKind, EntryKind, PayoutStatus, Side
@@ -234,7 +234,7 @@ class TestSettlement:
             Settlement.objects.filter(pk=settlement.pk).update(owner_minor=1)
 
     def test_refuses_to_change_a_payout_beyond_its_status(self, settlement):
-        payouts.release(settlement_id=settlement.id, at=LATER)
+        releases.release(settlement_id=settlement.id, at=LATER)
         with pytest.raises(IntegrityError, match="status alone"), transaction.atomic():
             Payout.objects.update(amount_minor=1)
         assert Payout.objects.update(status=PayoutStatus.IN_TRANSIT) == 1

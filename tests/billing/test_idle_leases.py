@@ -64,6 +64,15 @@ def test_two_hours_without_work_are_told_with_what_can_be_returned() -> None:
     assert Event.objects.get(kind="lease.idle").object_id == lease.pk
 
 
+def test_the_part_of_one_lease_among_several_is_rounded_like_all_money() -> None:
+    lease = running(hours=22, gpus=1)
+    worked(lease, hour=2, hours=2, attached=0)
+    assert idle_leases.watch(at=AT) == 1
+    (data,) = told()
+    # 18 hours of two GPUs at 2.352942 are 8471; half of that is half a unit more than 4235.
+    assert data["left"] == {"amount_minor": 4236, "currency": "usd"}
+
+
 def test_a_stretch_is_told_once_and_the_next_one_again() -> None:
     lease = running()
     worked(lease, hour=2, hours=3, attached=0)

@@ -44,19 +44,12 @@ def heard(world, inquiry):
 
 
 def paid_top_up(world):
-    payment = world.top_up()
-    world.pays(payment)
-    world.turn()
-    payment.refresh_from_db()
-    return payment
+    return world.paid()
 
 
 def paid_reservation(world):
     _, payment = world.reserve()
-    world.pays(payment)
-    world.turn()
-    payment.refresh_from_db()
-    return payment
+    return world.completes(payment)
 
 
 def withheld(world):

@@ -12,8 +12,8 @@ from billing import (
     disputes,
     earnings,
     ledger,
-    payouts,
     refunds,
+    releases,
     settlements,
 )
 from billing.models import (
@@ -54,7 +54,7 @@ def story(settings: Any) -> Settlement:
     assert settled.review_due_at is not None
     factories.outage(of=lease, from_second=3600, seconds=300)
     assert corrections.review(settlement_id=settled.id, at=settled.review_due_at) is not None
-    assert payouts.release(settlement_id=settled.id, at=RELEASED_AT)
+    assert releases.release(settlement_id=settled.id, at=RELEASED_AT)
     card = factories.reservation(
         buyer=factories.tenant(), paid=False, status=ReservationStatus.FAILED
     )

@@ -9,7 +9,6 @@ from billing import (
     books,
     chargeable,
     credit,
-    intents,
     invoice_payments,
     ledger,
     parking,
@@ -20,19 +19,20 @@ from billing import (
 from billing import provider as doors
 from billing.models import CreditSale, Payment
 from billing.payments import Wishes
-from billing.provider_states import IntentKind, PaymentMeans
+from billing.provider_states import IntentKind
 from billing.states import AccountKind
 from marketplace.core.errors import InvalidValue, NotFound
 from marketplace.core.money import Money
 from marketplace.models import AuditEvent, Event, Organization
-from tests.billing.debtors import a_debtor, balance, buy, owed, sale_of
-from tests.billing.test_crash_points import STEPS, Case, Died
+from tests.billing.card_market import CARD, SAVED
+from tests.billing.crash_case import Case
+from tests.billing.debtors import a_debtor, buy, owed, sale_of
+from tests.billing.dying import STEPS, dies
+from tests.billing.readings import balance, purse
 from tests.scheduler import factories
 from tests.scheduler.factories import NOW, make_pool, make_quote
 
 pytestmark = pytest.mark.django_db
-
-CARD = Wishes(means=PaymentMeans.CARD)
 
 
 def a_sale(*, tenant: Organization | None = None, gpus: int = 2) -> CreditSale:
@@ -48,10 +48,6 @@ def fund(organization: Organization, amount: int) -> None:
         at=NOW,
         actor="test",
     )
-
-
-def purse(organization: Organization) -> int:
-    return wallet.balance(organization=organization).amount_minor
 
 
 def is_sound() -> bool:
@@ -145,6 +141,48 @@ class TestTransfer:
         assert AuditEvent.objects.filter(action="invoice.paid_by_transfer").count() == 2
         assert is_sound()
 
+    def test_of_another_amount_by_the_same_key_is_refused(self):
+        sale = a_sale()
+        self.record(sale, 100)
+        with pytest.raises(ledger.EntryMismatch, match=r"1\.00 USD") as caught:
+            self.record(sale, 200)
+        assert caught.value.pointer == "/amount_minor"
+        assert owed(sale) == sale.amount_minor - 100
+
+    @pytest.mark.parametrize("of_same_tenant", [True, False])
+    def test_of_another_invoice_by_the_same_key_is_refused(self, of_same_tenant):
+        one = a_sale()
+        tenant = one.organization if of_same_tenant else a_debtor()
+        two = sale_of(buy(make_quote(tenant=tenant, gpus=2)))
+        self.record(one, 100)
+        with pytest.raises(ledger.EntryMismatch, match=one.invoice_id):
+            self.record(two, 100)
+        assert owed(two) == two.amount_minor
+        assert AuditEvent.objects.filter(action="invoice.paid_by_transfer").count() == 1
+
+    def test_that_comes_again_is_the_same_however_it_was_divided(self):
+        sale = a_sale()
+        for _ in range(2):
+            self.record(sale, sale.amount_minor + 9)
+        assert (owed(sale), purse(sale.organization)) == (0, 9)
+        self.record(sale, 7, key="two")
+        self.record(sale, 7, key="two")
+        assert purse(sale.organization) == 16
+
+    def test_for_another_tenant_than_the_first_is_refused(self):
+        sale, other = a_sale(), a_debtor()
+        payment = {
+            "invoice_id": sale.invoice_id,
+            "payment_id": "pay_1",
+            "amount_minor": 100,
+            "currency": "usd",
+            "at": NOW,
+            "is_by_bank": True,
+        }
+        receivables.pay(organization=sale.organization, **payment)
+        with pytest.raises(ledger.EntryMismatch):
+            receivables.pay(organization=other, **payment)
+
     def test_beyond_the_invoice_goes_to_the_wallet(self):
         sale = a_sale()
         self.record(sale, sale.amount_minor + 9)
@@ -233,7 +271,7 @@ class TestThroughTheProvider:
 
     def test_needs_a_saved_card_where_one_is_to_pay(self, provider, clock):
         with pytest.raises(payments.NoSavedCard):
-            self.ask(a_sale(), clock, wishes=Wishes(means=PaymentMeans.CARD, with_saved_card=True))
+            self.ask(a_sale(), clock, wishes=SAVED)
 
     def test_is_not_asked_for_less_than_the_provider_takes(self, provider, clock):
         sale = a_sale()
@@ -253,7 +291,7 @@ class InvoiceCase(Case):
         self.payment = invoice_payments.through_provider(
             sale=self.sale,
             amount_minor=None,
-            wishes=Wishes(means=PaymentMeans.CARD, with_saved_card=True),
+            wishes=SAVED,
             at=self.clock(),
         )
 
@@ -266,17 +304,10 @@ class InvoiceCase(Case):
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("later", [{"seconds": 61}, {"hours": 25}])
-def test_a_death_at_any_step_pays_an_invoice_once(provider, clock, monkeypatch, step, later):
+def test_a_death_at_any_step_pays_an_invoice_once(provider, clock, step, later):
     case = InvoiceCase(provider, clock, "payment")
-
-    def die(*, step, intent, at=step):
-        if step == at and intent.kind == IntentKind.PAYMENT:
-            raise Died
-
-    monkeypatch.setattr(intents, "reached", die)
-    with pytest.raises(Died):
+    with dies(at=step, kind=IntentKind.PAYMENT):
         case.drive()
-    monkeypatch.undo()
     case.drive()  # at once: it is still claimed by the dead
     case.drive(**later)
     case.check()

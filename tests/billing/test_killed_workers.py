@@ -17,22 +17,26 @@ from billing import (
     books,
     corrections,
     earnings,
-    payouts,
     refunds,
+    releases,
     settlements,
     steps,
 )
-from billing.models import Entry, Posting, Refund
+from billing.models import Entry, Posting, Refund, Resale
 from billing.states import RefundStatus
 from scheduler.models import Lease, Reservation
 from scheduler.states import LeaseStatus, PaymentMethod, ReservationStatus
 from tests.billing import factories
+from tests.billing.resales import market as resold
+from tests.scheduler.factories import NOW, make_pool
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 KILLED = 137  # what a shell says of a process that SIGKILL ended
 AT = factories.START + dt.timedelta(hours=6)
 RELEASED_AT = AT + dt.timedelta(days=30)
+SHARED_AT = NOW + resold.LONG_AFTER
+RESALE_STEPS = ("resale.posted", "resale.stored", "release.posted", "release.stored")
 STEPS = (
     "hour.posted",
     "hour.stored",
@@ -66,6 +70,23 @@ def world() -> None:
     factories.paid_by_card(card)
 
 
+@pytest.fixture
+def sold_again() -> None:
+    """Make two leases of time that a tenant had left for a fee, whose earnings are due to be released."""
+    make_pool()
+    resold.leave(resold.buy())
+    found = [resold.buy(gpus=gpus) for gpus in (3, 5)]
+    for reservation in found:
+        resold.start(reservation)
+    for reservation in found:
+        resold.finish(reservation)
+
+
+def share_out() -> None:
+    """Do what the beat does when earnings are due: what an owner got twice leaves them first."""
+    releases.release_due(at=SHARED_AT)
+
+
 def tick() -> None:
     """Do what the beat does, over a month: each verb takes what is due, and nothing twice."""
     while earnings.close_due(at=AT):
@@ -85,22 +106,23 @@ def tick() -> None:
     if not Outage.objects.filter(gpu__uuid=ended.gpu_uuids[0]).exists():
         factories.outage(of=ended, seconds=300)
     corrections.review_due(at=RELEASED_AT)
-    payouts.release_due(at=RELEASED_AT)
+    releases.release_due(at=RELEASED_AT)
     refunds.open_due(at=RELEASED_AT)
     for status, verb in ((RefundStatus.DUE, refunds.send), (RefundStatus.SENT, refunds.settle)):
         for row in Refund.objects.filter(status=status):
             verb(refund_id=row.pk, at=RELEASED_AT, actor="test")
 
 
-def outcome() -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
-    """Return what every account holds, and how many entries of each kind there are."""
+def outcome() -> tuple[list[tuple[object, ...]], ...]:
+    """Return what every account holds, how many entries of each kind there are, and what was shared."""
     held = (
         Posting.objects.values_list("account__kind", "account__currency", "side")
         .annotate(total=Sum("amount"))
         .order_by("account__kind", "account__currency", "side")
     )
     counts = Entry.objects.values_list("kind").annotate(n=Count("pk")).order_by("kind")
-    return list(held), list(counts)
+    shares = Resale.objects.values_list("settlement", "gpu_seconds", "taken_minor", "share_minor")
+    return list(held), list(counts), sorted(shares)
 
 
 def without_trace(story: Callable[[], None]) -> tuple[object, ...]:
@@ -114,8 +136,8 @@ def without_trace(story: Callable[[], None]) -> tuple[object, ...]:
     return found
 
 
-def die_at(step: str) -> int:
-    """Run the tick in a process of its own that ends at a step; return how it ended."""
+def die_at(step: str, *, of: Callable[[], None] = tick) -> int:
+    """Run a tick in a process of its own that ends at a step; return how it ended."""
     connection.close()
     child = os.fork()
     if child == 0:
@@ -126,7 +148,7 @@ def die_at(step: str) -> int:
 
         try:
             steps.listen(listener)
-            tick()
+            of()
         except BaseException:  # noqa: BLE001 - the child must not run on into the test suite
             os._exit(1)
         os._exit(0)
@@ -145,11 +167,27 @@ def test_a_worker_killed_at_a_step_changes_nothing_in_the_end(world, step):
     assert report.ok, [check for check in report.checks if not check.ok]
 
 
-def test_the_list_names_every_step_that_the_tick_passes(world):
+@pytest.mark.usefixtures("sold_again")
+@pytest.mark.parametrize("step", RESALE_STEPS)
+def test_a_worker_killed_while_it_shares_a_resale_changes_nothing_in_the_end(step):
+    undisturbed = without_trace(share_out)
+    assert die_at(step, of=share_out) == KILLED
+    share_out()
+    share_out()
+    assert outcome() == undisturbed
+    assert len(outcome()[2]) == 2
+    resold.holds()
+
+
+@pytest.mark.parametrize(
+    ("fixture", "of", "named"), [("world", tick, STEPS), ("sold_again", share_out, RESALE_STEPS)]
+)
+def test_the_lists_name_every_step_that_is_passed(request, fixture, of, named):
+    request.getfixturevalue(fixture)
     seen: list[str] = []
     stop = steps.listen(seen.append)
     try:
-        tick()
+        of()
     finally:
         stop()
-    assert set(seen) == set(STEPS)
+    assert set(seen) == set(named)

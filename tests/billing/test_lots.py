@@ -10,7 +10,7 @@ from marketplace.models import Organization
 from scheduler import prices
 from scheduler.models import Lease, Reservation
 from scheduler.prices import replay
-from tests.billing.test_changes import buy, extend, finish, leave, start
+from tests.billing.bookings import buy, extend, finish, leave, start
 from tests.scheduler.factories import (
     NOW,
     floors_of,

@@ -10,7 +10,7 @@ from billing import approvals, wallet, withdrawals
 from billing.models import Approval, Promotion, Withdrawal
 from marketplace.core.money import Money
 from tests.billing import factories
-from tests.billing.test_payouts import released_settlement
+from tests.billing.owner_market import released_settlement
 
 pytestmark = pytest.mark.django_db
 

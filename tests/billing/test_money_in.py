@@ -24,15 +24,12 @@ from scheduler.models import Reservation
 from scheduler.states import PaymentMethod, ReservationStatus
 from tests.billing import factories
 from tests.billing.debtors import grant
+from tests.billing.readings import balance
 
 pytestmark = pytest.mark.django_db
 
 AT = factories.START
 LATER = AT + dt.timedelta(days=2)
-
-
-def balance(kind: AccountKind, subject_id: str = "", currency: str = "usd") -> int:
-    return ledger.balance(account=ledger.AccountRef(kind, currency, subject_id))
 
 
 def unpaid(
@@ -115,7 +112,7 @@ class TestInvoice:
         row = self.bought()
         factories.given_back(row)
         assert balance(AccountKind.RECEIVABLE, self.invoice_id) == 0
-        assert balance(AccountKind.U_RELEASED, row.id, GPU_SECONDS) == 7200
+        assert balance(AccountKind.U_RELEASED, row.id, currency=GPU_SECONDS) == 7200
         assert books.check(at=LATER).ok
 
     def test_that_nobody_pays_is_written_off_as_far_as_it_is_open(self):

@@ -8,10 +8,10 @@ import pytest
 from billing import (
     books,
     disputes,
-    ledger,
     parking,
     payouts,
     refunds,
+    releases,
     settlements,
     wallet,
 )
@@ -22,15 +22,12 @@ from marketplace.core.money import Money
 from scheduler.models import Lease, Reclaim, Reservation
 from scheduler.states import PaymentMethod, ReservationStatus
 from tests.billing import factories
+from tests.billing.readings import balance
 
 pytestmark = pytest.mark.django_db
 
 AT = factories.START + dt.timedelta(hours=2)
 MUCH_LATER = AT + dt.timedelta(days=200)
-
-
-def balance(kind: AccountKind, subject_id: str = "") -> int:
-    return ledger.balance(account=ledger.AccountRef(kind, "usd", subject_id))
 
 
 def settled(*, returned_after_seconds: int | None = None) -> Any:
@@ -111,7 +108,7 @@ class TestRefund:
 class TestPayout:
     def due(self) -> Payout:
         settled()
-        assert payouts.release_due(at=MUCH_LATER) == 1
+        assert releases.release_due(at=MUCH_LATER) == 1
         return Payout.objects.get()
 
     def test_is_payable_then_on_its_way_then_paid(self):
@@ -147,9 +144,9 @@ class TestPayout:
     def test_is_neither_released_nor_sent_while_the_owners_money_is_parked(self):
         row = settled()
         parking.park(breaches={row.owner_id: "why"}, at=AT)
-        assert payouts.release_due(at=MUCH_LATER) == 0
+        assert releases.release_due(at=MUCH_LATER) == 0
         parking.end(organization=row.owner, at=AT, actor="test")
-        assert payouts.release_due(at=MUCH_LATER) == 1
+        assert releases.release_due(at=MUCH_LATER) == 1
         parking.park(breaches={row.owner_id: "why"}, at=AT)
         with pytest.raises(parking.MoneyParked):
             payouts.send(payout_id=Payout.objects.get().id, at=MUCH_LATER, actor="test")
@@ -157,14 +154,14 @@ class TestPayout:
     def test_comes_in_two_parts_where_a_reserve_is_kept(self, settings):
         settings.OWNER_RESERVE_BASIS_POINTS = 1000
         row = settled()
-        assert payouts.release_due(at=row.release_due_at) == 1
+        assert releases.release_due(at=row.release_due_at) == 1
         reserve = Reserve.objects.get()
         assert (Payout.objects.get().amount_minor, reserve.amount_minor) == (360, 40)
         assert balance(AccountKind.OWNER_RESERVE, row.owner_id) == 40
         assert books.check(at=row.release_due_at).ok
         just_before = reserve.release_due_at - dt.timedelta(seconds=1)
-        assert payouts.release_due(at=just_before) == 0
-        assert payouts.release_due(at=reserve.release_due_at) == 1
+        assert releases.release_due(at=just_before) == 0
+        assert releases.release_due(at=reserve.release_due_at) == 1
         assert Payout.objects.get(reserve=reserve).amount_minor == 40
         assert balance(AccountKind.OWNER_RESERVE, row.owner_id) == 0
         assert books.check(at=reserve.release_due_at).ok
@@ -187,7 +184,7 @@ class TestDispute:
 
     def test_freezes_what_the_owner_earned(self):
         self.opened()
-        assert payouts.release_due(at=MUCH_LATER) == 0
+        assert releases.release_due(at=MUCH_LATER) == 0
         assert balance(AccountKind.DISPUTE_HOLD, "dp_1") == 471
         assert balance(AccountKind.DISPUTE_FEES) == 15
         assert books.check(at=AT).ok
@@ -197,7 +194,7 @@ class TestDispute:
         disputes.win(dispute_id="dp_1", at=AT, actor="test")
         assert balance(AccountKind.DISPUTE_HOLD, "dp_1") == 0
         assert balance(AccountKind.STRIPE_AVAILABLE) == -15
-        assert payouts.release_due(at=MUCH_LATER) == 1
+        assert releases.release_due(at=MUCH_LATER) == 1
         assert books.check(at=MUCH_LATER).ok
 
     def test_that_is_lost_costs_the_market_where_no_owner_bears_it(self):

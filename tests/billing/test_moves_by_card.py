@@ -5,15 +5,21 @@ import datetime as dt
 import pytest
 
 from agents.models import Node
-from billing import added_hours, budgets, changes, ledger, provider
-from billing.models import CardRefund, Payer, Payment
+from billing import (
+    added_hours,
+    approval_limits,
+    budgets,
+    changes,
+    provider,
+    purchase_requests,
+)
+from billing.models import CardRefund, Payer, Payment, PurchaseRequest
 from billing.payment_methods import PaymentMethodUnavailable
 from billing.promised import Promise
-from billing.states import AccountKind, BudgetMode, BudgetPeriod
+from billing.states import BudgetMode, BudgetPeriod
 from marketplace.core.errors import NotFound, StateConflict
 from marketplace.models import Event
 from scheduler import (
-    cancellations,
     checks,
     extension_holds,
     extensions,
@@ -28,7 +34,7 @@ from scheduler.models import Allocation, Change, ExtensionHold, Quote, TenantLim
 from scheduler.quotas import LimitExceeded
 from scheduler.quotes import NotEnoughCapacity
 from scheduler.rebookings import MoveTooLate
-from tests.billing.card_market import SAVING, World
+from tests.billing.card_market import SAVING, Booked
 from tests.scheduler import factories
 from tests.scheduler.factories import hours
 
@@ -37,7 +43,7 @@ pytestmark = pytest.mark.django_db
 AWAY, OVERLAPPING = (24, 27), (1, 4)  # by how many hours start and end move: three more are bought
 
 
-class Moving(World):
+class Moving(Booked):
     """A tenant with two of eight GPUs for two hours, three days ahead and paid by card."""
 
     def __init__(self, stand_in, clock):
@@ -60,25 +66,12 @@ class Moving(World):
 
     def order(self, quote=None, *, by=AWAY, with_saved_card=False):
         held = self.rebook(quote or self.quote(by), with_saved_card=with_saved_card)
-        payment = Payment.objects.get(extension=held.pk)
-        provider.drive_payment(payment_id=payment.pk, at=self.clock())
-        payment.refresh_from_db()
-        held.refresh_from_db()
-        return held, payment
+        return self.asked_for(held)
 
     def rebook(self, quote, *, with_saved_card=False):
         return added_hours.rebook(
             **self.of(quote), with_saved_card=with_saved_card, saves_card=False
         )
-
-    def of(self, quote):
-        return {
-            "organization": self.tenant,
-            "reservation_id": self.reservation.pk,
-            "quote_id": quote.pk,
-            "at": self.clock(),
-            "actor": "test",
-        }
 
     def window(self):
         self.reservation.refresh_from_db()
@@ -97,24 +90,6 @@ class Moving(World):
     def drops(self):
         told = Event.objects.filter(kind="reservation.extension_dropped").order_by("at")
         return [(event.data["kind"], event.data["reason"]) for event in told]
-
-    def deferred(self):
-        account = ledger.AccountRef(AccountKind.DEFERRED, "usd", self.reservation.pk)
-        return ledger.balance(account=account)
-
-    def cancel(self):
-        quote = cancellations.quote(
-            organization=self.tenant, reservation_id=self.reservation.pk, at=self.clock()
-        )
-        changes.cancel(**self.of(quote))
-
-    def sound(self):
-        super().sound()
-        self.capacity_is_sound()
-
-    def capacity_is_sound(self):
-        report = checks.check(at=self.clock())
-        assert report.ok, [c for c in report.checks if not c.ok]
 
     def stands(self, payment, *, status):
         """Check that the old window stands, and that nothing is kept or moved for another."""
@@ -139,6 +114,21 @@ class TestOrder:
             quotes.get_for_use(organization=world.tenant, quote_id=held.kept_id)
         monkeypatch.setattr(quotes, "OPEN_HOLDS_MAX", 1)
         assert factories.make_quote(tenant=world.tenant, gpus=1, hold=True).hold
+
+    def test_is_held_by_a_quote_that_no_second_person_is_asked_about(self, world):
+        held, _ = world.order()
+        approval_limits.set_limit(
+            organization=world.tenant, amount_minor=1, at=world.clock(), actor="test"
+        )
+        purchase_requests.ask_for_quote(
+            organization=world.tenant,
+            quote_id=held.kept_id,
+            project="",
+            payment_method="wallet",
+            at=world.clock(),
+            actor="test",
+        )
+        assert not PurchaseRequest.objects.exists()
 
     @pytest.mark.parametrize("by", [AWAY, OVERLAPPING])
     def test_keeps_the_new_window_beside_the_old_one(self, world, by):
@@ -321,7 +311,7 @@ class TestUnpaid:
 
     def test_window_is_given_back_when_the_reservation_is_left(self, world):
         _, payment = world.order()
-        world.cancel()
+        world.leave()
         assert (world.drops(), world.kept()) == ([("move", "reservation_changed")], set())
         world.pays(payment)
         world.turn()
@@ -362,9 +352,7 @@ class TestLate:
         factories.make_reservation(
             window=factories.window_in(72 + 26, length=1), gpus=8, at=world.clock()
         )
-        world.pays(payment)
-        world.turn()
-        payment.refresh_from_db()
+        world.completes(payment)
         refund = CardRefund.objects.get()
         assert (refund.payment_id, refund.amount_minor) == (payment.pk, payment.amount_minor)
         assert (refund.status, world.balance()) == ("succeeded", 0)

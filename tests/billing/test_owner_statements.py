@@ -15,6 +15,7 @@ from billing import (
     ledger,
     owner_statements,
     payouts,
+    releases,
     settlements,
 )
 from billing.models import Entry, FeeShare, Payout, Reserve, Settlement
@@ -55,7 +56,7 @@ def settled(lease: Lease) -> Settlement:
 
 def released(lease: Lease) -> Payout:
     settled(lease)
-    payouts.release_due(at=RELEASED)
+    releases.release_due(at=RELEASED)
     return Payout.objects.get(settlement__lease=lease)
 
 
@@ -121,12 +122,12 @@ class TestALease:
         lease = a_lease(returned_after_seconds=None)
         found = settled(lease)
         released_by = RELEASED
-        payouts.release_due(at=released_by)
+        releases.release_due(at=released_by)
         factories.outage(of=lease, seconds=900)
         made = corrections.review(settlement_id=found.pk, at=released_by)
         assert made is not None
         (line,) = statement_of(DECEMBER).leases
-        assert line.correction == made.owner_minor < 0
+        assert line.correction == made.owner_minor - made.credit_of_owner_minor < 0
         assert (line.earned, line.gpu_seconds_delivered) == (0, -900)
         assert statement_of(NOVEMBER).leases[0].correction == 0
         assert line.evidence is not None
@@ -159,7 +160,7 @@ class TestMovements:
         assert (move.payable, move.kept, move.netted) == (payout.amount_minor, kept, 0)
         assert told.opening.total == told.closing.total == payout.amount_minor + kept
         assert (told.closing.payable, told.closing.reserve) == (payout.amount_minor, kept)
-        payouts.release_due(at=LATER)
+        releases.release_due(at=LATER)
         (later,) = statement_of("2027-05").moves
         assert (later.kind, later.payable, later.kept) == (EntryKind.RESERVE_RELEASE, kept, 0)
 

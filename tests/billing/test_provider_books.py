@@ -2,16 +2,15 @@
 
 import pytest
 
-from billing import changes, ledger, provider, provider_books, refunds, reservation_refunds
+from billing import ledger, provider, provider_books, refunds, reservation_refunds
 from billing.models import BalanceTransaction, Refund
 from billing.states import AccountKind
-from scheduler import cancellations
-from tests.billing.card_market import World
+from tests.billing.card_market import Booked
 
 pytestmark = pytest.mark.django_db
 
 
-class Returned(World):
+class Returned(Booked):
     """A tenant that leaves what it paid by card, a month ahead, and gets most of it back."""
 
     def __init__(self, stand_in, clock):
@@ -19,16 +18,7 @@ class Returned(World):
         self.reservation, payment = self.reserve(starts_in=40 * 24)
         self.pays(payment, "pm_card_refundFail")
         self.turn()
-        quote = cancellations.quote(
-            organization=self.tenant, reservation_id=self.reservation.pk, at=self.clock()
-        )
-        changes.cancel(
-            organization=self.tenant,
-            reservation_id=self.reservation.pk,
-            quote_id=quote.pk,
-            at=self.clock(),
-            actor="test",
-        )
+        self.leave()
         refunds.open_due(at=self.clock())
         reservation_refunds.ask_due(at=self.clock())
         provider.drive_due(at=self.clock())

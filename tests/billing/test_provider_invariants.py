@@ -4,18 +4,12 @@ import pytest
 from django.db import connection
 from django.db.models import F
 
-from billing import books, card_refunds, ledger, payouts, transfers
-from billing.models import (
-    CardRefund,
-    Intent,
-    Payment,
-    Payout,
-    Refund,
-    TopUpDispute,
-    Transfer,
-)
+from billing import books, ledger, payouts, transfers
+from billing.models import CardRefund, Intent, Payment, Payout, Refund, TopUpDispute, Transfer
 from billing.states import AccountKind, EntryKind
-from tests.billing import test_payments, test_transfers
+from tests.billing.card_market import World
+from tests.billing.owner_market import OwnerWorld
+from tests.billing.payments.market import Undelivering
 
 pytestmark = pytest.mark.django_db
 
@@ -34,13 +28,9 @@ def broken(at):
 @pytest.fixture
 def paid(provider, clock):
     """Return a tenant's world with a top-up of 5000, of which 2000 went back to the card."""
-    world = test_payments.World(provider, clock)
-    world.payment = world.top_up()
-    world.pays(world.payment)
-    world.turn()
-    world.payment.refresh_from_db()
-    card_refunds.write(payment=world.payment, amount_minor=2000, reason="asked", at=world.clock())
-    world.turn()
+    world = World(provider, clock)
+    world.payment = world.paid()
+    world.gives_back(world.payment, 2000)
     assert broken(world.clock()) == ([], set())
     return world
 
@@ -49,8 +39,8 @@ def paid(provider, clock):
 def sent(provider, clock):
     """Return an owner's world with a payout of 400 that was transferred, and 150 of it taken back."""
     clock(days=60)
-    world = test_transfers.World(provider, clock)
-    payout = test_transfers.TestTakingBack().owing(world, 150)
+    world = OwnerWorld(provider, clock)
+    payout = world.owing(150)
     transfers.take_back(owner=payout.owner, currency="usd", amount_minor=150, at=clock())
     world.turn()
     assert Transfer.objects.get().reversed_minor == 150
@@ -91,10 +81,9 @@ class TestPayments:
         self.finds(paid, "payments_return_at_most_what_came", "card_refunds_equal_their_entries")
 
     def test_count_refunds_of_reservations_too(self, provider, clock, unguarded):
-        world = test_payments.World(provider, clock)
-        story = test_payments.TestRefundsOfReservations()
-        story.owing(world)
-        story.sent(world)
+        world = Undelivering(provider, clock)
+        world.owing()
+        world.sent()
         assert broken(world.clock())[0] == []
         with unguarded():
             Refund.objects.update(amount_minor=F("amount_minor") - 1)
@@ -172,11 +161,8 @@ class TestTransfers:
 class TestDisputesOfTopUps:
     @pytest.fixture
     def disputed(self, provider, clock):
-        world = test_payments.World(provider, clock)
-        world.payment = world.top_up()
-        world.pays(world.payment)
-        world.turn()
-        world.payment.refresh_from_db()
+        world = World(provider, clock)
+        world.payment = world.paid()
         TopUpDispute.objects.create(
             id="dp_1",
             payment=world.payment,

@@ -4,14 +4,14 @@ import datetime as dt
 
 import pytest
 
-from billing import books, corrections, invoices, refunds, settlements, wallet
+from billing import corrections, invoices, refunds, settlements
 from billing.models import Entry, Invoice, Posting, Settlement
 from billing.states import AccountKind, EntryKind, InvoiceKind
-from marketplace.models import Organization
 from scheduler import leases, reservations
 from scheduler.models import Lease, Reservation
 from tests.billing import factories as books_factories
-from tests.billing.debtors import a_debtor, balance, buy, owed, pay_by_bank, sale_of
+from tests.billing.debtors import a_debtor, buy, owed, pay_by_bank, sale_of
+from tests.billing.readings import balance, breaches, purse
 from tests.scheduler import factories
 from tests.scheduler.factories import make_pool, make_quote, seconds, window_in
 
@@ -38,14 +38,6 @@ def delivered(reservation: Reservation) -> Lease:
 def settled(reservation: Reservation) -> Settlement:
     settlements.settle_ended(at=reservation.ends_at + LONG_AFTER)
     return Settlement.objects.get(lease__reservation=reservation)
-
-
-def purse(organization: Organization) -> int:
-    return wallet.balance(organization=organization).amount_minor
-
-
-def breaches(*, at: dt.datetime) -> list[str]:
-    return [f"{c.name}: {c.detail}" for c in books.check(at=at).checks if not c.ok]
 
 
 @pytest.fixture

@@ -26,8 +26,9 @@ from marketplace.core.errors import StateConflict
 from marketplace.core.money import Money
 from marketplace.models import Event
 from tests.billing import debtors, factories
+from tests.billing.bookings import extend, leave
 from tests.billing.card_market import World
-from tests.billing.credit import orders
+from tests.billing.readings import balance
 from tests.billing.test_withdrawals import topped_up
 from tests.scheduler import factories as market
 
@@ -80,10 +81,6 @@ def withheld() -> int:
 
 def owed() -> int:
     return top_up_disputes.owed_minor(organization=factories.tenant(), currency="usd")
-
-
-def balance(kind: AccountKind, subject_id: str = "") -> int:
-    return ledger.balance(account=ledger.AccountRef(kind, "usd", subject_id))
 
 
 def square() -> int:
@@ -293,10 +290,7 @@ class TestMoneyThatGoesBack:
 
     def test_that_the_provider_refuses_is_withheld(self, provider, clock):
         world = World(provider, clock)
-        payment = world.top_up()
-        world.pays(payment)
-        world.turn()
-        payment.refresh_from_db()
+        payment = world.paid()
         refund = card_refunds.write(
             payment=payment, amount_minor=5_000, reason="asked", at=world.clock()
         )
@@ -357,7 +351,7 @@ class TestPurchase:
         payment = topped_up(first.total_minor, by=thief)
         bought = debtors.buy(first, payment_method="wallet")
         say(payment)
-        orders.leave(bought)
+        leave(bought)
         back = wallet.balance(organization=thief).amount_minor
         assert back > 0
         topped_up(second.total_minor - back, by=thief)
@@ -376,6 +370,6 @@ class TestPurchase:
         say(payment)
         factories.fund(thief, minor=first.total_minor)
         with pytest.raises(InsufficientFunds), transaction.atomic():
-            orders.extend(bought, payment_method="wallet")
+            extend(bought)
         square()
         assert wallet.balance(organization=thief).amount_minor == 0

@@ -9,12 +9,11 @@ from billing import ledger, onboarding, parking, payouts, transfers
 from billing import provider as doors
 from billing.models import Intent, Payout, PayoutAccount, Reversal, Transfer
 from billing.onboarding import NotAnotherPerson
-from billing.states import AccountKind, EntryKind
+from billing.states import AccountKind
 from marketplace.core.errors import InvalidValue, StateConflict
 from marketplace.models import Event
 from tests.billing import factories as books
-from tests.billing.test_payouts import released_settlement
-from tests.fakes.stripe import balance as standin_balance
+from tests.billing.owner_market import OwnerWorld, released_settlement
 from tests.scheduler import factories
 
 pytestmark = pytest.mark.django_db
@@ -23,58 +22,7 @@ pytestmark = pytest.mark.django_db
 @pytest.fixture
 def world(provider, clock):
     clock(days=60)  # the settlement of the payouts lies back that far
-    return World(provider, clock)
-
-
-class World:
-    """An owner with a payout that is due, and a provider that has money."""
-
-    def __init__(self, stand_in, clock):
-        self.stand_in = stand_in
-        self.clock = clock
-        self.payout = None
-        self.fund(100_000)
-
-    def fund(self, amount):
-        standin_balance.move(
-            self.stand_in.world,
-            source={"id": "tu_1"},
-            kind="topup",
-            category="topup",
-            amount=amount,
-            currency="usd",
-        )
-
-    def earn(self):
-        released_settlement()
-        self.payout = Payout.objects.order_by("pk").last()
-        return self.payout
-
-    def onboard(self, owner=None, *, finished=True):
-        account = onboarding.ask(
-            owner=owner or books.owner(),
-            email="owner@example.com",
-            country="DE",
-            at=self.clock(),
-            actor="key_1",
-        )
-        doors.drive_due(at=self.clock())
-        account.refresh_from_db()
-        if finished:
-            self.stand_in.control("/_control/capability", {"id": account.provider_id})
-            onboarding.read(account=account, at=self.clock())
-            account.refresh_from_db()
-        return account
-
-    def turn(self, **passed):
-        at = self.clock(**passed)
-        transfers.send_due(at=at)
-        doors.drive_due(at=at)
-        if self.payout is not None:
-            self.payout.refresh_from_db()
-
-    def sent(self):
-        return [row["amount"] for row in self.stand_in.world.all("transfer")]
+    return OwnerWorld(provider, clock)
 
 
 class TestOnboarding:
@@ -220,85 +168,52 @@ class TestTransfers:
 
 
 class TestTakingBack:
-    def owing(self, world, amount):
-        """Let the owner owe us, as a lost dispute would."""
-        world.onboard()
-        payout = world.earn()
-        world.turn()
-        ledger.post(
-            idempotency_key="owed",
-            kind=EntryKind.DISPUTE_LOST,
-            subject_id=payout.owner_id,
-            effective_at=world.clock(),
-            legs=ledger.transfer(
-                debited=self.owed(payout),
-                credited=ledger.AccountRef(AccountKind.DISPUTE_LOSSES, "usd"),
-                amount=amount,
-            ),
-        )
-        return payout
-
-    def owed(self, payout):
-        return ledger.AccountRef(AccountKind.OWNER_CLAWBACK, "usd", payout.owner_id, payout.owner)
-
-    def take_back(self, world, payout, amount):
-        asked = transfers.take_back(
-            owner=payout.owner, currency="usd", amount_minor=amount, at=world.clock()
-        )
-        doors.drive_due(at=world.clock())
-        return asked
-
     def test_reverses_a_transfer_in_part_and_then_more_of_it(self, world):
-        payout = self.owing(world, 390)
-        self.take_back(world, payout, 150)
-        assert ledger.balance(account=self.owed(payout)) == 240
+        payout = world.owing(390)
+        world.take_back(payout, 150)
+        assert ledger.balance(account=world.owed(payout)) == 240
         assert Transfer.objects.get().reversed_minor == 150
         assert payout.status == "paid"
-        self.take_back(world, payout, 240)
+        world.take_back(payout, 240)
         transfer = Transfer.objects.get()
         assert (transfer.reversed_minor, transfer.status) == (390, "paid")
-        assert ledger.balance(account=self.owed(payout)) == 0
+        assert ledger.balance(account=world.owed(payout)) == 0
         assert [r["amount"] for r in world.stand_in.world.all("transfer_reversal")] == [240, 150]
 
     def test_asks_for_no_more_than_was_sent_while_a_part_is_under_way(self, world):
-        payout = self.owing(world, 900)
-        assert [r.amount_minor for r in self.ask(world, payout, 300)] == [300]
-        assert [r.amount_minor for r in self.ask(world, payout, 300)] == [100]
-        assert self.ask(world, payout, 300) == []
+        payout = world.owing(900)
+        assert [r.amount_minor for r in world.ask(payout, 300)] == [300]
+        assert [r.amount_minor for r in world.ask(payout, 300)] == [100]
+        assert world.ask(payout, 300) == []
         doors.drive_due(at=world.clock())
         assert Transfer.objects.get().status == "reversed"
-        assert ledger.balance(account=self.owed(payout)) == 500
-
-    def ask(self, world, payout, amount):
-        return transfers.take_back(
-            owner=payout.owner, currency="usd", amount_minor=amount, at=world.clock()
-        )
+        assert ledger.balance(account=world.owed(payout)) == 500
 
     def test_is_not_netted_as_well_while_it_is_under_way(self, world):
-        payout = self.owing(world, 150)
-        self.ask(world, payout, 150)
+        payout = world.owing(150)
+        world.ask(payout, 150)
         released_settlement()
         assert Payout.objects.order_by("pk").last().amount_minor == 400
         doors.drive_due(at=world.clock())
-        assert ledger.balance(account=self.owed(payout)) == 0
+        assert ledger.balance(account=world.owed(payout)) == 0
 
     def test_leaves_owed_what_is_no_longer_there(self, world):
-        payout = self.owing(world, 150)
+        payout = world.owing(150)
         client = stripe.StripeClient("sk_test_x", base_addresses={"api": world.stand_in.base_url})
         account = PayoutAccount.objects.get().provider_id
         client.v1.payouts.create({"amount": 400, "currency": "usd"}, {"stripe_account": account})
-        self.take_back(world, payout, 150)
-        assert ledger.balance(account=self.owed(payout)) == 150
+        world.take_back(payout, 150)
+        assert ledger.balance(account=world.owed(payout)) == 150
         assert Intent.objects.get(kind="reversal").refusal_code == "balance_insufficient"
         reversal = Reversal.objects.get()
         assert (reversal.status, reversal.failure_code) == ("refused", "balance_insufficient")
 
     def test_is_netted_with_what_comes_next(self, world):
-        payout = self.owing(world, 150)
+        payout = world.owing(150)
         released_settlement()
         latest = Payout.objects.order_by("pk").last()
         assert (latest.pk != payout.pk, latest.amount_minor) == (True, 400 - 150)
-        assert ledger.balance(account=self.owed(payout)) == 0
+        assert ledger.balance(account=world.owed(payout)) == 0
 
 
 def test_a_payout_is_sent_by_one_of_two_tasks_alone(world):

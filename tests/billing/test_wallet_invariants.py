@@ -18,6 +18,7 @@ from billing import (
     wallet,
     withdrawals,
 )
+from billing.invariants.wallets import UNPARKED_PATIENCE_SECONDS
 from billing.ledger import AccountRef
 from billing.models import (
     CardRefund,
@@ -28,7 +29,6 @@ from billing.models import (
     Withdrawal,
 )
 from billing.states import AccountKind, ApprovalKind, EntryKind
-from billing.wallet_invariants import UNPARKED_PATIENCE_SECONDS
 from marketplace.core.money import Money
 from marketplace.models import Organization
 from scheduler.models import Reservation

@@ -11,16 +11,14 @@ from django.test import Client
 from billing import books, card_refunds, inbox, ledger, payments, top_up_disputes, wallet
 from billing import provider as doors
 from billing.models import CardRefund, InboxEvent, Intent, TopUpDispute
-from billing.payments import Wishes
-from billing.provider_states import PaymentMeans
 from billing.states import AccountKind
 from marketplace.core.money import Money
+from tests.billing.card_market import CARD
 from tests.fakes.stripe import StandIn
 from tests.fakes.stripe.webhooks import Delivery, delivery_of, sign
 from tests.scheduler import factories
 
 pytestmark = pytest.mark.django_db
-CARD = Wishes(means=PaymentMeans.CARD)
 
 
 @pytest.fixture
@@ -91,6 +89,7 @@ class TestReceiving:
             lambda s, e: signed(s, e, "whsec_of_somebody_else"),
             lambda s, e: signed(s, e, s.secret, at=s.world.now() - 301),
             lambda s, e: signed(s, e, s.secret, at=s.world.now() + 301),
+            lambda s, e: _dated_again(signed(s, e, s.secret, at=s.world.now() - 86_400), s),
             lambda s, e: _changed(signed(s, e, s.secret), body=b'{"id": "evt_2"}'),
             lambda s, e: _changed(signed(s, e, s.secret), signature=""),
             lambda s, e: _changed(signed(s, e, s.secret), signature="t=x,v1=y"),
@@ -123,6 +122,10 @@ class TestReceiving:
 
 def _changed(delivery, **changes):
     return replace(delivery, **changes)
+
+
+def _dated_again(delivery, stand_in):
+    return _changed(delivery, signature=f"{delivery.signature},t={stand_in.world.now()}")
 
 
 def receive(delivery, at):

@@ -1,5 +1,6 @@
 """The settings as a process reads them: production refuses what only a demo may do."""
 
+import json
 import os
 import subprocess
 import sys
@@ -21,10 +22,34 @@ print(s.GRID_SECONDS, s.DEBUG, s.ALLOW_SIMULATED_HARDWARE, s.SIMULATED_PAYMENTS)
 """
 
 
-def read_settings(**changes: str | None) -> subprocess.CompletedProcess[str]:
+# What money does where nobody has decided otherwise: in basis points, seconds, minor units and days.
+MONEY = {
+    "PLATFORM_FEE_BASIS_POINTS": 1500,
+    "PAYOUT_DELAY_SECONDS": 14 * 86_400,
+    "OWNER_RESERVE_BASIS_POINTS": 1000,
+    "OWNER_RESERVE_SECONDS": 90 * 86_400,
+    "SETTLEMENT_PATIENCE_SECONDS": 86_400,
+    "UNDELIVERED_CREDIT_BASIS_POINTS": 1000,
+    "RECLAIM_COMPENSATION_BASIS_POINTS": 2500,
+    "RESALE_SHARE_BASIS_POINTS": 8000,
+    "REFUND_ALONE_MINOR_MAX": 10_000,
+    "PROMOTION_ALONE_MINOR_MAX": 10_000,
+    "WITHDRAWAL_ALONE_MINOR_MAX": 100_000,
+    "DEPOSIT_BASIS_POINTS": 2500,
+    "DEPOSIT_AHEAD_SECONDS": 30 * 86_400,
+    "BALANCE_AHEAD_SECONDS": 14 * 86_400,
+    "DUNNING_REMINDER_SECONDS": 3 * 86_400,
+    "DUNNING_WARNING_SECONDS": 10 * 86_400,
+    "DUNNING_SUSPENSION_SECONDS": 14 * 86_400,
+    "MONTH_CLOSE_DELAY_SECONDS": 2 * 86_400,
+    "HORIZON_DAYS": 90,
+}
+
+
+def read_settings(read: str = READ, **changes: str | None) -> subprocess.CompletedProcess[str]:
     variables = {**PRODUCTION, **changes, "PATH": os.environ["PATH"]}
     return subprocess.run(
-        [sys.executable, "-c", READ],
+        [sys.executable, "-c", read],
         cwd=PROJECT,
         env={name: value for name, value in variables.items() if value is not None},
         capture_output=True,
@@ -38,6 +63,13 @@ class TestProduction:
         result = read_settings()
 
         assert result.stdout.split() == ["3600", "False", "False", "False"], result.stderr
+
+    def test_moves_money_by_the_defaults_that_were_decided(self):
+        read = f"from marketplace import settings as s; print([getattr(s, n) for n in {[*MONEY]}])"
+        result = read_settings(read)
+
+        assert result.stderr == ""
+        assert dict(zip(MONEY, json.loads(result.stdout), strict=True)) == MONEY
 
     def test_owns_up_to_play_money_with_a_test_key(self):
         result = read_settings(STRIPE_SECRET_KEY="sk_test_1")
@@ -82,6 +114,13 @@ class TestProduction:
 
 
 class TestDemo:
+    @pytest.mark.parametrize("key", ["sk_live_1", "rk_live_1"])
+    def test_takes_no_key_for_real_money(self, key):
+        result = read_settings(HEADROOM_PROFILE="demo", STRIPE_SECRET_KEY=key)
+
+        assert result.returncode != 0
+        assert "ImproperlyConfigured: STRIPE_SECRET_KEY moves real money" in result.stderr
+
     def test_has_a_grid_of_a_minute_and_takes_simulated_gpus(self):
         result = read_settings(HEADROOM_PROFILE="demo", SECRET_KEY=None, ALLOWED_HOSTS=None)
 

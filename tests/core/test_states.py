@@ -36,9 +36,6 @@ class TestArrows:
     def test_a_status_without_arrows_is_final(self):
         assert [s for s in Light if LIGHT_ARROWS.is_final(s)] == [Light.OFF]
 
-    def test_knows_where_a_status_can_come_from(self):
-        assert LIGHT_ARROWS.sources_of(Light.RED) == {Light.GREEN}
-
     def test_draws_itself(self):
         assert LIGHT_ARROWS.as_diagram().splitlines() == [
             "stateDiagram-v2",

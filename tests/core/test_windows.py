@@ -35,12 +35,6 @@ class TestWindow:
         with pytest.raises(ValueError, match="time zone"):
             Window(NOON.replace(tzinfo=None), NOON)
 
-    def test_contains_its_start_and_not_its_end(self):
-        window = Window(NOON, NOON + HOUR)
-
-        assert window.contains(NOON)
-        assert not window.contains(NOON + HOUR)
-
     def test_touching_windows_do_not_intersect(self):
         assert Window(NOON, NOON + HOUR).intersection(Window(NOON + HOUR, NOON + 2 * HOUR)) is None
 

@@ -1,9 +1,11 @@
 """The operator's pages: what the verbs allow, and histories that nobody can edit."""
 
+from html import unescape
 from typing import Any
 
 import pytest
 from django.contrib import admin
+from django.contrib.admin.utils import quote
 from django.contrib.auth.models import Permission
 from django.test import Client
 from django.test.utils import override_settings
@@ -50,11 +52,12 @@ class TestIndex:
         for waiting in (
             "/admin/billing/approval/?status__exact=requested",
             "/admin/billing/dispute/?status__exact=open",
-            "/admin/billing/difference/?resolved_at__isempty=1",
+            "/admin/billing/difference/?resolved_at__isempty=1&amp;dismissal__isempty=1",
+            "/admin/billing/topupdispute/?status__exact=open",
             "/admin/billing/parking/?ended_at__isempty=1",
         ):
             assert f'href="{waiting}"' in text
-            assert admin_client.get(waiting).status_code == 200
+            assert admin_client.get(unescape(waiting)).status_code == 200
 
     def test_sends_a_stranger_to_the_login(self, client: Client) -> None:
         assert client.get("/admin/").status_code == 302
@@ -152,8 +155,22 @@ class TestWebhookAdmin:
         assert "money.parked" not in page_rows(admin_client.get(f"{page}?status=delivered"))
         shown = admin_client.get(f"{page}{delivery.pk}/change/").content.decode()
         assert "out of order" in shown
+        assert delivery.endpoint.organization.name in shown
+        event = reverse("admin:marketplace_event_change", args=[quote(delivery.event_id)])
+        assert f'href="{event}"' in shown
         assert "Given Up" in shown
         assert "&#x27;given_up" not in shown
+
+    def test_shows_an_event_with_its_deliveries(
+        self, admin_client: Client, delivery: WebhookDelivery
+    ) -> None:
+        page = reverse("admin:marketplace_event_change", args=[delivery.event_id])
+        shown = admin_client.get(page).content.decode()
+        to = reverse("admin:marketplace_webhookdelivery_change", args=[delivery.pk])
+        assert f'href="{to}">{delivery.endpoint.url}</a>, given up' in shown
+        WebhookDelivery.objects.all().delete()
+        assert "nobody wants it" in admin_client.get(page).content.decode()
+        assert admin_client.post(page, {}).status_code == 403
 
     def test_sends_one_again(self, admin_client: Client, delivery: WebhookDelivery) -> None:
         action = {"action": "resend", "_selected_action": [delivery.pk]}

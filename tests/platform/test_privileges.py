@@ -9,7 +9,7 @@ from django.core.management import CommandError, call_command
 from django.db import ProgrammingError, connection, transaction
 
 from agents import readings
-from billing import books, changes, checkout, payouts, settlements
+from billing import books, changes, checkout, releases, settlements
 from billing.invoices import month_close
 from billing.models import Entry, Invoice, MonthClose, Payout, ReservationTax
 from marketplace.api import idempotency
@@ -124,7 +124,7 @@ class TestTheRole:
         )
         lease = factories.lease(of=factories.reservation(buyer=buyer))
         settlements.settle(lease_id=lease.pk, at=NOW)
-        payouts.release_due(at=MUCH_LATER)
+        releases.release_due(at=MUCH_LATER)
         month_close.run_due(at=MUCH_LATER)
         readings.prune(at=MUCH_LATER)
         idempotency.prune(at=MUCH_LATER)

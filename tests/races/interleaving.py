@@ -96,3 +96,16 @@ def unlocked(monkeypatch: pytest.MonkeyPatch, *guarded: type[models.Model]) -> N
         return self if self.model in guarded else real(self, *args, **named)
 
     monkeypatch.setattr(models.QuerySet, "select_for_update", select_for_update)
+
+
+def unconditional(
+    monkeypatch: pytest.MonkeyPatch, rows: type[models.QuerySet[Any]], condition: str
+) -> None:
+    """Let rows be found, and so written to, without a condition that is asked for."""
+    real = rows.filter
+
+    def found(self: Any, *args: Any, **conditions: Any) -> Any:
+        conditions.pop(condition, None)
+        return real(self, *args, **conditions)
+
+    monkeypatch.setattr(rows, "filter", found)

@@ -11,7 +11,7 @@ from billing.provider_states import PaymentPurpose
 from billing.states import EntryKind
 from scheduler import cancellations
 from tests.billing.card_market import CARD
-from tests.billing.test_deposits import InTwoParts
+from tests.billing.deposits.market import InTwoParts
 from tests.races.interleaving import before, heard, unlocked
 from tests.races.test_last_gpus import at_once
 

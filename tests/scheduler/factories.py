@@ -14,7 +14,8 @@ from marketplace import catalog
 from marketplace.core.windows import Window
 from marketplace.models import Listing, Organization
 from marketplace.states import ListingStatus
-from scheduler import quotes, reservations
+from scheduler import change_rules, quotes, reservations
+from scheduler.change_rules import RuleWish
 from scheduler.details import ReservationDetails
 from scheduler.lots import Lot, Lots
 from scheduler.models import ChangeQuote, Lease, Quote, Reservation
@@ -37,6 +38,21 @@ def seconds(count: float) -> dt.timedelta:
 def window_in(starts_in: float, *, length: float = 2) -> Window:
     """Return a window by hours: how far from NOW it starts, and how long it is."""
     return Window(NOW + hours(starts_in), NOW + hours(starts_in + length))
+
+
+def publish_ladder(*steps: tuple[int, int], at: dt.datetime = NOW) -> None:
+    """Put a ladder of fees in force: (seconds of notice, basis points of the price) a step."""
+    change_rules.publish(
+        wish=RuleWish(
+            ladder=steps,
+            extension_opens_seconds=7_200,
+            extension_closes_seconds=3_600,
+            move_closes_seconds=0,
+        ),
+        based_on=change_rules.current(at=at).version,
+        at=at,
+        actor="test",
+    )
 
 
 def make_organization(**changes: Any) -> Organization:

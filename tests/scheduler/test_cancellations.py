@@ -9,7 +9,7 @@ from agents.protocol import DesiredState
 from marketplace.core.errors import NotFound, StateConflict
 from marketplace.models import Event
 from scheduler import cancellations, change_rules, changes, leases, replacements, reservations
-from scheduler.change_rules import DAY_SECONDS, RuleWish
+from scheduler.change_rules import DAY_SECONDS
 from scheduler.holds import QuoteExpired, QuoteUsed
 from scheduler.lots import Lots
 from scheduler.models import Allocation, Change, ChangeQuote, Lease, Reservation
@@ -23,6 +23,7 @@ from tests.scheduler.factories import (
     make_pool,
     make_quote,
     make_reservation,
+    publish_ladder,
     reserve,
     say_failed,
     say_handed_over,
@@ -103,17 +104,7 @@ class TestQuoteBeforeTheStart:
         make_pool()
         reservation = make_reservation(window=window_in(48))
         quote = ask(reservation)
-        change_rules.publish(
-            wish=RuleWish(
-                ladder=[(0, 0)],
-                extension_opens_seconds=7_200,
-                extension_closes_seconds=3_600,
-                move_closes_seconds=0,
-            ),
-            based_on=1,
-            at=NOW,
-            actor="test",
-        )
+        publish_ladder((0, 0))
         change = leave(reservation, quote=quote, at=NOW + seconds(60))
         assert change.fee_minor == quote.fee_minor > 0
         assert change.quote.rule.version == 1

@@ -7,6 +7,7 @@ from django.test import Client
 from django.urls import reverse
 
 from agents.models import Node
+from marketplace.core.money import Money, grouped
 from scheduler import extensions
 from scheduler.models import ExtensionHold
 from scheduler.states import ExtensionDropReason
@@ -76,10 +77,11 @@ def test_tell_what_became_of_them(
     assert said in page
     assert hold.pk in page
     assert "Perceptron AG" in page
-    assert (
-        admin_client.get(
-            reverse("admin:scheduler_extensionhold_change", args=[hold.pk])
-        ).status_code
-        == 200
-    )
+    row = reverse("admin:scheduler_extensionhold_change", args=[hold.pk])
+    shown = admin_client.get(row).content.decode()
+    window = f"{hold.window.starts_at:%Y-%m-%d %H:%M} to {hold.window.ends_at:%Y-%m-%d %H:%M} UTC"
+    for each in (page, shown):
+        assert window in each
+        assert "Extension" in each
+        assert grouped(Money(hold.quote.charge_minor, "usd")) in each
     assert admin_client.get(reverse("admin:scheduler_extensionhold_add")).status_code == 403

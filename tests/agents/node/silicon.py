@@ -27,11 +27,6 @@ class Machine:
     journal: Journal | None = None
     readers: list[ChildReader] = field(default_factory=list)
 
-    @property
-    def look_seconds(self) -> float:
-        """Return how far apart two looks are: real counters of energy move every 100 ms or so."""
-        return 1.0 if self.source == REAL else 0.2
-
     def reader(self) -> ChildReader:
         """Return a reader in a process of its own: this one may have loaded the stand-in."""
         reader = ChildReader(boottime_seconds=time.monotonic)

@@ -83,10 +83,6 @@ class Score:
         return 100 * self.offered_idle_looks / idle_looks if idle_looks else None
 
     @property
-    def offers_per_day(self) -> float:
-        return self.offers / self.days
-
-    @property
     def short_offers_per_day(self) -> float:
         """Offers that were taken back within ten minutes."""
         return self.short_offers / self.days

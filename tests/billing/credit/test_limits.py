@@ -7,37 +7,26 @@ from typing import Any
 import pytest
 from django.db import IntegrityError, connections, transaction
 
-from billing import (
-    approvals,
-    books,
-    credit,
-    parking,
-    wallet,
-)
+from agents.models import Node
+from billing import approvals, books, credit, parking, wallet
 from billing.models import Approval, CreditSale, CreditTerms, Entry
 from billing.states import GPU_SECONDS, AccountKind, ApprovalKind
 from marketplace.core.errors import InvalidValue
 from marketplace.core.money import Money
-from marketplace.models import AuditEvent, Event
+from marketplace.models import AuditEvent, Event, Organization
 from scheduler.models import Allocation, Quote, Reservation
-from tests.billing.credit.orders import (
-    breaches,
-    quoted_at,
-)
-from tests.billing.debtors import (
-    a_debtor,
-    ask_for_credit,
-    balance,
-    buy,
-    grant,
-    owed,
-    pay_by_bank,
-    sale_of,
-)
+from tests.billing.debtors import a_debtor, ask_for_credit, buy, grant, owed, pay_by_bank, sale_of
+from tests.billing.readings import balance, breaches
 from tests.scheduler import factories
 from tests.scheduler.factories import NOW, make_pool, make_quote, window_in
 
 pytestmark = pytest.mark.django_db
+
+
+def quoted_at(at: dt.datetime, *, tenant: Organization, starts: float) -> Quote:
+    """Return a quote of an hour at which the nodes have just reported, too."""
+    Node.objects.update(last_report_at=at)
+    return make_quote(tenant=tenant, window=window_in(starts), at=at)
 
 
 class TestTerms:

@@ -2,15 +2,7 @@
 
 import pytest
 
-from billing import (
-    bills,
-    credit,
-    ledger,
-    refunds,
-    settlements,
-    tax,
-    wallet,
-)
+from billing import bills, credit, ledger, refunds, settlements, tax, wallet
 from billing.models import CreditSale, Entry, Refund
 from billing.payment_methods import PaymentMethodUnavailable
 from billing.states import AccountKind, EntryKind
@@ -18,16 +10,9 @@ from marketplace.core.money import Money
 from scheduler import leases, reservations
 from scheduler.models import Change, Lease, Quote, Reservation
 from tests.billing import factories as books_factories
-from tests.billing.credit.orders import LONG_AFTER, breaches, extend, leave, purse, rebook
-from tests.billing.debtors import (
-    a_debtor,
-    balance,
-    buy,
-    grant,
-    owed,
-    pay_by_bank,
-    sale_of,
-)
+from tests.billing.bookings import LONG_AFTER, extend, leave, rebook
+from tests.billing.debtors import a_debtor, buy, grant, owed, pay_by_bank, sale_of
+from tests.billing.readings import balance, breaches, purse
 from tests.scheduler import factories
 from tests.scheduler.factories import NOW, make_pool, make_quote, seconds, window_in
 
@@ -41,7 +26,7 @@ class TestChange:
 
     def test_that_adds_hours_has_an_invoice_of_its_own(self):
         reservation = self.bought()
-        change = extend(reservation)
+        change = extend(reservation, payment_method="invoice")
         sale = CreditSale.objects.get(change=change)
         assert owed(sale) == sale.amount_minor == change.charged_minor > 0
         assert owed(sale_of(reservation)) == sale_of(reservation).amount_minor
@@ -55,7 +40,7 @@ class TestChange:
         reservation = self.bought()
         grant(reservation.organization, limit=sale_of(reservation).amount_minor)
         with pytest.raises(credit.CreditLimitExceeded):
-            extend(reservation)
+            extend(reservation, payment_method="invoice")
         before = reservation.ends_at
         reservation.refresh_from_db()
         assert reservation.ends_at == before
@@ -67,12 +52,12 @@ class TestChange:
 
     def test_to_a_longer_window_is_owed_and_to_a_shorter_one_owed_no_more(self):
         reservation = self.bought()
-        longer = rebook(reservation, starts=48, ends=53)
+        longer = rebook(reservation, window=window_in(48, length=5), payment_method="invoice")
         added = CreditSale.objects.get(change=longer)
         assert owed(added) == longer.charged_minor > 0
         reservation.refresh_from_db()
         owed_before = owed(added) + owed(sale_of(reservation))
-        shorter = rebook(reservation, starts=48, ends=49)
+        shorter = rebook(reservation, window=window_in(48, length=1), payment_method="invoice")
         assert shorter.refunded_minor > 0
         assert owed(added) + owed(sale_of(reservation)) == owed_before - shorter.refunded_minor
         assert purse(reservation.organization) == 0
@@ -92,7 +77,7 @@ class TestChange:
             make_quote(tenant=tenant, window=window_in(24 * 40)), payment_method="wallet"
         )
         before = purse(tenant)
-        change = extend(reservation)
+        change = extend(reservation, payment_method="invoice")
         reservation.refresh_from_db()
         left = leave(reservation)
         # What is owed is owed no more; only what was paid, less the fee, comes back.

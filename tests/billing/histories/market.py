@@ -22,7 +22,7 @@ from billing import (
 from billing import stripe_gateway as gateway
 from billing.models import InboxEvent, Intent, Payment
 from billing.payments import Wishes
-from billing.provider_states import IntentStatus, PaymentMeans
+from billing.provider_states import IntentStatus
 from marketplace.core.money import Money
 from marketplace.models import Organization
 from marketplace.states import Tier
@@ -30,17 +30,18 @@ from scheduler import reservations
 from scheduler.details import ReservationDetails
 from scheduler.models import Reservation
 from tests.billing import factories as books_factories
+from tests.billing.card_market import CARD
 from tests.fakes.stripe import StandIn, bank
 from tests.fakes.stripe import balance as standin_balance
 from tests.fakes.stripe.webhooks import Delivery, deliveries
 from tests.fakes.stripe.world import ApiError, Request
 from tests.scheduler import factories
 
-CARD = Wishes(means=PaymentMeans.CARD)
-BANK = Wishes(means=PaymentMeans.BANK_TRANSFER)
-SAVING = Wishes(means=PaymentMeans.CARD, saves_card=True)
-SAVED = Wishes(means=PaymentMeans.CARD, with_saved_card=True)
 PAYS = "pm_card_bypassPending"
+DECLINED = "pm_card_visa_chargeDeclined"
+ASKS = "pm_card_threeDSecure2Required"
+DISPUTES = "pm_card_createDispute"
+REFUND_WAITS = "pm_card_pendingRefund"
 A_MONTH = 30 * 24  # hours ahead at which most windows begin
 ENDOWMENT_MINOR = 5_000_000
 DECLINED_STATUS = 402
@@ -246,6 +247,14 @@ class Market:
         made = self.stand_in.control("/_control/dispute", {"id": charge})
         self.hears()
         self.decides(made["id"], won=won)
+
+    def dispute_of(self, payment: Payment) -> str:
+        (made,) = (
+            row
+            for row in self.stand_in.world.all("dispute")
+            if row["payment_intent"] == payment.provider_id
+        )
+        return str(made["id"])
 
     def decides(self, dispute_id: str, *, won: bool | None) -> None:
         if won is not None:

@@ -1,12 +1,20 @@
 """Documents as PDF say what was issued, in bytes that do not change, whatever the names and amounts are."""
 
 import datetime as dt
+import re
 from decimal import Decimal
 
 import pytest
 from reportlab.pdfgen.textobject import PDFTextObject
 
-from billing import invoices, month_bills, pdf, settlements
+from billing import (
+    corrections,
+    invoices,
+    month_bills,
+    owner_statements,
+    pdf,
+    settlements,
+)
 from billing.invoices import LineDraft, profiles
 from billing.models import Invoice
 from scheduler.models import Reservation
@@ -162,13 +170,15 @@ class TestAMonth:
             "2.355000",
         ):
             assert words in said, words
+        assert drawn.count("100.0 %") == 3  # of each division, and no share is broken in two
 
     def test_of_a_tenant_with_nothing_is_one_page_that_says_so(self, drawn) -> None:
         content = month_of(factories.tenant())
         assert pages(content) == 1
         said = " ".join(drawn)
         assert "Nothing is promised beyond the month." in said
-        assert "not measured" in said
+        assert "energy not measured" in said
+        assert "of what was delivered" not in said
 
     def test_that_is_final_is_the_same_bytes_later(self) -> None:
         buyer = factories.tenant(funds_minor=10_000)
@@ -188,3 +198,23 @@ class TestAMonth:
         )
         Reservation.objects.filter(pk=row.pk).update(name="W" * 200, project="P" * 200)
         assert pages(month_of(buyer)) >= 2
+
+
+class TestAnOwnersStatement:
+    def test_says_no_rate_of_a_lease_that_was_corrected_in_the_month(self, drawn) -> None:
+        buyer = factories.tenant(funds_minor=10_000)
+        leases = [
+            factories.lease(
+                of=factories.reservation(buyer=buyer, status=ReservationStatus.COMPLETED)
+            )
+            for _ in range(2)
+        ]
+        for lease in leases:
+            settlements.settle(lease_id=lease.id, at=factories.START + dt.timedelta(hours=2))
+        factories.outage(of=leases[0], seconds=1800)
+        assert corrections.review_due(at=factories.START + dt.timedelta(days=3)) == 1
+        found = owner_statements.statement(owner=factories.owner(), month=NOVEMBER, at=AT)
+        assert sorted(line.correction < 0 for line in found.leases) == [False, True]
+        pdf.owner_statement(statement=found, owner=factories.owner(), at=AT)
+        rates = [piece for piece in drawn if re.fullmatch(r"\d+\.\d{6}", piece)]
+        assert rates == ["2.355000"]

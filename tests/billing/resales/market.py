@@ -5,15 +5,16 @@ import itertools
 
 from agents.models import Gpu, Node, Outage, Receipt
 from agents.protocol import Cause, Health, ReceiptKind
-from billing import books, changes, checkout, ledger, payouts, settlements, wallet
+from billing import books, changes, checkout, ledger, releases, settlements, wallet
 from billing.models import Resale, Settlement
 from billing.states import AccountKind
 from marketplace.core.money import Money
 from marketplace.core.windows import Window
 from marketplace.models import Organization
+from marketplace.states import Tier
 from scheduler import cancellations, checks, leases, rebookings, replacements, reservations
 from scheduler.details import ReservationDetails
-from scheduler.models import Change, Lease, Reservation
+from scheduler.models import Change, Lease, Quote, Reservation
 from scheduler.rebookings import WindowWish
 from tests.scheduler import factories
 from tests.scheduler.factories import NOW, seconds, window_in
@@ -50,14 +51,21 @@ def buy(
     by: Organization | None = None,
     gpus: int = 8,
     window: Window | None = None,
+    tier: Tier = Tier.FIRM,
     at: dt.datetime = NOW,
 ) -> Reservation:
     """Let a tenant buy from its wallet, by default all of a node two days from NOW for two hours."""
     tenant = by or a_tenant()
     Node.objects.update(last_report_at=at)
-    quote = factories.make_quote(tenant=tenant, at=at, gpus=gpus, window=window or window_in(48))
+    quote = factories.make_quote(
+        tenant=tenant, at=at, gpus=gpus, window=window or window_in(48), tier=tier
+    )
+    return order(quote, at=at)
+
+
+def order(quote: Quote, *, at: dt.datetime = NOW) -> Reservation:
     return checkout.purchase(
-        organization=tenant,
+        organization=quote.organization,
         quote_id=quote.pk,
         payment_method="wallet",
         details=ReservationDetails(),
@@ -128,7 +136,7 @@ def deliver(reservation: Reservation) -> Settlement:
 
 
 def release(*, at: dt.datetime | None = None) -> None:
-    payouts.release_due(at=at or NOW + LONG_AFTER)
+    releases.release_due(at=at or NOW + LONG_AFTER)
 
 
 def purse(organization: Organization) -> int:
@@ -144,10 +152,10 @@ def breaches(*, at: dt.datetime | None = None) -> list[str]:
     return [f"{c.name}: {c.detail}" for c in found.checks if not c.ok]
 
 
-def lose_a_gpu(lease: Lease, *, seconds: int) -> None:
-    """Let one GPU of a lease be lost from its beginning on."""
+def lose_a_gpu(lease: Lease, *, seconds: int, uuid: str = "") -> None:
+    """Let one GPU of a lease, its first unless another is named, be lost from its beginning on."""
     Outage.objects.create(
-        gpu=Gpu.objects.get(uuid=lease.gpu_uuids[0]),
+        gpu=Gpu.objects.get(uuid=uuid or lease.gpu_uuids[0]),
         health=Health.LOST,
         cause=Cause.HARDWARE,
         reason="it was lost",

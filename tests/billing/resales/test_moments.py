@@ -2,7 +2,15 @@
 
 import pytest
 
-from billing import bills, corrections, month_movements, owner_statements, parking, payouts, steps
+from billing import (
+    bills,
+    corrections,
+    month_movements,
+    owner_statements,
+    parking,
+    releases,
+    steps,
+)
 from billing.models import Entry, FeeShare, Settlement
 from billing.owner_statements import LineKind
 from marketplace.models import Organization
@@ -30,7 +38,7 @@ class TestTheMoment:
         settled = deliver(buy())
         release()
         release()
-        assert not payouts.release(settlement_id=settled.pk, at=RELEASED_AT)
+        assert not releases.release(settlement_id=settled.pk, at=RELEASED_AT)
         assert len(slices()) == 1
 
     @pytest.mark.parametrize("step", ["resale.posted", "resale.stored", "release.posted"])

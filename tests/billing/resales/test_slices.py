@@ -10,10 +10,12 @@ from billing import changes
 from billing.models import FeeShare, Resale, ResalePart, Settlement
 from billing.states import AccountKind
 from marketplace.models import Organization
-from scheduler import cancellations, extensions, leases, reservations
+from marketplace.states import Tier
+from scheduler import cancellations, extensions, leases, reclaims, reservations
 from scheduler.models import Allocation, Reservation
 from tests.billing.resales import market as resold
 from tests.billing.resales.market import KEPT, buy, deliver, holds, leave, purse, release, slices
+from tests.scheduler import factories
 from tests.scheduler.factories import NOW, hours, window_in
 
 pytestmark = pytest.mark.django_db
@@ -243,4 +245,85 @@ class TestWhatWasDeliveredAgain:
         row = Resale.objects.get()
         assert row.fee_part_minor == FeeShare.objects.get().amount_minor
         assert row.gpu_seconds == 8 * 4 * 3600
+        holds()
+
+
+class TestWhatItsBuyerLostAgain:
+    """Nothing is owed for time that was bought again and not delivered to the end."""
+
+    @pytest.fixture
+    def reclaimable(self, owner: Organization) -> Reservation:
+        """Return what bought again, from 48 hours on, the two hours that a tenant had left for a fee."""
+        leave(buy())
+        factories.make_listing(owner=owner, tier=Tier.RECLAIMABLE, reclaim_notice_seconds=600)
+        sold = buy(tier=Tier.RECLAIMABLE)
+        resold.start(sold)
+        return sold
+
+    def leaver(self) -> Reservation:
+        return FeeShare.objects.get().change.reservation
+
+    def test_is_no_part_of_it_where_the_owner_took_the_lease_back(
+        self, owner: Organization, reclaimable: Reservation
+    ) -> None:
+        lease = reclaimable.leases.get()
+        at = lease.starts_at + dt.timedelta(seconds=3000)
+        taken = reclaims.reclaim(owner=owner, lease_id=lease.pk, at=at, actor="test")
+        assert taken.due_at == lease.starts_at + hours(1)
+        reclaims.enforce_due(at=taken.due_at)
+        resold.finish(reclaimable, at=taken.due_at)
+        settled = Settlement.objects.get()
+        assert settled.lease.reservation.status == "reclaimed"
+        assert settled.gpu_seconds_delivered == 8 * 3600
+        release()
+        (found,) = slices()
+        # Half of the time, and of what the owner earned by it what it owes who was sent away is out.
+        assert found == (settled.owner_minor - settled.credit_of_owner_minor, 800, 800, 640)
+        part = ResalePart.objects.get()
+        assert (part.period.lower, part.period.upper) == (lease.starts_at, taken.due_at)
+        assert purse(self.leaver().organization) == KEPT + 640
+        holds()
+
+    def test_is_nothing_where_its_node_did_not_hand_it_over(self, left: Reservation) -> None:
+        sold = buy()
+        Node.objects.update(last_report_at=sold.starts_at)
+        reservations.start_due(at=sold.starts_at)
+        factories.say_failed(sold.leases.get())
+        leases.advance(at=sold.starts_at + hours(1))
+        resold.finish(sold)
+        release()
+        assert (Settlement.objects.get().owner_minor, slices()) == (0, [])
+        assert purse(left.organization) == KEPT
+        holds()
+
+    def test_is_nothing_where_all_of_it_was_lost(self, left: Reservation) -> None:
+        sold = buy()
+        (lease,) = resold.start(sold)
+        for uuid in lease.gpu_uuids:
+            resold.lose_a_gpu(lease, seconds=7200, uuid=uuid)
+        resold.finish(sold)
+        release()
+        assert Settlement.objects.get().gpu_seconds_delivered == 0
+        assert slices() == []
+        assert (purse(left.organization), purse(sold.organization) > KEPT) == (KEPT, True)
+        holds()
+
+    def test_can_be_bought_a_third_time_and_counts_then(
+        self, owner: Organization, reclaimable: Reservation
+    ) -> None:
+        lease = reclaimable.leases.get()
+        at = lease.starts_at + dt.timedelta(seconds=1200)
+        taken = reclaims.reclaim(owner=owner, lease_id=lease.pk, at=at, actor="test")
+        reclaims.enforce_due(at=taken.due_at)
+        resold.finish(reclaimable, at=taken.due_at)
+        again = buy(window=window_in(49, length=1), at=NOW + hours(48.75))
+        deliver(again)
+        release()
+        counted = sorted(
+            Resale.objects.values_list("settlement__lease__reservation_id", "gpu_seconds")
+        )
+        assert counted == sorted([(reclaimable.pk, 8 * 1800), (again.pk, 8 * 3600)])
+        # A quarter of the time, in which the owner earned 800 and owes 706 for the rest; and all of a half.
+        assert slices() == [(94, 400, 94, 75), (1600, 800, 800, 640)]
+        assert purse(self.leaver().organization) == KEPT + 715
         holds()

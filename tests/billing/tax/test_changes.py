@@ -5,21 +5,21 @@ from typing import Any
 import pytest
 from django.db import transaction
 
-from billing import accounts, books, checkout, ledger, tax, tax_rules
+from billing import accounts, books, ledger, tax, tax_rules
 from billing.models import TaxLine
 from billing.states import AccountKind, EntryKind
-from scheduler.details import ReservationDetails
 from scheduler.models import Reservation
-from tests.billing.test_changes import (
+from tests.billing.bookings import (
     FUNDS_MINOR,
     LONG_AFTER,
     extend,
     finish,
     leave,
-    purse,
+    purchase,
     rebook,
     start,
 )
+from tests.billing.readings import purse
 from tests.billing.test_checkout import buyer
 from tests.scheduler import factories
 from tests.scheduler.factories import NOW, make_pool, seconds, window_in
@@ -36,15 +36,7 @@ def buy(**wishes: Any) -> Reservation:
     tax_rules.set_status(
         organization=tenant, jurisdiction="DE", treatment="standard", at=NOW, actor="test"
     )
-    quote = factories.make_quote(tenant=tenant, **wishes)
-    return checkout.purchase(
-        organization=tenant,
-        quote_id=quote.pk,
-        payment_method="wallet",
-        details=ReservationDetails(),
-        at=NOW,
-        actor="test",
-    )
+    return purchase(factories.make_quote(tenant=tenant, **wishes))
 
 
 def payable() -> int:
@@ -109,7 +101,7 @@ def test_an_extension_that_the_wallet_covers_without_its_tax_alone_is_refused_wi
 def test_a_move_to_a_shorter_window_gives_back_the_tax_of_the_difference():
     make_pool()
     reservation = buy(gpus=2, window=window_in(48, length=4))
-    change = rebook(reservation, starts=48, ends=50)
+    change = rebook(reservation, window=window_in(48, length=2))
     kept = reservation.total_minor - change.refunded_minor
     assert change.refunded_minor
     assert purse(reservation.organization) == FUNDS_MINOR - with_tax(kept)

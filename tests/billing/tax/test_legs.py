@@ -29,6 +29,7 @@ from scheduler.models import Reservation
 from scheduler.states import PaymentMethod, ReservationStatus
 from tests.billing import factories
 from tests.billing.debtors import grant
+from tests.billing.readings import balance
 
 pytestmark = pytest.mark.django_db
 
@@ -48,10 +49,6 @@ def payable(*, place: str = "DE", currency: str = "usd") -> int:
 
 def held(row: Reservation) -> int:
     return wallet.balance(organization=row.organization).amount_minor
-
-
-def balance(kind: AccountKind, subject_id: str) -> int:
-    return ledger.balance(account=ledger.AccountRef(kind, "usd", subject_id))
 
 
 def assert_books_hold() -> None:

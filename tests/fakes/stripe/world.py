@@ -11,7 +11,6 @@ from typing import Any
 API_VERSION = "2026-10-28.endive"
 PAGE_DEFAULT = 10
 PAGE_MAX = 100
-EVENTS_KEPT_SECONDS = 30 * 86_400
 DAY_SECONDS = 86_400
 
 Object = dict[str, Any]

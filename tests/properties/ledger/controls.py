@@ -1,20 +1,24 @@
 """What the market itself does: bookings matched, suspense, taxes, months, and money that is parked."""
 
+from typing import Any
+
 from django.conf import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from billing import invoices, parking, provider_books, provider_money, tax_remittances
+from billing import invoices, parking, provider_books, provider_money, suspense, tax_remittances
 from billing.ledger import AccountRef
 from billing.models import Parking
-from billing.states import AccountKind, ApprovalKind, EntryKind
+from billing.states import RESOLUTIONS, AccountKind, ApprovalKind, EntryKind
 from billing.tax_remittances import NothingToRemit
+from marketplace.core.errors import InvalidValue
 from tests.billing import factories
 from tests.properties.ledger.events import event
 from tests.properties.ledger.model import DAY, FAR, FARTHER, WHO, Absent
 from tests.properties.ledger.paying_out import PayingOut
 
 MONTH = 31 * DAY
+OF_ITS_OWN = ("payout", "payout_reversal", "topup", "topup_reversal", "risk_reserved_funds", "fee")
 # The months in which most money moves: tax of these is over and filed at FARTHER.
 FILED = tuple(f"{at:%Y-%m}" for at in (factories.START, FAR))
 
@@ -33,14 +37,12 @@ class Controls(PayingOut):
             self.book_one(place)
         self.take_over_bookings(at=FAR)
 
-    @rule(
-        amount=st.integers(1, 900), category=st.sampled_from(("payout", "payout_reversal", "fee"))
-    )
+    @rule(amount=st.integers(0, 900), fee=st.integers(0, 50), category=st.sampled_from(OF_ITS_OWN))
     @event(EntryKind.BALANCE_TRANSACTION)
-    def book_of_its_own(self, amount: int, category: str) -> None:
-        """Let the provider book what no call of ours asked for: to our bank, back from there, or a fee."""
-        signed = amount if category == "payout_reversal" else -amount
-        self.book(category, self.next_id("po"), signed, fee=0, at=FAR)
+    def book_of_its_own(self, amount: int, fee: int, category: str) -> None:
+        """Let the provider book what no call of ours asked for: to our bank and back, held back, or a fee."""
+        signed = amount if category in ("payout_reversal", "topup") else -amount
+        self.book(category, self.next_id("po"), signed, fee=fee, at=FAR)
         self.take_over_bookings(at=FAR)
 
     @rule(amount=st.integers(1, 900), is_received=st.booleans())
@@ -55,12 +57,19 @@ class Controls(PayingOut):
     def miss_a_booking(self) -> None:
         """Give up to wait for the booking of a payment: nobody knows where its money is."""
         place = next(place for place in sorted(self.unbooked) if place[0] == "charge")
-        amount, _ = self.unbooked.pop(place)
+        del self.unbooked[place]
         clearing = AccountRef(
             AccountKind.PSP_CLEARING, settings.CURRENCY, place[1].removeprefix("ch_")
         )
         provider_money.put_aside(account=clearing, at=FAR)
-        self.aside -= amount
+
+    @precondition(lambda self: self.aside())
+    @rule(data=st.data(), kind=st.sampled_from(RESOLUTIONS), who=WHO, amount=st.integers(1, 900))
+    @event(EntryKind.SUSPENSE_RESOLVED, refused=(InvalidValue,))
+    def find_out(self, data: st.DataObject, kind: ApprovalKind, who: int, amount: int) -> None:
+        """Let two people say whose something is of which nobody knew; no wallet pays for what has gone."""
+        item = self.pick(data, self.aside())
+        self.explain(item, kind, amount=min(amount, abs(item.left_minor)), who=who)
 
     @rule(data=st.data(), month=st.sampled_from(FILED), comes_back=st.booleans())
     @event(EntryKind.TAX_REMITTANCE, EntryKind.REVERSAL, refused=(NothingToRemit,))
@@ -108,7 +117,19 @@ class Controls(PayingOut):
     def set_aside(self, amount: int) -> None:
         row = self.book("adjustment", "", amount, fee=0, at=FAR)
         provider_books.put_aside(transaction_id=row.pk, at=FAR)
-        self.aside += amount
+
+    def explain(self, item: Any, kind: ApprovalKind, *, amount: int, who: int = 0) -> None:
+        """Let two people resolve an item."""
+        self.by_two(
+            kind,
+            organization=self.tenants[who] if kind == ApprovalKind.SUSPENSE_WALLET else None,
+            subject_id=item.pk,
+            amount=self.money(amount),
+        )
+
+    def aside(self) -> list[Any]:
+        """Return what is in suspense, with what is left of it."""
+        return self.read(suspense.open_items())
 
     def book_one(self, place: tuple[str, str]) -> None:
         amount, fee = self.unbooked.pop(place)

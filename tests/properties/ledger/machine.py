@@ -9,9 +9,9 @@ from billing import (
     credit,
     disputes,
     invoices,
-    payouts,
     promotions,
     refunds,
+    releases,
     reservation_refunds,
     settlements,
     top_up_disputes,
@@ -29,7 +29,7 @@ from billing.models import (
     TopUpDispute,
 )
 from billing.provider_states import CardRefundStatus
-from billing.states import DisputeStatus, EntryKind, RefundStatus
+from billing.states import ApprovalKind, DisputeStatus, EntryKind, RefundStatus
 from scheduler.models import Reservation
 from scheduler.states import ReservationStatus
 from tests.billing import factories
@@ -72,8 +72,8 @@ class Market(Stories):
         for place in sorted(self.unbooked):
             self.book_one(place)
         self.take_over_bookings(at=FAR)
-        if self.aside:
-            self.set_aside(-self.aside)
+        for item in self.aside():
+            self.explain(item, ApprovalKind.SUSPENSE_MARKET, amount=abs(item.left_minor))
         self.check_gifts()
         while promotions.expire_due(at=FARTHER):
             pass
@@ -143,7 +143,7 @@ class Market(Stories):
         for reversal in self.asked_back():
             self.hear_of_reversal(reversal, is_there=False)
         while Reserve.objects.filter(released_at=None).exists():
-            assert payouts.release_due(at=FARTHER + RESERVED)
+            assert releases.release_due(at=FARTHER + RESERVED)
         for row in self.sending():
             self.hear_of_transfer(row, is_paid=True)
         for payout in self.payable():

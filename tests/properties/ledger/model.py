@@ -117,7 +117,7 @@ class Model(RuleBasedStateMachine):
     refusals: ClassVar[Counter[str]] = Counter()
     lengths: ClassVar[list[int]] = []  # of each run that ended well, in entries
     # What a refused event leaves as it was.
-    REMEMBERED = ("unbooked", "aside", "collected", "months")
+    REMEMBERED = ("unbooked", "collected", "months")
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +129,6 @@ class Model(RuleBasedStateMachine):
         self.number = 0
         # What the provider has not booked yet, by category and object: the amount, and the fee.
         self.unbooked: dict[tuple[str, str], tuple[int, int]] = {}
-        self.aside = 0  # in suspense, in minor units
         self.collected = 0  # how often owners were asked for what they owe
         self.months = 0  # how many have been closed, the first one that of START
 

@@ -2,16 +2,18 @@
 
 import datetime as dt
 
+from django.conf import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from billing import clawbacks, fee_shares, payouts, transfers
-from billing.models import DisputeCharge, Payout, Reversal, Transfer
+from billing import fee_shares, owner_debts, releases, reserves, settlements, transfers
+from billing.models import Payout, Reversal, Transfer
 from billing.provider_states import IntentKind, ReversalStatus, TransferStatus
-from billing.states import EntryKind, PayoutStatus
+from billing.states import ApprovalKind, EntryKind, PayoutStatus
+from tests.billing import factories
 from tests.properties.ledger.changing import RECOVERED
 from tests.properties.ledger.events import event
-from tests.properties.ledger.model import DAY, FAR, FARTHER
+from tests.properties.ledger.model import DAY, FAR, FARTHER, Absent
 from tests.properties.ledger.refunding import Refunding
 
 TRANSFERRED = (EntryKind.TRANSFER, EntryKind.TRANSFER_PAID, EntryKind.TRANSFER_FAILED)
@@ -26,7 +28,9 @@ RELEASED = (
     EntryKind.PROMOTION_RETURNED,
     EntryKind.PROMOTION_EXPIRY,
 )
-ASKED_AGAIN = dt.timedelta(seconds=clawbacks.ASK_AGAIN_SECONDS) + DAY
+# What is settled at `FAR` waits for the last look at its evidence.
+REVIEWED = FAR + dt.timedelta(seconds=settlements.REVIEWS_AFTER_SECONDS[-1])
+ASKED_AGAIN = dt.timedelta(seconds=owner_debts.ASK_AGAIN_SECONDS) + DAY
 
 
 class PayingOut(Refunding):
@@ -36,8 +40,8 @@ class PayingOut(Refunding):
     @event(*RELEASED)
     def release(self, *, is_late: bool) -> None:
         """Make payable what is due; late enough, also what was kept back."""
-        at = FARTHER if is_late else FAR
-        payouts.release_due(at=at)
+        at = FARTHER if is_late else REVIEWED
+        releases.release_due(at=at)
         fee_shares.release_due(at=at)
 
     @precondition(lambda self: self.payable())
@@ -55,13 +59,29 @@ class PayingOut(Refunding):
     def hear_of_a_transfer(self, *, is_paid: bool) -> None:
         self.hear_of_transfer(self.sending()[0], is_paid=is_paid)
 
-    @precondition(lambda self: DisputeCharge.objects.exists())
+    @precondition(lambda self: self.owed_by_owner())
     @rule()
     @event()
     def take_back(self) -> None:
         """Ask for what an owner owes and netting did not bring: out of what it was sent."""
         self.collected += 1
-        clawbacks.collect_due(at=FARTHER + self.collected * ASKED_AGAIN)
+        owner_debts.collect_due(at=FARTHER + self.collected * ASKED_AGAIN)
+
+    @precondition(lambda self: self.owed_by_owner())
+    @rule(data=st.data())
+    @event(EntryKind.OWNER_WRITE_OFF)
+    def give_up_a_debt(self, data: st.DataObject) -> None:
+        """Let two people give up something of what an owner owes."""
+        owed = self.owed_by_owner()
+        if not owed:
+            raise Absent
+        owner = factories.owner()
+        self.by_two(
+            ApprovalKind.WRITE_OFF,
+            organization=owner,
+            subject_id=owner.pk,
+            amount=self.money(data.draw(st.integers(1, owed))),
+        )
 
     @precondition(lambda self: self.asked_back())
     @rule(data=st.data(), is_there=st.booleans())
@@ -90,6 +110,9 @@ class PayingOut(Refunding):
             self.will_book("transfer_reversal", made.id, row.amount_minor)
         else:
             self.refuse(intent, code="balance_insufficient", at=FARTHER)
+
+    def owed_by_owner(self) -> int:
+        return reserves.owed(owner=factories.owner(), currency=settings.CURRENCY)
 
     def payable(self) -> list[Payout]:
         waiting = (PayoutStatus.DUE, PayoutStatus.FAILED)

@@ -21,6 +21,7 @@ OPENED = (
     EntryKind.OFFSET,
     *RECOVERED,
     EntryKind.DISPUTE_SET_OFF,
+    EntryKind.DISPUTE_RETURNED,
     EntryKind.PROMOTION_RETURNED,
     EntryKind.PROMOTION_EXPIRY,
 )
@@ -107,7 +108,17 @@ class Refunding(Running):
             disputes.win(dispute_id=row.pk, at=FAR, actor="test")
             return
         disputes.lose(dispute_id=row.pk, at=FAR, actor="test")
-        borne = row.amount_minor * percent_of_owner // 100
+        self.let_owner_bear(row, percent=percent_of_owner)
+
+    @precondition(lambda self: self.borne_by_nobody())
+    @rule(data=st.data(), percent=st.integers(1, 100))
+    @event(EntryKind.DISPUTE_CHARGED, EntryKind.RESERVE_DRAWN)
+    def charge(self, data: st.DataObject, percent: int) -> None:
+        """Let the owner bear a part of what is left of a loss, whatever was set off by then."""
+        self.let_owner_bear(self.pick(data, self.borne_by_nobody()), percent=percent)
+
+    def let_owner_bear(self, row: Dispute, *, percent: int) -> None:
+        borne = (row.amount_minor - row.set_off_minor) * percent // 100
         if borne and Lease.objects.filter(reservation=row.reservation_id).exists():
             self.by_two(
                 ApprovalKind.DISPUTE,
@@ -115,6 +126,9 @@ class Refunding(Running):
                 subject_id=row.pk,
                 amount=self.money(borne),
             )
+
+    def borne_by_nobody(self) -> list[Dispute]:
+        return self.read(Dispute.objects.filter(status=DisputeStatus.LOST, charges__isnull=True))
 
     def hear_of(self, row: Refund, *, state: str) -> None:
         """Let the provider say what became of a refund; a closed card gives it back days later."""

@@ -9,6 +9,7 @@ from hypothesis.stateful import rule
 
 from billing import wallet
 from billing.provider_states import PaymentMeans
+from billing.states import ApprovalKind
 from scheduler.states import PaymentMethod
 from tests.properties.ledger.controls import Controls
 from tests.properties.ledger.holding import FATES_OF_HOLDS
@@ -59,7 +60,10 @@ class Stories(Controls):
 
     @rule(data=st.data(), who=WHO, price=PRICE)
     def story_of_a_lost_dispute(self, data: st.DataObject, who: int, price: int) -> None:
-        """Let the owner bear what a bank took back, out of its reserve and of what it was sent."""
+        """Let the owner bear what a bank took back, out of its reserve and of what it was sent.
+
+        Of its GPUs late evidence tells, so that some of it is set off as well and the owner's again.
+        """
         self.buy_by(PaymentMethod.CARD, price=price, who=who)
         self.start(data=data, nodes=1, handover=0)
         self.finish(data=data, length=SECONDS, compensation=None)
@@ -68,6 +72,8 @@ class Stories(Controls):
         self.pay_out(data=data, fate="paid")
         self.dispute(data=data, fee=15, percent=100)
         self.decide(data=data, is_won=False, percent_of_owner=90)
+        self.learn_late(data=data, seconds=1500, is_more=False)
+        self.refund()
         self.take_back()
         self.hear_of_a_reversal(data=data, is_there=True)
 
@@ -188,6 +194,7 @@ class Stories(Controls):
         self.learn_late(data=data, seconds=600, is_more=True)
         self.release(is_late=False)
         self.learn_late(data=data, seconds=600, is_more=False)
+        self.give_up_a_debt(data=data)
 
     @rule(data=st.data(), who=WHO, price=PRICE)
     def story_of_the_market(self, data: st.DataObject, who: int, price: int) -> None:
@@ -200,6 +207,9 @@ class Stories(Controls):
         self.end_promotions(days=10)
         self.remit_tax(data=data, month="2026-11", comes_back=True)
         self.put_aside(amount=price, is_received=True)
+        self.find_out(data=data, kind=ApprovalKind.SUSPENSE_WALLET, who=who, amount=100)
+        self.put_aside(amount=price, is_received=False)
+        self.find_out(data=data, kind=ApprovalKind.SUSPENSE_FEES, who=who, amount=100)
         self.be_kind(amount=price, who=who)
         self.park(who=who, is_owner=False)
         self.buy(price=price, gpus=1, fee=1500, who=who, is_promoted=True)

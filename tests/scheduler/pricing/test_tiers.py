@@ -152,7 +152,6 @@ class TestRule:
 
 class TestWords:
     def test_name_the_dearest_hour_and_why(self) -> None:
-        assert explain.driving_hour(rate_micros=ints(1, 3, 3, 2)) == 1
         # 2026-11-27 14:00 UTC is hour 498,830
         text = explain.words(
             hour=498_830,

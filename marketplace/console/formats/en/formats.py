@@ -1,5 +1,5 @@
-"""How pages write instants: ISO 8601 with seconds, in UTC, as the API does."""
+"""How pages write instants: ISO 8601 with seconds, and the zone that they are in, UTC."""
 
-DATETIME_FORMAT = "Y-m-d H:i:s"
+DATETIME_FORMAT = r"Y-m-d H:i:s \U\T\C"
 DATE_FORMAT = "Y-m-d"
 TIME_FORMAT = "H:i:s"
