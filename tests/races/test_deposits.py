@@ -3,9 +3,10 @@
 import pytest
 from django.db import IntegrityError
 
-from billing import changes, deposits, provider
+from billing import changes, provider
 from billing.deposits import collecting, plans
 from billing.models import CardRefund, Deposit, Entry, Payment
+from billing.payments import learning
 from billing.provider_states import PaymentPurpose
 from billing.states import EntryKind
 from scheduler import cancellations
@@ -113,13 +114,15 @@ class TestABalance:
         goes_on_soundly(world)
 
     @pytest.mark.parametrize(
-        ("place", "name"), [(deposits, "settle"), (changes, "post")], ids=["paid", "left"]
+        ("place", "name"),
+        [(learning, "_lock_what_is_paid"), (changes, "post")],
+        ids=["paid", "left"],
     )
     def test_goes_back_when_its_reservation_was_left_meanwhile(
         self, world, monkeypatch, place, name
     ):
         hear, leave = a_paid_balance(world), leaving(world)
-        first, second = (hear, leave) if place is deposits else (leave, hear)
+        first, second = (hear, leave) if place is learning else (leave, hear)
         rival = before(monkeypatch, place, name, second)
 
         assert (first(), rival.outcome()) == ("done", "done")
