@@ -23,11 +23,11 @@ from billing import (
     credit,
     deposits,
     payments,
-    payouts,
     promotions,
     purchase_requests,
     receivables,
     refunds,
+    releases,
     settlements,
     steps,
     tax,
@@ -49,7 +49,7 @@ from scheduler.states import LeaseStatus
 from tests.billing import debtors, test_clawbacks
 from tests.billing import factories as books_factories
 from tests.billing.card_market import CARD, World
-from tests.billing.test_deposits import InTwoParts
+from tests.billing.deposits.market import InTwoParts
 from tests.billing.wallet_holds import market
 from tests.races.interleaving import Rival, before, heard
 from tests.races.test_changes import a_tenant, buy, extending, leaving, purchase
@@ -104,13 +104,13 @@ def moving(reservation: Reservation, wish: WindowWish) -> Callable[[], str]:
 def a_reserve_and_its_dispute(settings: Any) -> Meeting:
     settings.OWNER_RESERVE_BASIS_POINTS = 1000
     row = test_clawbacks.settled()
-    payouts.release_due(at=row.release_due_at)
+    releases.release_due(at=row.release_due_at)
     test_clawbacks.lost(row)
     asked = test_clawbacks.asked(row, amount=30)
     kept = Reserve.objects.get()
     return Meeting(
-        lambda: payouts.release_reserve(reserve_id=kept.pk, at=kept.release_due_at),
-        payouts,
+        lambda: releases.release_reserve(reserve_id=kept.pk, at=kept.release_due_at),
+        releases,
         "is_frozen",
         heard(lambda: approvals.approve(approval_id=asked.pk, at=test_clawbacks.AT, actor="ben")),
         (True, "done"),
@@ -118,14 +118,14 @@ def a_reserve_and_its_dispute(settings: Any) -> Meeting:
 
 
 def owner_last(monkeypatch: Patch) -> None:
-    lock, net = payouts._lock, payouts._net
+    lock, net = releases._lock, releases._net
 
     def locking(**arguments: Any) -> Any:
         lock(arguments["owner"])
         return net(**arguments)
 
-    monkeypatch.setattr(payouts, "_lock", lambda _owner: None)
-    monkeypatch.setattr(payouts, "_net", locking)
+    monkeypatch.setattr(releases, "_lock", lambda _owner: None)
+    monkeypatch.setattr(releases, "_net", locking)
 
 
 def a_refund_that_fails_and_an_extension(settings: Any) -> Meeting:
