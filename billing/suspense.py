@@ -104,6 +104,9 @@ def resolve(*, approval: Approval, at: dt.datetime) -> None:
     kind = ApprovalKind(approval.kind)
     amount = Money(approval.amount_minor, approval.currency)
     aside = accounts.shared(kind=AccountKind.SUSPENSE, currency=amount.currency)
+    destination = _destination(approval, kind=kind)
+    if approval.organization is not None:
+        ledger.locked_balance(account=destination)  # a wallet comes before accounts that many share
     _lock(aside)
     left = require_open(
         kind=kind, organization=approval.organization, item_id=approval.subject_id, amount=amount
@@ -117,7 +120,7 @@ def resolve(*, approval: Approval, at: dt.datetime) -> None:
             [
                 (
                     aside,
-                    _destination(approval, kind=kind),
+                    destination,
                     amount.amount_minor if left > 0 else -amount.amount_minor,
                 )
             ]
