@@ -13,11 +13,12 @@ from unfold.forms import ActionForm
 from unfold.widgets import UnfoldAdminTextInputWidget
 
 from billing import reconcile, unknown_intents
-from billing.admin.shown import NOT_SET, Shown, badge, linked, money, whose
+from billing.admin.shown import NOT_SET, Shown, ShownInline, badge, linked, money, whose
 from billing.models import (
     Difference,
     Dismissal,
     DisputeCharge,
+    DisputeReturn,
     InboxEvent,
     Intent,
     Payment,
@@ -236,8 +237,15 @@ class InboxEventAdmin(Shown):
     search_fields = ["id", "object_id"]
 
 
+class DisputeReturnInline(ShownInline):
+    model = DisputeReturn
+    verbose_name_plural = "What the owner got back of it, since it was set off as well"
+    fields = ["returned_at", "amount_minor", "netted_minor", "entry"]
+
+
 @admin.register(DisputeCharge)
 class DisputeChargeAdmin(Shown):
+    inlines = [DisputeReturnInline]
     list_display = ["dispute", "owner", money("amount_minor"), money("drawn_minor"), "charged_at"]
     list_filter = ["charged_at"]
     search_fields = ["dispute__id", "owner__name", "approval__id"]

@@ -9,7 +9,7 @@ from django.db.models import QuerySet
 from django.urls import reverse
 
 from agents.models import Alarm
-from billing import silences
+from billing import disputes, silences
 from billing.models import (
     Approval,
     BooksRun,
@@ -127,6 +127,13 @@ def for_people(*, username: str) -> list[Card]:
             Intent.objects.filter(status=IntentStatus.UNKNOWN),
             "nobody knows whether they happened",
             where="status__exact=unknown",
+            is_work=True,
+        ),
+        card(
+            "Refunds refused",
+            disputes.unexplained_refusals(),
+            "as disputed, by no dispute that we know",
+            where="kind__exact=refund&status__exact=refused",
             is_work=True,
         ),
         card(

@@ -7,6 +7,7 @@ import pytest
 from billing import disputes, provider, settlements, watch
 from billing.models import Dispute, Intent, Refund
 from billing.states import AccountKind
+from marketplace.console import waiting
 from scheduler import reservations
 from tests.billing.deposits.market import InTwoParts
 from tests.fakes.stripe import balance as standin_balance
@@ -56,6 +57,8 @@ class Disputed(InTwoParts):
 
     def refused(self):
         (found,) = (each for each in watch.people(at=self.clock()) if each.kind == "refused_refund")
+        cards = {each.title: each.count for each in waiting.for_people(username="admin")}
+        assert cards["Refunds refused"] == found.count
         return found.count, found.oldest_seconds
 
 

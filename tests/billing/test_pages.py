@@ -33,7 +33,7 @@ from marketplace.core.money import Money, grouped
 from marketplace.core.read_only import MINOR_UNITS, ReadOnly
 from marketplace.models import User
 from scheduler.states import ReservationStatus
-from tests.billing import debtors, factories
+from tests.billing import debtors, factories, test_clawbacks
 
 pytestmark = pytest.mark.django_db
 
@@ -139,6 +139,19 @@ def _read_only_tables() -> Iterator[tuple[Any, Any]]:
 def _postings_of(row: Any) -> list[Any]:
     postings = apps.get_model("billing.Posting").objects.filter(entry__subject_id=row.pk)
     return list(postings.select_related("entry"))
+
+
+class TestADisputeThatAnOwnerBears:
+    def test_shows_what_the_owner_got_back_of_it(self, staff: Client) -> None:
+        row = test_clawbacks.settled()
+        giving = test_clawbacks.TestGivingBack()
+        giving.by_card(row)
+        test_clawbacks.lost(row)
+        charge = test_clawbacks.charged(row, amount=400)
+        giving.half_is_refunded(row)
+        page = page_of(staff, charge)
+        assert "What the owner got back of it" in page
+        assert "0.47 USD" in page
 
 
 class TestInstants:
