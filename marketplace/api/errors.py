@@ -211,6 +211,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "provider_away": 503,
     "webhook_refused": 400,
     "money_parked": 423,
+    "nothing_owed": 422,
     "nothing_receivable": 422,
     "refund_refused": 422,
     "withdrawal_refused": 422,
