@@ -26,7 +26,7 @@ from billing.models import Entry, Posting, Refund, Resale
 from billing.states import RefundStatus
 from scheduler.models import Lease, Reservation
 from scheduler.states import LeaseStatus, PaymentMethod, ReservationStatus
-from tests.billing import factories
+from tests.billing import bookings, factories
 from tests.billing.resales import market as resold
 from tests.scheduler.factories import NOW, make_pool
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 KILLED = 137  # what a shell says of a process that SIGKILL ended
 AT = factories.START + dt.timedelta(hours=6)
 RELEASED_AT = AT + dt.timedelta(days=30)
-SHARED_AT = NOW + resold.LONG_AFTER
+SHARED_AT = NOW + bookings.LONG_AFTER
 RESALE_STEPS = ("resale.posted", "resale.stored", "release.posted", "release.stored")
 STEPS = (
     "hour.posted",
@@ -74,7 +74,7 @@ def world() -> None:
 def sold_again() -> None:
     """Make two leases of time that a tenant had left for a fee, whose earnings are due to be released."""
     make_pool()
-    resold.leave(resold.buy())
+    bookings.leave(resold.buy())
     found = [resold.buy(gpus=gpus) for gpus in (3, 5)]
     for reservation in found:
         resold.start(reservation)

@@ -8,7 +8,8 @@ from marketplace.models import Organization
 from scheduler import changes
 from scheduler.models import Reservation
 from tests import lock_order
-from tests.races.test_changes import a_tenant, buy
+from tests.billing.bookings import a_tenant
+from tests.races.test_changes import buy
 from tests.scheduler.factories import make_pool
 
 pytestmark = pytest.mark.django_db

@@ -9,9 +9,8 @@ import pytest
 from django.db import transaction
 
 from agents.models import Node
-from billing import books, changes, checkout, wallet
+from billing import books, changes, wallet
 from marketplace.core.errors import DomainError
-from marketplace.core.money import Money
 from marketplace.models import Organization
 from scheduler import (
     calendar,
@@ -21,14 +20,13 @@ from scheduler import (
     rebookings,
     reservations,
 )
-from scheduler.details import ReservationDetails
-from scheduler.models import Allocation, Change, ChangeQuote, Lease, Quote, Reservation, TenantLimit
+from scheduler.models import Allocation, Change, ChangeQuote, Lease, Reservation, TenantLimit
 from scheduler.rebookings import WindowWish
+from tests.billing.bookings import a_tenant, purchase
 from tests.races.test_last_gpus import at_once, sold_slots
 from tests.scheduler.factories import (
     NOW,
     hours,
-    make_organization,
     make_pool,
     make_quote,
     seconds,
@@ -36,29 +34,6 @@ from tests.scheduler.factories import (
 )
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(180)]
-
-
-def a_tenant() -> Organization:
-    tenant = make_organization()
-    wallet.record_deposit(
-        organization=tenant,
-        amount=Money(1_000_000, "usd"),
-        idempotency_key="first",
-        at=NOW,
-        actor="test",
-    )
-    return tenant
-
-
-def purchase(quote: Quote, *, at: dt.datetime = NOW) -> Reservation:
-    return checkout.purchase(
-        organization=quote.organization,
-        quote_id=quote.pk,
-        payment_method="wallet",
-        details=ReservationDetails(),
-        at=at,
-        actor="test",
-    )
 
 
 def buy(tenant: Organization, **wishes: Any) -> Reservation:

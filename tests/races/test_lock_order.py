@@ -48,11 +48,12 @@ from scheduler.rebookings import WindowWish
 from scheduler.states import LeaseStatus
 from tests.billing import debtors, test_clawbacks
 from tests.billing import factories as books_factories
+from tests.billing.bookings import a_tenant, purchase
 from tests.billing.card_market import CARD, World
 from tests.billing.deposits.market import InTwoParts
 from tests.billing.wallet_holds import market
 from tests.races.interleaving import Rival, before, heard
-from tests.races.test_changes import a_tenant, buy, extending, leaving, purchase
+from tests.races.test_changes import buy, extending, leaving
 from tests.scheduler.factories import NOW, hours, make_pool, make_quote, window_in
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(180)]

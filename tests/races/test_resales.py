@@ -17,19 +17,11 @@ from billing.states import AccountKind, EntryKind
 from marketplace.core.money import round_half_even, share_of
 from marketplace.models import Organization
 from scheduler.models import Lease, Reservation
-from tests.billing import debtors
+from tests.billing import bookings, debtors
+from tests.billing.bookings import FUNDS_MINOR, LONG_AFTER, leave
+from tests.billing.readings import purse
 from tests.billing.resales import market as resold
-from tests.billing.resales.market import (
-    FUNDS_MINOR,
-    LONG_AFTER,
-    breaches,
-    buy,
-    holds,
-    leave,
-    purse,
-    release,
-    slices,
-)
+from tests.billing.resales.market import breaches, buy, holds, release, slices
 from tests.races.interleaving import before, heard, unlocked
 from tests.races.test_last_gpus import at_once, sold_slots
 from tests.scheduler import factories
@@ -48,7 +40,7 @@ def market(settings):
 
 
 def a_tenant():
-    return resold.a_tenant(currency="jpy")
+    return bookings.a_tenant(currency="jpy")
 
 
 @pytest.fixture
@@ -80,7 +72,7 @@ def quoted(*gpus, at=NOW):
 
 
 def buying(quote, *, at=NOW):
-    return heard(lambda: resold.order(quote, at=at))
+    return heard(lambda: bookings.purchase(quote, at=at))
 
 
 def releasing():
@@ -101,7 +93,7 @@ def deliver(found):
 
 def sold(*gpus):
     """Return the settlements of what was sold again to as many buyers, and delivered to each."""
-    found = [resold.order(quote) for quote in quoted(*gpus)]
+    found = [bookings.purchase(quote) for quote in quoted(*gpus)]
     deliver(found)
     return [Settlement.objects.get(lease__reservation=each) for each in found]
 

@@ -15,8 +15,9 @@ from marketplace.models import Organization
 from scheduler import rebookings
 from scheduler.models import Reservation
 from scheduler.rebookings import WindowWish
+from tests.billing.bookings import a_tenant, purchase
 from tests.races.interleaving import before, heard
-from tests.races.test_changes import a_tenant, books_are_sound, buy, extending, purchase
+from tests.races.test_changes import books_are_sound, buy, extending
 from tests.scheduler.factories import NOW, hours, make_pool, make_quote, window_in
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(180)]

@@ -24,10 +24,10 @@ from billing.states import ApprovalKind
 from marketplace.core.money import Money
 from marketplace.models import Organization
 from tests.billing import debtors, factories
+from tests.billing.bookings import purchase
 from tests.billing.card_market import CARD
 from tests.billing.test_withdrawals import topped_up
 from tests.races.interleaving import before, heard
-from tests.races.test_changes import purchase
 from tests.races.test_last_gpus import at_once
 from tests.scheduler.factories import NOW, make_pool, make_quote
 

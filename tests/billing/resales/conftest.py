@@ -4,7 +4,8 @@ import pytest
 
 from marketplace.models import Organization
 from scheduler.models import Reservation
-from tests.billing.resales.market import buy, leave
+from tests.billing.bookings import leave
+from tests.billing.resales.market import buy
 from tests.scheduler.factories import make_pool
 
 

@@ -1,28 +1,22 @@
 """Time that one tenant left for a fee and another bought: what their tests share, on the real scheduler."""
 
 import datetime as dt
-import itertools
 
 from agents.models import Gpu, Node, Outage, Receipt
 from agents.protocol import Cause, Health, ReceiptKind
-from billing import books, changes, checkout, ledger, releases, settlements, wallet
+from billing import books, ledger, releases, settlements
 from billing.models import Resale, Settlement
 from billing.states import AccountKind
-from marketplace.core.money import Money
 from marketplace.core.windows import Window
 from marketplace.models import Organization
 from marketplace.states import Tier
-from scheduler import cancellations, checks, leases, rebookings, replacements, reservations
-from scheduler.details import ReservationDetails
-from scheduler.models import Change, Lease, Quote, Reservation
-from scheduler.rebookings import WindowWish
+from scheduler import checks, leases, replacements, reservations
+from scheduler.models import Lease, Reservation
+from tests.billing.bookings import FUNDS_MINOR, LONG_AFTER, a_tenant, purchase
 from tests.scheduler import factories
 from tests.scheduler.factories import NOW, seconds, window_in
 
-FUNDS_MINOR = 1_000_000
-LONG_AFTER = dt.timedelta(days=60)
 KEPT = FUNDS_MINOR - 1882  # by who left what its tests leave
-_deposits = itertools.count(1)
 
 
 def a_node(*, currency: str) -> Organization:
@@ -31,19 +25,6 @@ def a_node(*, currency: str) -> Organization:
     factories.make_node(owner=owner)
     factories.make_listing(owner=owner, currency=currency)
     return owner
-
-
-def a_tenant(*, funds_minor: int = FUNDS_MINOR, currency: str = "usd") -> Organization:
-    tenant = factories.make_organization()
-    if funds_minor:
-        wallet.record_deposit(
-            organization=tenant,
-            amount=Money(funds_minor, currency),
-            idempotency_key=f"funds {next(_deposits)}",
-            at=NOW,
-            actor="test",
-        )
-    return tenant
 
 
 def buy(
@@ -60,47 +41,7 @@ def buy(
     quote = factories.make_quote(
         tenant=tenant, at=at, gpus=gpus, window=window or window_in(48), tier=tier
     )
-    return order(quote, at=at)
-
-
-def order(quote: Quote, *, at: dt.datetime = NOW) -> Reservation:
-    return checkout.purchase(
-        organization=quote.organization,
-        quote_id=quote.pk,
-        payment_method="wallet",
-        details=ReservationDetails(),
-        at=at,
-        actor="test",
-    )
-
-
-def leave(reservation: Reservation, *, at: dt.datetime = NOW) -> Change:
-    organization = reservation.organization
-    quote = cancellations.quote(organization=organization, reservation_id=reservation.pk, at=at)
-    return changes.cancel(
-        organization=organization,
-        reservation_id=reservation.pk,
-        quote_id=quote.pk,
-        at=at,
-        actor="test",
-    )
-
-
-def rebook(reservation: Reservation, *, window: Window, at: dt.datetime = NOW) -> Change:
-    quote = rebookings.quote(
-        organization=reservation.organization,
-        reservation_id=reservation.pk,
-        wish=WindowWish(starts_at=window.starts_at, ends_at=window.ends_at),
-        at=at,
-    )
-    return changes.rebook(
-        organization=reservation.organization,
-        reservation_id=reservation.pk,
-        quote_id=quote.pk,
-        payment_method="wallet",
-        at=at,
-        actor="test",
-    )
+    return purchase(quote, at=at)
 
 
 def start(reservation: Reservation) -> list[Lease]:
@@ -137,10 +78,6 @@ def deliver(reservation: Reservation) -> Settlement:
 
 def release(*, at: dt.datetime | None = None) -> None:
     releases.release_due(at=at or NOW + LONG_AFTER)
-
-
-def purse(organization: Organization) -> int:
-    return wallet.balance(organization=organization).amount_minor
 
 
 def shared(kind: AccountKind, *, currency: str = "usd") -> int:

@@ -18,20 +18,12 @@ from marketplace.models import Event, Organization
 from marketplace.states import EventKind
 from scheduler import cancellations
 from scheduler.models import Reservation
-from tests.billing import debtors
+from tests.billing import bookings, debtors
 from tests.billing import factories as rows
+from tests.billing.bookings import FUNDS_MINOR, leave
+from tests.billing.readings import purse
 from tests.billing.resales import market as resold
-from tests.billing.resales.market import (
-    FUNDS_MINOR,
-    KEPT,
-    buy,
-    deliver,
-    holds,
-    leave,
-    purse,
-    release,
-    slices,
-)
+from tests.billing.resales.market import KEPT, buy, deliver, holds, release, slices
 from tests.scheduler import factories
 from tests.scheduler.factories import NOW, window_in
 
@@ -135,7 +127,7 @@ class TestTheWorkedExample:
     ) -> None:
         settings.CURRENCY = currency
         resold.a_node(currency=currency)
-        first, second = (resold.a_tenant(currency=currency) for _ in range(2))
+        first, second = (bookings.a_tenant(currency=currency) for _ in range(2))
         reservation = buy(by=first)
         assert reservation.total_minor == price
         leave(reservation)
@@ -226,7 +218,7 @@ class TestWhatWasPaid:
         assert len(slices()) == count
 
     def test_by_a_promotion_goes_back_to_the_promotion(self, owner: Organization) -> None:
-        tenant = resold.a_tenant(funds_minor=0)
+        tenant = bookings.a_tenant(funds_minor=0)
         rows.promotion(buyer=tenant, minor=3765, at=NOW)
         reservation = buy(by=tenant)
         leave(reservation)
@@ -239,7 +231,7 @@ class TestWhatWasPaid:
         holds()
 
     def test_partly_by_a_promotion_comes_back_as_own_money_first(self, owner: Organization) -> None:
-        tenant = resold.a_tenant(funds_minor=3765 - 1000)
+        tenant = bookings.a_tenant(funds_minor=3765 - 1000)
         rows.promotion(buyer=tenant, minor=1000, at=NOW)
         leave(buy(by=tenant))
         assert purse(tenant) == 1883

@@ -8,10 +8,12 @@ import pytest
 from billing import invoices, month_movements
 from billing.states import EntryKind
 from scheduler.models import Reservation
+from tests.billing import bookings, readings
+from tests.billing.bookings import LONG_AFTER
 from tests.billing.focus import structure, world
 from tests.billing.focus.test_reconciliation import major
 from tests.billing.resales import market as resold
-from tests.billing.resales.market import LONG_AFTER, buy, deliver
+from tests.billing.resales.market import buy, deliver
 from tests.scheduler.factories import NOW
 
 pytestmark = pytest.mark.django_db
@@ -65,7 +67,7 @@ def test_rows_and_the_bill_of_each_month_and_the_wallet_add_up(
         used = sum(each.earned + each.fees - each.credits for each in moved)
         assert world.total(rows, "BilledCost") == major(billed)
         assert world.total(rows, "EffectiveCost") == major(used)
-    spent = resold.FUNDS_MINOR - resold.purse(reservation.organization)
+    spent = bookings.FUNDS_MINOR - readings.purse(reservation.organization)
     assert world.total(rows_of(reservation), "BilledCost") == major(spent)
 
 

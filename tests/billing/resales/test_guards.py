@@ -9,8 +9,9 @@ from django.db import IntegrityError, transaction
 from billing.models import Entry, FeeShare, Resale, ResalePart
 from billing.states import EntryKind
 from scheduler.models import Reservation
+from tests.billing.bookings import leave
 from tests.billing.resales import market as resold
-from tests.billing.resales.market import buy, deliver, leave, release
+from tests.billing.resales.market import buy, deliver, release
 from tests.scheduler.factories import window_in
 
 pytestmark = pytest.mark.django_db

@@ -15,17 +15,10 @@ from billing.models import Entry, FeeShare, Settlement
 from billing.owner_statements import LineKind
 from marketplace.models import Organization
 from scheduler.models import Reservation
+from tests.billing.bookings import LONG_AFTER
+from tests.billing.readings import purse
 from tests.billing.resales import market as resold
-from tests.billing.resales.market import (
-    KEPT,
-    LONG_AFTER,
-    buy,
-    deliver,
-    holds,
-    purse,
-    release,
-    slices,
-)
+from tests.billing.resales.market import KEPT, buy, deliver, holds, release, slices
 from tests.scheduler.factories import NOW
 
 pytestmark = pytest.mark.django_db

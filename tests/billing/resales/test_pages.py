@@ -14,8 +14,9 @@ from billing.admin.resales import FeeShareAdmin
 from billing.models import FeeShare, Resale
 from marketplace.models import Organization
 from scheduler.models import Reservation
+from tests.billing.bookings import LONG_AFTER
 from tests.billing.pdf.test_pdf import drawn  # noqa: F401 - a fixture
-from tests.billing.resales.market import LONG_AFTER, buy, deliver, release
+from tests.billing.resales.market import buy, deliver, release
 from tests.scheduler.factories import NOW
 
 pytestmark = pytest.mark.django_db

@@ -13,8 +13,11 @@ from marketplace.models import Organization
 from marketplace.states import Tier
 from scheduler import cancellations, extensions, leases, reclaims, reservations
 from scheduler.models import Allocation, Reservation
+from tests.billing import bookings
+from tests.billing.bookings import leave
+from tests.billing.readings import purse
 from tests.billing.resales import market as resold
-from tests.billing.resales.market import KEPT, buy, deliver, holds, leave, purse, release, slices
+from tests.billing.resales.market import KEPT, buy, deliver, holds, release, slices
 from tests.scheduler import factories
 from tests.scheduler.factories import NOW, hours, window_in
 
@@ -61,10 +64,10 @@ class TestWhatWasSoldAgain:
         settings.CURRENCY = "jpy"
         resold.a_node(currency="jpy")
         window = window_in(8 * 24, length=3)
-        leave(buy(by=resold.a_tenant(currency="jpy"), window=window))
+        leave(buy(by=bookings.a_tenant(currency="jpy"), window=window))
         assert FeeShare.objects.get().amount_minor == 12  # for 8 GPUs: one and a half for each
         sold = [
-            buy(by=resold.a_tenant(currency="jpy"), gpus=gpus, window=window)
+            buy(by=bookings.a_tenant(currency="jpy"), gpus=gpus, window=window)
             for gpus in (1, 1, 1, 1, 4)
         ]
         for reservation in sold:
@@ -228,7 +231,7 @@ class TestWhatWasDeliveredAgain:
 
     def test_of_a_shortened_window_is_what_was_cut_off(self, owner: Organization) -> None:
         first = buy(window=window_in(48, length=4))
-        resold.rebook(first, window=window_in(48, length=2))
+        bookings.rebook(first, window=window_in(48, length=2))
         deliver(buy(window=window_in(50, length=2)))
         release()
         row = Resale.objects.get()
@@ -238,7 +241,7 @@ class TestWhatWasDeliveredAgain:
 
     def test_of_a_moved_window_is_the_old_one(self, owner: Organization) -> None:
         first = buy(window=window_in(48, length=4))
-        resold.rebook(first, window=window_in(60, length=2))
+        bookings.rebook(first, window=window_in(60, length=2))
         assert FeeShare.objects.get().amount_minor > 0
         deliver(buy(window=window_in(48, length=4)))
         release()
